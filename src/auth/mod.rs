@@ -1,0 +1,41 @@
+//! Who asks: a verified token becomes a [`Principal`].
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The claims of a verified token, as the JSON text that the token carried: what
+/// `request.jwt.claims` is set to.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Claims(Arc<str>);
+
+impl Claims {
+    /// Takes the JSON text of an object. Whoever calls this has verified the signature.
+    #[must_use]
+    pub fn verified(json: impl Into<Arc<str>>) -> Self {
+        Self(json.into())
+    }
+
+    /// The JSON text.
+    #[must_use]
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Claims are personal data and must not reach a log.
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Claims({} bytes)", self.0.len())
+    }
+}
+
+/// Who a channel acts as.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Principal {
+    /// The database role whose rights decide.
+    pub role: Arc<str>,
+    /// What policies read through `request.jwt.claims`.
+    pub claims: Claims,
+    /// When the token ends, in seconds since 1970-01-01 00:00 UTC.
+    pub expires_at: Option<i64>,
+}

@@ -1,0 +1,62 @@
+//! A table as the replication stream describes it.
+
+use std::sync::Arc;
+
+use crate::pg::Oid;
+
+/// One version of a table, as a Relation message of the stream gave it. Versions are told apart by
+/// their `version`; a new one does not mean that anything changed, only that PostgreSQL had reason
+/// to say it again (and so every version is checked against the catalog before its rows go out).
+#[derive(Debug)]
+pub struct Relation {
+    /// The table.
+    pub oid: Oid,
+    /// Its schema.
+    pub schema: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What old rows carry.
+    pub replica_identity: ReplicaIdentity,
+    /// Its columns as they stand in the stream: dropped ones, those outside a column list and
+    /// (before PostgreSQL 18) generated ones are not among them.
+    pub columns: Vec<Column>,
+    /// Counts the Relation messages that this process has read; unique, never 0.
+    pub version: u64,
+}
+
+impl Relation {
+    /// The place of a column in this version's rows.
+    #[must_use]
+    pub fn position(&self, column: &str) -> Option<usize> {
+        self.columns
+            .iter()
+            .position(|candidate| &*candidate.name == column)
+    }
+}
+
+/// A column of a [`Relation`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its type.
+    pub type_oid: Oid,
+    /// The type's modifier, -1 where there is none.
+    pub type_modifier: i32,
+    /// Whether it belongs to the replica identity. Under [`ReplicaIdentity::Full`] every column
+    /// does.
+    pub identity: bool,
+}
+
+/// What an old row carries (`pg_class.relreplident`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReplicaIdentity {
+    /// The primary key, where there is one.
+    Default,
+    /// Nothing.
+    Nothing,
+    /// Every column.
+    Full,
+    /// The columns of an index.
+    Index,
+}

@@ -1,0 +1,1 @@
+//! A log in memory, bounded by changes and bytes.

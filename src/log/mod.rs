@@ -1,0 +1,93 @@
+//! The log: every change gets an offset here and is kept for a bounded while.
+//!
+//! Readers follow the log and never touch the source. They see whole transactions only. The source
+//! is acknowledged up to what the log has stored, so a crash anywhere loses nothing: what was not
+//! stored is sent again, what was stored is skipped on its way in ([`fill`] does both).
+
+pub mod cursor;
+
+pub mod memory;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+pub use cursor::{Cursor, Epoch, Offset};
+
+use crate::change::{Batch, Change};
+use crate::pg::Lsn;
+
+/// A run of changes of one transaction with their offsets. A reader that has been given one entry
+/// of a transaction can read the others: they are all there.
+#[derive(Debug)]
+pub struct Entry {
+    /// The offset of the first change; the others follow without a gap.
+    pub first: Offset,
+    /// The changes.
+    pub batch: Batch,
+}
+
+impl Entry {
+    /// The changes with their offsets.
+    pub fn changes(&self) -> impl Iterator<Item = (Offset, &Change)> {
+        (self.first.0..).map(Offset).zip(&self.batch.changes)
+    }
+
+    /// The offset after the last change.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        Offset(self.first.0 + self.batch.changes.len() as u64)
+    }
+}
+
+/// Why the log cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The offset lies before what is kept: the reader has a gap and must read the tables again.
+    #[error("the log begins at offset {oldest}, older changes are trimmed")]
+    Trimmed {
+        /// The oldest offset that can be read.
+        oldest: Offset,
+    },
+    /// The offset lies past the end: it belongs to another log.
+    #[error("the log ends at offset {next}")]
+    Ahead {
+        /// The next offset to be given.
+        next: Offset,
+    },
+}
+
+/// What the path of a change needs of a log. Implementations keep whole transactions, in order,
+/// and are shared by one writer and many readers.
+pub trait Log: Send + Sync + fmt::Debug {
+    /// Names this history: a cursor of another epoch means nothing here.
+    fn epoch(&self) -> Epoch;
+
+    /// Takes the next batch. A transaction becomes readable as a whole, with its last batch.
+    ///
+    /// # Errors
+    /// Where the log cannot take it; the caller must not go on to the next batch.
+    fn append(&self, batch: Batch) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// The end of the last transaction taken; older ones that come again are to be skipped.
+    fn appended(&self) -> Lsn;
+
+    /// The end of the last transaction that outlives this process as well as this log can: the
+    /// source may be acknowledged up to here. Never ahead of [`Log::appended`].
+    fn stored(&self) -> Lsn;
+
+    /// The offsets that can be read: the oldest kept, and the next to be given.
+    fn range(&self) -> Range<Offset>;
+
+    /// Up to `limit` entries from the one that holds `from` on; none where `from` is the end.
+    ///
+    /// # Errors
+    /// [`LogError::Trimmed`] and [`LogError::Ahead`].
+    fn read(&self, from: Offset, limit: usize) -> BoxFuture<'_, Result<Vec<Arc<Entry>>, LogError>>;
+
+    /// Follows the next offset to be given.
+    fn tail(&self) -> watch::Receiver<Offset>;
+}

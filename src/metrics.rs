@@ -1,0 +1,228 @@
+//! Every metric by name. Labels come from closed sets only: never a user, a topic or a table.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Why a change was not delivered to somebody who asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HiddenReason {
+    /// The policies say no.
+    Policy,
+    /// A policy raised an error on the row.
+    PolicyError,
+    /// PostgreSQL could not answer the question.
+    AskFailed,
+    /// PostgreSQL did not answer the question in time.
+    AskTimeout,
+    /// The catalog changed and the row lies in between.
+    CatalogChanged,
+    /// A policy reads an out-of-line value that the stream does not carry.
+    UnchangedToast,
+    /// The old row of a delete does not carry what the policies read.
+    DeleteWithoutIdentity,
+    /// The change could not be decoded.
+    Undecodable,
+    /// The transaction was larger than the log.
+    TooLarge,
+}
+
+impl HiddenReason {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::PolicyError => "policy_error",
+            Self::AskFailed => "ask_failed",
+            Self::AskTimeout => "ask_timeout",
+            Self::CatalogChanged => "catalog_changed",
+            Self::UnchangedToast => "unchanged_toast",
+            Self::DeleteWithoutIdentity => "delete_without_identity",
+            Self::Undecodable => "undecodable",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// All metrics of a process. Cheap to share; every field may be used from any task.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Open client sockets.
+    pub connections: Gauge,
+    /// Bindings in force.
+    pub subscriptions: Gauge,
+    /// Row changes read from PostgreSQL.
+    pub changes_read: Counter,
+    /// Changes handed to a client's socket, counted once for each client.
+    pub changes_delivered: Counter,
+    hidden: Family<ReasonLabel, Counter>,
+    closes: Family<ReasonLabel, Counter>,
+    /// Seconds from a change's commit to its frame being written to the socket.
+    pub commit_to_socket: Histogram,
+    /// WAL that the slot retains behind the server's position, in bytes.
+    pub slot_lag_bytes: Gauge,
+    /// Questions (a row under a role and claims) asked of PostgreSQL.
+    pub questions: Counter<u64, AtomicU64>,
+    /// 1 while changes flow from PostgreSQL, 0 while the source is reconnecting.
+    pub source_up: Gauge<i64, AtomicI64>,
+    /// Times the source lost its connection or could not get it.
+    pub source_retries: Counter,
+    /// Times the catalog was read anew because it changed.
+    pub catalog_reloads: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A fresh set, all zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("rowcast");
+        let connections = Gauge::default();
+        let subscriptions = Gauge::default();
+        let changes_read = Counter::default();
+        let changes_delivered = Counter::default();
+        let hidden = Family::<ReasonLabel, Counter>::default();
+        let closes = Family::<ReasonLabel, Counter>::default();
+        // 50 microseconds to 27 seconds, each bucket twice the one before.
+        let commit_to_socket = Histogram::new(exponential_buckets(50e-6, 2.0, 20));
+        let slot_lag_bytes = Gauge::default();
+        let questions = Counter::default();
+        let source_up = Gauge::default();
+        let source_retries = Counter::default();
+        let catalog_reloads = Counter::default();
+
+        registry.register("connections", "Open client sockets", connections.clone());
+        registry.register("subscriptions", "Bindings in force", subscriptions.clone());
+        registry.register(
+            "changes_read",
+            "Row changes read from PostgreSQL",
+            changes_read.clone(),
+        );
+        registry.register(
+            "changes_delivered",
+            "Changes handed to a client's socket, once for each client",
+            changes_delivered.clone(),
+        );
+        registry.register(
+            "changes_hidden",
+            "Changes not delivered to a client that asked for them, by reason",
+            hidden.clone(),
+        );
+        registry.register("closes", "Client sockets closed, by reason", closes.clone());
+        registry.register_with_unit(
+            "commit_to_socket",
+            "From a change's commit to its frame being written to the socket",
+            Unit::Seconds,
+            commit_to_socket.clone(),
+        );
+        registry.register_with_unit(
+            "slot_lag",
+            "WAL that the slot retains behind the server's position",
+            Unit::Bytes,
+            slot_lag_bytes.clone(),
+        );
+        registry.register(
+            "questions",
+            "Questions (a row under a role and claims) asked of PostgreSQL",
+            questions.clone(),
+        );
+        registry.register(
+            "source_up",
+            "1 while changes flow from PostgreSQL, 0 while the source reconnects",
+            source_up.clone(),
+        );
+        registry.register(
+            "source_retries",
+            "Times the source lost its connection or could not get it",
+            source_retries.clone(),
+        );
+        registry.register(
+            "catalog_reloads",
+            "Times the catalog was read anew because it changed",
+            catalog_reloads.clone(),
+        );
+        Self {
+            registry,
+            connections,
+            subscriptions,
+            changes_read,
+            changes_delivered,
+            hidden,
+            closes,
+            commit_to_socket,
+            slot_lag_bytes,
+            questions,
+            source_up,
+            source_retries,
+            catalog_reloads,
+        }
+    }
+
+    /// Counts changes hidden from clients that asked for them.
+    pub fn hidden(&self, reason: HiddenReason, clients: u64) {
+        if clients > 0 {
+            self.hidden
+                .get_or_create(&ReasonLabel {
+                    reason: reason.as_str(),
+                })
+                .inc_by(clients);
+        }
+    }
+
+    /// Counts a closed client socket. `reason` is one of the session's close reasons.
+    pub fn closed(&self, reason: &'static str) {
+        self.closes.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _written = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_promised_metric_is_in_the_text() {
+        let metrics = Metrics::new();
+        metrics.hidden(HiddenReason::PolicyError, 2);
+        metrics.closed("slow");
+        let text = metrics.encode();
+        for expected in [
+            "rowcast_connections 0",
+            "rowcast_subscriptions 0",
+            "rowcast_changes_read_total 0",
+            "rowcast_changes_delivered_total 0",
+            "rowcast_changes_hidden_total{reason=\"policy_error\"} 2",
+            "rowcast_closes_total{reason=\"slow\"} 1",
+            "rowcast_commit_to_socket_seconds_bucket",
+            "rowcast_slot_lag_bytes 0",
+            "rowcast_questions_total 0",
+            "rowcast_source_up 0",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! From one change to the clients that receive it. The only place that knows all live
+//! subscriptions.
+
+pub mod outbox;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::sync::mpsc;
+
+pub use outbox::{Outbox, Overflow};
+
+use crate::auth::Principal;
+use crate::log::Offset;
+use crate::subscription::Wanted;
+
+/// Names a session for as long as the process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Names one joining of a channel within its session. The session draws a fresh one for every
+/// join, so what is under way for an earlier join of the same topic can be told from the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId(pub u32);
+
+/// What a session hears from the router, in order, through its [`Outbox`].
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The answer to [`Router::join`]: the channel's subscriptions are in force. Every change that
+    /// commits from now on follows behind this event.
+    Joined {
+        /// The channel.
+        channel: ChannelId,
+        /// Why nothing is subscribed although the channel stands: the text for the client. Changes
+        /// come only where this is `None`.
+        refusal: Option<Refusal>,
+        /// What the client should know of what it subscribed to, in sentences.
+        notices: Vec<String>,
+    },
+    /// A change for a channel.
+    Change {
+        /// The channel.
+        channel: ChannelId,
+        /// The bindings that asked for it ([`Wanted::id`]), in ascending order.
+        bindings: SmallVec<[u32; 4]>,
+        /// Its place in the log.
+        offset: Offset,
+        /// When it committed, in microseconds since 1970-01-01 00:00 UTC.
+        committed_at: i64,
+        /// The change as the JSON object that Supabase's wire calls `data`; shared by everybody
+        /// who receives the same.
+        data: Bytes,
+    },
+    /// The channel may have missed something and its client must read the tables again.
+    Resync {
+        /// The channel.
+        channel: ChannelId,
+        /// Why.
+        reason: Resync,
+    },
+}
+
+/// Why a channel's bindings could not be subscribed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which binding ([`Wanted::id`]).
+    pub binding: u32,
+    /// What is wrong with it, in the words that Supabase's clients know where there are such.
+    pub reason: String,
+}
+
+/// Why a client must read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resync {
+    /// It could not be decided whether a change may be seen, so it was hidden.
+    Undecided,
+    /// A change could not be decoded.
+    Undecodable,
+    /// A transaction was larger than the log.
+    TooLarge,
+    /// The table was emptied.
+    Truncated,
+    /// The table's columns changed so that the subscription no longer fits, or it left the
+    /// publication.
+    SchemaChanged,
+    /// The position in the database's log is lost, and what lay behind it.
+    SlotLost,
+}
+
+impl Resync {
+    /// The word that clients and metrics know it by.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecided => "undecided",
+            Self::Undecodable => "undecodable",
+            Self::TooLarge => "too_large",
+            Self::Truncated => "truncated",
+            Self::SchemaChanged => "schema_changed",
+            Self::SlotLost => "slot_lost",
+        }
+    }
+}
+
+/// A request to put a channel's bindings in force.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// Where the answer and the changes go.
+    pub outbox: Arc<Outbox>,
+    /// The channel.
+    pub channel: ChannelId,
+    /// Who it acts as.
+    pub principal: Arc<Principal>,
+    /// What it wants; may be empty.
+    pub wanted: Vec<Wanted>,
+}
+
+/// The router has ended; so will the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the relay is shutting down")]
+pub struct Stopped;
+
+/// A handle to the router, cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Router {
+    commands: mpsc::Sender<Command>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Join(Join),
+    Leave {
+        session: SessionId,
+        channel: ChannelId,
+    },
+    Disconnect {
+        session: SessionId,
+    },
+}
+
+impl Router {
+    /// Puts a channel's bindings in force. A second join of the same channel (after its token was
+    /// refreshed) replaces the first without a gap. The answer comes as [`Event::Joined`] through
+    /// the outbox; it may take a question to PostgreSQL, so callers keep serving their socket
+    /// meanwhile. Cancel safe: a cancelled join has either been taken or not happened.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn join(&self, join: Join) -> Result<(), Stopped> {
+        self.commands
+            .send(Command::Join(join))
+            .await
+            .map_err(|_| Stopped)
+    }
+
+    /// Takes a channel's bindings out of force. What the outbox already holds for it may still
+    /// come and is to be ignored.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn leave(&self, session: SessionId, channel: ChannelId) -> Result<(), Stopped> {
+        self.commands
+            .send(Command::Leave { session, channel })
+            .await
+            .map_err(|_| Stopped)
+    }
+
+    /// Forgets a session and all its channels.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn disconnect(&self, session: SessionId) -> Result<(), Stopped> {
+        self.commands
+            .send(Command::Disconnect { session })
+            .await
+            .map_err(|_| Stopped)
+    }
+}

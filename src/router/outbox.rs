@@ -1,0 +1,284 @@
+//! What waits for one session: bounded, in order, with places held for answers that are still out.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::{Event, SessionId};
+
+/// The outbox was full: the session is to be closed with a code that means "come back".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client does not keep up")]
+pub struct Overflow;
+
+/// Whether a held event may go out.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict(AtomicU8);
+
+impl Verdict {
+    const OPEN: u8 = 0;
+    const SHOW: u8 = 1;
+    const HIDE: u8 = 2;
+
+    /// Decides; the first decision stands.
+    pub(crate) fn decide(&self, show: bool) {
+        let to = if show { Self::SHOW } else { Self::HIDE };
+        // The failure means that it is decided already.
+        let _already = self
+            .0
+            .compare_exchange(Self::OPEN, to, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
+
+enum Slot {
+    Ready(Event),
+    Held(Event, Arc<Verdict>),
+}
+
+struct Inner {
+    slots: VecDeque<Slot>,
+    bytes: usize,
+    closed: bool,
+    overflowed: bool,
+}
+
+/// One session's queue. The router pushes and never waits; the session takes. An event whose
+/// visibility is still being asked of PostgreSQL holds back what is behind it, so a client always
+/// sees commit order; nobody else waits.
+pub struct Outbox {
+    session: SessionId,
+    max_events: usize,
+    max_bytes: usize,
+    inner: Mutex<Inner>,
+    readable: Notify,
+}
+
+impl Outbox {
+    /// An empty outbox that holds up to `max_events` events with `max_bytes` bytes of data.
+    #[must_use]
+    pub fn new(session: SessionId, max_events: usize, max_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            session,
+            max_events,
+            max_bytes,
+            inner: Mutex::new(Inner {
+                slots: VecDeque::new(),
+                bytes: 0,
+                closed: false,
+                overflowed: false,
+            }),
+            readable: Notify::new(),
+        })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub const fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Moves up to `limit` events that may go out to the end of `events`, oldest first, and
+    /// returns how many.
+    ///
+    /// # Errors
+    /// [`Overflow`] once everything that still fitted has been taken: the session missed something
+    /// and has to be closed.
+    pub fn take(&self, events: &mut Vec<Event>, limit: usize) -> Result<usize, Overflow> {
+        let mut inner = self.lock();
+        let mut taken = 0;
+        while taken < limit {
+            match inner.slots.front() {
+                None => break,
+                Some(Slot::Held(_, verdict)) => match verdict.0.load(Ordering::Acquire) {
+                    Verdict::SHOW => {}
+                    Verdict::HIDE => {
+                        let hidden = inner.slots.pop_front();
+                        inner.bytes -= hidden.map_or(0, |slot| slot.bytes());
+                        continue;
+                    }
+                    _ => break,
+                },
+                Some(Slot::Ready(_)) => {}
+            }
+            let Some(slot) = inner.slots.pop_front() else {
+                break;
+            };
+            inner.bytes -= slot.bytes();
+            let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
+            events.push(event);
+            taken += 1;
+        }
+        if inner.slots.is_empty() && inner.slots.capacity() > 32 {
+            // A burst must not cost memory for the rest of an idle connection's life.
+            inner.slots = VecDeque::new();
+        }
+        if taken == 0 && inner.overflowed {
+            Err(Overflow)
+        } else {
+            Ok(taken)
+        }
+    }
+
+    /// Waits until [`Outbox::take`] is worth a try. May return early; cancel safe.
+    pub async fn readable(&self) {
+        self.readable.notified().await;
+    }
+
+    /// Says that nobody takes any more: later events are dropped at once.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.slots = VecDeque::new();
+        inner.bytes = 0;
+    }
+
+    /// Whether [`Outbox::close`] was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Puts an event at the end.
+    pub(crate) fn push(&self, event: Event) {
+        self.put(Slot::Ready(event));
+    }
+
+    /// Puts an event at the end that goes out only if `verdict` says so, and holds back what comes
+    /// behind it until then. Whoever decides calls [`Outbox::wake`].
+    pub(crate) fn hold(&self, event: Event, verdict: Arc<Verdict>) {
+        self.put(Slot::Held(event, verdict));
+    }
+
+    /// Lets the session look again, after a verdict was given.
+    pub(crate) fn wake(&self) {
+        self.readable.notify_one();
+    }
+
+    fn put(&self, slot: Slot) {
+        {
+            let mut inner = self.lock();
+            if inner.closed || inner.overflowed {
+                return;
+            }
+            let bytes = slot.bytes();
+            let full = inner.slots.len() >= self.max_events
+                // One event larger than the whole outbox must be able to pass an empty one.
+                || (!inner.slots.is_empty() && inner.bytes + bytes > self.max_bytes);
+            if full {
+                inner.overflowed = true;
+            } else {
+                inner.bytes += bytes;
+                inner.slots.push_back(slot);
+            }
+        }
+        self.readable.notify_one();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        // No code under this lock panics half-way through a change.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Ready(Event::Change { data, .. }) | Self::Held(Event::Change { data, .. }, _) => {
+                data.len()
+            }
+            Self::Ready(_) | Self::Held(_, _) => 0,
+        }
+    }
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.lock();
+        f.debug_struct("Outbox")
+            .field("session", &self.session)
+            .field("events", &inner.slots.len())
+            .field("bytes", &inner.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::log::Offset;
+    use crate::router::ChannelId;
+
+    fn change(data: &'static str) -> Event {
+        Event::Change {
+            channel: ChannelId(1),
+            bindings: smallvec![1],
+            offset: Offset(1),
+            committed_at: 0,
+            data: Bytes::from_static(data.as_bytes()),
+        }
+    }
+
+    fn taken(outbox: &Outbox) -> Result<Vec<String>, Overflow> {
+        let mut events = Vec::new();
+        outbox.take(&mut events, 100)?;
+        Ok(events
+            .into_iter()
+            .map(|event| match event {
+                Event::Change { data, .. } => String::from_utf8(data.to_vec()).unwrap(),
+                other => format!("{other:?}"),
+            })
+            .collect())
+    }
+
+    #[test]
+    fn an_open_question_holds_back_what_is_behind_it_and_nothing_before_it() {
+        let outbox = Outbox::new(SessionId(1), 10, 1000);
+        let (first, second) = (Arc::new(Verdict::default()), Arc::new(Verdict::default()));
+        outbox.push(change("a"));
+        outbox.hold(change("b"), Arc::clone(&first));
+        outbox.push(change("c"));
+        outbox.hold(change("d"), Arc::clone(&second));
+        assert_eq!(taken(&outbox), Ok(vec!["a".into()]));
+        second.decide(true);
+        assert_eq!(
+            taken(&outbox),
+            Ok(vec![]),
+            "an answer out of turn changes nothing"
+        );
+        first.decide(false);
+        first.decide(true);
+        assert_eq!(
+            taken(&outbox),
+            Ok(vec!["c".into(), "d".into()]),
+            "hidden stays hidden"
+        );
+    }
+
+    #[test]
+    fn a_full_outbox_ends_in_overflow_after_what_fitted_and_never_skips() {
+        let outbox = Outbox::new(SessionId(1), 2, 1000);
+        for data in ["a", "b", "c", "d"] {
+            outbox.push(change(data));
+        }
+        assert_eq!(taken(&outbox), Ok(vec!["a".into(), "b".into()]));
+        outbox.push(change("e"));
+        assert_eq!(taken(&outbox), Err(Overflow));
+    }
+
+    #[test]
+    fn bytes_are_bounded_but_one_large_event_passes_an_empty_outbox() {
+        let outbox = Outbox::new(SessionId(1), 10, 3);
+        outbox.push(change("large"));
+        assert_eq!(taken(&outbox), Ok(vec!["large".into()]));
+        outbox.push(change("ab"));
+        outbox.push(change("cd"));
+        assert_eq!(taken(&outbox), Ok(vec!["ab".into()]));
+        assert_eq!(taken(&outbox), Err(Overflow));
+    }
+}

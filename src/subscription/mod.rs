@@ -1,0 +1,69 @@
+//! What a client wants to see.
+
+pub mod filter;
+
+use crate::change::Kind;
+pub use filter::{Condition, Operator};
+
+/// The kinds of change that a binding asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Events {
+    /// `*`
+    All,
+    /// `INSERT`
+    Insert,
+    /// `UPDATE`
+    Update,
+    /// `DELETE`
+    Delete,
+}
+
+impl Events {
+    /// Reads the event name of a binding as Supabase does: in any case, and anything that is none
+    /// of the three is all of them.
+    #[must_use]
+    pub fn from_name(name: &str) -> Self {
+        match name.to_ascii_uppercase().as_str() {
+            "INSERT" => Self::Insert,
+            "UPDATE" => Self::Update,
+            "DELETE" => Self::Delete,
+            _ => Self::All,
+        }
+    }
+
+    /// Whether a change of this kind is asked for.
+    #[must_use]
+    pub const fn includes(self, kind: &Kind) -> bool {
+        matches!(
+            (self, kind),
+            (
+                Self::All,
+                Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. }
+            ) | (Self::Insert, Kind::Insert { .. })
+                | (Self::Update, Kind::Update { .. })
+                | (Self::Delete, Kind::Delete { .. })
+        )
+    }
+
+    /// Whether deletes are asked for.
+    #[must_use]
+    pub const fn deletes(self) -> bool {
+        matches!(self, Self::All | Self::Delete)
+    }
+}
+
+/// One binding of a channel as the client worded it; nothing in it has been held against the
+/// catalog yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// What the client knows this binding by: unique in its channel, never 0.
+    pub id: u32,
+    /// The kinds of change.
+    pub events: Events,
+    /// The schema; `None` for every schema (`*`).
+    pub schema: Option<String>,
+    /// The table; `None` for every published table of the schema (`*` or absent).
+    pub table: Option<String>,
+    /// What must hold of the row, all of it.
+    pub filter: Vec<Condition>,
+}
