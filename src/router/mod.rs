@@ -1,7 +1,13 @@
 //! From one change to the clients that receive it. The only place that knows all live
 //! subscriptions.
 
+mod group;
+
 pub mod outbox;
+
+mod resolve;
+
+pub mod fanout;
 
 use std::sync::Arc;
 
@@ -9,6 +15,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
+pub use fanout::{Fanout, Foundation, Settings, router};
 pub use outbox::{Outbox, Overflow};
 
 use crate::auth::Principal;
@@ -86,6 +93,8 @@ pub enum Resync {
     SchemaChanged,
     /// The position in the database's log is lost, and what lay behind it.
     SlotLost,
+    /// The router fell behind what the log keeps.
+    Trimmed,
 }
 
 impl Resync {
@@ -99,8 +108,18 @@ impl Resync {
             Self::Truncated => "truncated",
             Self::SchemaChanged => "schema_changed",
             Self::SlotLost => "slot_lost",
+            Self::Trimmed => "trimmed",
         }
     }
+}
+
+/// What becomes of a DELETE whose old row does not carry what policies and filters read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteWithoutIdentity {
+    /// Nobody hears of it; the join says so.
+    Suppress,
+    /// Whoever may read the key columns gets the key, as with Supabase.
+    Key,
 }
 
 /// A request to put a channel's bindings in force.

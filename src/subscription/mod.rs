@@ -2,6 +2,8 @@
 
 pub mod filter;
 
+pub mod matcher;
+
 use crate::change::Kind;
 pub use filter::{Condition, Operator};
 
