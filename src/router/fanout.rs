@@ -128,7 +128,7 @@ struct Unparked {
 /// Makes a router and the task behind it.
 #[must_use]
 pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
-    let (commands, incoming) = mpsc::channel(COMMANDS);
+    let (router, incoming) = Router::channel(COMMANDS);
     let Foundation { log, catalog: mut watch, asker, metrics } = foundation;
     let catalog = watch.take();
     let fanout = Fanout {
@@ -147,7 +147,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         sessions: HashMap::new(),
         parked: FuturesUnordered::new(),
     };
-    (Router { commands }, fanout)
+    (router, fanout)
 }
 
 impl Fanout {

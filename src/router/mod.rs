@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 pub use fanout::{Fanout, Foundation, Settings, router};
-pub use outbox::{Outbox, Overflow};
+pub use outbox::{Outbox, Overflow, Verdict};
 
 use crate::auth::Principal;
 use crate::log::Offset;
@@ -146,19 +146,36 @@ pub struct Router {
     commands: mpsc::Sender<Command>,
 }
 
+/// What the router's task is asked to do.
+#[doc(hidden)]
 #[derive(Debug)]
-enum Command {
+pub enum Command {
+    /// [`Router::join`].
     Join(Join),
+    /// [`Router::leave`].
     Leave {
+        /// Whose channel.
         session: SessionId,
+        /// The channel.
         channel: ChannelId,
     },
+    /// [`Router::disconnect`].
     Disconnect {
+        /// Who went.
         session: SessionId,
     },
 }
 
 impl Router {
+    /// A handle and the other end, which the router's task (or a test in its place) reads. Up to
+    /// `bound` commands may wait.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn channel(bound: usize) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, received) = mpsc::channel(bound);
+        (Self { commands }, received)
+    }
+
     /// Puts a channel's bindings in force. A second join of the same channel (after its token was
     /// refreshed) replaces the first without a gap. The answer comes as [`Event::Joined`] through
     /// the outbox; it may take a question to PostgreSQL, so callers keep serving their socket
