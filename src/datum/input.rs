@@ -87,7 +87,11 @@ pub(super) fn uuid(text: &str) -> Result<[u8; 16], Trouble> {
             after => after,
         };
     }
-    if rest.is_empty() { Ok(bytes) } else { Err(Trouble::Error) }
+    if rest.is_empty() {
+        Ok(bytes)
+    } else {
+        Err(Trouble::Error)
+    }
 }
 
 /// `boolean`'s input: unique prefixes of true, false, yes, no, on, off; 1 and 0.
@@ -114,7 +118,11 @@ fn integer(text: &str, least: i64, most: i64) -> Result<i64, Trouble> {
         });
     }
     let value = text.parse::<i64>().map_err(|_| Trouble::Error)?;
-    if (least..=most).contains(&value) { Ok(value) } else { Err(Trouble::Error) }
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(Trouble::Error)
+    }
 }
 
 /// Hexadecimal, octal and binary numbers and underscores, which PostgreSQL reads from 16 on.
@@ -172,9 +180,19 @@ mod tests {
 
     #[test]
     fn booleans_are_prefixes() {
-        for (text, value) in [("t", true), (" TRUE ", true), ("y", true), ("on", true), ("1", true),
-            ("f", false), ("fal", false), ("n", false), ("of", false), ("off", false), ("0", false)]
-        {
+        for (text, value) in [
+            ("t", true),
+            (" TRUE ", true),
+            ("y", true),
+            ("on", true),
+            ("1", true),
+            ("f", false),
+            ("fal", false),
+            ("n", false),
+            ("of", false),
+            ("off", false),
+            ("0", false),
+        ] {
             assert_eq!(boolean(text), Ok(value), "{text}");
         }
         for bad in ["", "o", "truex", "2", "01", "nope"] {

@@ -178,7 +178,8 @@ fn index(step: &str) -> Result<Option<i64>, Trouble> {
         return Ok(step.parse::<i32>().ok().map(i64::from));
     }
     // C's strtol also takes a plus sign and leading blanks.
-    if step.starts_with(|first: char| first == '+' || first.is_ascii_whitespace() || first == '\u{b}')
+    if step
+        .starts_with(|first: char| first == '+' || first.is_ascii_whitespace() || first == '\u{b}')
     {
         return Err(Trouble::Undecided);
     }
@@ -270,7 +271,11 @@ impl Parser<'_> {
 
     fn end(&mut self) -> Result<(), Trouble> {
         self.space();
-        if self.at == self.text.len() { Ok(()) } else { Err(Trouble::Error) }
+        if self.at == self.text.len() {
+            Ok(())
+        } else {
+            Err(Trouble::Error)
+        }
     }
 
     fn value(&mut self, depth: usize) -> Result<Jsonb, Trouble> {
@@ -288,7 +293,9 @@ impl Parser<'_> {
                 members.reverse();
                 let members = members.into_iter();
                 Ok(Jsonb::Object(
-                    members.map(|(key, value)| (key.into_boxed_str(), value)).collect(),
+                    members
+                        .map(|(key, value)| (key.into_boxed_str(), value))
+                        .collect(),
                 ))
             }
             b'[' => {
@@ -416,7 +423,11 @@ impl Parser<'_> {
         while let Some(b'0'..=b'9') = self.peek() {
             self.at += 1;
         }
-        if self.at > start { Ok(()) } else { Err(Trouble::Error) }
+        if self.at > start {
+            Ok(())
+        } else {
+            Err(Trouble::Error)
+        }
     }
 
     /// A word or number may not run into another.
@@ -493,7 +504,10 @@ mod tests {
     #[test]
     fn jsonb_text_is_postgresqls() {
         for (input, output) in [
-            (r#"{"bb":1,"a":2,"c":[1,2.50,{}],"a":3}"#, r#"{"a": 3, "c": [1, 2.50, {}], "bb": 1}"#),
+            (
+                r#"{"bb":1,"a":2,"c":[1,2.50,{}],"a":3}"#,
+                r#"{"a": 3, "c": [1, 2.50, {}], "bb": 1}"#,
+            ),
             (" [ ] ", "[]"),
             (r#""\u00e9\ud83d\ude00\n\u0001""#, "\"é😀\\n\\u0001\""),
             ("-0", "0"),
@@ -501,9 +515,24 @@ mod tests {
         ] {
             assert_eq!(Jsonb::parse(input).unwrap().to_string(), output, "{input}");
         }
-        for bad in ["", "{", "01", "1.", "nul", "nulls", "1a", "[1,]", r#"{"a"}"#, "\"\n\"",
-            r#""\u0000""#, r#""\ud800""#, r#""\udc00""#, "1 2", "'a'", "NaN"]
-        {
+        for bad in [
+            "",
+            "{",
+            "01",
+            "1.",
+            "nul",
+            "nulls",
+            "1a",
+            "[1,]",
+            r#"{"a"}"#,
+            "\"\n\"",
+            r#""\u0000""#,
+            r#""\ud800""#,
+            r#""\udc00""#,
+            "1 2",
+            "'a'",
+            "NaN",
+        ] {
             assert_eq!(Jsonb::parse(bad), Err(Trouble::Error), "{bad}");
         }
         assert_eq!(Jsonb::parse(&"[".repeat(9_000)), Err(Trouble::Undecided));
@@ -515,7 +544,10 @@ mod tests {
         assert_eq!(part(text, Step::Member("a")), Ok(Some(r#"[ 1.0 ,"x"]"#)));
         assert_eq!(part_text(text, Step::Member("n")), Ok(None));
         assert_eq!(part(text, Step::Member("n")), Ok(Some("null")));
-        assert_eq!(part_text("[1.0,\"\\u0041\"]", Step::Element(-1)), Ok(Some("A".to_owned())));
+        assert_eq!(
+            part_text("[1.0,\"\\u0041\"]", Step::Element(-1)),
+            Ok(Some("A".to_owned()))
+        );
         assert_eq!(part(text, Step::Element(0)), Ok(None));
     }
 }

@@ -53,7 +53,11 @@ fn attempt(mut text: &[u8], mut pattern: &[u8]) -> Result<Match, Trouble> {
     while let [b'%', rest @ ..] = pattern {
         pattern = rest;
     }
-    Ok(if pattern.is_empty() { Match::Yes } else { Match::Never })
+    Ok(if pattern.is_empty() {
+        Match::Yes
+    } else {
+        Match::Never
+    })
 }
 
 /// The rest of a match after a `%`.

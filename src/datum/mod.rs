@@ -298,7 +298,10 @@ mod tests {
     #[test]
     fn text_is_ordered_only_where_order_is_bytes() {
         let (a, b) = (Datum::text("a"), Datum::text("b"));
-        assert_eq!(Type::Text(Collation::C).compare(&a, &b), Some(Ordering::Less));
+        assert_eq!(
+            Type::Text(Collation::C).compare(&a, &b),
+            Some(Ordering::Less)
+        );
         assert_eq!(Type::Text(Collation::DEFAULT).compare(&a, &b), None);
     }
 }

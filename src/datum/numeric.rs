@@ -55,7 +55,12 @@ impl Numeric {
             let group = u16::try_from(*group).ok().filter(|group| *group < 10_000)?;
             digits.extend(format!("{group:04}").bytes());
         }
-        Some(Self::finite(negative, (i32::from(weight) + 1) * 4, digits, scale))
+        Some(Self::finite(
+            negative,
+            (i32::from(weight) + 1) * 4,
+            digits,
+            scale,
+        ))
     }
 
     /// Not a number.
@@ -80,7 +85,11 @@ impl Numeric {
         let leading = i32::try_from(leading).unwrap_or(i32::MAX);
         let class = Class::Finite {
             negative: negative && !zero,
-            exponent: if zero { 0 } else { exponent.saturating_sub(leading) },
+            exponent: if zero {
+                0
+            } else {
+                exponent.saturating_sub(leading)
+            },
             digits: digits.into_boxed_slice(),
         };
         Self { class, scale }
@@ -89,7 +98,12 @@ impl Numeric {
     /// The value as a whole number where it is one that fits.
     #[must_use]
     pub fn to_i64(&self) -> Option<i64> {
-        let Class::Finite { negative, exponent, digits } = &self.class else {
+        let Class::Finite {
+            negative,
+            exponent,
+            digits,
+        } = &self.class
+        else {
             return None;
         };
         let places = usize::try_from(*exponent).ok()?;
@@ -179,7 +193,11 @@ impl fmt::Display for Numeric {
             Class::Nan => return f.write_str("NaN"),
             Class::Infinity => return f.write_str("Infinity"),
             Class::NegativeInfinity => return f.write_str("-Infinity"),
-            Class::Finite { negative, exponent, digits } => (*negative, *exponent, digits),
+            Class::Finite {
+                negative,
+                exponent,
+                digits,
+            } => (*negative, *exponent, digits),
         };
         let digit = |place: i32| {
             let index = usize::try_from(place).ok();
@@ -231,9 +249,11 @@ impl Numeric {
     fn key(&self) -> (i8, i32, &[u8]) {
         match &self.class {
             Class::Finite { digits, .. } if digits.is_empty() => (0, 0, &[]),
-            Class::Finite { negative, exponent, digits } => {
-                (if *negative { -1 } else { 1 }, *exponent, digits)
-            }
+            Class::Finite {
+                negative,
+                exponent,
+                digits,
+            } => (if *negative { -1 } else { 1 }, *exponent, digits),
             _ => (0, 0, &[]),
         }
     }
@@ -279,7 +299,11 @@ mod tests {
             ("nan", "NaN"),
             ("-INF", "-Infinity"),
         ] {
-            assert_eq!(input.parse::<Numeric>().unwrap().to_string(), output, "{input}");
+            assert_eq!(
+                input.parse::<Numeric>().unwrap().to_string(),
+                output,
+                "{input}"
+            );
         }
         for bad in ["", ".", "1e", "x", "1 2", "--1", "1.2.3"] {
             assert_eq!(bad.parse::<Numeric>(), Err(Trouble::Error), "{bad}");
@@ -288,7 +312,18 @@ mod tests {
 
     #[test]
     fn order_is_by_value() {
-        let ordered = ["-Infinity", "-10", "-9.5", "-0.01", "0", "0.001", "0.01", "1", "9", "10"];
+        let ordered = [
+            "-Infinity",
+            "-10",
+            "-9.5",
+            "-0.01",
+            "0",
+            "0.001",
+            "0.01",
+            "1",
+            "9",
+            "10",
+        ];
         let ordered: Vec<Numeric> = ordered.iter().map(|text| text.parse().unwrap()).collect();
         assert!(ordered.is_sorted());
         assert_eq!("120".parse::<Numeric>().unwrap().to_i64(), Some(120));

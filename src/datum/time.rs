@@ -40,11 +40,14 @@ pub(super) fn timestamp(text: &str, zone: bool) -> Option<i64> {
     }
     let micros = number(&format!("{fraction:0<6}"), 6)?;
     let in_day = ((hours * 60 + minutes) * 60 + seconds - offset) * 1_000_000 + micros;
-    days(date, before_christ)?.checked_mul(DAY)?.checked_add(in_day)
+    days(date, before_christ)?
+        .checked_mul(DAY)?
+        .checked_add(in_day)
 }
 
 fn era(text: &str) -> (&str, bool) {
-    text.strip_suffix(" BC").map_or((text, false), |text| (text, true))
+    text.strip_suffix(" BC")
+        .map_or((text, false), |text| (text, true))
 }
 
 /// `+HH`, `-HH:MM`, `+HH:MM:SS` in seconds.
@@ -100,7 +103,14 @@ mod tests {
         assert_eq!(date("4713-01-01 BC"), Some(-2_451_507));
         assert_eq!(date("5874897-12-31"), Some(2_145_031_948));
         assert_eq!(date("infinity"), Some(i32::MAX));
-        for bad in ["", "2000", "2000-13-01", "00-01-01", "2000-1-1", "0000-01-01"] {
+        for bad in [
+            "",
+            "2000",
+            "2000-13-01",
+            "00-01-01",
+            "2000-1-1",
+            "0000-01-01",
+        ] {
             assert_eq!(date(bad), None, "{bad}");
         }
     }

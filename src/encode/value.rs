@@ -28,8 +28,11 @@ pub(super) enum Codec {
         element: Arc<Codec>,
         delimiter: u8,
     },
-    Composite(Box<[(Box<[u8]>, Arc<Codec>)]>),
+    Composite(Box<[Attribute]>),
 }
+
+/// An attribute's label as JSON, with the colon, and how it is written.
+type Attribute = (Box<[u8]>, Arc<Codec>);
 
 /// The numbers of PostgreSQL's own types, the same in every database.
 mod oid {
@@ -100,7 +103,7 @@ impl Codec {
     }
 
     /// Writes one value that is not NULL. A text that is not what its type prints is written as a
-    /// string: whatever comes, the result is JSON.
+    /// string.
     pub(super) fn write(&self, out: &mut Vec<u8>, text: &str) {
         match self {
             Self::Bool => match text {
@@ -142,6 +145,9 @@ impl Codec {
 fn is_json_number(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     digits.starts_with(|first: char| first.is_ascii_digit())
+        && digits
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'+' | b'-'))
 }
 
 /// `2024-02-29 10:34:56.1+00` to `2024-02-29T10:34:56.1+00:00`; a year BC keeps its mark.
@@ -245,11 +251,7 @@ fn unescape(raw: &str, item: &mut String) {
 }
 
 /// Writes PostgreSQL's row text (chapter "Composite Type Input and Output Syntax") as an object.
-fn write_composite(
-    out: &mut Vec<u8>,
-    text: &str,
-    attributes: &[(Box<[u8]>, Arc<Codec>)],
-) -> Option<()> {
+fn write_composite(out: &mut Vec<u8>, text: &str, attributes: &[Attribute]) -> Option<()> {
     let body = text.strip_prefix('(')?.strip_suffix(')')?;
     let bytes = body.as_bytes();
     let mut at = 0;

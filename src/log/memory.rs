@@ -192,6 +192,21 @@ impl Log for MemoryLog {
         self.lock().open = Open::default();
     }
 
+    fn lose(&self) {
+        let next = {
+            let mut inner = self.lock();
+            inner.entries.clear();
+            (inner.changes, inner.bytes, inner.open) = (0, 0, Open::default());
+            // One offset that was never given: whoever stands before it has a gap.
+            inner.next = Offset(inner.next.0 + 1);
+            inner.oldest = inner.next;
+            // A slot made anew may begin behind what the lost one had reached.
+            inner.appended = Lsn(0);
+            inner.next
+        };
+        self.tail.send_replace(next);
+    }
+
     fn appended(&self) -> Lsn {
         self.lock().appended
     }
@@ -326,6 +341,19 @@ mod tests {
             Err(LogError::Ahead { next: Offset(5) })
         ));
         assert_eq!(offsets(&log, 5).await, []);
+    }
+
+    #[tokio::test]
+    async fn lost_changes_are_a_gap_for_every_reader_even_one_at_the_end() {
+        let log = log(100);
+        log.append(batch(1, 1, true)).await.unwrap();
+        log.lose();
+        assert!(matches!(
+            log.read(Offset(1), 1).await,
+            Err(LogError::Trimmed { oldest: Offset(2) })
+        ));
+        log.append(batch(1, 1, true)).await.unwrap();
+        assert_eq!(offsets(&log, 2).await, [(2, 1)]);
     }
 
     #[tokio::test]

@@ -76,6 +76,10 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// reconnect.
     fn abandon(&self);
 
+    /// Notes that changes between the last one taken and the next are lost. Readers that have
+    /// not read what is kept get [`LogError::Trimmed`].
+    fn lose(&self);
+
     /// The end of the last transaction taken; older ones that come again are to be skipped.
     fn appended(&self) -> Lsn;
 

@@ -13,9 +13,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tokio_postgres::config::{
-    Host, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs,
-};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 use tokio_rustls::TlsConnector;
 
@@ -315,7 +313,11 @@ impl Database {
             .copied()
             // libpq takes 0 for "no limit".
             .map_or(CONNECT_TIMEOUT, |asked| {
-                if asked.is_zero() { Duration::MAX } else { asked }
+                if asked.is_zero() {
+                    Duration::MAX
+                } else {
+                    asked
+                }
             })
     }
 

@@ -91,7 +91,10 @@ impl Access {
     fn judge(&mut self, catalog: &Catalog, table: &Table, role: &str) {
         let mut predicates = SmallVec::new();
         let mut questions: Vec<(&Table, String)> = Vec::new();
-        let ancestors = table.ancestors.iter().filter_map(|oid| catalog.tables.get(oid));
+        let ancestors = table
+            .ancestors
+            .iter()
+            .filter_map(|oid| catalog.tables.get(oid));
         let mut ruled = false;
         for judged in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
             let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
@@ -135,7 +138,10 @@ impl Access {
         self.reads.sort();
         self.reads.dedup();
         if ruled {
-            self.rules = Rules::Judged { predicates, asked: question(table, &questions) };
+            self.rules = Rules::Judged {
+                predicates,
+                asked: question(table, &questions),
+            };
         }
     }
 
@@ -153,20 +159,27 @@ impl Access {
             self.reads.extend(read.map(|column| column.name.clone()));
         }
         if policies.iter().any(|policy| reads_whole_row(policy)) {
-            self.reads.extend(table.columns.iter().map(|column| column.name.clone()));
+            self.reads
+                .extend(table.columns.iter().map(|column| column.name.clone()));
         }
     }
 }
 
 /// Whether a policy reads a row as a whole, for which no column dependency stands.
 fn reads_whole_row(policy: &Policy) -> bool {
-    policy.tree.as_ref().is_some_and(|tree| tree.contains(":varattno 0 "))
+    policy
+        .tree
+        .as_ref()
+        .is_some_and(|tree| tree.contains(":varattno 0 "))
 }
 
 /// Why the policies cannot be asked about a row of the stream: they read what only a stored row
 /// has.
 fn unaskable(table: &Table, policies: &[&Policy]) -> Option<String> {
-    let generated = table.columns.iter().any(|column| column.generated.is_some());
+    let generated = table
+        .columns
+        .iter()
+        .any(|column| column.generated.is_some());
     policies.iter().find_map(|policy| {
         let tree = policy.tree.as_deref()?;
         let system_column = tree.contains(":varattno -");
@@ -175,7 +188,11 @@ fn unaskable(table: &Table, policies: &[&Policy]) -> Option<String> {
                 "policy {} of {} reads {}, which a change does not carry",
                 policy.name,
                 table.name,
-                if system_column { "a system column" } else { "a row with generated columns whole" },
+                if system_column {
+                    "a system column"
+                } else {
+                    "a row with generated columns whole"
+                },
             )
         })
     })
@@ -188,7 +205,10 @@ fn question(table: &Table, questions: &[(&Table, String)]) -> Option<Arc<str>> {
     }
     let own = questions.iter().find(|(judged, _)| judged.oid == table.oid);
     let mut query = query_of(table, own.map_or("true", |(_, condition)| condition));
-    for (ancestor, condition) in questions.iter().filter(|(judged, _)| judged.oid != table.oid) {
+    for (ancestor, condition) in questions
+        .iter()
+        .filter(|(judged, _)| judged.oid != table.oid)
+    {
         query.push_str(" and ");
         query.push_str(&exists(ancestor, condition));
     }
@@ -197,7 +217,10 @@ fn question(table: &Table, questions: &[(&Table, String)]) -> Option<Arc<str>> {
 
 /// Whether row-level security decides for this role.
 fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
-    let bypass = catalog.roles.get(&rights.role).is_some_and(|role| role.bypass);
+    let bypass = catalog
+        .roles
+        .get(&rights.role)
+        .is_some_and(|role| role.bypass);
     table.row_security && !bypass && (!rights.owner || table.force_row_security)
 }
 
@@ -252,7 +275,10 @@ fn exists(ancestor: &Table, condition: &str) -> String {
 /// Everything that decides for this role and table, and the table's columns, as one number.
 fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let ancestors = table.ancestors.iter().filter_map(|oid| catalog.tables.get(oid));
+    let ancestors = table
+        .ancestors
+        .iter()
+        .filter_map(|oid| catalog.tables.get(oid));
     for table in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
         let rights = table.rights.iter().find(|rights| rights.role == role);
         format!(
@@ -261,7 +287,11 @@ fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
                 &table.schema,
                 &table.name,
                 table.published,
-                (table.row_security, table.force_row_security, &table.ancestors),
+                (
+                    table.row_security,
+                    table.force_row_security,
+                    &table.ancestors
+                ),
                 (&table.columns, &table.key, &table.identity),
                 (&table.policies, rights),
             )

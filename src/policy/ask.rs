@@ -132,7 +132,10 @@ pub fn image_query(
                 None => format!("{alias}.{}", quoted(name)),
             })
             .collect();
-        format!("(select {} from {populated} as {alias}) as {alias}", list.join(", "))
+        format!(
+            "(select {} from {populated} as {alias}) as {alias}",
+            list.join(", ")
+        )
     } else {
         format!("{populated} as {alias}")
     };
@@ -187,7 +190,12 @@ pub fn asker(
 ) -> (Asker, impl Future<Output = ()> + Send) {
     let (questions, mut incoming) = mpsc::channel(QUEUE);
     let task = async move {
-        let mut desk = Desk { database, metrics, timeout, connection: None };
+        let mut desk = Desk {
+            database,
+            metrics,
+            timeout,
+            connection: None,
+        };
         let mut batch = Vec::new();
         while incoming.recv_many(&mut batch, BATCH).await > 0 {
             desk.settle(std::mem::take(&mut batch)).await;
@@ -209,6 +217,8 @@ struct Connection {
     become_client: Statement,
     statements: HashMap<Arc<str>, Statement>,
 }
+
+type Parameter<'a> = &'a (dyn ToSql + Sync);
 
 /// All questions of a batch that one statement answers.
 struct Group {
@@ -237,8 +247,11 @@ impl Desk {
         let groups = grouped(&batch);
         let mut answers = vec![Answer::Failed; batch.len()];
         // One deadline for the batch: the latest, since its questions came together.
-        let deadline =
-            batch.iter().map(|question| question.deadline).max().unwrap_or_else(Instant::now);
+        let deadline = batch
+            .iter()
+            .map(|question| question.deadline)
+            .max()
+            .unwrap_or_else(Instant::now);
         let mut one_by_one = false;
         loop {
             let attempt = self.attempt(&batch, &groups, one_by_one, &mut answers);
@@ -289,12 +302,20 @@ impl Desk {
             .await
             .map_err(broken)?;
         let outcome = connection.answer(batch, groups, one_by_one, answers).await;
-        connection.client.batch_execute("rollback").await.map_err(broken)?;
+        connection
+            .client
+            .batch_execute("rollback")
+            .await
+            .map_err(broken)?;
         outcome
     }
 
     async fn connected(&mut self) -> Result<&mut Connection, Trouble> {
-        if self.connection.as_ref().is_none_or(|connection| connection.client.is_closed()) {
+        if self
+            .connection
+            .as_ref()
+            .is_none_or(|connection| connection.client.is_closed())
+        {
             let client = self
                 .database
                 .connect("rowcast ask")
@@ -314,8 +335,12 @@ impl Desk {
                 )
                 .await
                 .map_err(broken)?;
-            self.connection =
-                Some(Connection { client, visible, become_client, statements: HashMap::new() });
+            self.connection = Some(Connection {
+                client,
+                visible,
+                become_client,
+                statements: HashMap::new(),
+            });
         }
         self.connection
             .as_mut()
@@ -331,7 +356,10 @@ impl Connection {
         one_by_one: bool,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        let mut xids: Vec<String> = batch.iter().map(|question| question.xid.to_string()).collect();
+        let mut xids: Vec<String> = batch
+            .iter()
+            .map(|question| question.xid.to_string())
+            .collect();
         xids.sort_unstable();
         xids.dedup();
         let visible: bool = self
@@ -363,7 +391,10 @@ impl Connection {
             if self.statements.contains_key(&group.query) {
                 continue;
             }
-            self.client.batch_execute("savepoint rowcast_prepare").await.map_err(broken)?;
+            self.client
+                .batch_execute("savepoint rowcast_prepare")
+                .await
+                .map_err(broken)?;
             match self.client.prepare(&group.query).await {
                 Ok(statement) => {
                     self.statements.insert(Arc::clone(&group.query), statement);
@@ -396,10 +427,13 @@ impl Connection {
                 (&*group.role, group.claims.as_json(), images)
             })
             .collect();
-        let bound: Vec<([&(dyn ToSql + Sync); 2], [&(dyn ToSql + Sync); 1])> = parameters
+        let bound: Vec<([Parameter<'_>; 2], [Parameter<'_>; 1])> = parameters
             .iter()
             .map(|(role, claims, images)| {
-                ([role as &(dyn ToSql + Sync), claims], [images as &(dyn ToSql + Sync)])
+                (
+                    [role as &(dyn ToSql + Sync), claims],
+                    [images as &(dyn ToSql + Sync)],
+                )
             })
             .collect();
         let mut under_way: Vec<(Query<'_>, Option<Query<'_>>)> = Vec::new();
@@ -443,13 +477,20 @@ impl Connection {
         group: &Group,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        let Some(statement) = self.statements.get(&group.query) else { return Ok(()) };
+        let Some(statement) = self.statements.get(&group.query) else {
+            return Ok(());
+        };
         for (image, asked_by) in group.images.iter().zip(&group.asked_by) {
-            self.client.batch_execute("savepoint rowcast_row").await.map_err(broken)?;
+            self.client
+                .batch_execute("savepoint rowcast_row")
+                .await
+                .map_err(broken)?;
             let images = [&**image].to_vec();
             let claims = group.claims.as_json();
-            let switched =
-                self.client.query(&self.become_client, &[&&*group.role, &claims]).await;
+            let switched = self
+                .client
+                .query(&self.become_client, &[&&*group.role, &claims])
+                .await;
             let answered = match switched {
                 Ok(_) => self.client.query(statement, &[&images]).await,
                 Err(error) => Err(error),
@@ -480,7 +521,10 @@ impl Group {
     fn settle(&self, rows: &[Answered], answers: &mut [Answer]) {
         let mut visible = vec![false; self.images.len()];
         for row in rows {
-            let place = row.try_get::<_, i64>(0).ok().and_then(|place| usize::try_from(place).ok());
+            let place = row
+                .try_get::<_, i64>(0)
+                .ok()
+                .and_then(|place| usize::try_from(place).ok());
             if let Some(flag) = place.and_then(|place| visible.get_mut(place.wrapping_sub(1))) {
                 *flag = true;
             }
@@ -488,7 +532,11 @@ impl Group {
         for (visible, asked_by) in visible.into_iter().zip(&self.asked_by) {
             for place in asked_by {
                 if let Some(slot) = answers.get_mut(*place) {
-                    *slot = if visible { Answer::Visible } else { Answer::Hidden };
+                    *slot = if visible {
+                        Answer::Visible
+                    } else {
+                        Answer::Hidden
+                    };
                 }
             }
         }
@@ -512,7 +560,9 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
             });
             groups.len() - 1
         });
-        let Some(group) = groups.get_mut(at) else { continue };
+        let Some(group) = groups.get_mut(at) else {
+            continue;
+        };
         let image = *by_image.entry((at, &question.image)).or_insert_with(|| {
             group.images.push(Arc::clone(&question.image));
             group.asked_by.push(Vec::new());
@@ -529,7 +579,9 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
 fn trouble(error: &tokio_postgres::Error) -> Trouble {
     match error.code().map(tokio_postgres::error::SqlState::code) {
         // In a failed transaction, cancelled, or the server is going away or out of something.
-        Some(code) if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") => {
+        Some(code)
+            if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") =>
+        {
             Trouble::Broken(reason(error))
         }
         Some(_) => Trouble::Raised,

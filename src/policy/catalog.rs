@@ -99,7 +99,9 @@ impl Table {
     /// Whether old rows carry a column.
     #[must_use]
     pub fn identity_carries(&self, column: &Column) -> bool {
-        self.identity.as_ref().is_none_or(|identity| identity.contains(&column.number))
+        self.identity
+            .as_ref()
+            .is_none_or(|identity| identity.contains(&column.number))
     }
 
     /// Whether a column belongs to the primary key.
@@ -308,10 +310,16 @@ const DEFAULT_COLLATION: Oid = Oid(100);
 fn native_types(document: &Document) -> Types {
     let mut native = Types::default();
     let columns = document.tables.iter().flat_map(|table| &table.columns);
-    for collation in columns.map(|column| column.collation).filter(|collation| collation.0 != 0) {
+    for collation in columns
+        .map(|column| column.collation)
+        .filter(|collation| collation.0 != 0)
+    {
         if Collation::built_in(collation).is_none() {
             let deterministic = !document.collations.contains(&collation);
-            let known = Collation { deterministic, ..Collation::DEFAULT };
+            let known = Collation {
+                deterministic,
+                ..Collation::DEFAULT
+            };
             native.collations.insert(collation, known);
         }
     }
@@ -322,7 +330,9 @@ fn native_types(document: &Document) -> Types {
     for ty in &document.types {
         if let Some(labels) = &ty.labels {
             let labels = labels.iter().map(|(oid, label, _)| (*oid, label.as_str()));
-            native.user.insert(ty.oid, UserType::Enum(Arc::new(Labels::in_order(labels))));
+            native
+                .user
+                .insert(ty.oid, UserType::Enum(Arc::new(Labels::in_order(labels))));
         }
         let mut base = ty;
         for _ in 0..32 {
@@ -332,7 +342,9 @@ fn native_types(document: &Document) -> Types {
             }
         }
         if ty.kind == 'd' && base.kind != 'd' {
-            native.user.insert(ty.oid, UserType::Domain { base: base.oid });
+            native
+                .user
+                .insert(ty.oid, UserType::Domain { base: base.oid });
         }
     }
     native

@@ -102,7 +102,9 @@ impl CatalogReader {
     pub async fn role(&mut self, role: &str) -> Result<Arc<Catalog>, CatalogError> {
         let added = self.roles.insert(role.to_owned());
         let catalog = self.look().await;
-        let known = catalog.as_ref().is_ok_and(|catalog| catalog.roles.contains_key(role));
+        let known = catalog
+            .as_ref()
+            .is_ok_and(|catalog| catalog.roles.contains_key(role));
         if added && !known {
             // Names that do not exist must not pile up.
             self.roles.remove(role);
@@ -170,9 +172,15 @@ impl CatalogReader {
         // holds the exclusive lock until the change is visible.
         let transaction = connection.client.transaction().await?;
         transaction
-            .batch_execute(&format!("set local lock_timeout = {}", LOCK_TIMEOUT.as_millis()))
+            .batch_execute(&format!(
+                "set local lock_timeout = {}",
+                LOCK_TIMEOUT.as_millis()
+            ))
             .await?;
-        match transaction.query("select pg_relation_size($1::oid)", &[&relation.0]).await {
+        match transaction
+            .query("select pg_relation_size($1::oid)", &[&relation.0])
+            .await
+        {
             Ok(_) => {}
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 debug!(table = %relation, "the table is being altered right now");
@@ -187,13 +195,19 @@ impl CatalogReader {
         let roles: Vec<String> = self.roles.iter().cloned().collect();
         let publication = self.publication.clone();
         let connection = self.connected().await?;
-        let hash: String =
-            connection.client.query_one(&connection.hash, &[&publication, &roles]).await?.try_get(0)?;
+        let hash: String = connection
+            .client
+            .query_one(&connection.hash, &[&publication, &roles])
+            .await?
+            .try_get(0)?;
         if let Some(current) = self.current.as_ref().filter(|current| current.hash == hash) {
             return Ok(Arc::clone(current));
         }
         let connection = self.connected().await?;
-        let row = connection.client.query_one(&connection.text, &[&publication, &roles]).await?;
+        let row = connection
+            .client
+            .query_one(&connection.text, &[&publication, &roles])
+            .await?;
         let text: String = row.try_get(0)?;
         let hash: String = row.try_get(1)?;
         let read_at: String = connection
@@ -214,7 +228,10 @@ impl CatalogReader {
     async fn resolve_bodies(&mut self, catalog: &mut Catalog) -> Result<(), CatalogError> {
         let mut bodies = std::mem::take(&mut self.bodies);
         bodies.retain(|(oid, version), _| {
-            catalog.functions.get(oid).is_some_and(|function| function.version == *version)
+            catalog
+                .functions
+                .get(oid)
+                .is_some_and(|function| function.version == *version)
         });
         let unusual = catalog.unusual_search_path;
         for function in catalog.functions.values_mut() {
@@ -225,7 +242,9 @@ impl CatalogReader {
             let body = match bodies.get(&key) {
                 Some(body) => body.clone(),
                 None => {
-                    let Some(search_path) = resolving_path(function, unusual) else { continue };
+                    let Some(search_path) = resolving_path(function, unusual) else {
+                        continue;
+                    };
                     let connection = self.connected().await?;
                     let transaction = connection.client.transaction().await?;
                     let body = resolve_body(&transaction, function, &search_path).await;
@@ -249,7 +268,11 @@ impl CatalogReader {
     }
 
     async fn connected(&mut self) -> Result<&mut Connection, CatalogError> {
-        if self.connection.as_ref().is_none_or(|connection| connection.client.is_closed()) {
+        if self
+            .connection
+            .as_ref()
+            .is_none_or(|connection| connection.client.is_closed())
+        {
             let client = self.database.connect("rowcast catalog").await?;
             // The query is large and runs in a few milliseconds: compiling it takes seconds, and
             // planning it each time longer than running it.
@@ -261,7 +284,9 @@ impl CatalogReader {
                 .await?;
             let sql = include_str!("../../sql/catalog.sql");
             let hash = client
-                .prepare(&format!("select md5(document) from ({sql}) as catalog(document)"))
+                .prepare(&format!(
+                    "select md5(document) from ({sql}) as catalog(document)"
+                ))
                 .await?;
             let text = client
                 .prepare(&format!(
@@ -296,7 +321,10 @@ async fn resolve_body(
     search_path: &str,
 ) -> Result<String, tokio_postgres::Error> {
     transaction
-        .query("select set_config('search_path', $1, true)", &[&search_path])
+        .query(
+            "select set_config('search_path', $1, true)",
+            &[&search_path],
+        )
         .await?;
     // The same name: a body may qualify its arguments with it. As a prepared statement it cannot
     // be more than this one command, whatever the source says.

@@ -1,5 +1,6 @@
 //! One task owns the catalog reader: it looks once a second, and answers the router in between.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +26,20 @@ pub struct CatalogWatch {
 
 #[derive(Debug)]
 enum Request {
-    After { xid: Xid, relation: Oid, done: oneshot::Sender<()> },
-    Role { role: String, done: oneshot::Sender<Result<(), CatalogError>> },
-    Literal { type_sql: String, text: String, done: oneshot::Sender<Result<Literal, CatalogError>> },
+    After {
+        xid: Xid,
+        relation: Oid,
+        done: oneshot::Sender<()>,
+    },
+    Role {
+        role: String,
+        done: oneshot::Sender<Result<(), CatalogError>>,
+    },
+    Literal {
+        type_sql: String,
+        text: String,
+        done: oneshot::Sender<Result<Literal, CatalogError>>,
+    },
 }
 
 /// The catalog's task has ended.
@@ -62,7 +74,14 @@ impl CatalogWatch {
     /// [`Ended`].
     pub async fn after(&self, xid: Xid, relation: Oid) -> Result<(), Ended> {
         let (done, answer) = oneshot::channel();
-        self.requests.send(Request::After { xid, relation, done }).await.map_err(|_| Ended)?;
+        self.requests
+            .send(Request::After {
+                xid,
+                relation,
+                done,
+            })
+            .await
+            .map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 
@@ -72,7 +91,10 @@ impl CatalogWatch {
     /// [`CatalogError`], or `None` where the task has ended.
     pub async fn role(&self, role: String) -> Result<(), Option<CatalogError>> {
         let (done, answer) = oneshot::channel();
-        self.requests.send(Request::Role { role, done }).await.map_err(|_| None)?;
+        self.requests
+            .send(Request::Role { role, done })
+            .await
+            .map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
     }
 
@@ -86,7 +108,14 @@ impl CatalogWatch {
         text: String,
     ) -> Result<Literal, Option<CatalogError>> {
         let (done, answer) = oneshot::channel();
-        self.requests.send(Request::Literal { type_sql, text, done }).await.map_err(|_| None)?;
+        self.requests
+            .send(Request::Literal {
+                type_sql,
+                text,
+                done,
+            })
+            .await
+            .map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
     }
 }
@@ -101,7 +130,9 @@ pub async fn watch(
     metrics: Arc<Metrics>,
     interval: Duration,
 ) -> Result<(CatalogWatch, impl Future<Output = ()> + Send), CatalogError> {
-    let (publish, current) = watch::channel(reader.look().await?);
+    let first = reader.look().await?;
+    name_open_tables(None, &first);
+    let (publish, current) = watch::channel(first);
     let (requests, mut incoming) = mpsc::channel(QUEUE);
     let task = async move {
         let mut ticks = tokio::time::interval(interval);
@@ -130,7 +161,11 @@ async fn serve(
 ) {
     // Whoever asked may be gone: then nobody needs the answer.
     match request {
-        Request::After { xid, relation, done } => {
+        Request::After {
+            xid,
+            relation,
+            done,
+        } => {
             publish_new(publish, metrics, reader.after(xid, relation).await);
             let _gone = done.send(());
         }
@@ -140,7 +175,11 @@ async fn serve(
             });
             let _gone = done.send(answer);
         }
-        Request::Literal { type_sql, text, done } => {
+        Request::Literal {
+            type_sql,
+            text,
+            done,
+        } => {
             let _gone = done.send(reader.literal(&type_sql, &text).await);
         }
     }
@@ -151,9 +190,30 @@ fn publish_new(publish: &watch::Sender<Arc<Catalog>>, metrics: &Metrics, catalog
         let new = !Arc::ptr_eq(current, &catalog);
         if new {
             info!(tables = catalog.tables.len(), "the catalog changed");
+            name_open_tables(Some(current), &catalog);
             metrics.catalog_reloads.inc();
             *current = catalog;
         }
         new
     });
+}
+
+/// Says which published tables have no row-level security: whoever may SELECT them sees every row
+/// of them. That may be meant, so it is said once, not refused.
+fn name_open_tables(before: Option<&Catalog>, catalog: &Catalog) {
+    let open = |catalog: &Catalog| -> BTreeSet<String> {
+        let tables = catalog.tables.values();
+        tables
+            .filter(|table| table.published && !table.row_security)
+            .map(|table| table.sql_name())
+            .collect()
+    };
+    let known = before.map(open).unwrap_or_default();
+    for table in open(catalog).difference(&known) {
+        warn!(
+            table,
+            "this table is published without row-level security: whoever may select from it sees \
+             every change of it (set require_rls to refuse such tables)"
+        );
+    }
 }

@@ -45,6 +45,9 @@ struct Kin {
     members: HashSet<MemberKey>,
 }
 
+/// The ids of the bindings that a change matched, in ascending order.
+pub(super) type Matched = SmallVec<[u32; 4]>;
+
 /// What makes two principals kin: what the compiled policies read of them, and, where a policy is
 /// asked, all claims.
 type KinKey = (SmallVec<[Projection; 1]>, Option<Claims>);
@@ -73,8 +76,8 @@ struct BoundRules {
 pub(super) struct Match {
     pub(super) principal: Arc<Principal>,
     pub(super) sight: Sight,
-    /// Members with the bindings that matched, in ascending order.
-    pub(super) members: Vec<(MemberKey, SmallVec<[u32; 4]>)>,
+    /// Members with the bindings that matched.
+    pub(super) members: Vec<(MemberKey, Matched)>,
     /// Whether the row before an update may be shown as well.
     pub(super) sees_old: bool,
 }
@@ -110,7 +113,10 @@ impl Group {
             Rules::Judged { predicates, .. } => predicates
                 .first()
                 .map(|predicate| {
-                    predicate.probe_slots().map(|slot| (slot, HashMap::new())).collect()
+                    predicate
+                        .probe_slots()
+                        .map(|slot| (slot, HashMap::new()))
+                        .collect()
                 })
                 .unwrap_or_default(),
             Rules::Nothing(_) | Rules::Everything => HashMap::new(),
@@ -151,21 +157,33 @@ impl Group {
         if let Some(kin) = self.kin.get_mut(who) {
             kin.members.insert(key);
         }
-        self.members.insert(Member { outbox: Arc::clone(outbox), channel, bindings, who });
+        self.members.insert(Member {
+            outbox: Arc::clone(outbox),
+            channel,
+            bindings,
+            who,
+        });
         key
     }
 
     pub(super) fn remove(&mut self, key: MemberKey) {
-        let Some(member) = self.members.try_remove(key.0) else { return };
+        let Some(member) = self.members.try_remove(key.0) else {
+            return;
+        };
         self.by_filter.remove(key, &member.bindings);
-        let Some(kin) = self.kin.get_mut(member.who) else { return };
+        let Some(kin) = self.kin.get_mut(member.who) else {
+            return;
+        };
         kin.members.remove(&key);
         if !kin.members.is_empty() {
             return;
         }
         let kin = self.kin.remove(member.who);
         for (slot, index) in &mut self.by_slot {
-            let value = kin.projections.first().and_then(|projection| projection.value(*slot));
+            let value = kin
+                .projections
+                .first()
+                .and_then(|projection| projection.value(*slot));
             if let Some(value) = value
                 && let Some(equal) = index.get_mut(value)
             {
@@ -175,14 +193,16 @@ impl Group {
                 }
             }
         }
-        self.by_key.remove(&self.access_key(&kin.principal, kin.projections));
+        self.by_key
+            .remove(&self.access_key(&kin.principal, kin.projections));
     }
 
     fn kin_of(&mut self, principal: &Arc<Principal>) -> usize {
         let projections: SmallVec<[Projection; 1]> = match &self.access.rules {
-            Rules::Judged { predicates, .. } => {
-                predicates.iter().map(|predicate| predicate.project(principal)).collect()
-            }
+            Rules::Judged { predicates, .. } => predicates
+                .iter()
+                .map(|predicate| predicate.project(principal))
+                .collect(),
             Rules::Nothing(_) | Rules::Everything => SmallVec::new(),
         };
         let key = self.access_key(principal, projections.clone());
@@ -205,11 +225,7 @@ impl Group {
         who
     }
 
-    fn access_key(
-        &self,
-        principal: &Principal,
-        projections: SmallVec<[Projection; 1]>,
-    ) -> KinKey {
+    fn access_key(&self, principal: &Principal, projections: SmallVec<[Projection; 1]>) -> KinKey {
         let asked = matches!(&self.access.rules, Rules::Judged { asked: Some(_), .. });
         (projections, asked.then(|| principal.claims.clone()))
     }
@@ -219,11 +235,13 @@ impl Group {
     pub(super) fn route(&mut self, subject: &Subject<'_>) -> Vec<Match> {
         self.bind(subject.relation);
         let candidates = self.candidates(subject);
-        let mut by_kin: HashMap<usize, Vec<(MemberKey, SmallVec<[u32; 4]>)>> = HashMap::new();
+        let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
         match candidates {
             Candidates::Kin(kin) => {
                 for who in kin {
-                    let Some(entry) = self.kin.get(who) else { continue };
+                    let Some(entry) = self.kin.get(who) else {
+                        continue;
+                    };
                     let matched: Vec<_> = entry
                         .members
                         .iter()
@@ -250,17 +268,29 @@ impl Group {
                 let kin = self.kin.get(who)?;
                 let sight = self.sight(kin, subject.row);
                 let sees_old = matches!(sight, Sight::Visible)
-                    && subject.old.is_some_and(|old| self.sight(kin, old) == Sight::Visible);
-                Some(Match { principal: Arc::clone(&kin.principal), sight, members, sees_old })
+                    && subject
+                        .old
+                        .is_some_and(|old| self.sight(kin, old) == Sight::Visible);
+                Some(Match {
+                    principal: Arc::clone(&kin.principal),
+                    sight,
+                    members,
+                    sees_old,
+                })
             })
             .collect()
     }
 
     /// Everybody who asked for this kind of change, whatever the row.
-    pub(super) fn watching(&self, kind: &Kind) -> Vec<(MemberKey, SmallVec<[u32; 4]>)> {
+    pub(super) fn watching(&self, kind: &Kind) -> Vec<(MemberKey, Matched)> {
         let asked = |member: &Member| -> SmallVec<[u32; 4]> {
             let includes = |binding: &&Binding| binding.events.includes(kind);
-            member.bindings.iter().filter(includes).map(|binding| binding.id).collect()
+            member
+                .bindings
+                .iter()
+                .filter(includes)
+                .map(|binding| binding.id)
+                .collect()
         };
         self.members
             .iter()
@@ -270,25 +300,36 @@ impl Group {
     }
 
     fn bind(&mut self, relation: &Relation) {
-        if self.bound.as_ref().is_some_and(|bound| bound.version == relation.version) {
+        if self
+            .bound
+            .as_ref()
+            .is_some_and(|bound| bound.version == relation.version)
+        {
             return;
         }
         let predicates = match &self.access.rules {
-            Rules::Judged { predicates, .. } => {
-                predicates.iter().map(|predicate| predicate.bind(relation)).collect()
-            }
+            Rules::Judged { predicates, .. } => predicates
+                .iter()
+                .map(|predicate| predicate.bind(relation))
+                .collect(),
             Rules::Nothing(_) | Rules::Everything => Some(SmallVec::new()),
         };
-        self.bound = Some(BoundRules { version: relation.version, predicates });
+        self.bound = Some(BoundRules {
+            version: relation.version,
+            predicates,
+        });
     }
 
     fn candidates(&self, subject: &Subject<'_>) -> Candidates {
-        let bound = self.bound.as_ref().and_then(|bound| bound.predicates.as_ref());
+        let bound = self
+            .bound
+            .as_ref()
+            .and_then(|bound| bound.predicates.as_ref());
         let audience = match (&self.access.rules, bound) {
             (Rules::Nothing(_), _) => Audience::Nobody,
-            (_, Some(predicates)) => predicates
-                .first()
-                .map_or(Audience::Everyone, |predicate| predicate.audience(subject.row)),
+            (_, Some(predicates)) => predicates.first().map_or(Audience::Everyone, |predicate| {
+                predicate.audience(subject.row)
+            }),
             (_, None) => Audience::Scan,
         };
         match audience {
@@ -312,14 +353,17 @@ impl Group {
         }
     }
 
-    fn asked_for(&self, key: MemberKey, subject: &Subject<'_>) -> Option<SmallVec<[u32; 4]>> {
+    fn asked_for(&self, key: MemberKey, subject: &Subject<'_>) -> Option<Matched> {
         let member = self.members.get(key.0)?;
         let bindings: SmallVec<[u32; 4]> = member
             .bindings
             .iter()
             .filter(|binding| {
                 binding.events.includes(&subject.change.kind)
-                    && binding.filter.iter().all(|test| test.matches(subject.relation, subject.row))
+                    && binding
+                        .filter
+                        .iter()
+                        .all(|test| test.matches(subject.relation, subject.row))
             })
             .map(|binding| binding.id)
             .collect();
@@ -332,7 +376,10 @@ impl Group {
             Rules::Everything => return Sight::Visible,
             Rules::Judged { asked, .. } => asked.is_some(),
         };
-        let Some(predicates) = self.bound.as_ref().and_then(|bound| bound.predicates.as_ref())
+        let Some(predicates) = self
+            .bound
+            .as_ref()
+            .and_then(|bound| bound.predicates.as_ref())
         else {
             return Sight::Undecided;
         };
@@ -374,10 +421,13 @@ impl FilterIndex {
                 self.anything.insert(key);
                 continue;
             };
-            let column = self.by_column.entry(test.column.clone()).or_insert_with(|| Column {
-                reader: test.clone(),
-                members: HashMap::new(),
-            });
+            let column = self
+                .by_column
+                .entry(test.column.clone())
+                .or_insert_with(|| Column {
+                    reader: test.clone(),
+                    members: HashMap::new(),
+                });
             for value in values {
                 column.members.entry(value.clone()).or_default().insert(key);
             }
@@ -387,7 +437,9 @@ impl FilterIndex {
     fn remove(&mut self, key: MemberKey, bindings: &[Binding]) {
         self.anything.remove(&key);
         for (test, values) in bindings.iter().filter_map(demand) {
-            let Some(column) = self.by_column.get_mut(&test.column) else { continue };
+            let Some(column) = self.by_column.get_mut(&test.column) else {
+                continue;
+            };
             for value in values {
                 if let Some(members) = column.members.get_mut(value) {
                     members.remove(&key);
@@ -423,5 +475,8 @@ impl FilterIndex {
 /// The equality that a binding's filter begins with, if there is one: a row that fails it cannot
 /// match.
 fn demand(binding: &Binding) -> Option<(&Test, Vec<&Datum>)> {
-    binding.filter.iter().find_map(|test| Some((test, test.equalities()?.collect())))
+    binding
+        .filter
+        .iter()
+        .find_map(|test| Some((test, test.equalities()?.collect())))
 }

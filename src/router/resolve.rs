@@ -94,10 +94,20 @@ pub(super) fn resolve(
         for (table, access) in tables {
             let filter = filter(catalog, literals, wish, &table, &access, &mut unread)?;
             if wish.events.deletes() && !rulebook.unjudged_deletes {
-                resolved.notices.extend(unjudged_delete(wish, &table, &access));
+                resolved
+                    .notices
+                    .extend(unjudged_delete(wish, &table, &access));
             }
-            let binding = Binding { id: wish.id, events: wish.events, filter };
-            match resolved.tables.iter_mut().find(|(oid, _)| *oid == table.oid) {
+            let binding = Binding {
+                id: wish.id,
+                events: wish.events,
+                filter,
+            };
+            match resolved
+                .tables
+                .iter_mut()
+                .find(|(oid, _)| *oid == table.oid)
+            {
                 Some((_, bindings)) => bindings.push(binding),
                 None => resolved.tables.push((table.oid, vec![binding])),
             }
@@ -105,7 +115,11 @@ pub(super) fn resolve(
     }
     resolved.notices.sort();
     resolved.notices.dedup();
-    if unread.is_empty() { Ok(resolved) } else { Err(Unresolved::Literals(unread)) }
+    if unread.is_empty() {
+        Ok(resolved)
+    } else {
+        Err(Unresolved::Literals(unread))
+    }
 }
 
 type Permitted = Vec<(Arc<Table>, Arc<Access>)>;
@@ -121,7 +135,10 @@ fn tables(
     let mut why_not = None;
     for table in catalog.tables.values().filter(|table| {
         table.published
-            && wish.schema.as_ref().is_none_or(|schema| *schema == table.schema)
+            && wish
+                .schema
+                .as_ref()
+                .is_none_or(|schema| *schema == table.schema)
             && wish.table.as_ref().is_none_or(|name| *name == table.name)
     }) {
         if rulebook.require_rls && !table.row_security {
@@ -142,7 +159,10 @@ fn tables(
         return Ok(tables);
     }
     Err(match why_not {
-        Some(reason) if named => refused(wish, &format!("ERROR 42501 (insufficient_privilege) {reason}")),
+        Some(reason) if named => refused(
+            wish,
+            &format!("ERROR 42501 (insufficient_privilege) {reason}"),
+        ),
         _ => Unresolved::Refused(Refusal {
             binding: wish.id,
             reason: format!(
@@ -167,7 +187,9 @@ fn filter(
         .iter()
         .filter_map(|condition| {
             // A column that the role may not read is as unknown to it as one that is not there.
-            let column = table.column(&condition.column).filter(|column| access.may_read(&column.name));
+            let column = table
+                .column(&condition.column)
+                .filter(|column| access.may_read(&column.name));
             let Some(column) = column else {
                 return Some(Err(exception(&format!(
                     "invalid column for filter {}",
@@ -189,7 +211,10 @@ fn test(
     column: &Column,
     unread: &mut Vec<Unread>,
 ) -> Result<Option<Test>, String> {
-    let type_name = catalog.types.get(&column.type_oid).map_or("unknown", |ty| ty.name.as_str());
+    let type_name = catalog
+        .types
+        .get(&column.type_oid)
+        .map_or("unknown", |ty| ty.name.as_str());
     let unsupported = || Unfit::Operator {
         operator: condition.operator.as_str(),
         column: condition.column.clone(),
@@ -197,7 +222,9 @@ fn test(
     };
     let of = Type::of(column.type_oid, column.collation, &catalog.native)
         .ok_or_else(|| unsupported().to_string())?;
-    let base = catalog.base_type(column.type_oid).ok_or_else(|| unsupported().to_string())?;
+    let base = catalog
+        .base_type(column.type_oid)
+        .ok_or_else(|| unsupported().to_string())?;
     let mut values = Vec::with_capacity(condition.values.len());
     let mut complete = true;
     for text in &condition.values {
@@ -228,20 +255,28 @@ fn test(
     }
     if !complete {
         // Whatever the value turns out to be, the operator must fit.
-        return Test::new(condition, of, type_name, &[]).map(|_| None).map_err(|e| e.to_string());
+        return Test::new(condition, of, type_name, &[])
+            .map(|_| None)
+            .map_err(|e| e.to_string());
     }
-    Test::new(condition, of, type_name, &values).map(Some).map_err(|unfit| unfit.to_string())
+    Test::new(condition, of, type_name, &values)
+        .map(Some)
+        .map_err(|unfit| unfit.to_string())
 }
 
 /// What to say where deletes will not come because old rows do not carry what decides.
 fn unjudged_delete(wish: &Wanted, table: &Table, access: &Access) -> Option<String> {
-    let needed = access
-        .reads
-        .iter()
-        .map(String::as_str)
-        .chain(wish.filter.iter().map(|condition| condition.column.as_str()));
+    let needed = access.reads.iter().map(String::as_str).chain(
+        wish.filter
+            .iter()
+            .map(|condition| condition.column.as_str()),
+    );
     let mut missing: Vec<&str> = needed
-        .filter(|name| table.column(name).is_none_or(|column| !table.identity_carries(column)))
+        .filter(|name| {
+            table
+                .column(name)
+                .is_none_or(|column| !table.identity_carries(column))
+        })
         .collect();
     missing.sort_unstable();
     missing.dedup();
@@ -284,16 +319,26 @@ impl fmt::Display for Parameters<'_> {
         };
         let schema = self.0.schema.as_deref().unwrap_or("*");
         let table = self.0.table.as_deref().unwrap_or("*");
-        write!(f, "[event: {event}, schema: {schema}, table: {table}, filters: [")?;
+        write!(
+            f,
+            "[event: {event}, schema: {schema}, table: {table}, filters: ["
+        )?;
         for (place, condition) in self.0.filter.iter().enumerate() {
             let separator = if place > 0 { ", " } else { "" };
-            let texts = condition.values.iter().map(|value| value.as_deref().unwrap_or("NULL"));
+            let texts = condition
+                .values
+                .iter()
+                .map(|value| value.as_deref().unwrap_or("NULL"));
             let mut value = texts.collect::<Vec<_>>().join(",");
             if condition.operator == Operator::In {
                 value = format!("{{{value}}}");
             }
             let operator = condition.operator.as_str();
-            write!(f, "{separator}{{{:?}, {operator:?}, {value:?}, false}}", condition.column)?;
+            write!(
+                f,
+                "{separator}{{{:?}, {operator:?}, {value:?}, false}}",
+                condition.column
+            )?;
         }
         f.write_str("], select: nil]")
     }

@@ -455,11 +455,8 @@ impl Session {
     /// Takes leave of the client because the server stops.
     pub fn shut_down(&mut self, actions: &mut Vec<Action>) {
         for channel in self.channels.drain(..) {
-            let mut system = channel.system(
-                SYSTEM,
-                Status::Ok,
-                "Server requested disconnect".to_owned(),
-            );
+            let mut system =
+                channel.system(SYSTEM, Status::Ok, "Server requested disconnect".to_owned());
             system.names_channel = false;
             actions.push(Action::Reply(Reply::System(Box::new(system))));
         }

@@ -65,9 +65,16 @@ impl Test {
         }
         let typed = values
             .iter()
-            .map(|value| value.as_deref().map(|text| Datum::from_output(&of, text)).transpose())
+            .map(|value| {
+                value
+                    .as_deref()
+                    .map(|text| Datum::from_output(&of, text))
+                    .transpose()
+            })
             .collect::<Result<_, _>>()
-            .map_err(|_| Unfit::Value { column: condition.column.clone() })?;
+            .map_err(|_| Unfit::Value {
+                column: condition.column.clone(),
+            })?;
         Ok(Self {
             column: condition.column.clone(),
             of,
@@ -88,8 +95,7 @@ impl Test {
     /// The values that a row must have one of, where the condition is an equality.
     #[must_use]
     pub fn equalities(&self) -> Option<impl Iterator<Item = &Datum>> {
-        matches!(self.operator, Operator::Eq | Operator::In)
-            .then(|| self.values.iter().flatten())
+        matches!(self.operator, Operator::Eq | Operator::In).then(|| self.values.iter().flatten())
     }
 
     /// The row's value of the tested column; `None` where the row does not carry it or it is NULL.
@@ -107,7 +113,9 @@ impl Test {
     pub fn holds(&self, value: &Datum) -> bool {
         let first = || self.values.first().and_then(Option::as_ref);
         let ordered = |wanted: fn(Ordering) -> bool| {
-            first().and_then(|bound| self.of.compare(value, bound)).is_some_and(wanted)
+            first()
+                .and_then(|bound| self.of.compare(value, bound))
+                .is_some_and(wanted)
         };
         match self.operator {
             Operator::Eq => first() == Some(value),
@@ -123,6 +131,7 @@ impl Test {
     /// Whether the condition is true of a row.
     #[must_use]
     pub fn matches(&self, relation: &Relation, row: &Row) -> bool {
-        self.value(relation, row).is_some_and(|value| self.holds(&value))
+        self.value(relation, row)
+            .is_some_and(|value| self.holds(&value))
     }
 }
