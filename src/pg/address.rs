@@ -78,12 +78,12 @@ pub enum InvalidDatabaseUrl {
 
 impl Address {
     pub(super) fn parse(text: &str) -> Result<Self, InvalidDatabaseUrl> {
-        let (rest, taken) =
-            if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-                take_from_url(text)?
-            } else {
-                take_from_pairs(text)?
-            };
+        let (rest, taken) = if text.starts_with("postgres://") || text.starts_with("postgresql://")
+        {
+            take_from_url(text)?
+        } else {
+            take_from_pairs(text)?
+        };
         let config: Config = rest.parse().map_err(|_| InvalidDatabaseUrl::Malformed)?;
         let (encryption, check, roots) = taken.meaning()?;
         let endpoints = endpoints(&config)?;
@@ -291,7 +291,9 @@ mod tests {
     use super::*;
 
     fn parsed(text: &str) -> Address {
-        Address::parse(text).map_err(|error| error.to_string()).unwrap()
+        Address::parse(text)
+            .map_err(|error| error.to_string())
+            .unwrap()
     }
 
     #[test]
@@ -338,9 +340,8 @@ mod tests {
             (E::Always, C::ChainAndName),
             "a public authority vouches for a name or for nothing"
         );
-        let refused = |parameters: &str| {
-            Address::parse(&format!("postgres://me@db/app?{parameters}")).err()
-        };
+        let refused =
+            |parameters: &str| Address::parse(&format!("postgres://me@db/app?{parameters}")).err();
         assert_eq!(refused("sslmode=on"), Some(InvalidDatabaseUrl::SslMode));
         assert_eq!(
             refused("sslmode=require&sslrootcert=system"),
