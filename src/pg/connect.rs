@@ -17,17 +17,24 @@ use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation, Ta
 use tokio_postgres::{Client, Config};
 use tokio_rustls::TlsConnector;
 
+pub(crate) use super::address::Endpoint;
 pub use super::address::InvalidDatabaseUrl;
-use super::address::{Address, Encryption, Endpoint};
+use super::address::{Address, Encryption};
 use super::refusal::{Refusal, Retry};
-use super::stream::{Settled, Stream};
+use super::stream::Settled;
+pub(crate) use super::stream::Stream;
 use super::tls::{certificate_problem, client_config};
 
 /// How long reaching one host may take where the address does not say (`connect_timeout`).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After how much silence TCP asks whether the other side is still there.
+/// After how much silence TCP asks whether the other side is still there; it does so three times.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long what was sent may go unconfirmed by the other side's kernel; TCP's own answer is a
+/// quarter of an hour, and keepalives do not run meanwhile.
+const UNCONFIRMED: Duration = Duration::from_secs(60);
 
 /// libpq's default, which the address cannot be told apart from; two hours notice nothing.
 const KEEPALIVE_UNSET: Duration = Duration::from_secs(2 * 60 * 60);
@@ -291,12 +298,19 @@ impl Database {
                 KEEPALIVE_UNSET => KEEPALIVE_IDLE,
                 asked => asked,
             };
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle)
+                .with_interval(KEEPALIVE_INTERVAL)
+                .with_retries(3);
+            socket.set_tcp_keepalive(&keepalive)?;
         }
         #[cfg(target_os = "linux")]
-        if let Some(patience) = config.get_tcp_user_timeout() {
-            socket.set_tcp_user_timeout(Some(*patience))?;
-        }
+        socket.set_tcp_user_timeout(Some(
+            config
+                .get_tcp_user_timeout()
+                .copied()
+                .unwrap_or(UNCONFIRMED),
+        ))?;
         Ok(stream)
     }
 

@@ -28,8 +28,8 @@ impl Refusal {
     pub fn retry(&self) -> Retry {
         match self.sqlstate.as_str() {
             // Authorization (class 28), a database that is not there, a privilege that is
-            // missing, a setting that is not known.
-            "28000" | "28P01" | "3D000" | "42501" | "42704" | "22023" => Retry::Never,
+            // missing, a name that cannot be one or is not known, a value that is not allowed.
+            "28000" | "28P01" | "3D000" | "42501" | "42602" | "42704" | "22023" => Retry::Never,
             _ => Retry::Soon,
         }
     }
