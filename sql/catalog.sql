@@ -51,6 +51,7 @@ functions(oid) as (
 )
 select jsonb_build_object(
   'database', (select jsonb_build_object(
+    'version', current_setting('server_version_num')::int,
     'collate', (select d.datcollate from pg_database d where d.datname = current_database()),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)

@@ -1,7 +1,7 @@
 //! What one role may see of one table: its rights, and the policies that apply to it, compiled
 //! where that is exact and put as a question where it is not.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::ask::image_query;
 use super::catalog::{Catalog, Policy, Rights, Table};
+use super::compile::{Function, Reference, Scope, compile};
 use super::predicate::Predicate;
 use crate::change::{ColumnSet, Relation};
 
@@ -33,12 +34,15 @@ pub enum Rules {
     Nothing(String),
     /// All: no row-level security applies.
     Everything,
-    /// Those that pass all of `predicates` and, where there is a question, get a yes.
+    /// Those that pass the policies.
     Judged {
-        /// The compiled policies.
-        predicates: SmallVec<[Predicate; 1]>,
-        /// The query of what is not compiled.
-        asked: Option<Arc<str>>,
+        /// The compiled policies; all must say yes.
+        predicates: SmallVec<[Arc<Predicate>; 1]>,
+        /// Whether there are others, so that PostgreSQL has to say yes as well.
+        asked: bool,
+        /// The query that asks all policies, compiled or not: also for the rows that a compiled
+        /// one cannot decide. `None` where they cannot be asked.
+        query: Option<Arc<str>>,
     },
 }
 
@@ -91,11 +95,19 @@ impl Access {
     fn judge(&mut self, catalog: &Catalog, table: &Table, role: &str) {
         let mut predicates = SmallVec::new();
         let mut questions: Vec<(&Table, String)> = Vec::new();
+        let mut asked = false;
+        let mut unaskable = None;
+        if !catalog.roles.get(role).is_some_and(|role| role.settable) {
+            unaskable = Some(format!(
+                "policies of {} have to be asked of PostgreSQL, and the relay's login may not \
+                 become {role}: grant {role} to it",
+                table.name
+            ));
+        }
         let ancestors = table
             .ancestors
             .iter()
             .filter_map(|oid| catalog.tables.get(oid));
-        let mut ruled = false;
         for judged in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
             let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
                 self.rules = Rules::Nothing(format!("role {role:?} does not exist"));
@@ -104,7 +116,6 @@ impl Access {
             if !security_applies(catalog, judged, rights) {
                 continue;
             }
-            ruled = true;
             let applicable: Vec<&Policy> = judged
                 .policies
                 .iter()
@@ -115,34 +126,32 @@ impl Access {
                 return;
             }
             self.note_reads(judged, &applicable);
-            match super::compile_policies(catalog, judged, role, &applicable) {
-                Ok(predicate) => predicates.push(predicate),
+            unaskable = unaskable.or_else(|| unstored(judged, &applicable));
+            questions.push((judged, condition(&applicable)));
+            match compiled(catalog, judged, &applicable) {
+                Ok(predicate) => predicates.push(Arc::new(predicate)),
                 Err(refusals) => {
-                    if !catalog.roles.get(role).is_some_and(|role| role.settable) {
-                        self.rules = Rules::Nothing(format!(
-                            "policies of {} have to be asked of PostgreSQL, and the relay's login \
-                             may not become {role}: grant {role} to it",
-                            judged.name
-                        ));
-                        return;
-                    }
+                    asked = true;
                     self.asked_because.extend(refusals);
-                    if let Some(refused) = unaskable(judged, &applicable) {
-                        self.rules = Rules::Nothing(refused);
-                        return;
-                    }
-                    questions.push((judged, condition(&applicable)));
                 }
             }
         }
         self.reads.sort();
         self.reads.dedup();
-        if ruled {
-            self.rules = Rules::Judged {
+        self.rules = match unaskable {
+            _ if questions.is_empty() => return,
+            Some(reason) if asked => Rules::Nothing(reason),
+            Some(_) => Rules::Judged {
                 predicates,
-                asked: question(table, &questions),
-            };
-        }
+                asked,
+                query: None,
+            },
+            None => Rules::Judged {
+                predicates,
+                asked,
+                query: Some(question(table, &questions)),
+            },
+        };
     }
 
     /// Adds the columns that the policies read, from what PostgreSQL noted as their dependencies.
@@ -175,7 +184,7 @@ fn reads_whole_row(policy: &Policy) -> bool {
 
 /// Why the policies cannot be asked about a row of the stream: they read what only a stored row
 /// has.
-fn unaskable(table: &Table, policies: &[&Policy]) -> Option<String> {
+fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
     let generated = table
         .columns
         .iter()
@@ -198,11 +207,8 @@ fn unaskable(table: &Table, policies: &[&Policy]) -> Option<String> {
     })
 }
 
-/// The query that asks all `questions` about a row of `table`; `None` where there are none.
-fn question(table: &Table, questions: &[(&Table, String)]) -> Option<Arc<str>> {
-    if questions.is_empty() {
-        return None;
-    }
+/// The query that asks all `questions` about a row of `table`.
+fn question(table: &Table, questions: &[(&Table, String)]) -> Arc<str> {
     let own = questions.iter().find(|(judged, _)| judged.oid == table.oid);
     let mut query = query_of(table, own.map_or("true", |(_, condition)| condition));
     for (ancestor, condition) in questions
@@ -212,7 +218,105 @@ fn question(table: &Table, questions: &[(&Table, String)]) -> Option<Arc<str>> {
         query.push_str(" and ");
         query.push_str(&exists(ancestor, condition));
     }
-    Some(query.into())
+    query.into()
+}
+
+/// The policies as one predicate, or the names of those that are not compiled and why.
+fn compiled(
+    catalog: &Catalog,
+    table: &Table,
+    policies: &[&Policy],
+) -> Result<Predicate, Vec<(String, String)>> {
+    let scope = scope(catalog, table);
+    let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    for policy in policies {
+        // With only a WITH CHECK it says nothing about what may be read.
+        let Some(tree) = &policy.tree else { continue };
+        let expr = compile(tree, &scope)
+            .map_err(|refusal| refusal.reason)
+            .and_then(|compiled| {
+                if compiled.references == dependencies(table, policy) {
+                    Ok(compiled.expr)
+                } else {
+                    Err(
+                        "what its tree names is not what PostgreSQL noted that it depends on"
+                            .to_owned(),
+                    )
+                }
+            });
+        match expr {
+            Ok(expr) if policy.permissive => permissive.push(expr),
+            Ok(expr) => restrictive.push(expr),
+            Err(reason) => refused.push((policy.name.clone(), reason)),
+        }
+    }
+    if refused.is_empty() {
+        Ok(Predicate::new(permissive, restrictive))
+    } else {
+        Err(refused)
+    }
+}
+
+fn scope(catalog: &Catalog, table: &Table) -> Scope {
+    let columns = table
+        .columns
+        .iter()
+        .map(|column| {
+            let known = super::compile::Column {
+                name: column.name.as_str().into(),
+                type_oid: column.type_oid,
+                type_modifier: column.modifier,
+                collation: column.collation,
+            };
+            (column.number, known)
+        })
+        .collect();
+    let functions = catalog
+        .functions
+        .values()
+        .filter(|function| function.language == "sql" && function.kind == 'f' && !function.set)
+        .filter_map(|function| {
+            let inlined = Function {
+                arguments: function.arguments.clone(),
+                result: function.returns,
+                strict: function.strict,
+                security_definer: function.definer,
+                configured: function.config.is_some(),
+                body: function.body.clone()?,
+            };
+            Some((function.oid, inlined))
+        })
+        .collect();
+    Scope {
+        major: catalog.major,
+        columns,
+        types: catalog.native.clone(),
+        functions,
+        settings: catalog.settings.clone(),
+    }
+}
+
+/// What PostgreSQL noted that a policy depends on, in the compiler's words. What it was made with
+/// (below 16384) is not always noted, and not compared.
+fn dependencies(table: &Table, policy: &Policy) -> BTreeSet<Reference> {
+    policy
+        .depends
+        .iter()
+        .filter_map(|(class, object, column)| {
+            let user_made = object.0 >= 16384;
+            match class.0 {
+                1259 if *object == table.oid && *column == 0 => None,
+                1259 if *object == table.oid => i16::try_from(*column).ok().map(Reference::Column),
+                // Another table: the compiler has refused it, and an unequal set refuses it again.
+                1259 => Some(Reference::Column(i16::MIN)),
+                1255 if user_made => Some(Reference::Function(*object)),
+                2617 if user_made => Some(Reference::Operator(*object)),
+                1247 if user_made => Some(Reference::Type(*object)),
+                3456 if user_made => Some(Reference::Collation(*object)),
+                _ => None,
+            }
+        })
+        .collect()
 }
 
 /// Whether row-level security decides for this role.

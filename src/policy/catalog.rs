@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::compile::Setting;
 use crate::datum::{Collation, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid};
 
@@ -17,6 +18,8 @@ pub struct Catalog {
     /// Where the write-ahead log ended after this was read: whatever commits behind it finds this
     /// catalog or a newer one.
     pub read_at: Lsn,
+    /// The server's major version.
+    pub major: u16,
     /// The published tables and the ancestors of published partitions.
     pub tables: HashMap<Oid, Arc<Table>>,
     /// The roles that were asked for and exist.
@@ -29,6 +32,8 @@ pub struct Catalog {
     pub nondeterministic_collations: Vec<Oid>,
     /// What is known of types and collations natively.
     pub native: Types,
+    /// Settings that policies may read and that are not what they are everywhere.
+    pub settings: HashMap<String, Setting>,
     /// Whether some setting of the database or a role moves `pg_catalog` back in the search path,
     /// so that names in unpinned function bodies could mean something else than they seem to.
     pub unusual_search_path: bool,
@@ -234,6 +239,7 @@ struct Document {
 
 #[derive(Deserialize)]
 struct Database {
+    version: u32,
     collate: String,
     settings: Vec<(Oid, Oid, Option<Vec<String>>)>,
 }
@@ -255,6 +261,7 @@ impl Catalog {
         Ok(Self {
             hash,
             native,
+            major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
             tables: document
                 .tables
@@ -278,6 +285,7 @@ impl Catalog {
                 .collect(),
             nondeterministic_collations: document.collations,
             unusual_search_path,
+            settings: HashMap::new(),
         })
     }
 

@@ -12,7 +12,7 @@ use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
 use crate::policy::access::{Access, Rules};
-use crate::policy::predicate::{Audience, Bound, Projection, Verdict as Judgement};
+use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
 use crate::subscription::Events;
 use crate::subscription::matcher::Test;
 
@@ -59,6 +59,8 @@ pub(super) struct Group {
     by_key: HashMap<KinKey, usize>,
     /// For every slot of the first predicate that rows are looked up by.
     by_slot: HashMap<usize, HashMap<Datum, HashSet<usize>>>,
+    /// Those whom no slot finds, because it could not be decided what they are.
+    unindexed: HashSet<usize>,
     members: Slab<Member>,
     by_filter: FilterIndex,
     bound: Option<BoundRules>,
@@ -114,7 +116,8 @@ impl Group {
                 .first()
                 .map(|predicate| {
                     predicate
-                        .probe_slots()
+                        .probed_slots()
+                        .into_iter()
                         .map(|slot| (slot, HashMap::new()))
                         .collect()
                 })
@@ -126,6 +129,7 @@ impl Group {
             kin: Slab::new(),
             by_key: HashMap::new(),
             by_slot,
+            unindexed: HashSet::new(),
             members: Slab::new(),
             by_filter: FilterIndex::default(),
             bound: None,
@@ -183,7 +187,7 @@ impl Group {
             let value = kin
                 .projections
                 .first()
-                .and_then(|projection| projection.value(*slot));
+                .and_then(|projection| projection.slot(*slot));
             if let Some(value) = value
                 && let Some(equal) = index.get_mut(value)
             {
@@ -215,8 +219,11 @@ impl Group {
             members: HashSet::new(),
         });
         if let Some(projection) = self.kin.get(who).and_then(|kin| kin.projections.first()) {
+            if projection.is_undecided() {
+                self.unindexed.insert(who);
+            }
             for (slot, index) in &mut self.by_slot {
-                if let Some(value) = projection.value(*slot) {
+                if let Some(value) = projection.slot(*slot) {
                     index.entry(value.clone()).or_default().insert(who);
                 }
             }
@@ -226,7 +233,7 @@ impl Group {
     }
 
     fn access_key(&self, principal: &Principal, projections: SmallVec<[Projection; 1]>) -> KinKey {
-        let asked = matches!(&self.access.rules, Rules::Judged { asked: Some(_), .. });
+        let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. });
         (projections, asked.then(|| principal.claims.clone()))
     }
 
@@ -234,17 +241,17 @@ impl Group {
     /// answer only where that has to be counted or said.
     pub(super) fn route(&mut self, subject: &Subject<'_>) -> Vec<Match> {
         self.bind(subject.relation);
-        let candidates = self.candidates(subject);
+        let facts = self.facts(subject.row);
+        let old = subject.old.map(|old| self.facts(old));
         let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
-        match candidates {
+        match self.candidates(subject, facts.as_deref()) {
             Candidates::Kin(kin) => {
                 for who in kin {
                     let Some(entry) = self.kin.get(who) else {
                         continue;
                     };
-                    let matched: Vec<_> = entry
-                        .members
-                        .iter()
+                    let members = entry.members.iter();
+                    let matched: Vec<_> = members
                         .filter_map(|key| Some((*key, self.asked_for(*key, subject)?)))
                         .collect();
                     if !matched.is_empty() {
@@ -266,11 +273,11 @@ impl Group {
             .into_iter()
             .filter_map(|(who, members)| {
                 let kin = self.kin.get(who)?;
-                let sight = self.sight(kin, subject.row);
-                let sees_old = matches!(sight, Sight::Visible)
-                    && subject
-                        .old
-                        .is_some_and(|old| self.sight(kin, old) == Sight::Visible);
+                let sight = self.sight(kin, facts.as_deref());
+                let sees_old = sight == Sight::Visible
+                    && old
+                        .as_ref()
+                        .is_some_and(|old| self.sight(kin, old.as_deref()) == Sight::Visible);
                 Some(Match {
                     principal: Arc::clone(&kin.principal),
                     sight,
@@ -320,16 +327,16 @@ impl Group {
         });
     }
 
-    fn candidates(&self, subject: &Subject<'_>) -> Candidates {
-        let bound = self
-            .bound
-            .as_ref()
-            .and_then(|bound| bound.predicates.as_ref());
-        let audience = match (&self.access.rules, bound) {
+    /// What each compiled policy reads of a row; `None` where the stream does not carry it.
+    fn facts(&self, row: &Row) -> Option<SmallVec<[Facts<'_>; 1]>> {
+        let bound = self.bound.as_ref()?.predicates.as_ref()?;
+        Some(bound.iter().map(|predicate| predicate.read(row)).collect())
+    }
+
+    fn candidates(&self, subject: &Subject<'_>, facts: Option<&[Facts<'_>]>) -> Candidates {
+        let audience = match (&self.access.rules, facts) {
             (Rules::Nothing(_), _) => Audience::Nobody,
-            (_, Some(predicates)) => predicates.first().map_or(Audience::Everyone, |predicate| {
-                predicate.audience(subject.row)
-            }),
+            (_, Some(facts)) => facts.first().map_or(Audience::Everyone, Facts::audience),
             (_, None) => Audience::Scan,
         };
         match audience {
@@ -339,9 +346,10 @@ impl Group {
                     .iter()
                     .filter_map(|probe| self.by_slot.get(&probe.slot)?.get(&probe.datum))
                     .flatten()
+                    .chain(&self.unindexed)
                     .copied()
                     .collect();
-                if probes.len() > 1 {
+                if probes.len() > 1 || !self.unindexed.is_empty() {
                     kin.sort_unstable();
                     kin.dedup();
                 }
@@ -370,21 +378,17 @@ impl Group {
         (!bindings.is_empty()).then_some(bindings)
     }
 
-    fn sight(&self, kin: &Kin, row: &Row) -> Sight {
+    fn sight(&self, kin: &Kin, facts: Option<&[Facts<'_>]>) -> Sight {
         let asked = match &self.access.rules {
             Rules::Nothing(_) => return Sight::Hidden,
             Rules::Everything => return Sight::Visible,
-            Rules::Judged { asked, .. } => asked.is_some(),
+            Rules::Judged { asked, .. } => *asked,
         };
-        let Some(predicates) = self
-            .bound
-            .as_ref()
-            .and_then(|bound| bound.predicates.as_ref())
-        else {
+        let Some(facts) = facts else {
             return Sight::Undecided;
         };
-        for (predicate, projection) in predicates.iter().zip(&kin.projections) {
-            match predicate.judge(row, projection) {
+        for (facts, projection) in facts.iter().zip(&kin.projections) {
+            match facts.judge(projection) {
                 Judgement::True => {}
                 Judgement::False | Judgement::Null => return Sight::Hidden,
                 Judgement::Error => return Sight::Raised,

@@ -87,11 +87,10 @@ impl Fanout {
             Sight::Hidden => self.metrics.hidden(HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
             Sight::Raised => self.metrics.hidden(HiddenReason::PolicyError, clients),
-            Sight::Asked => match self.question(place, role, &found) {
+            Sight::Asked | Sight::Undecided => match self.question(place, role, &found) {
                 Some(question) => self.ask(place, role, found, question).await,
                 None => self.unjudged(place, role, &found, delete, undecided),
             },
-            Sight::Undecided => self.unjudged(place, role, &found, delete, undecided),
         }
     }
 
@@ -143,7 +142,7 @@ impl Fanout {
         let watched = self.tables.get(&relation.oid)?;
         let group = watched.groups.get(role)?;
         let Rules::Judged {
-            asked: Some(query), ..
+            query: Some(query), ..
         } = &group.access.rules
         else {
             return None;
