@@ -80,7 +80,7 @@ returning id::text, status";
 pub(super) const DELETE_OLD_TASKS: &str = "delete from public.agent_tasks
 where id in (select id from public.agent_tasks
              where organization_id = $1::uuid and status in ('completed', 'failed')
-             order by updated_at desc offset 5 limit 1)
+             order by updated_at desc offset 4 limit 1)
 returning id::text, status";
 
 /// user, contact, agent, text
