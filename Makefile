@@ -1,0 +1,42 @@
+# What a machine with Rust, git and make needs for everything here. What is missing beyond these,
+# scripts/prepare.sh installs or names.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit test-clients test-mutants bench check
+
+# More arguments for the demo: make demo ARGS='--listen 127.0.0.1:4001'
+ARGS ?=
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Run the demo: a private PostgreSQL, a worker, the relay and a page
+	@scripts/prepare.sh rust postgres
+	@test -x target/release/rowcast || echo 'Compiling; the first time takes some minutes.'
+	@cargo build --release --quiet
+# exec: Ctrl-C then reaches the demo alone, which ends everything it has started.
+	@exec target/release/rowcast demo $(ARGS)
+
+test: test-unit test-clients ## Run all tests; nothing is left running
+
+test-unit: ## Unit and integration tests, on a private PostgreSQL
+	@scripts/prepare.sh rust postgres
+	cargo test
+
+test-clients: ## The real supabase-js, and the demo's page in Chromium
+	@scripts/prepare.sh rust postgres node chromium
+	cargo build
+	cd tests/clients && npm test --silent
+
+test-mutants: ## Break the relay on purpose and see that a test notices each time
+	@scripts/prepare.sh rust postgres
+	cargo test --features mutants --test mutants -- --test-threads=1
+
+bench: ## Measure latency, throughput and memory
+	@scripts/prepare.sh rust postgres
+	cargo run --release --quiet -- bench $(ARGS)
+
+check: ## Formatting and lints
+	@scripts/prepare.sh rust
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings

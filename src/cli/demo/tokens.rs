@@ -1,0 +1,107 @@
+//! The demo's secret, drawn at each start, and the tokens signed with it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use rand::RngCore;
+use serde::Serialize;
+
+use super::{PEOPLE, Person};
+
+/// Long enough for a demo that is left running over a weekend. The secret dies with the process,
+/// and with it every token.
+const LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'static str,
+    role: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<String>,
+    iat: u64,
+    exp: u64,
+}
+
+/// A key for HS256: 256 random bits, in hexadecimal.
+pub(super) fn random_secret() -> String {
+    let mut bytes = [0_u8; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What clients authenticate with. No `Debug`: nothing here belongs in a log.
+#[derive(Clone)]
+pub(super) struct Tokens {
+    anon: String,
+    people: [String; 2],
+}
+
+impl Tokens {
+    /// Signs all of them.
+    pub(super) fn mint(secret: &str) -> anyhow::Result<Self> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("the clock stands before 1970")?;
+        let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+        let sign = |role, person: Option<&Person>| {
+            let claims = Claims {
+                iss: "rowcast-demo",
+                role,
+                sub: person.map(|person| person.user_id),
+                email: person.map(|person| format!("{}@example.com", person.key)),
+                iat: now.as_secs(),
+                exp: now.saturating_add(LIFETIME).as_secs(),
+            };
+            jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)
+                .context("cannot sign a token")
+        };
+        let [ann, ben] = &PEOPLE;
+        Ok(Self {
+            anon: sign("anon", None)?,
+            people: [
+                sign("authenticated", Some(ann))?,
+                sign("authenticated", Some(ben))?,
+            ],
+        })
+    }
+
+    /// The public key that an application ships with.
+    pub(super) fn anon(&self) -> &str {
+        &self.anon
+    }
+
+    /// Each person with their token.
+    pub(super) fn people(&self) -> impl Iterator<Item = (&'static Person, &str)> {
+        PEOPLE.iter().zip(self.people.iter().map(String::as_str))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_signed_with_the_secret_and_name_their_user() {
+        let secret = random_secret();
+        assert_eq!(secret.len(), 64);
+        assert_ne!(secret, random_secret());
+
+        let tokens = Tokens::mint(&secret).unwrap();
+        let key = jsonwebtoken::DecodingKey::from_secret(secret.as_bytes());
+        let checks = jsonwebtoken::Validation::default();
+        for (person, token) in tokens.people() {
+            let claims = jsonwebtoken::decode::<serde_json::Value>(token, &key, &checks)
+                .unwrap()
+                .claims;
+            assert_eq!(claims["sub"], person.user_id);
+            assert_eq!(claims["role"], "authenticated");
+        }
+        let anon = jsonwebtoken::decode::<serde_json::Value>(tokens.anon(), &key, &checks)
+            .unwrap()
+            .claims;
+        assert_eq!(anon["role"], "anon");
+        assert!(anon.get("sub").is_none());
+    }
+}
