@@ -169,7 +169,10 @@ impl Session {
             if let Some(unanswered) = old.joining {
                 joining.superseded = unanswered.superseded;
             }
-            joining.supersede(old.join_ref);
+            // With the same reference the client would take the old one's end for the new one's.
+            if old.join_ref != join_ref {
+                joining.supersede(old.join_ref);
+            }
         }
         let bytes = join.bindings.iter().map(|b| b.echo.0.len()).sum();
         if let Some(reason) = self.objection(&topic, &join, bytes, now) {
@@ -455,11 +458,8 @@ impl Session {
     /// Takes leave of the client because the server stops.
     pub fn shut_down(&mut self, actions: &mut Vec<Action>) {
         for channel in self.channels.drain(..) {
-            let mut system = channel.system(
-                SYSTEM,
-                Status::Ok,
-                "Server requested disconnect".to_owned(),
-            );
+            let mut system =
+                channel.system(SYSTEM, Status::Ok, "Server requested disconnect".to_owned());
             system.names_channel = false;
             actions.push(Action::Reply(Reply::System(Box::new(system))));
         }

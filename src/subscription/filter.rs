@@ -88,7 +88,9 @@ pub enum FilterError {
     #[error("Error parsing `filter` params: malformed list of values for `in` filter")]
     MalformedList,
     /// The list of `in` has more than [`MAX_IN_ITEMS`] items.
-    #[error("Error parsing `filter` params: too many values for `in` filter. Maximum {MAX_IN_ITEMS}")]
+    #[error(
+        "Error parsing `filter` params: too many values for `in` filter. Maximum {MAX_IN_ITEMS}"
+    )]
     TooManyValues,
     /// An operator of the protocol that this server cannot decide yet.
     #[error("Error parsing `filter` params: the operator `{0}` is not supported yet")]

@@ -1,7 +1,7 @@
 //! Binary frames of clients (version 2): a kind, the lengths of the names, the names, the payload.
 
-use super::text::{body, request};
 use super::Malformed;
+use super::text::{body, request};
 use crate::session::{Body, Request, Wire};
 
 /// Reads a push (kind 0) or a broadcast (kind 3). The payload is not looked at: nothing that

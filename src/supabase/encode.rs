@@ -104,7 +104,13 @@ impl Frame {
     }
 
     /// Everything before the payload.
-    fn open(&mut self, join_ref: Option<&Wire>, reference: Option<&Wire>, topic: &str, event: &str) {
+    fn open(
+        &mut self,
+        join_ref: Option<&Wire>,
+        reference: Option<&Wire>,
+        topic: &str,
+        event: &str,
+    ) {
         match self.serializer {
             Serializer::V1 => {
                 self.raw(b"{\"topic\":");

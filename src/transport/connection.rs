@@ -230,7 +230,10 @@ impl Connection {
     /// Writes what waits in the outbox, up to a run; returns whether there may be more.
     async fn deliver(&mut self) -> Result<bool, Close> {
         let mut events = Vec::new();
-        let taken = self.outbox.take(&mut events, RUN).map_err(|_| Close::Slow)?;
+        let taken = self
+            .outbox
+            .take(&mut events, RUN)
+            .map_err(|_| Close::Slow)?;
         if taken > 0 {
             let mut actions = Vec::with_capacity(taken);
             for event in events {
@@ -398,7 +401,10 @@ async fn next(
     unverified: &mut Option<Box<FuturesUnordered<BoxFuture<'static, Verified>>>>,
 ) -> Option<Verified> {
     let verified = unverified.as_mut()?.next().await;
-    if unverified.as_ref().is_some_and(|waiting| waiting.is_empty()) {
+    if unverified
+        .as_ref()
+        .is_some_and(|waiting| waiting.is_empty())
+    {
         *unverified = None;
     }
     verified

@@ -43,7 +43,12 @@ pub(super) async fn websocket(
     let Some(token) = header.or_else(|| parameter("apikey")) else {
         return refused(StatusCode::UNAUTHORIZED, "API key is missing");
     };
-    let principal = match front.0.auth.verify(token, super::connection::unix_now()).await {
+    let principal = match front
+        .0
+        .auth
+        .verify(token, super::connection::unix_now())
+        .await
+    {
         Ok(principal) => Arc::new(principal),
         Err(error) => return refused(StatusCode::UNAUTHORIZED, &error.upgrade_text()),
     };
