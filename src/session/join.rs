@@ -216,7 +216,11 @@ pub(super) fn answer_refused_join(
 }
 
 /// The end of older joins is said after the new one was answered.
-fn say_farewells(superseded: Vec<Option<Wire>>, topic: &Arc<str>, actions: &mut Vec<Action>) {
+pub(super) fn say_farewells(
+    superseded: Vec<Option<Wire>>,
+    topic: &Arc<str>,
+    actions: &mut Vec<Action>,
+) {
     for join_ref in superseded {
         actions.push(Action::Reply(Reply::Closed {
             join_ref,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::channel::{Channel, ROWCAST, SYSTEM};
-use super::join::{answer_refused_join, error};
+use super::join::{answer_refused_join, error, say_farewells};
 use super::reply::{Reply, Status};
 use super::request::{Body, Request, Wire};
 use super::{Action, Close, Limits, Now, Verify};
@@ -145,6 +145,9 @@ impl Session {
             let channel = self.channels.remove(at);
             actions.push(Action::Leave(channel.id));
             actions.push(Action::Reply(channel.closed()));
+            if let Some(joining) = channel.joining {
+                say_farewells(joining.superseded, &channel.topic, actions);
+            }
         }
     }
 

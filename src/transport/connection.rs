@@ -421,3 +421,21 @@ fn reason_of(error: axum::Error) -> Close {
         _ => Close::Lost,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_socket_costs_little_memory() {
+        let (run, served) = (
+            size(Connection::run),
+            size(|connection: &'static mut Connection| connection.served()),
+        );
+        assert!(run + served <= 4096, "{run} + {served} bytes");
+    }
+}

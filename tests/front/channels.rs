@@ -5,7 +5,7 @@ use rowcast::subscription::Events;
 use rowcast::transport::Settings;
 use serde_json::json;
 
-use crate::support::{Server, change, grant, join_frame, next_join, soon};
+use crate::support::{Client, Server, change, grant, join_frame, next_join, soon, token};
 
 #[tokio::test]
 async fn a_join_is_answered_with_the_clients_own_objects_byte_for_byte_and_truthy_ids() {
@@ -309,4 +309,36 @@ async fn broadcast_and_presence_are_refused_with_a_reason() {
     assert_eq!((&reply[0], &reply[1]), (&json!("1"), &json!("2")));
     let reason = reply[4]["response"]["reason"].as_str().unwrap();
     assert!(reason.starts_with("broadcast is not supported yet"));
+}
+
+#[tokio::test]
+async fn version_1_carries_the_same_in_objects_and_marks_an_end_with_the_joins_reference() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let query = format!("apikey={}", token("anon", 100));
+    let mut client = Client::connect(&server.url("/socket/websocket", &query)).await;
+    client
+        .send(r#"{"topic":"realtime:комната","event":"phx_join","payload":{"config":{"postgres_changes":[{"table":"t"}]}},"ref":"7","join_ref":"7"}"#)
+        .await;
+    assert_eq!(
+        client.text().await,
+        r#"{"topic":"realtime:комната","event":"phx_reply","payload":{"status":"ok","response":{"postgres_changes":[{"id":1,"table":"t"}]}},"ref":"7"}"#
+    );
+    let system = client.next().await;
+    assert_eq!(system["payload"]["channel"], "комната");
+    assert_eq!(system["ref"], json!(null));
+    let join = soon(joins.recv()).await.unwrap();
+    join.outbox.push(change(&join, r#"{"record":{"n":1.50}}"#));
+    assert_eq!(
+        client.text().await,
+        r#"{"topic":"realtime:комната","event":"postgres_changes","payload":{"ids":[1],"data":{"record":{"n":1.50}}},"ref":null}"#
+    );
+    // Clients of version 1 may send no join reference at all.
+    client
+        .send(r#"{"topic":"realtime:комната","event":"phx_leave","payload":{},"ref":"9"}"#)
+        .await;
+    assert_eq!(client.next().await["ref"], "9");
+    assert_eq!(
+        client.text().await,
+        r#"{"topic":"realtime:комната","event":"phx_close","payload":{},"ref":"7"}"#
+    );
 }

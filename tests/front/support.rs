@@ -58,8 +58,16 @@ pub(crate) fn keys() -> auth::Settings {
 impl Server {
     /// A front whose router is the test.
     pub(crate) async fn start(settings: Settings) -> (Self, mpsc::Receiver<Command>) {
+        Self::trusting(keys(), settings).await
+    }
+
+    /// The same with other keys.
+    pub(crate) async fn trusting(
+        keys: auth::Settings,
+        settings: Settings,
+    ) -> (Self, mpsc::Receiver<Command>) {
         let (router, commands) = Router::channel(1024);
-        let auth = Arc::new(Authenticator::new(keys()).unwrap());
+        let auth = Arc::new(Authenticator::new(keys).unwrap());
         let metrics = Arc::new(Metrics::new());
         let front = Front::new(router, auth, Arc::clone(&metrics), settings);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -1,10 +1,13 @@
 //! Tokens of channels: their own, refreshed, expired.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rowcast::auth;
 use rowcast::router::Event;
 use rowcast::transport::Settings;
 use serde_json::json;
 
-use crate::support::{Client, Server, grant, join_frame, next_join, soon, token, unix_now};
+use crate::support::{Client, Server, grant, join_frame, keys, next_join, soon, token, unix_now};
 
 fn join_as(topic: &str, reference: u32, token: &str) -> String {
     let reference = reference.to_string();
@@ -174,4 +177,56 @@ async fn events_of_the_old_token_do_not_bring_a_closed_channel_back() {
         notices: vec![],
     });
     client.heartbeat().await;
+}
+
+#[tokio::test]
+async fn a_token_whose_key_is_on_its_way_holds_up_no_other_channel_and_a_newer_one_overtakes_it() {
+    // An issuer that takes connections and never answers.
+    let issuer = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let keys = auth::Settings {
+        jwks_url: Some(format!("http://{}/keys", issuer.local_addr().unwrap())),
+        ..keys()
+    };
+    let (server, mut commands) = Server::trusting(keys, Settings::default()).await;
+    let mut client = server.client().await;
+    let head = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"unknown"}"#);
+    let unknown = format!("{head}.{}.AAAA", URL_SAFE_NO_PAD.encode("{}"));
+    client.send(join_as("realtime:a", 1, &unknown)).await;
+    client.send(join_frame("realtime:b", 2)).await;
+    let b = next_join(&mut commands).await;
+    assert_eq!(&*b.principal.role, "anon");
+    grant(&b);
+    assert_eq!(client.next().await[2], "realtime:b");
+    assert_eq!(client.next().await[2], "realtime:b");
+    client.heartbeat().await;
+
+    client
+        .send(refresh("realtime:a", &json!(token("alice", 100))))
+        .await;
+    let a = next_join(&mut commands).await;
+    assert_eq!(&*a.principal.role, "alice");
+    grant(&a);
+    let reply = client.next().await;
+    assert_eq!(
+        (&reply[1], &reply[4]["status"]),
+        (&json!("1"), &json!("ok"))
+    );
+    assert_eq!(
+        client.next().await[4]["message"],
+        "Subscribed to PostgreSQL"
+    );
+
+    // A channel whose only token cannot be verified is refused once that is known.
+    client.send(join_as("realtime:c", 3, &unknown)).await;
+    let refused = client.next().await;
+    assert_eq!(
+        refused[4]["response"]["reason"],
+        "JwtSignerError: Failed to generate JWT signer for key ID (kid) \"unknown\", check your JWT secret or JWKS configuration"
+    );
+    assert_eq!(
+        refused[2], "realtime:c",
+        "the overtaken answer changed nothing"
+    );
 }

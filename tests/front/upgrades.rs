@@ -4,7 +4,7 @@ use rowcast::transport::Settings;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::{Client, Server, token};
+use crate::support::{Client, Server, soon, token};
 
 #[tokio::test]
 async fn both_paths_lead_to_a_socket_in_either_version() {
@@ -89,7 +89,7 @@ async fn more_sockets_than_allowed_are_refused_and_a_freed_place_is_given_again(
     let mut first = server.client().await;
     first.heartbeat().await;
     let url = server.url("/socket/websocket", &format!("apikey={}", token("a", 9)));
-    let refused = Client::refused(url).await;
+    let refused = Client::refused(url.as_str()).await;
     assert_eq!(
         refused,
         (429, r#"{"error":"Too many connected users"}"#.to_owned())
@@ -100,4 +100,6 @@ async fn more_sockets_than_allowed_are_refused_and_a_freed_place_is_given_again(
         .metric_reaches("rowcast_closes_total{reason=\"client\"} 1")
         .await;
     server.metric_reaches("rowcast_connections 0").await;
+    // The place is free a moment after the count says so.
+    soon(async { while tokio_tungstenite::connect_async(&url).await.is_err() {} }).await;
 }
