@@ -95,7 +95,7 @@ impl Connection {
         let metrics = Arc::clone(&self.front.0.metrics);
         let ending = self.front.0.ending.clone();
         metrics.connections.inc();
-        tracing::info!(session = self.id.0, role = %self.role, "client connected");
+        tracing::info!(session = self.id.0, role = &*self.role, "client connected");
         let close = tokio::select! {
             close = Box::pin(self.served()) => close,
             () = ending.cancelled() => Close::Shutdown,
@@ -107,7 +107,7 @@ impl Connection {
         metrics.closed(close.as_str());
         tracing::info!(
             session = self.id.0,
-            role = %self.role,
+            role = &*self.role,
             reason = close.as_str(),
             "client gone"
         );
