@@ -3,6 +3,7 @@
 
 mod channel;
 mod close;
+mod join;
 mod machine;
 mod reply;
 mod request;

@@ -80,7 +80,11 @@ fn reference(value: &RawValue) -> Result<Option<Wire>, Malformed> {
     let text = value.get();
     match text.bytes().next() {
         Some(b'n') => Ok(None),
-        Some(b'"' | b'-' | b'0'..=b'9') if text.len() <= MAX_REFERENCE_BYTES => {
+        // A string that cannot be decoded could not be parsed by everybody who gets it back.
+        Some(b'"') if text.len() <= MAX_REFERENCE_BYTES && string(value).is_some() => {
+            Ok(Some(Wire(text.into())))
+        }
+        Some(b'-' | b'0'..=b'9') if text.len() <= MAX_REFERENCE_BYTES => {
             Ok(Some(Wire(text.into())))
         }
         _ => Err(Malformed),

@@ -95,7 +95,7 @@ impl Connection {
         let metrics = Arc::clone(&self.front.0.metrics);
         let ending = self.front.0.ending.clone();
         metrics.connections.inc();
-        tracing::info!(session = self.id.0, role = %self.role, "client connected");
+        tracing::info!(session = self.id.0, role = &*self.role, "client connected");
         let close = tokio::select! {
             close = Box::pin(self.served()) => close,
             () = ending.cancelled() => Close::Shutdown,
@@ -107,7 +107,7 @@ impl Connection {
         metrics.closed(close.as_str());
         tracing::info!(
             session = self.id.0,
-            role = %self.role,
+            role = &*self.role,
             reason = close.as_str(),
             "client gone"
         );
@@ -419,5 +419,23 @@ fn reason_of(error: axum::Error) -> Close {
         Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => Close::Lost,
         Some(Error::Protocol(_) | Error::Utf8(_)) => Close::Protocol,
         _ => Close::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_socket_costs_little_memory() {
+        let (run, served) = (
+            size(Connection::run),
+            size(|connection: &'static mut Connection| connection.served()),
+        );
+        assert!(run + served <= 4096, "{run} + {served} bytes");
     }
 }

@@ -53,6 +53,7 @@ pub async fn serve(
                     drop(slot);
                 });
             }
+            Err(error) if is_the_clients(&error) => {}
             Err(error) => {
                 // Out of descriptors, most likely: trying again at once would only burn time.
                 tracing::warn!(%error, "cannot accept a client");
@@ -94,6 +95,15 @@ async fn accept(
     // A change is written once and should leave at once.
     stream.set_nodelay(true)?;
     Ok((stream, slot))
+}
+
+/// Whether only the client that was being accepted is concerned.
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | InvalidInput
+    )
 }
 
 /// One HTTP connection, until it ends or becomes a socket.
