@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement, Transaction};
 use tracing::{debug, warn};
@@ -53,6 +54,8 @@ pub struct CatalogReader {
     roles: BTreeSet<String>,
     connection: Option<Connection>,
     current: Option<Arc<Catalog>>,
+    /// When the last look that succeeded began.
+    looked_at: Option<Instant>,
     /// Resolved bodies by function and version, so that each is analysed once.
     bodies: HashMap<(Oid, String), Option<String>>,
 }
@@ -79,6 +82,7 @@ impl CatalogReader {
             roles: roles.into_iter().collect(),
             connection: None,
             current: None,
+            looked_at: None,
             bodies: HashMap::new(),
         }
     }
@@ -88,18 +92,27 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError`]; the next call connects anew.
     pub async fn look(&mut self) -> Result<Arc<Catalog>, CatalogError> {
+        let began = Instant::now();
         let result = self.look_once().await;
-        if result.is_err() {
-            self.connection = None;
+        match &result {
+            Ok(_) => self.looked_at = Some(began),
+            Err(_) => self.connection = None,
         }
         result
     }
 
-    /// The catalog with `role` in it, if there is such a role.
+    /// The catalog as it was at `since` or later, with `role` in it if there is such a role.
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub async fn role(&mut self, role: &str) -> Result<Arc<Catalog>, CatalogError> {
+    pub async fn role(&mut self, role: &str, since: Instant) -> Result<Arc<Catalog>, CatalogError> {
+        if let Some(current) = &self.current
+            && self.roles.contains(role)
+            && self.looked_at.is_some_and(|looked_at| looked_at >= since)
+        {
+            // Many ask at once: one look answers all.
+            return Ok(Arc::clone(current));
+        }
         let added = self.roles.insert(role.to_owned());
         let catalog = self.look().await;
         let known = catalog

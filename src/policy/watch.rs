@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 use super::catalog::Catalog;
@@ -33,6 +33,7 @@ enum Request {
     },
     Role {
         role: String,
+        since: Instant,
         done: oneshot::Sender<Result<(), CatalogError>>,
     },
     Literal {
@@ -85,14 +86,19 @@ impl CatalogWatch {
         answer.await.map_err(|_| Ended)
     }
 
-    /// Returns once [`CatalogWatch::current`] knows whether `role` exists.
+    /// Returns once [`CatalogWatch::current`] is not older than this call and knows whether `role`
+    /// exists.
     ///
     /// # Errors
     /// [`CatalogError`], or `None` where the task has ended.
     pub async fn role(&self, role: String) -> Result<(), Option<CatalogError>> {
         let (done, answer) = oneshot::channel();
         self.requests
-            .send(Request::Role { role, done })
+            .send(Request::Role {
+                role,
+                since: Instant::now(),
+                done,
+            })
             .await
             .map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
@@ -169,8 +175,8 @@ async fn serve(
             publish_new(publish, metrics, reader.after(xid, relation).await);
             let _gone = done.send(());
         }
-        Request::Role { role, done } => {
-            let answer = reader.role(&role).await.map(|catalog| {
+        Request::Role { role, since, done } => {
+            let answer = reader.role(&role, since).await.map(|catalog| {
                 publish_new(publish, metrics, catalog);
             });
             let _gone = done.send(answer);

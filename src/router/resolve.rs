@@ -1,7 +1,6 @@
 //! A client's wish held against the catalog: which tables it means, and its filters typed.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 
 use super::Refusal;
@@ -163,14 +162,10 @@ fn tables(
             wish,
             &format!("ERROR 42501 (insufficient_privilege) {reason}"),
         ),
-        _ => Unresolved::Refused(Refusal {
-            binding: wish.id,
-            reason: format!(
-                "Unable to subscribe to changes with given parameters. Please check Realtime is \
-                 enabled for the given connect parameters: {}",
-                Parameters(wish)
-            ),
-        }),
+        _ => refused(
+            wish,
+            "Please check Realtime is enabled for the given connect parameters",
+        ),
     })
 }
 
@@ -297,49 +292,6 @@ fn unjudged_delete(wish: &Wanted, table: &Table, access: &Access) -> Option<Stri
 pub(super) fn refused(wish: &Wanted, exception: &str) -> Unresolved {
     Unresolved::Refused(Refusal {
         binding: wish.id,
-        reason: format!(
-            "Unable to subscribe to changes with given parameters. An exception happened so please \
-             check your connect parameters: {}. Exception: {exception}",
-            Parameters(wish)
-        ),
+        reason: exception.to_owned(),
     })
-}
-
-/// A wish as Supabase's messages show it.
-struct Parameters<'a>(&'a Wanted);
-
-impl fmt::Display for Parameters<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use crate::subscription::{Events, Operator};
-        let event = match self.0.events {
-            Events::All => "*",
-            Events::Insert => "INSERT",
-            Events::Update => "UPDATE",
-            Events::Delete => "DELETE",
-        };
-        let schema = self.0.schema.as_deref().unwrap_or("*");
-        let table = self.0.table.as_deref().unwrap_or("*");
-        write!(
-            f,
-            "[event: {event}, schema: {schema}, table: {table}, filters: ["
-        )?;
-        for (place, condition) in self.0.filter.iter().enumerate() {
-            let separator = if place > 0 { ", " } else { "" };
-            let texts = condition
-                .values
-                .iter()
-                .map(|value| value.as_deref().unwrap_or("NULL"));
-            let mut value = texts.collect::<Vec<_>>().join(",");
-            if condition.operator == Operator::In {
-                value = format!("{{{value}}}");
-            }
-            let operator = condition.operator.as_str();
-            write!(
-                f,
-                "{separator}{{{:?}, {operator:?}, {value:?}, false}}",
-                condition.column
-            )?;
-        }
-        f.write_str("], select: nil]")
-    }
 }

@@ -54,7 +54,20 @@ impl Fanout {
     }
 
     fn join(&mut self, join: Join, joining: u64, role_read: bool) {
-        match self.resolve(&join.principal, &join.wanted) {
+        let resolved = self.resolve(&join.principal, &join.wanted);
+        // The catalog may be a second old. Before a client is told what it cannot have, it is
+        // looked at again.
+        let stale = !role_read
+            && match &resolved {
+                Ok(resolved) => !resolved.notices.is_empty(),
+                Err(Unresolved::Refused(_) | Unresolved::Role) => true,
+                Err(Unresolved::Literals(_)) => false,
+            };
+        if stale {
+            self.park(join, joining, Vec::new());
+            return;
+        }
+        match resolved {
             Ok(resolved) => {
                 let notices = resolved.notices.clone();
                 let (session, channel) = (join.outbox.session(), join.channel);
@@ -75,7 +88,7 @@ impl Fanout {
                 });
             }
             Err(Unresolved::Refused(refusal)) => self.refuse(&join, refusal),
-            Err(Unresolved::Role) if role_read => {
+            Err(Unresolved::Role) => {
                 let Some(first) = join.wanted.first() else {
                     return;
                 };
@@ -87,7 +100,6 @@ impl Fanout {
                     self.refuse(&join, refusal);
                 }
             }
-            Err(Unresolved::Role) => self.park(join, joining, Vec::new()),
             Err(Unresolved::Literals(unread)) => self.park(join, joining, unread),
         }
     }
