@@ -197,31 +197,55 @@ fn unescaped(atom: &str) -> String {
 
 /// The fields that PostgreSQL 15 writes for each node that is read, in their order.
 const FIELDS_15: &[(&str, &str)] = &[
-    ("ARRAYCOERCEEXPR", "arg elemexpr resulttype resulttypmod resultcollid coerceformat location"),
-    ("ARRAYEXPR", "array_typeid array_collid element_typeid elements multidims location"),
+    (
+        "ARRAYCOERCEEXPR",
+        "arg elemexpr resulttype resulttypmod resultcollid coerceformat location",
+    ),
+    (
+        "ARRAYEXPR",
+        "array_typeid array_collid element_typeid elements multidims location",
+    ),
     ("BOOLEANTEST", "arg booltesttype location"),
     ("BOOLEXPR", "boolop args location"),
-    ("CASEEXPR", "casetype casecollid arg args defresult location"),
+    (
+        "CASEEXPR",
+        "casetype casecollid arg args defresult location",
+    ),
     ("CASETESTEXPR", "typeId typeMod collation"),
     ("CASEWHEN", "expr result location"),
     ("COALESCEEXPR", "coalescetype coalescecollid args location"),
-    ("COERCEVIAIO", "arg resulttype resultcollid coerceformat location"),
+    (
+        "COERCEVIAIO",
+        "arg resulttype resultcollid coerceformat location",
+    ),
     ("COLLATEEXPR", "arg collOid location"),
     (
         "CONST",
         "consttype consttypmod constcollid constlen constbyval constisnull location constvalue",
     ),
-    ("DISTINCTEXPR", "opno opfuncid opresulttype opretset opcollid inputcollid args location"),
+    (
+        "DISTINCTEXPR",
+        "opno opfuncid opresulttype opretset opcollid inputcollid args location",
+    ),
     ("FROMEXPR", "fromlist quals"),
     (
         "FUNCEXPR",
         "funcid funcresulttype funcretset funcvariadic funcformat funccollid inputcollid args \
          location",
     ),
-    ("NULLIFEXPR", "opno opfuncid opresulttype opretset opcollid inputcollid args location"),
+    (
+        "NULLIFEXPR",
+        "opno opfuncid opresulttype opretset opcollid inputcollid args location",
+    ),
     ("NULLTEST", "arg nulltesttype argisrow location"),
-    ("OPEXPR", "opno opfuncid opresulttype opretset opcollid inputcollid args location"),
-    ("PARAM", "paramkind paramid paramtype paramtypmod paramcollid location"),
+    (
+        "OPEXPR",
+        "opno opfuncid opresulttype opretset opcollid inputcollid args location",
+    ),
+    (
+        "PARAM",
+        "paramkind paramid paramtype paramtypmod paramcollid location",
+    ),
     (
         "QUERY",
         "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
@@ -231,14 +255,23 @@ const FIELDS_15: &[(&str, &str)] = &[
          distinctClause sortClause limitOffset limitCount limitOption rowMarks setOperations \
          constraintDeps withCheckOptions mergeActionList mergeUseOuterJoin stmt_location stmt_len",
     ),
-    ("RELABELTYPE", "arg resulttype resulttypmod resultcollid relabelformat location"),
+    (
+        "RELABELTYPE",
+        "arg resulttype resulttypmod resultcollid relabelformat location",
+    ),
     (
         "SCALARARRAYOPEXPR",
         "opno opfuncid hashfuncid negfuncid useOr inputcollid args location",
     ),
     ("SQLVALUEFUNCTION", "op type typmod location"),
-    ("SUBLINK", "subLinkType subLinkId testexpr operName subselect location"),
-    ("TARGETENTRY", "expr resno resname ressortgroupref resorigtbl resorigcol resjunk"),
+    (
+        "SUBLINK",
+        "subLinkType subLinkId testexpr operName subselect location",
+    ),
+    (
+        "TARGETENTRY",
+        "expr resno resname ressortgroupref resorigtbl resorigcol resjunk",
+    ),
     (
         "VAR",
         "varno varattno vartype vartypmod varcollid varlevelsup varnosyn varattnosyn location",
@@ -263,7 +296,10 @@ impl Tree {
         let known = FIELDS_15.iter().find(|(name, _)| *name == node.name);
         let (_, fields) =
             known.ok_or_else(|| Refusal::new(format!("{} is not compiled", node.name)))?;
-        if !fields.split(' ').eq(node.fields.iter().map(|(label, _)| &**label)) {
+        if !fields
+            .split(' ')
+            .eq(node.fields.iter().map(|(label, _)| &**label))
+        {
             let name = &node.name;
             return Err(Refusal::new(format!("{name} has unexpected fields")));
         }
@@ -328,7 +364,8 @@ mod tests {
 
     #[test]
     fn a_node_is_read_whole() {
-        let text = r"{CONST :consttype 25 :s a\ \(b\\ :l (i 1 -2) :e () :n <> :b 4 [ 8 0 0 -1 0 0 0 0 ]}";
+        let text =
+            r"{CONST :consttype 25 :s a\ \(b\\ :l (i 1 -2) :e () :n <> :b 4 [ 8 0 0 -1 0 0 0 0 ]}";
         let Tree::Node(node) = read(text).unwrap() else {
             panic!("a node");
         };

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-pub use audience::{Audience, Probe};
 use audience::Plan;
+pub use audience::{Audience, Probe};
 
-use super::expr::{ColumnRef, Constant, Expr, Inputs, Outcome};
+use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use super::mutant::Mutant;
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
@@ -73,7 +73,11 @@ impl Predicate {
         } else if Mutant::RestrictiveIsPermissive.active() {
             Expr::Or(permissive.into_iter().chain(restrictive).collect())
         } else {
-            Expr::And(std::iter::once(Expr::Or(permissive)).chain(restrictive).collect())
+            Expr::And(
+                std::iter::once(Expr::Or(permissive))
+                    .chain(restrictive)
+                    .collect(),
+            )
         };
         let mut lowered = Self {
             columns: Vec::new(),
@@ -173,7 +177,10 @@ fn reads(expr: &Expr) -> (bool, bool) {
         Expr::Claims | Expr::Role | Expr::Slot(_) => (false, true),
         _ => (false, false),
     };
-    expr.children().into_iter().map(reads).fold(own, |a, b| (a.0 || b.0, a.1 || b.1))
+    expr.children()
+        .into_iter()
+        .map(reads)
+        .fold(own, |a, b| (a.0 || b.0, a.1 || b.1))
 }
 
 /// Unwraps ANDs and ORs of one operand, and joins those directly inside their own kind: a larger
@@ -215,10 +222,13 @@ fn only(mut all: Vec<Expr>, join: fn(Vec<Expr>) -> Expr) -> Expr {
 }
 
 fn index_of<T: PartialEq>(known: &mut Vec<T>, one: T) -> usize {
-    known.iter().position(|other| *other == one).unwrap_or_else(|| {
-        known.push(one);
-        known.len() - 1
-    })
+    known
+        .iter()
+        .position(|other| *other == one)
+        .unwrap_or_else(|| {
+            known.push(one);
+            known.len() - 1
+        })
 }
 
 /// What a predicate reads of a principal. Principals with equal projections see the same rows.
@@ -236,7 +246,9 @@ impl Projection {
     /// judged for every row.
     #[must_use]
     pub fn is_undecided(&self) -> bool {
-        self.0.iter().any(|slot| matches!(slot, Err(Trouble::Undecided)))
+        self.0
+            .iter()
+            .any(|slot| matches!(slot, Err(Trouble::Undecided)))
     }
 }
 
@@ -291,7 +303,11 @@ impl Bound {
     #[must_use]
     pub fn read(&self, row: &Row) -> Facts<'_> {
         let inputs = Inputs {
-            row: Some((row, &self.positions, &self.predicate.columns)),
+            cells: Some(Cells {
+                row,
+                positions: &self.positions,
+                columns: &self.predicate.columns,
+            }),
             ..Inputs::default()
         };
         let parts = self.predicate.parts.iter();

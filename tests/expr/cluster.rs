@@ -23,7 +23,11 @@ impl Cluster {
         let data = directory.path().join("data");
         let command = |program: &str| {
             let mut command = Command::new(binaries().join(program));
-            command.arg("-D").arg(&data).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+                .arg("-D")
+                .arg(&data)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             command.current_dir(directory.path());
             if let Some((uid, gid)) = owner {
                 command.uid(uid).gid(gid);
@@ -31,11 +35,28 @@ impl Cluster {
             command
         };
         let made = command("initdb")
-            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8", "-N"])
+            .args([
+                "-A",
+                "trust",
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "-N",
+            ])
             .status();
         assert!(made.unwrap().success(), "initdb");
         let server = command("postgres")
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "timezone=UTC", "-k"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "timezone=UTC",
+                "-k",
+            ])
             .arg(directory.path())
             .spawn()
             .unwrap();
@@ -67,7 +88,12 @@ impl Drop for Cluster {
 
 fn binaries() -> PathBuf {
     let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
-        .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
+        .map(|versions| {
+            versions
+                .flatten()
+                .map(|version| version.path().join("bin"))
+                .collect()
+        })
         .unwrap_or_default();
     found.sort();
     found.pop().expect("PostgreSQL under /usr/lib/postgresql")

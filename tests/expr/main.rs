@@ -42,19 +42,28 @@ async fn rows_of(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
     let messages = client.simple_query(sql).await;
     let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let rows = messages.into_iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => {
-            Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect())
-        }
+        SimpleQueryMessage::Row(row) => Some(
+            (0..row.len())
+                .map(|at| row.get(at).map(str::to_owned))
+                .collect(),
+        ),
         _ => None,
     });
     rows.collect()
 }
 
 async fn scope_of(client: &Client) -> Scope {
-    let mut scope = Scope { major: 15, ..Scope::default() };
+    let mut scope = Scope {
+        major: 15,
+        ..Scope::default()
+    };
     let oid = |text: &Option<String>| Oid(text.as_deref().unwrap().parse().unwrap());
-    for row in rows_of(client, "select attnum, attname, atttypid, atttypmod, attcollation
-        from pg_attribute where attrelid = 't'::regclass and attnum > 0").await
+    for row in rows_of(
+        client,
+        "select attnum, attname, atttypid, atttypmod, attcollation
+        from pg_attribute where attrelid = 't'::regclass and attnum > 0",
+    )
+    .await
     {
         let column = compile::Column {
             name: Arc::from(row[1].as_deref().unwrap()),
@@ -62,19 +71,48 @@ async fn scope_of(client: &Client) -> Scope {
             type_modifier: row[3].as_deref().unwrap().parse().unwrap(),
             collation: oid(&row[4]),
         };
-        scope.columns.insert(row[0].as_deref().unwrap().parse().unwrap(), column);
+        scope
+            .columns
+            .insert(row[0].as_deref().unwrap().parse().unwrap(), column);
     }
-    let labels = rows_of(client, "select oid, enumlabel, enumtypid from pg_enum order by enumsortorder").await;
-    let named = labels.iter().map(|row| (oid(&row[0]), row[1].as_deref().unwrap()));
+    let labels = rows_of(
+        client,
+        "select oid, enumlabel, enumtypid from pg_enum order by enumsortorder",
+    )
+    .await;
+    let named = labels
+        .iter()
+        .map(|row| (oid(&row[0]), row[1].as_deref().unwrap()));
     let labels_of = Labels::in_order(named);
-    scope.types.user.insert(oid(&labels[0][2]), UserType::Enum(Arc::new(labels_of)));
-    for row in rows_of(client, "select oid, typbasetype from pg_type where typname = 'slug'").await {
-        scope.types.user.insert(oid(&row[0]), UserType::Domain { base: oid(&row[1]) });
+    scope
+        .types
+        .user
+        .insert(oid(&labels[0][2]), UserType::Enum(Arc::new(labels_of)));
+    for row in rows_of(
+        client,
+        "select oid, typbasetype from pg_type where typname = 'slug'",
+    )
+    .await
+    {
+        scope
+            .types
+            .user
+            .insert(oid(&row[0]), UserType::Domain { base: oid(&row[1]) });
     }
-    scope.types.collations.insert(Oid(100), Collation { plain_case: true, ..Collation::DEFAULT });
-    for row in rows_of(client, "select oid, proargtypes::text, prorettype, proisstrict, prosecdef,
+    scope.types.collations.insert(
+        Oid(100),
+        Collation {
+            plain_case: true,
+            ..Collation::DEFAULT
+        },
+    );
+    for row in rows_of(
+        client,
+        "select oid, proargtypes::text, prorettype, proisstrict, prosecdef,
         proconfig is not null, prosqlbody::text from pg_proc where prosqlbody is not null
-        and oid >= 16384").await
+        and oid >= 16384",
+    )
+    .await
     {
         let arguments = row[1].as_deref().unwrap().split_whitespace();
         let function = compile::Function {
@@ -92,16 +130,27 @@ async fn scope_of(client: &Client) -> Scope {
 
 impl World {
     async fn make(client: &Client) -> Self {
-        let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let number = |name| {
+            std::env::var(name)
+                .ok()
+                .and_then(|text| text.parse::<u64>().ok())
+        };
         let seed = number("ROWCAST_SEED").unwrap_or_else(|| rand::rng().random());
-        let wanted = number("ROWCAST_CASES").unwrap_or(40_000);
+        let wanted = number("ROWCAST_CASES").unwrap_or(if cfg!(feature = "mutants") {
+            60_000
+        } else {
+            15_000
+        });
         eprintln!("ROWCAST_SEED={seed}");
         let mut random = StdRng::seed_from_u64(seed);
         client.batch_execute(grammar::SCHEMA).await.unwrap();
         for id in 1..=ROWS {
             let values = grammar::COLUMNS.map(|(_, pool)| grammar::value(&mut random, pool));
             let names = grammar::COLUMNS.map(|(name, _)| name).join(", ");
-            let sql = format!("insert into t (id, {names}) values ({id}, {})", values.join(", "));
+            let sql = format!(
+                "insert into t (id, {names}) values ({id}, {})",
+                values.join(", ")
+            );
             client.batch_execute(&sql).await.unwrap();
         }
         let rows = rows_of(client, "select * from t order by id").await;
@@ -130,7 +179,13 @@ impl World {
             columns: columns.collect(),
             version: 1,
         };
-        let mut world = Self { scope, relation, rows, cases: Vec::new(), seed };
+        let mut world = Self {
+            scope,
+            relation,
+            rows,
+            cases: Vec::new(),
+            seed,
+        };
         let mut made = 0;
         while made < wanted {
             world.case(client, &mut random).await;
@@ -144,29 +199,48 @@ impl World {
         for permissive in [true, true, false] {
             while sql.is_empty() || random.random_bool(0.3) {
                 let depth = random.random_range(2..=5);
-                let kind = if permissive { "permissive" } else { "restrictive" };
+                let kind = if permissive {
+                    "permissive"
+                } else {
+                    "restrictive"
+                };
                 let text = grammar::boolean(random, depth);
                 let text = format!("as {kind} for select to authenticated using ({text})");
                 // A constant that its type does not take is refused right here.
                 let number = sql.len();
-                if client.batch_execute(&format!("create policy p{number} on t {text}")).await.is_ok() {
+                if client
+                    .batch_execute(&format!("create policy p{number} on t {text}"))
+                    .await
+                    .is_ok()
+                {
                     sql.push(text);
                 }
             }
         }
         let trees = rows_of(client, "select polpermissive, polqual::text from pg_policy").await;
-        let trees = trees.into_iter().map(|mut row| (row[0].as_deref() == Some("t"), row[1].take().unwrap()));
+        let trees = trees
+            .into_iter()
+            .map(|mut row| (row[0].as_deref() == Some("t"), row[1].take().unwrap()));
         let trees = trees.collect();
         let mut truth = Vec::new();
         for claims in grammar::CLAIMS {
             let claims = rowcast::pg::quote_literal(claims);
-            let ask = format!("begin; set local role authenticated;
+            let ask = format!(
+                "begin; set local role authenticated;
                 select set_config('request.jwt.claims', {claims}, true);
-                select verdicts({ROWS}); commit");
-            truth.push(rows_of(client, &ask).await.pop().unwrap()[0].take().unwrap());
+                select verdicts({ROWS}); commit"
+            );
+            truth.push(
+                rows_of(client, &ask).await.pop().unwrap()[0]
+                    .take()
+                    .unwrap(),
+            );
         }
         for number in 0..sql.len() {
-            client.batch_execute(&format!("drop policy p{number} on t")).await.unwrap();
+            client
+                .batch_execute(&format!("drop policy p{number} on t"))
+                .await
+                .unwrap();
         }
         self.cases.push(Case { sql, trees, truth });
     }
@@ -197,7 +271,10 @@ impl World {
         };
         let error = |one: &Expr| matches!(verdict(one), Verdict::Error | Verdict::Undecided);
         (verdict(expr) == decided && all.iter().any(error))
-            || expr.children().into_iter().any(|inner| self.beside_error(inner, row, principal))
+            || expr
+                .children()
+                .into_iter()
+                .any(|inner| self.beside_error(inner, row, principal))
     }
 
     /// What native and PostgreSQL disagree about, and counts.
@@ -221,7 +298,10 @@ impl World {
             counts.compiled += 1;
             let predicate = Arc::new(Predicate::new(permissive.clone(), restrictive.clone()));
             let bound = predicate.bind(&self.relation).unwrap();
-            let projections: Vec<Projection> = principals.iter().map(|one| predicate.project(one)).collect();
+            let projections: Vec<Projection> = principals
+                .iter()
+                .map(|one| predicate.project(one))
+                .collect();
             let mut seen = [false; 2];
             for (at, row) in self.rows.iter().enumerate() {
                 let facts = bound.read(row);
@@ -234,12 +314,16 @@ impl World {
                     let found = match &audience {
                         Audience::Nobody => false,
                         Audience::Scan | Audience::Everyone => true,
-                        Audience::Probes(probes) => probes.iter().any(|probe| projection.slot(probe.slot) == Some(&probe.datum)),
+                        Audience::Probes(probes) => probes
+                            .iter()
+                            .any(|probe| projection.slot(probe.slot) == Some(&probe.datum)),
                     };
                     let problem = match (native, truth) {
                         (Verdict::True, b'F') => "LEAK",
                         (Verdict::True, b'E') => {
-                            let all = Expr::And([vec![Expr::Or(permissive.clone())], restrictive.clone()].concat());
+                            let all = Expr::And(
+                                [vec![Expr::Or(permissive.clone())], restrictive.clone()].concat(),
+                            );
                             if self.beside_error(&all, row, &principals[who]) {
                                 continue;
                             }
@@ -277,7 +361,11 @@ impl Counts {
     }
 
     fn of(&self, key: &str) -> usize {
-        self.verdicts.iter().filter(|(known, _)| known.starts_with(key)).map(|(_, count)| count).sum()
+        self.verdicts
+            .iter()
+            .filter(|(known, _)| known.starts_with(key))
+            .map(|(_, count)| count)
+            .sum()
     }
 }
 
@@ -290,10 +378,21 @@ async fn native_verdicts_are_postgresqls() {
     let mut counts = Counts::default();
     let wrong = world.compare(&mut counts);
     eprintln!("{counts:?}");
-    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n"));
-    assert!(counts.compiled > 20 * counts.refused.len(), "most of the grammar compiles");
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n")
+    );
+    assert!(
+        counts.compiled > 20 * counts.refused.len(),
+        "most of the grammar compiles"
+    );
     assert!(4 * counts.both > counts.compiled, "both outcomes occur");
-    assert!(20 * counts.of("Undecided") < counts.of(""), "little is undecided");
+    assert!(
+        20 * counts.of("Undecided") < counts.of(""),
+        "little is undecided"
+    );
 }
 
 #[cfg(feature = "mutants")]
@@ -302,7 +401,12 @@ async fn every_mutant_is_noticed() {
     let cluster = Cluster::start();
     let client = cluster.connect().await;
     let world = World::make(&client).await;
-    assert!(world.compare(&mut Counts::default()).is_empty(), "right without a mutant");
+    let wrong = world.compare(&mut Counts::default());
+    assert!(
+        wrong.is_empty(),
+        "right without a mutant: {:?}",
+        wrong.first()
+    );
     let only = std::env::var("ROWCAST_MUTANT").ok();
     let mut survivors = Vec::new();
     for mutant in rowcast::policy::mutant::Mutant::ALL {
@@ -328,12 +432,24 @@ async fn values_compare_as_postgresqls() {
 
     let cluster = Cluster::start();
     let client = cluster.connect().await;
-    client.batch_execute("create type mood as enum ('z', 'a', 'M')").await.unwrap();
-    let labels = rows_of(&client, "select oid, enumlabel, enumtypid from pg_enum order by enumsortorder").await;
+    client
+        .batch_execute("create type mood as enum ('z', 'a', 'M')")
+        .await
+        .unwrap();
+    let labels = rows_of(
+        &client,
+        "select oid, enumlabel, enumtypid from pg_enum order by enumsortorder",
+    )
+    .await;
     let parsed = |text: &Option<String>| Oid(text.as_deref().unwrap().parse().unwrap());
-    let named = labels.iter().map(|row| (parsed(&row[0]), row[1].as_deref().unwrap()));
+    let named = labels
+        .iter()
+        .map(|row| (parsed(&row[0]), row[1].as_deref().unwrap()));
     let mut types = Types::default();
-    types.user.insert(parsed(&labels[0][2]), UserType::Enum(Arc::new(Labels::in_order(named))));
+    types.user.insert(
+        parsed(&labels[0][2]),
+        UserType::Enum(Arc::new(Labels::in_order(named))),
+    );
     let mut compared = 0;
     for (name, collation, values) in [
         ("bool", 0, "{t,f}"),
@@ -341,37 +457,89 @@ async fn values_compare_as_postgresqls() {
         ("int4", 0, "{-2147483648,0,2147483647}"),
         ("int8", 0, "{-9223372036854775808,0,9223372036854775807}"),
         ("oid", 0, "{0,1,4294967295}"),
-        ("float4", 0, "{0,-0,1.1,NaN,Infinity,-Infinity,1e-30,3.4e38}"),
-        ("float8", 0, "{0,-0,1.1,NaN,Infinity,-Infinity,1e-300,1e308,0.1}"),
-        ("numeric", 0, "{0,-0,0.00,1.0,1.00,-1.5,10,9.99,1e20,1e-20,NaN,Infinity,-Infinity,100000,99999.9999}"),
+        (
+            "float4",
+            0,
+            "{0,-0,1.1,NaN,Infinity,-Infinity,1e-30,3.4e38}",
+        ),
+        (
+            "float8",
+            0,
+            "{0,-0,1.1,NaN,Infinity,-Infinity,1e-300,1e308,0.1}",
+        ),
+        (
+            "numeric",
+            0,
+            "{0,-0,0.00,1.0,1.00,-1.5,10,9.99,1e20,1e-20,NaN,Infinity,-Infinity,100000,99999.9999}",
+        ),
         ("text", 950, "{\"\",a,A,\"a \",é,z,aa,\"a\\tb\",ü}"),
         ("varchar", 950, "{\"\",a,A,\"a \",é}"),
         ("char(4)", 950, "{\"\",a,A,\"a \",é,ab}"),
         ("name", 950, "{\"\",a,A,é}"),
-        ("uuid", 0, "{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11,A0EEBC999C0B4EF8BB6D6BB9BD380A11,00000000-0000-0000-0000-000000000000,ffffffff-ffff-ffff-ffff-ffffffffffff}"),
-        ("date", 0, "{2000-01-01,1999-12-31,2024-02-29,infinity,-infinity,0044-03-15 BC,4713-01-01 BC,5874897-12-31,0001-01-01,1900-03-01}"),
-        ("timestamp", 0, "{2000-01-01,1999-12-31 23:59:59.999999,infinity,-infinity,0044-03-15 12:00 BC,294276-12-31 23:59:59}"),
-        ("timestamptz", 0, "{2000-01-01+00,1999-12-31 23:00:00-01,infinity,-infinity,0044-03-15 12:00+00 BC,2026-11-21 00:00:00.5+03}"),
+        (
+            "uuid",
+            0,
+            "{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11,A0EEBC999C0B4EF8BB6D6BB9BD380A11,00000000-0000-0000-0000-000000000000,ffffffff-ffff-ffff-ffff-ffffffffffff}",
+        ),
+        (
+            "date",
+            0,
+            "{2000-01-01,1999-12-31,2024-02-29,infinity,-infinity,0044-03-15 BC,4713-01-01 BC,5874897-12-31,0001-01-01,1900-03-01}",
+        ),
+        (
+            "timestamp",
+            0,
+            "{2000-01-01,1999-12-31 23:59:59.999999,infinity,-infinity,0044-03-15 12:00 BC,294276-12-31 23:59:59}",
+        ),
+        (
+            "timestamptz",
+            0,
+            "{2000-01-01+00,1999-12-31 23:00:00-01,infinity,-infinity,0044-03-15 12:00+00 BC,2026-11-21 00:00:00.5+03}",
+        ),
         ("mood", 0, "{z,a,M}"),
-        ("jsonb", 0, r#"{1,1.0,1.00,"\"a\"","null","[]","{}","{\"a\": 1, \"b\": [1.0, true]}","{\"b\": [1, true], \"a\": 1.0}","{\"aa\": 1, \"b\": 1}","\"\\u0001\\t\\\\é\"",1e3,-0.0}"#),
-        ("bytea", 0, "{\"\\\\x\",\"\\\\x00\",\"\\\\xff00\",\"\\\\xff\"}"),
+        (
+            "jsonb",
+            0,
+            r#"{1,1.0,1.00,"\"a\"","null","[]","{}","{\"a\": 1, \"b\": [1.0, true]}","{\"b\": [1, true], \"a\": 1.0}","{\"aa\": 1, \"b\": 1}","\"\\u0001\\t\\\\é\"",1e3,-0.0}"#,
+        ),
+        (
+            "bytea",
+            0,
+            "{\"\\\\x\",\"\\\\x00\",\"\\\\xff00\",\"\\\\xff\"}",
+        ),
     ] {
         let values = rowcast::pg::quote_literal(values);
-        let collate = if collation == 950 { "collate \"C\"" } else { "" };
-        let rows = rows_of(&client, &format!("select '{name}'::regtype::oid, x.v, y.v, x.v {collate} = y.v, x.v {collate} < y.v
-            from unnest({values}::{name}[]) x(v), unnest({values}::{name}[]) y(v)")).await;
+        let collate = if collation == 950 {
+            "collate \"C\""
+        } else {
+            ""
+        };
+        let rows = rows_of(
+            &client,
+            &format!(
+                "select '{name}'::regtype::oid, x.v, y.v, x.v {collate} = y.v, x.v {collate} < y.v
+            from unnest({values}::{name}[]) x(v), unnest({values}::{name}[]) y(v)"
+            ),
+        )
+        .await;
         for row in rows {
             let of = Type::of(parsed(&row[0]), Oid(collation), &types);
             let of = of.unwrap_or_else(|| panic!("{name}"));
             let text = |at: usize| row[at].as_deref().unwrap_or_else(|| panic!("{name}"));
-            let [a, b] = [1, 2].map(|at| Datum::from_output(&of, text(at)).unwrap_or_else(|_| panic!("{name} {}", text(at))));
+            let [a, b] = [1, 2].map(|at| {
+                Datum::from_output(&of, text(at)).unwrap_or_else(|_| panic!("{name} {}", text(at)))
+            });
             assert_eq!(a == b, text(3) == "t", "{name}: {} = {}", text(1), text(2));
             if of.has_order() {
                 let less = of.compare(&a, &b).unwrap().is_lt();
                 assert_eq!(less, text(4) == "t", "{name}: {} < {}", text(1), text(2));
             }
             if let Some(output) = a.output() {
-                assert_eq!(&*output, text(1).trim_end_matches(if name == "char(4)" { ' ' } else { '\0' }), "{name}");
+                assert_eq!(
+                    &*output,
+                    text(1).trim_end_matches(if name == "char(4)" { ' ' } else { '\0' }),
+                    "{name}"
+                );
             }
             compared += 1;
         }

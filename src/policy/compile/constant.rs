@@ -29,9 +29,11 @@ pub(super) fn datum(bytes: &[u8], of: &Type) -> Option<Datum> {
             Datum::Enum(labels.by_oid(oid)?.clone())
         }
         Type::Text(_) => Datum::text(std::str::from_utf8(payload(bytes)?).ok()?),
-        Type::Bpchar(_) => {
-            Datum::text(std::str::from_utf8(payload(bytes)?).ok()?.trim_end_matches(' '))
-        }
+        Type::Bpchar(_) => Datum::text(
+            std::str::from_utf8(payload(bytes)?)
+                .ok()?
+                .trim_end_matches(' '),
+        ),
         Type::Name => {
             let end = bytes.iter().position(|byte| *byte == 0)?;
             Datum::text(std::str::from_utf8(bytes.get(..end)?).ok()?)
@@ -70,7 +72,12 @@ fn numeric(bytes: &[u8]) -> Option<Numeric> {
         }
         sign => {
             let (weight, rest) = rest.split_first_chunk::<2>()?;
-            (sign == 0x4000, i16::from_le_bytes(*weight), header & 0x3FFF, rest)
+            (
+                sign == 0x4000,
+                i16::from_le_bytes(*weight),
+                header & 0x3FFF,
+                rest,
+            )
         }
     };
     if !rest.len().is_multiple_of(2) {

@@ -18,7 +18,9 @@ impl Compiler<'_> {
     pub(super) fn function(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let oid = node.oid("funcid")?;
         if node.flag("funcretset")? || node.flag("funcvariadic")? {
-            return Err(Refusal::new(format!("function {oid} returns a set or is variadic")));
+            return Err(Refusal::new(format!(
+                "function {oid} returns a set or is variadic"
+            )));
         }
         let args = self.exprs(node.field("args")?, depth)?;
         let result = node.oid("funcresulttype")?;
@@ -43,7 +45,11 @@ impl Compiler<'_> {
         collation: Oid,
         name: &str,
     ) -> Result<(Expr, Oid), Refusal> {
-        if !args.iter().map(|arg| arg.oid.0).eq(built_in.args.iter().copied()) {
+        if !args
+            .iter()
+            .map(|arg| arg.oid.0)
+            .eq(built_in.args.iter().copied())
+        {
             return Err(Refusal::new(format!("{name} has other operands")));
         }
         let function = self.demanded(built_in.function, built_in.demand, collation)?;
@@ -79,7 +85,9 @@ impl Compiler<'_> {
         if met {
             Ok(())
         } else {
-            Err(Refusal::new(format!("collation {collation} is not native here")))
+            Err(Refusal::new(format!(
+                "collation {collation} is not native here"
+            )))
         }
     }
 
@@ -260,14 +268,21 @@ impl Compiler<'_> {
         Ok((Expr::Role, node.oid("type")?))
     }
 
-    pub(super) fn through_text(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+    pub(super) fn through_text(
+        &mut self,
+        node: &Node,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
         let arg = self.expr(node.field("arg")?, depth)?;
         let to = node.oid("resulttype")?;
         self.refer(Reference::Type(to));
         let collation = node.oid("resultcollid")?;
-        let textual = |oid: Oid| matches!(oid, Oid(25 | 1043));
-        if textual(arg.oid) {
-            if matches!(self.scope.types.user.get(&to), Some(crate::datum::UserType::Domain { .. })) {
+        let from = self.type_of(arg.oid, Oid(100))?;
+        if let Type::Text(_) = from {
+            if matches!(
+                self.scope.types.user.get(&to),
+                Some(crate::datum::UserType::Domain { .. })
+            ) {
                 return Err(Refusal::new(format!("type {to} is a domain")));
             }
             let of = self.type_of(to, collation)?;
@@ -284,8 +299,8 @@ impl Compiler<'_> {
                 _ => Err(Refusal::new(format!("the input function of type {to}"))),
             };
         }
-        if textual(to) {
-            return match self.type_of(arg.oid, Oid(100))? {
+        if matches!(to, Oid(25 | 1043)) {
+            return match from {
                 Type::Bool
                 | Type::Int2
                 | Type::Int4
@@ -296,7 +311,10 @@ impl Compiler<'_> {
                 | Type::Enum(_)
                 | Type::Json
                 | Type::Jsonb => Ok((strict(expr::Function::Output, vec![arg.expr]), to)),
-                _ => Err(Refusal::new(format!("the output function of type {}", arg.oid))),
+                _ => Err(Refusal::new(format!(
+                    "the output function of type {}",
+                    arg.oid
+                ))),
             };
         }
         Err(Refusal::new(format!("a cast of type {} to {to}", arg.oid)))

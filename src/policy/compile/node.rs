@@ -30,6 +30,10 @@ impl Compiler<'_> {
                 if node.oid("opresulttype")? != oid {
                     return Err(Refusal::new("NULLIFEXPR of another type"));
                 }
+                // So the planner has it: the other operand may then raise what it likes.
+                if two.0 == Expr::NULL || two.1 == Expr::NULL {
+                    return Ok((two.0, oid));
+                }
                 Ok((Expr::NullIf(two), oid))
             }
             "SCALARARRAYOPEXPR" => self.any(node, depth),
@@ -39,7 +43,10 @@ impl Compiler<'_> {
                     return Err(Refusal::new("NULLTEST of a row"));
                 }
                 let arg = Box::new(self.expr(node.field("arg")?, depth)?.expr);
-                Ok((Expr::IsNull(arg, node.number::<u8>("nulltesttype")? != 0), BOOL))
+                Ok((
+                    Expr::IsNull(arg, node.number::<u8>("nulltesttype")? != 0),
+                    BOOL,
+                ))
             }
             "BOOLEANTEST" => {
                 let arg = self.boolean(node.field("arg")?, depth)?;
@@ -60,7 +67,10 @@ impl Compiler<'_> {
                 if args.iter().any(|arg| arg.oid != oid) {
                     return Err(Refusal::new("COALESCEEXPR of other types"));
                 }
-                Ok((Expr::Coalesce(args.into_iter().map(|arg| arg.expr).collect()), oid))
+                Ok((
+                    Expr::Coalesce(args.into_iter().map(|arg| arg.expr).collect()),
+                    oid,
+                ))
             }
             "CASEEXPR" => self.case(node, depth),
             "CASETESTEXPR" => {
@@ -115,7 +125,11 @@ impl Compiler<'_> {
             of: self.type_of(oid, column.collation)?,
         };
         self.refer(Reference::Column(number));
-        let known = self.columns.iter().find(|known| ***known == reference).cloned();
+        let known = self
+            .columns
+            .iter()
+            .find(|known| ***known == reference)
+            .cloned();
         let reference = known.unwrap_or_else(|| {
             let reference = Arc::new(reference);
             self.columns.push(Arc::clone(&reference));
@@ -175,7 +189,12 @@ impl Compiler<'_> {
             return Err(Refusal::new(format!("operator {oid} is not compiled")));
         };
         let args = self.exprs(node.field("args")?, depth)?;
-        self.built_in(built_in, args, node.oid("inputcollid")?, &format!("operator {oid}"))
+        self.built_in(
+            built_in,
+            args,
+            node.oid("inputcollid")?,
+            &format!("operator {oid}"),
+        )
     }
 
     /// What a comparison operator does; refused under a collation that it cannot have.
@@ -246,13 +265,22 @@ impl Compiler<'_> {
                 if items.iter().any(|item| item.oid != element) {
                     return Err(Refusal::new("ARRAYEXPR of other types"));
                 }
-                Ok(Some((element, items.into_iter().map(|item| item.expr).collect())))
+                Ok(Some((
+                    element,
+                    items.into_iter().map(|item| item.expr).collect(),
+                )))
             }
             "CONST" => {
                 self.refer(Reference::Type(node.oid("consttype")?));
                 let elements = self.constant_array(node)?;
                 Ok(elements.map(|(element, items)| {
-                    (element, items.into_iter().map(|item| Expr::Const(Constant(item))).collect())
+                    (
+                        element,
+                        items
+                            .into_iter()
+                            .map(|item| Expr::Const(Constant(item)))
+                            .collect(),
+                    )
                 }))
             }
             "ARRAYCOERCEEXPR" => {
@@ -263,7 +291,11 @@ impl Compiler<'_> {
                 let mut coerced = Vec::with_capacity(items.len());
                 let mut result = element;
                 for expr in items {
-                    self.tests.push(Typed { expr, oid: element, nodes: 1 });
+                    self.tests.push(Typed {
+                        expr,
+                        oid: element,
+                        nodes: 1,
+                    });
                     let item = self.expr(node.field("elemexpr")?, depth + 1);
                     self.tests.pop();
                     let item = item?;
@@ -299,7 +331,9 @@ impl Compiler<'_> {
         };
         let collation = node.oid("constcollid")?;
         let array = constant::array(bytes, |element| self.type_of(element, collation).ok());
-        array.map(Some).ok_or_else(|| Refusal::new("a constant array of its type"))
+        array
+            .map(Some)
+            .ok_or_else(|| Refusal::new("a constant array of its type"))
     }
 
     /// The path of `#>`: a constant array of texts, none of them NULL.

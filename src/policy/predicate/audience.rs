@@ -69,9 +69,9 @@ impl Plan {
                 let wrong = usize::from(Mutant::ProbeTakesWrongSlot.active());
                 Self::Probe(slot + wrong, row.clone())
             }
-            (Expr::Part(_) | Expr::Const(_), Expr::Part(_) | Expr::Const(_)) => {
-                Self::Row(Expr::Compare(Comparison::Eq, Box::new((a.clone(), b.clone()))))
-            }
+            (Expr::Part(_) | Expr::Const(_), Expr::Part(_) | Expr::Const(_)) => Self::Row(
+                Expr::Compare(Comparison::Eq, Box::new((a.clone(), b.clone()))),
+            ),
             _ => Self::Scan,
         }
     }
@@ -140,7 +140,9 @@ impl Audience {
             (Self::Scan, one) | (one, Self::Scan) => one,
             (Self::Probes(a), Self::Probes(b)) => {
                 let cost = |probes: &[Probe]| {
-                    let broad = probes.iter().any(|probe| matches!(probe.datum, Datum::Bool(_)));
+                    let broad = probes
+                        .iter()
+                        .any(|probe| matches!(probe.datum, Datum::Bool(_)));
                     (broad, probes.len())
                 };
                 Self::Probes(if cost(&b) < cost(&a) { b } else { a })
