@@ -48,13 +48,14 @@ impl Jsonb {
         Some(&found.1)
     }
 
-    /// `-> integer`, which counts from the end below zero.
+    /// `-> integer`, which counts from the end below zero. A scalar is here an array of itself.
     #[must_use]
     pub fn element(&self, index: i64) -> Option<&Self> {
-        let Self::Array(elements) = self else {
-            return None;
-        };
-        elements.get(place(index, elements.len())?)
+        match self {
+            Self::Array(elements) => elements.get(place(index, elements.len())?),
+            Self::Object(_) => None,
+            scalar => matches!(index, 0 | -1).then_some(scalar),
+        }
     }
 
     /// `#> text[]`

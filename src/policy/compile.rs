@@ -13,9 +13,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use super::expr::{ColumnRef, Expr};
+use super::expr::{ColumnRef, Constant, Expr, Inputs};
 use super::node_tree::{self, Tree};
-use crate::datum::{Type, Types};
+use crate::datum::{Datum, Type, Types};
 use crate::pg::Oid;
 
 /// Why an expression is not compiled. It is asked of PostgreSQL instead.
@@ -240,6 +240,7 @@ impl<'s> Compiler<'s> {
         self.spend(1)?;
         let node = tree.node(self.scope.major)?;
         let (expr, oid) = self.node(node, depth + 1)?;
+        let expr = folded(expr)?;
         let nodes = self.nodes - before;
         Ok(Typed { expr, oid, nodes })
     }
@@ -249,6 +250,54 @@ impl<'s> Compiler<'s> {
             .iter()
             .map(|item| self.expr(item, depth))
             .collect()
+    }
+}
+
+/// What the planner makes of constants before it looks at the operation around: `NULL = error` is
+/// NULL there. Where it would raise an error the policy is refused: the planner raises it even for
+/// a branch that no row takes.
+fn folded(expr: Expr) -> Result<Expr, Refusal> {
+    let truth = |expr: &Expr| match expr {
+        Expr::Const(Constant(datum)) => Some(*datum == Some(Datum::Bool(true))),
+        _ => None,
+    };
+    let expr = match expr {
+        Expr::Coalesce(mut all) => {
+            all.retain(|one| *one != Expr::NULL);
+            match all.first() {
+                None => Expr::NULL,
+                Some(first @ Expr::Const(_)) => first.clone(),
+                Some(_) => Expr::Coalesce(all),
+            }
+        }
+        Expr::Case(mut whens, mut otherwise) => {
+            whens.retain(|(when, _)| truth(when) != Some(false));
+            if let Some(at) = whens.iter().position(|(when, _)| truth(when) == Some(true)) {
+                let (_, then) = whens.swap_remove(at);
+                whens.truncate(at);
+                otherwise = Box::new(then);
+            }
+            if whens.is_empty() {
+                *otherwise
+            } else {
+                Expr::Case(whens, otherwise)
+            }
+        }
+        Expr::And(all) if all.contains(&Expr::constant(Datum::Bool(false))) => {
+            Expr::constant(Datum::Bool(false))
+        }
+        Expr::Or(all) if all.contains(&Expr::constant(Datum::Bool(true))) => {
+            Expr::constant(Datum::Bool(true))
+        }
+        other => other,
+    };
+    let children = expr.children();
+    if children.is_empty() || !children.iter().all(|child| matches!(child, Expr::Const(_))) {
+        return Ok(expr);
+    }
+    match expr.outcome(Inputs::default()) {
+        Ok(datum) => Ok(Expr::Const(Constant(datum))),
+        Err(_) => Err(Refusal::new("a constant that raises an error")),
     }
 }
 

@@ -137,10 +137,18 @@ impl Comparison {
 /// What an evaluation reads.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Inputs<'a> {
-    pub(super) row: Option<(&'a Row, &'a [usize], &'a [Arc<ColumnRef>])>,
+    pub(super) cells: Option<Cells<'a>>,
     pub(super) principal: Option<&'a Principal>,
     pub(super) parts: &'a [Outcome],
     pub(super) slots: &'a [Outcome],
+}
+
+/// A row, and where in it the columns stand.
+#[derive(Clone, Copy)]
+pub(super) struct Cells<'a> {
+    pub(super) row: &'a Row,
+    pub(super) positions: &'a [usize],
+    pub(super) columns: &'a [Arc<ColumnRef>],
 }
 
 impl Expr {
@@ -420,11 +428,12 @@ fn stored(outcomes: &[Outcome], index: usize) -> Evaluated<'_> {
 }
 
 fn cell(index: usize, inputs: Inputs<'_>) -> Evaluated<'_> {
-    let (row, positions, columns) = inputs.row.ok_or(Trouble::Undecided)?;
-    let (Some(position), Some(column)) = (positions.get(index), columns.get(index)) else {
+    let cells = inputs.cells.ok_or(Trouble::Undecided)?;
+    let (Some(position), Some(column)) = (cells.positions.get(index), cells.columns.get(index))
+    else {
         return Err(Trouble::Undecided);
     };
-    match row.get(*position) {
+    match cells.row.get(*position) {
         Some(Value::Null) => Ok(None),
         Some(Value::Text(text)) => Ok(Some(Cow::Owned(Datum::from_output(&column.of, text)?))),
         Some(Value::Unchanged) | None => Err(Trouble::Undecided),

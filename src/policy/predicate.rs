@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use audience::Plan;
 pub use audience::{Audience, Probe};
 
-use super::expr::{ColumnRef, Constant, Expr, Inputs, Outcome};
+use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use super::mutant::Mutant;
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
@@ -303,7 +303,11 @@ impl Bound {
     #[must_use]
     pub fn read(&self, row: &Row) -> Facts<'_> {
         let inputs = Inputs {
-            row: Some((row, &self.positions, &self.predicate.columns)),
+            cells: Some(Cells {
+                row,
+                positions: &self.positions,
+                columns: &self.predicate.columns,
+            }),
             ..Inputs::default()
         };
         let parts = self.predicate.parts.iter();

@@ -277,8 +277,8 @@ impl Compiler<'_> {
         let to = node.oid("resulttype")?;
         self.refer(Reference::Type(to));
         let collation = node.oid("resultcollid")?;
-        let textual = |oid: Oid| matches!(oid, Oid(25 | 1043));
-        if textual(arg.oid) {
+        let from = self.type_of(arg.oid, Oid(100))?;
+        if let Type::Text(_) = from {
             if matches!(
                 self.scope.types.user.get(&to),
                 Some(crate::datum::UserType::Domain { .. })
@@ -299,8 +299,8 @@ impl Compiler<'_> {
                 _ => Err(Refusal::new(format!("the input function of type {to}"))),
             };
         }
-        if textual(to) {
-            return match self.type_of(arg.oid, Oid(100))? {
+        if matches!(to, Oid(25 | 1043)) {
+            return match from {
                 Type::Bool
                 | Type::Int2
                 | Type::Int4

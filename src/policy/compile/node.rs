@@ -30,6 +30,10 @@ impl Compiler<'_> {
                 if node.oid("opresulttype")? != oid {
                     return Err(Refusal::new("NULLIFEXPR of another type"));
                 }
+                // So the planner has it: the other operand may then raise what it likes.
+                if two.0 == Expr::NULL || two.1 == Expr::NULL {
+                    return Ok((two.0, oid));
+                }
                 Ok((Expr::NullIf(two), oid))
             }
             "SCALARARRAYOPEXPR" => self.any(node, depth),

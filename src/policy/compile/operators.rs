@@ -167,6 +167,7 @@ pub(super) fn function(function: Oid) -> Option<BuiltIn> {
         235 => (Function::ToFloat, &[INT2], FLOAT8),
         311 => (Function::ToFloat, &[FLOAT4], FLOAT8),
         316 => (Function::ToFloat, &[INT4], FLOAT8),
+        1746 => (Function::ToFloat, &[NUMERIC], FLOAT8),
         482 => (Function::ToFloat, &[INT8], FLOAT8),
         2971 => (Function::ToText, &[BOOL], TEXT),
         401 => (Function::ToText, &[BPCHAR], TEXT),

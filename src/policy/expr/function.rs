@@ -35,7 +35,7 @@ pub enum Function {
     Narrow(i64, i64),
     /// A cast of an integer to `numeric`
     ToNumeric,
-    /// A cast of an integer or `real` to `double precision`
+    /// A cast of another number to `double precision`
     ToFloat,
     /// A cast of a `jsonb` scalar
     Scalar(Type),
@@ -76,6 +76,17 @@ impl Function {
             #[allow(clippy::cast_precision_loss, reason = "the server rounds likewise")]
             (Self::ToFloat, Datum::Int(value)) => Datum::Float(*value as f64),
             (Self::ToFloat, Datum::Float(_)) => a.clone(),
+            (Self::ToFloat, Datum::Numeric(value)) => {
+                let value = value
+                    .to_string()
+                    .parse::<f64>()
+                    .map_err(|_| Trouble::Undecided)?;
+                // At the ends of the range PostgreSQL raises errors of its own.
+                if !(value == 0.0 || value.is_normal()) {
+                    return Err(Trouble::Undecided);
+                }
+                Datum::Float(value)
+            }
             (Self::Path(path), Datum::Jsonb(value)) => {
                 let part = value.path(shortened(path))?;
                 return Ok(part.map(|part| Datum::Jsonb(Arc::new(part.clone()))));

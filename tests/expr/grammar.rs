@@ -1,0 +1,360 @@
+//! Random policies, rows and claims over what is compiled. Values come from small pools, so that
+//! they meet.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+pub const SCHEMA: &str = r#"
+create role authenticated;
+create schema auth;
+grant usage on schema auth to authenticated;
+create function auth.uid() returns uuid language sql stable begin atomic
+  select coalesce(nullif(current_setting('request.jwt.claim.sub', true), ''),
+    (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'))::uuid; end;
+create function auth.role() returns text language sql stable begin atomic
+  select coalesce(nullif(current_setting('request.jwt.claim.role', true), ''),
+    (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role'))::text; end;
+create function auth.jwt() returns jsonb language sql stable begin atomic
+  select coalesce(nullif(current_setting('request.jwt.claim', true), ''),
+    nullif(current_setting('request.jwt.claims', true), ''))::jsonb; end;
+create function owns(who uuid, note text) returns boolean language sql stable strict
+  return who = auth.uid() or note = 'a';
+create function same(a text, b text) returns boolean language sql stable security definer
+  set search_path = '' return coalesce(a, '') = coalesce(b, '');
+create type mood as enum ('sad', 'ok');
+alter type mood add value 'meh' before 'ok';
+create domain slug as text;
+create table t (id int primary key, u uuid, t text, v varchar(10), c char(3), s slug, b boolean,
+  i int, l bigint, k smallint, m mood, j jsonb, o json, n numeric, f float8, z timestamptz,
+  w timestamp, d date);
+alter table t enable row level security;
+grant select on t to authenticated;
+create function verdicts(rows int) returns text language plpgsql as $$
+declare answer text := ''; found boolean;
+begin
+  for i in 1..rows loop
+    begin
+      execute format('select exists (select 1 from public.t where id = %s)', i) into found;
+      answer := answer || case when found then 'T' else 'F' end;
+    exception when others then answer := answer || 'E';
+    end;
+  end loop;
+  return answer;
+end $$;
+"#;
+
+pub const COLUMNS: [(&str, &[&str]); 17] = [
+    ("u", &UUIDS),
+    ("t", &TEXTS),
+    ("v", &TEXTS),
+    ("c", &["a", "a ", "b", ""]),
+    ("s", &TEXTS),
+    ("b", &["true", "false"]),
+    ("i", &["0", "1", "2", "-1", "2147483647"]),
+    ("l", &["0", "1", "2", "9223372036854775807"]),
+    ("k", &["0", "1", "2", "-32768"]),
+    ("m", &["sad", "meh", "ok"]),
+    ("j", &JSONS),
+    ("o", &JSONS),
+    ("n", &["0", "1", "1.0", "1.50", "-2", "NaN", "Infinity"]),
+    ("f", &["0", "-0", "1", "1.5", "NaN", "-Infinity"]),
+    ("z", &TIMES),
+    ("w", &TIMES),
+    ("d", &["2020-01-01", "2020-01-02", "infinity"]),
+];
+
+const UUIDS: [&str; 3] = [
+    "00000000-0000-0000-0000-00000000000a",
+    "11111111-1111-1111-1111-111111111111",
+    "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+];
+const TEXTS: [&str; 10] = ["", "a", "A", "a ", "b", "é", "1", "true", "sad", "a%"];
+const TIMES: [&str; 4] = [
+    "2020-01-01 00:00:00+00",
+    "2020-01-02 03:04:05.6+00",
+    "infinity",
+    "0044-03-15 00:00:00+00 BC",
+];
+const JSONS: [&str; 12] = [
+    r#"{"a": "a", "b": 1, "n": null}"#,
+    r#"{"a": {"b": "b", "a": true}, "n": 1.0}"#,
+    r#"{"a": 1, "a": [1, 2], "n": 2}"#,
+    r#"{"n": 1, "a": true, "b": "00000000-0000-0000-0000-00000000000a"}"#,
+    r#"["a", "b", 1, null]"#,
+    r#"[{"a": "b"}, [1.00]]"#,
+    r#""a""#,
+    "1",
+    "1.0",
+    "null",
+    "{}",
+    r#"{"a":"é\n\u0041"}"#,
+];
+
+pub const CLAIMS: [&str; 9] = [
+    r#"{"sub": "00000000-0000-0000-0000-00000000000a", "role": "a", "b": true}"#,
+    r#"{"sub": "11111111-1111-1111-1111-111111111111", "role": "b", "n": 1,
+        "app_metadata": {"a": "a", "b": [1, "b"]}}"#,
+    r#"{"sub": "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "n": 1.0, "a": "true"}"#,
+    r#"{"sub": "nobody", "role": "authenticated", "a": {"b": "b"}}"#,
+    r#"{"sub": null, "role": null, "n": "1"}"#,
+    r#"{"sub": 1, "a": "sad", "n": 2.5}"#,
+    r#"{}"#,
+    r#"{"sub": "x", "sub": "{0000000000000000000000000000000a}", "app_metadata": {"a": {"b": 1}}}"#,
+    r#"{"role": "a", "a": "a ", "b": "", "app_metadata": null}"#,
+];
+
+fn one<'a>(random: &mut StdRng, of: &[&'a str]) -> &'a str {
+    of.choose(random).unwrap()
+}
+
+pub fn value(random: &mut StdRng, pool: &[&str]) -> String {
+    if random.random_bool(0.2) {
+        return "null".to_owned();
+    }
+    format!("'{}'", one(random, pool))
+}
+
+/// Fills in a template: `$x` becomes a random expression of the type that the letter stands for.
+fn fill(random: &mut StdRng, template: &str, depth: u32) -> String {
+    let mut sql = String::new();
+    let mut letters = template.chars();
+    while let Some(letter) = letters.next() {
+        if letter == '$' {
+            sql.push_str(&of(random, letters.next().unwrap(), depth - 1));
+        } else {
+            sql.push(letter);
+        }
+    }
+    sql
+}
+
+pub fn boolean(random: &mut StdRng, depth: u32) -> String {
+    of(random, 'b', depth)
+}
+
+fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
+    let (leaves, templates): (&[&str], &[&str]) = match kind {
+        'b' => (
+            &[
+                "b",
+                "b",
+                "true",
+                "false",
+                "null::boolean",
+                "(u = auth.uid())",
+                "(i = 1)",
+            ],
+            &[
+                "($b and $b)",
+                "($b or $b)",
+                "($b or $b or $b)",
+                "(not $b)",
+                "($b is true)",
+                "($b is not true)",
+                "($b is false)",
+                "($b is unknown)",
+                "($b is not unknown)",
+                "($u = $u)",
+                "($u = $u)",
+                "($u <> $u)",
+                "($t = $t)",
+                "($t <> $t)",
+                "($i = $i)",
+                "($i < $i)",
+                "($i >= $l)",
+                "($l <> k)",
+                "($m = $m)",
+                "($m < $m)",
+                "($n = $n)",
+                "($n <= $n)",
+                "($j = $j)",
+                "($t < $t collate \"C\")",
+                "($t >= $t collate \"C\")",
+                "($u is null)",
+                "($t is not null)",
+                "($j is null)",
+                "($u is distinct from $u)",
+                "($t is not distinct from $t)",
+                "($n is distinct from $n)",
+                "($t in ('a', 'b', $t))",
+                "($u = any (array[$u, $u]))",
+                "(i = any ('{1,2,null}'))",
+                "(i <> all ('{0,-1}'))",
+                "($t not in ('a', $t))",
+                "(t || 'a' = 'ba')",
+                "(t like 'a_')",
+                "(t like '%a%')",
+                "(v not like '_')",
+                "(t like $t || '%')",
+                "(lower(t) = 'a')",
+                "(upper(t) = 'A')",
+                "(t = any ('{}'))",
+                "(v in ('a', 'b'))",
+                "(m in ('sad', 'ok'))",
+                "($t like $t)",
+                "($t not like 'a%')",
+                "($t like '_')",
+                "($j ? $t)",
+                "coalesce($b, $b)",
+                "nullif($b, $b)",
+                "(case when $b then $b end)",
+                "(case when $b then $b when $b then $b else $b end)",
+                "(case $t when 'a' then $b when $t then $b end)",
+                "($t)::boolean",
+                "(auth.jwt() -> 'b')::boolean",
+                "owns($u, $t)",
+                "same($t, $t)",
+                "(z = $z)",
+                "(z > $z)",
+                "(w <= '2020-01-01')",
+                "(d = '2020-01-01')",
+                "(f = $f)",
+                "(f < $f)",
+                "(c = 'a')",
+                "(c < 'b' collate \"C\")",
+                "($b = $b)",
+                "($b < $b)",
+                "(select $b)",
+                "(auth.role() = $t)",
+            ],
+        ),
+        'u' => (
+            &[
+                "u",
+                "u",
+                "auth.uid()",
+                "(select auth.uid())",
+                "null::uuid",
+                "'00000000-0000-0000-0000-00000000000a'::uuid",
+            ],
+            &[
+                "($t)::uuid",
+                "coalesce($u, $u)",
+                "nullif($u, $u)",
+                "(case when $b then $u end)",
+            ],
+        ),
+        't' => (
+            &[
+                "t",
+                "v",
+                "s",
+                "'a'",
+                "'b'",
+                "''",
+                "'1'",
+                "null::text",
+                "auth.role()",
+                "(j ->> 'a')",
+                "(j ->> 0)",
+                "(j ->> -1)",
+                "(o ->> 'a')",
+                "(o ->> 1)",
+                "(o ->> 0)",
+                "(o -> 'a' ->> 'b')",
+                "(m::text)",
+                "(c::text)",
+                "(auth.jwt() ->> 'a')",
+                "(auth.jwt() ->> 'sub')",
+                "current_setting('role')",
+                "(j #>> '{a,b}')",
+                "(j #>> '{1,0}')",
+                "(auth.jwt() #>> '{app_metadata,a}')",
+                "current_setting('request.headers', true)",
+                "(current_user::text)",
+                "(o::text)",
+            ],
+            &[
+                "($t || $t)",
+                "lower($t)",
+                "upper($t)",
+                "coalesce($t, $t)",
+                "nullif($t, $t)",
+                "(case when $b then $t else $t end)",
+                "($u::text)",
+                "($i::text)",
+                "($b::text)",
+                "($n::text)",
+                "($j::text)",
+                "($j ->> $t)",
+                "jsonb_typeof($j)",
+                "(select $t)",
+                "(case $i when 1 then $t else 'b' end)",
+            ],
+        ),
+        'i' => (
+            &["i", "k", "1", "0", "2", "null::int"],
+            &[
+                "($t)::int",
+                "(auth.jwt() -> 'n')::int",
+                "(j -> 'n')::int",
+                "coalesce($i, $i)",
+                "nullif($i, 1)",
+                "($l)::int",
+            ],
+        ),
+        'l' => (
+            &["l", "1::bigint", "i::bigint"],
+            &["coalesce($l, $l)", "($t)::bigint"],
+        ),
+        'm' => (
+            &["m", "m", "'ok'::mood", "'meh'::mood"],
+            &["coalesce($m, $m)", "($t)::mood"],
+        ),
+        'n' => (
+            &[
+                "n",
+                "1.0",
+                "1.5",
+                "0.0",
+                "(i::numeric)",
+                "null::numeric",
+                "(-12345.6789)",
+            ],
+            &["($t)::numeric", "coalesce($n, $n)", "(j -> 'n')::numeric"],
+        ),
+        'j' => (
+            &[
+                "j",
+                "j",
+                "auth.jwt()",
+                "(j -> 'a')",
+                "(j -> 0)",
+                "(auth.jwt() -> 'app_metadata')",
+                "(j #> '{a}')",
+                "null::jsonb",
+            ],
+            &[
+                "($j -> $t)",
+                "($j -> 'a')",
+                "($j -> -1)",
+                "coalesce($j, $j)",
+                "nullif($j, $j)",
+            ],
+        ),
+        'z' => (
+            &[
+                "z",
+                "'2020-01-01 00:00+00'::timestamptz",
+                "'infinity'::timestamptz",
+            ],
+            &["coalesce($z, $z)"],
+        ),
+        _ => (
+            &[
+                "f",
+                "1.5::float8",
+                "0::float8",
+                "'NaN'::float8",
+                "(i::float8)",
+            ],
+            &["coalesce($f, $f)"],
+        ),
+    };
+    if depth == 0 || random.random_bool(0.25) && !(kind == 'b' && depth >= 4) {
+        return one(random, leaves).to_owned();
+    }
+    let template = one(random, templates);
+    fill(random, template, depth)
+}

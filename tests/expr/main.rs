@@ -1,0 +1,548 @@
+//! Native verdicts against those of a real PostgreSQL, on random policies, rows and claims.
+//!
+//! `ROWCAST_SEED` repeats a run, `ROWCAST_CASES` sets its size.
+
+#![allow(missing_docs, unreachable_pub, clippy::print_stderr, reason = "a test")]
+
+mod cluster;
+mod grammar;
+
+use std::sync::Arc;
+
+use cluster::Cluster;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rowcast::auth::{Claims, Principal};
+use rowcast::change::{Column, Relation, ReplicaIdentity, Row, RowBuilder, Value};
+use rowcast::datum::{Collation, Labels, UserType};
+use rowcast::pg::Oid;
+use rowcast::policy::compile::{self, Scope};
+use rowcast::policy::expr::Expr;
+use rowcast::policy::{Audience, Predicate, Projection, Verdict};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+const ROWS: usize = 24;
+
+/// A set of policies, as compiled, and what PostgreSQL says: for each of the claims a letter a row.
+struct Case {
+    sql: Vec<String>,
+    trees: Vec<(bool, String)>,
+    truth: Vec<String>,
+}
+
+struct World {
+    scope: Scope,
+    relation: Relation,
+    rows: Vec<Row>,
+    cases: Vec<Case>,
+    seed: u64,
+}
+
+async fn rows_of(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
+    let messages = client.simple_query(sql).await;
+    let messages = messages.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let rows = messages.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(
+            (0..row.len())
+                .map(|at| row.get(at).map(str::to_owned))
+                .collect(),
+        ),
+        _ => None,
+    });
+    rows.collect()
+}
+
+async fn scope_of(client: &Client) -> Scope {
+    let mut scope = Scope {
+        major: 15,
+        ..Scope::default()
+    };
+    let oid = |text: &Option<String>| Oid(text.as_deref().unwrap().parse().unwrap());
+    for row in rows_of(
+        client,
+        "select attnum, attname, atttypid, atttypmod, attcollation
+        from pg_attribute where attrelid = 't'::regclass and attnum > 0",
+    )
+    .await
+    {
+        let column = compile::Column {
+            name: Arc::from(row[1].as_deref().unwrap()),
+            type_oid: oid(&row[2]),
+            type_modifier: row[3].as_deref().unwrap().parse().unwrap(),
+            collation: oid(&row[4]),
+        };
+        scope
+            .columns
+            .insert(row[0].as_deref().unwrap().parse().unwrap(), column);
+    }
+    let labels = rows_of(
+        client,
+        "select oid, enumlabel, enumtypid from pg_enum order by enumsortorder",
+    )
+    .await;
+    let named = labels
+        .iter()
+        .map(|row| (oid(&row[0]), row[1].as_deref().unwrap()));
+    let labels_of = Labels::in_order(named);
+    scope
+        .types
+        .user
+        .insert(oid(&labels[0][2]), UserType::Enum(Arc::new(labels_of)));
+    for row in rows_of(
+        client,
+        "select oid, typbasetype from pg_type where typname = 'slug'",
+    )
+    .await
+    {
+        scope
+            .types
+            .user
+            .insert(oid(&row[0]), UserType::Domain { base: oid(&row[1]) });
+    }
+    scope.types.collations.insert(
+        Oid(100),
+        Collation {
+            plain_case: true,
+            ..Collation::DEFAULT
+        },
+    );
+    for row in rows_of(
+        client,
+        "select oid, proargtypes::text, prorettype, proisstrict, prosecdef,
+        proconfig is not null, prosqlbody::text from pg_proc where prosqlbody is not null
+        and oid >= 16384",
+    )
+    .await
+    {
+        let arguments = row[1].as_deref().unwrap().split_whitespace();
+        let function = compile::Function {
+            arguments: arguments.map(|oid| Oid(oid.parse().unwrap())).collect(),
+            result: oid(&row[2]),
+            strict: row[3].as_deref() == Some("t"),
+            security_definer: row[4].as_deref() == Some("t"),
+            configured: row[5].as_deref() == Some("t"),
+            body: row[6].clone().unwrap(),
+        };
+        scope.functions.insert(oid(&row[0]), function);
+    }
+    scope
+}
+
+impl World {
+    async fn make(client: &Client) -> Self {
+        let number = |name| {
+            std::env::var(name)
+                .ok()
+                .and_then(|text| text.parse::<u64>().ok())
+        };
+        let seed = number("ROWCAST_SEED").unwrap_or_else(|| rand::rng().random());
+        let wanted = number("ROWCAST_CASES").unwrap_or(if cfg!(feature = "mutants") {
+            60_000
+        } else {
+            15_000
+        });
+        eprintln!("ROWCAST_SEED={seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        client.batch_execute(grammar::SCHEMA).await.unwrap();
+        for id in 1..=ROWS {
+            let values = grammar::COLUMNS.map(|(_, pool)| grammar::value(&mut random, pool));
+            let names = grammar::COLUMNS.map(|(name, _)| name).join(", ");
+            let sql = format!(
+                "insert into t (id, {names}) values ({id}, {})",
+                values.join(", ")
+            );
+            client.batch_execute(&sql).await.unwrap();
+        }
+        let rows = rows_of(client, "select * from t order by id").await;
+        let rows = rows.iter().map(|row| {
+            let mut builder = RowBuilder::default();
+            for value in row {
+                builder.push(value.as_deref().map_or(Value::Null, Value::Text));
+            }
+            builder.finish()
+        });
+        let rows = rows.collect();
+        let scope = scope_of(client).await;
+        let mut attributes: Vec<_> = scope.columns.iter().collect();
+        attributes.sort_by_key(|(number, _)| **number);
+        let columns = attributes.into_iter().map(|(_, column)| Column {
+            name: Arc::clone(&column.name),
+            type_oid: column.type_oid,
+            type_modifier: column.type_modifier,
+            identity: true,
+        });
+        let relation = Relation {
+            oid: Oid(1),
+            schema: Arc::from("public"),
+            name: Arc::from("t"),
+            replica_identity: ReplicaIdentity::Full,
+            columns: columns.collect(),
+            version: 1,
+        };
+        let mut world = Self {
+            scope,
+            relation,
+            rows,
+            cases: Vec::new(),
+            seed,
+        };
+        let mut made = 0;
+        while made < wanted {
+            world.case(client, &mut random).await;
+            made += (ROWS * grammar::CLAIMS.len()) as u64;
+        }
+        world
+    }
+
+    async fn case(&mut self, client: &Client, random: &mut StdRng) {
+        let mut sql = Vec::new();
+        for permissive in [true, true, false] {
+            while sql.is_empty() || random.random_bool(0.3) {
+                let depth = random.random_range(2..=5);
+                let kind = if permissive {
+                    "permissive"
+                } else {
+                    "restrictive"
+                };
+                let text = grammar::boolean(random, depth);
+                let text = format!("as {kind} for select to authenticated using ({text})");
+                // A constant that its type does not take is refused right here.
+                let number = sql.len();
+                if client
+                    .batch_execute(&format!("create policy p{number} on t {text}"))
+                    .await
+                    .is_ok()
+                {
+                    sql.push(text);
+                }
+            }
+        }
+        let trees = rows_of(client, "select polpermissive, polqual::text from pg_policy").await;
+        let trees = trees
+            .into_iter()
+            .map(|mut row| (row[0].as_deref() == Some("t"), row[1].take().unwrap()));
+        let trees = trees.collect();
+        let mut truth = Vec::new();
+        for claims in grammar::CLAIMS {
+            let claims = rowcast::pg::quote_literal(claims);
+            let ask = format!(
+                "begin; set local role authenticated;
+                select set_config('request.jwt.claims', {claims}, true);
+                select verdicts({ROWS}); commit"
+            );
+            truth.push(
+                rows_of(client, &ask).await.pop().unwrap()[0]
+                    .take()
+                    .unwrap(),
+            );
+        }
+        for number in 0..sql.len() {
+            client
+                .batch_execute(&format!("drop policy p{number} on t"))
+                .await
+                .unwrap();
+        }
+        self.cases.push(Case { sql, trees, truth });
+    }
+
+    fn principals() -> Vec<Principal> {
+        let principal = |claims: &&str| Principal {
+            role: Arc::from("authenticated"),
+            claims: Claims::verified(*claims),
+            expires_at: None,
+        };
+        grammar::CLAIMS.iter().map(principal).collect()
+    }
+
+    fn judge(&self, policies: (Vec<Expr>, Vec<Expr>), row: &Row, principal: &Principal) -> Verdict {
+        let predicate = Arc::new(Predicate::new(policies.0, policies.1));
+        let bound = predicate.bind(&self.relation).unwrap();
+        bound.read(row).judge(&predicate.project(principal))
+    }
+
+    /// Whether PostgreSQL may raise an error where the native verdict is true: only where a
+    /// decided AND or OR has an error beside what decides it.
+    fn beside_error(&self, expr: &Expr, row: &Row, principal: &Principal) -> bool {
+        let verdict = |expr: &Expr| self.judge((vec![expr.clone()], vec![]), row, principal);
+        let (all, decided) = match expr {
+            Expr::And(all) => (all, Verdict::False),
+            Expr::Or(all) => (all, Verdict::True),
+            _ => (&Vec::new(), Verdict::Null),
+        };
+        let error = |one: &Expr| matches!(verdict(one), Verdict::Error | Verdict::Undecided);
+        (verdict(expr) == decided && all.iter().any(error))
+            || expr
+                .children()
+                .into_iter()
+                .any(|inner| self.beside_error(inner, row, principal))
+    }
+
+    /// What native and PostgreSQL disagree about, and counts.
+    fn compare(&self, counts: &mut Counts) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let principals = Self::principals();
+        for case in &self.cases {
+            let (mut permissive, mut restrictive) = (Vec::new(), Vec::new());
+            let mut refused = None;
+            for (is_permissive, tree) in &case.trees {
+                match compile::compile(tree, &self.scope) {
+                    Ok(compiled) if *is_permissive => permissive.push(compiled.expr),
+                    Ok(compiled) => restrictive.push(compiled.expr),
+                    Err(refusal) => refused = Some(refusal),
+                }
+            }
+            if let Some(refusal) = refused {
+                counts.refused.push(refusal.reason);
+                continue;
+            }
+            counts.compiled += 1;
+            let predicate = Arc::new(Predicate::new(permissive.clone(), restrictive.clone()));
+            let bound = predicate.bind(&self.relation).unwrap();
+            let projections: Vec<Projection> = principals
+                .iter()
+                .map(|one| predicate.project(one))
+                .collect();
+            let mut seen = [false; 2];
+            for (at, row) in self.rows.iter().enumerate() {
+                let facts = bound.read(row);
+                let audience = facts.audience();
+                for (who, projection) in projections.iter().enumerate() {
+                    let native = facts.judge(projection);
+                    let truth = case.truth[who].as_bytes()[at];
+                    counts.add(native, truth);
+                    seen[usize::from(truth == b'T')] = true;
+                    let found = match &audience {
+                        Audience::Nobody => false,
+                        Audience::Scan | Audience::Everyone => true,
+                        Audience::Probes(probes) => probes
+                            .iter()
+                            .any(|probe| projection.slot(probe.slot) == Some(&probe.datum)),
+                    };
+                    let problem = match (native, truth) {
+                        (Verdict::True, b'F') => "LEAK",
+                        (Verdict::True, b'E') => {
+                            let all = Expr::And(
+                                [vec![Expr::Or(permissive.clone())], restrictive.clone()].concat(),
+                            );
+                            if self.beside_error(&all, row, &principals[who]) {
+                                continue;
+                            }
+                            "LEAK of an error"
+                        }
+                        (Verdict::False | Verdict::Null | Verdict::Error, b'T') => "hidden",
+                        (Verdict::True, _) if !found => "missing in the audience",
+                        _ => continue,
+                    };
+                    wrong.push(format!(
+                        "{problem}: native {native:?}, PostgreSQL {}, row {:?}, claims {}, seed {}: {:?}",
+                        char::from(truth), row.values().collect::<Vec<_>>(), grammar::CLAIMS[who], self.seed, case.sql
+                    ));
+                }
+            }
+            counts.both += usize::from(seen == [true, true]);
+        }
+        wrong.sort_by_key(String::len);
+        wrong
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    compiled: usize,
+    both: usize,
+    refused: Vec<String>,
+    verdicts: std::collections::BTreeMap<String, usize>,
+}
+
+impl Counts {
+    fn add(&mut self, native: Verdict, truth: u8) {
+        let key = format!("{native:?}/{}", char::from(truth));
+        *self.verdicts.entry(key).or_default() += 1;
+    }
+
+    fn of(&self, key: &str) -> usize {
+        self.verdicts
+            .iter()
+            .filter(|(known, _)| known.starts_with(key))
+            .map(|(_, count)| count)
+            .sum()
+    }
+}
+
+#[cfg(not(feature = "mutants"))]
+#[tokio::test]
+async fn native_verdicts_are_postgresqls() {
+    let cluster = Cluster::start();
+    let client = cluster.connect().await;
+    let world = World::make(&client).await;
+    let mut counts = Counts::default();
+    let wrong = world.compare(&mut counts);
+    eprintln!("{counts:?}");
+    assert!(
+        wrong.is_empty(),
+        "{} wrong:\n{}",
+        wrong.len(),
+        wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n")
+    );
+    assert!(
+        counts.compiled > 20 * counts.refused.len(),
+        "most of the grammar compiles"
+    );
+    assert!(4 * counts.both > counts.compiled, "both outcomes occur");
+    assert!(
+        20 * counts.of("Undecided") < counts.of(""),
+        "little is undecided"
+    );
+}
+
+#[cfg(feature = "mutants")]
+#[tokio::test]
+async fn every_mutant_is_noticed() {
+    let cluster = Cluster::start();
+    let client = cluster.connect().await;
+    let world = World::make(&client).await;
+    let wrong = world.compare(&mut Counts::default());
+    assert!(
+        wrong.is_empty(),
+        "right without a mutant: {:?}",
+        wrong.first()
+    );
+    let only = std::env::var("ROWCAST_MUTANT").ok();
+    let mut survivors = Vec::new();
+    for mutant in rowcast::policy::mutant::Mutant::ALL {
+        let name = format!("{mutant:?}");
+        if only.as_ref().is_some_and(|only| *only != name) {
+            continue;
+        }
+        mutant.switch_on();
+        let noticed = world.compare(&mut Counts::default()).len();
+        eprintln!("{name}: noticed {noticed} times");
+        if noticed == 0 {
+            survivors.push(name);
+        }
+    }
+    assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}
+
+/// Values of each type, compared by the type's own operators.
+#[cfg(not(feature = "mutants"))]
+#[tokio::test]
+async fn values_compare_as_postgresqls() {
+    use rowcast::datum::{Datum, Type, Types};
+
+    let cluster = Cluster::start();
+    let client = cluster.connect().await;
+    client
+        .batch_execute("create type mood as enum ('z', 'a', 'M')")
+        .await
+        .unwrap();
+    let labels = rows_of(
+        &client,
+        "select oid, enumlabel, enumtypid from pg_enum order by enumsortorder",
+    )
+    .await;
+    let parsed = |text: &Option<String>| Oid(text.as_deref().unwrap().parse().unwrap());
+    let named = labels
+        .iter()
+        .map(|row| (parsed(&row[0]), row[1].as_deref().unwrap()));
+    let mut types = Types::default();
+    types.user.insert(
+        parsed(&labels[0][2]),
+        UserType::Enum(Arc::new(Labels::in_order(named))),
+    );
+    let mut compared = 0;
+    for (name, collation, values) in [
+        ("bool", 0, "{t,f}"),
+        ("int2", 0, "{-32768,0,32767,7}"),
+        ("int4", 0, "{-2147483648,0,2147483647}"),
+        ("int8", 0, "{-9223372036854775808,0,9223372036854775807}"),
+        ("oid", 0, "{0,1,4294967295}"),
+        (
+            "float4",
+            0,
+            "{0,-0,1.1,NaN,Infinity,-Infinity,1e-30,3.4e38}",
+        ),
+        (
+            "float8",
+            0,
+            "{0,-0,1.1,NaN,Infinity,-Infinity,1e-300,1e308,0.1}",
+        ),
+        (
+            "numeric",
+            0,
+            "{0,-0,0.00,1.0,1.00,-1.5,10,9.99,1e20,1e-20,NaN,Infinity,-Infinity,100000,99999.9999}",
+        ),
+        ("text", 950, "{\"\",a,A,\"a \",é,z,aa,\"a\\tb\",ü}"),
+        ("varchar", 950, "{\"\",a,A,\"a \",é}"),
+        ("char(4)", 950, "{\"\",a,A,\"a \",é,ab}"),
+        ("name", 950, "{\"\",a,A,é}"),
+        (
+            "uuid",
+            0,
+            "{a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11,A0EEBC999C0B4EF8BB6D6BB9BD380A11,00000000-0000-0000-0000-000000000000,ffffffff-ffff-ffff-ffff-ffffffffffff}",
+        ),
+        (
+            "date",
+            0,
+            "{2000-01-01,1999-12-31,2024-02-29,infinity,-infinity,0044-03-15 BC,4713-01-01 BC,5874897-12-31,0001-01-01,1900-03-01}",
+        ),
+        (
+            "timestamp",
+            0,
+            "{2000-01-01,1999-12-31 23:59:59.999999,infinity,-infinity,0044-03-15 12:00 BC,294276-12-31 23:59:59}",
+        ),
+        (
+            "timestamptz",
+            0,
+            "{2000-01-01+00,1999-12-31 23:00:00-01,infinity,-infinity,0044-03-15 12:00+00 BC,2026-11-21 00:00:00.5+03}",
+        ),
+        ("mood", 0, "{z,a,M}"),
+        (
+            "jsonb",
+            0,
+            r#"{1,1.0,1.00,"\"a\"","null","[]","{}","{\"a\": 1, \"b\": [1.0, true]}","{\"b\": [1, true], \"a\": 1.0}","{\"aa\": 1, \"b\": 1}","\"\\u0001\\t\\\\é\"",1e3,-0.0}"#,
+        ),
+        (
+            "bytea",
+            0,
+            "{\"\\\\x\",\"\\\\x00\",\"\\\\xff00\",\"\\\\xff\"}",
+        ),
+    ] {
+        let values = rowcast::pg::quote_literal(values);
+        let collate = if collation == 950 {
+            "collate \"C\""
+        } else {
+            ""
+        };
+        let rows = rows_of(
+            &client,
+            &format!(
+                "select '{name}'::regtype::oid, x.v, y.v, x.v {collate} = y.v, x.v {collate} < y.v
+            from unnest({values}::{name}[]) x(v), unnest({values}::{name}[]) y(v)"
+            ),
+        )
+        .await;
+        for row in rows {
+            let of = Type::of(parsed(&row[0]), Oid(collation), &types);
+            let of = of.unwrap_or_else(|| panic!("{name}"));
+            let text = |at: usize| row[at].as_deref().unwrap_or_else(|| panic!("{name}"));
+            let [a, b] = [1, 2].map(|at| {
+                Datum::from_output(&of, text(at)).unwrap_or_else(|_| panic!("{name} {}", text(at)))
+            });
+            assert_eq!(a == b, text(3) == "t", "{name}: {} = {}", text(1), text(2));
+            if of.has_order() {
+                let less = of.compare(&a, &b).unwrap().is_lt();
+                assert_eq!(less, text(4) == "t", "{name}: {} < {}", text(1), text(2));
+            }
+            if let Some(output) = a.output() {
+                assert_eq!(
+                    &*output,
+                    text(1).trim_end_matches(if name == "char(4)" { ' ' } else { '\0' }),
+                    "{name}"
+                );
+            }
+            compared += 1;
+        }
+    }
+    eprintln!("{compared} pairs");
+}
