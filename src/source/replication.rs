@@ -76,7 +76,13 @@ impl Walsender {
         application_name: &str,
     ) -> Result<Self, ConnectError> {
         let attempt = async {
-            let with_timeout = format!("{} {SENDER_TIMEOUT}", database.session_options());
+            let options = database.session_options();
+            // Who says so in the address knows better.
+            let with_timeout = if options.contains("wal_sender_timeout") {
+                options
+            } else {
+                format!("{options} {SENDER_TIMEOUT}")
+            };
             match Self::start(database, endpoint, application_name, &with_timeout).await {
                 // A server that lets nobody set its timeout (class 22: the value, 42: the right,
                 // 55: the moment) is followed at its own pace.
