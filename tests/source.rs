@@ -539,6 +539,22 @@ async fn what_cannot_heal_is_one_sentence_with_the_sql_that_mends_it() {
 }
 
 #[tokio::test]
+async fn a_publication_made_after_the_slot_is_not_retried_for_ever() {
+    let fixture = Fixture::new("create table a (id int primary key)").await;
+    fixture.open().await.source.close().await;
+    fixture.run("drop publication rowcast").await;
+    fixture.run("insert into a values (1)").await;
+    fixture
+        .run("create publication rowcast for all tables")
+        .await;
+    let mut opened = fixture.open().await;
+    let error = failure(&mut opened.source).await;
+    assert_eq!(error.retry(), Retry::Never, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("select pg_drop_replication_slot("), "{text}");
+}
+
+#[tokio::test]
 async fn the_publication_is_the_configured_one_or_a_known_one() {
     let fixture = Fixture::new("drop publication if exists rowcast").await;
     let client = &fixture.client;
