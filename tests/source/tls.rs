@@ -1,11 +1,5 @@
 //! Whom a connection trusts, and how it proves who it is, against a real PostgreSQL with TLS.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{PermissionsExt, chown};
