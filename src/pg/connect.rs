@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 pub(crate) use super::address::Endpoint;
 pub use super::address::InvalidDatabaseUrl;
 use super::address::{Address, Encryption};
-use super::refusal::{Refusal, Retry};
+use super::refusal::{Refusal, Retry, with_causes};
 use super::stream::Settled;
 pub(crate) use super::stream::Stream;
 use super::tls::{certificate_problem, client_config};
@@ -360,7 +360,7 @@ impl Endpoint {
         if let Some(refusal) = error.as_db_error() {
             return ConnectError::Refused(refusal.into());
         }
-        let text = error.to_string();
+        let text = with_causes(error);
         let host = self.to_string();
         if text.contains("server did not use channel binding") {
             ConnectError::NoChannelBinding { host }

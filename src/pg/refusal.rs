@@ -45,6 +45,21 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// An error and what caused it, in one line; tokio-postgres leaves the cause out of its own text.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
 impl From<&tokio_postgres::error::DbError> for Refusal {
     fn from(error: &tokio_postgres::error::DbError) -> Self {
         Self {

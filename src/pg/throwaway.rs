@@ -5,21 +5,27 @@
 //! clean up. PostgreSQL refuses to run as root; root's server runs as `postgres` or `nobody`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::connect::{ConnectError, Database};
+use super::connect::Database;
 use super::quote_identifier;
 
 mod binaries;
 
+mod error;
+
+mod owner;
+
 pub use binaries::Binaries;
+pub use error::ThrowawayError;
+use owner::other_user;
 
 /// How long a server may take to come up (its write-ahead log may have to be replayed).
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -62,46 +68,6 @@ pub struct Options {
     pub settings: Vec<String>,
     /// Lines of `pg_hba.conf` before the ones that trust everybody on this machine.
     pub hba: Vec<String>,
-}
-
-/// Why there is no cluster.
-#[derive(Debug, thiserror::Error)]
-pub enum ThrowawayError {
-    /// PostgreSQL is not installed.
-    #[error(
-        "PostgreSQL's initdb and postgres are not to be found ({looked}): install it (Debian and \
-         Ubuntu: apt install postgresql; macOS: brew install postgresql@17; Fedora: dnf install \
-         postgresql-server) or set PG_BIN to the directory they are in"
-    )]
-    Binaries {
-        /// Where they were looked for.
-        looked: String,
-    },
-    /// PostgreSQL does not run as root and there is no other user to run it as.
-    #[error("PostgreSQL does not run as root, and there is neither a user postgres nor nobody")]
-    NoUser,
-    /// The directory cannot be prepared.
-    #[error("{path}: {source}")]
-    Directory {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// A program ended in an error.
-    #[error("{program} failed: {output}")]
-    Failed {
-        /// Which.
-        program: &'static str,
-        /// The end of what it wrote.
-        output: String,
-    },
-    /// The server runs, but a session with it failed.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// A statement failed.
-    #[error("the new server refused a statement: {0}")]
-    Statement(#[from] tokio_postgres::Error),
 }
 
 /// A running cluster with a superuser `postgres` who needs no password on this machine. Dropping
@@ -472,37 +438,4 @@ impl Drop for Throwaway {
             let _gone = fs::remove_dir_all(&self.directory);
         }
     }
-}
-
-/// Whom to run the server as where this is root; `None` where this is anybody else.
-fn other_user() -> io::Result<Option<(u32, u32)>> {
-    // The owner of a file just made is who we are; asking the system directly takes unsafe code.
-    let probe = std::env::temp_dir().join(format!(
-        "rowcast-probe-{}-{:08x}",
-        std::process::id(),
-        rand::random::<u32>()
-    ));
-    let owner = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&probe)?
-        .metadata()?
-        .uid();
-    fs::remove_file(&probe)?;
-    if owner != 0 {
-        return Ok(None);
-    }
-    let users = fs::read_to_string("/etc/passwd")?;
-    let find = |name: &str| {
-        users.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next() == Some(name)).then_some(())?;
-            let user = fields.nth(1)?.parse().ok()?;
-            Some((user, fields.next()?.parse().ok()?))
-        })
-    };
-    find("postgres")
-        .or_else(|| find("nobody"))
-        .map(Some)
-        .ok_or_else(|| io::Error::other(ThrowawayError::NoUser))
 }

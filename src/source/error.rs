@@ -1,7 +1,7 @@
 //! Why there is no stream, in one sentence each, with what mends it.
 
 use crate::pg::connect::ConnectError;
-use crate::pg::refusal::{Refusal, Retry};
+use crate::pg::refusal::{Refusal, Retry, with_causes};
 use crate::pg::{quote_identifier, quote_literal};
 
 /// Why changes do not flow. Where somebody has to do something, the text says what.
@@ -150,7 +150,7 @@ impl From<tokio_postgres::Error> for SourceError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
             Some(refusal) => Self::Refused(refusal.into()),
-            None => Self::disconnected(error),
+            None => Self::disconnected(with_causes(&error)),
         }
     }
 }

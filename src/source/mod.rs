@@ -35,7 +35,7 @@ use tokio::time::timeout;
 use self::assemble::Assembler;
 pub use self::assemble::SourceEvent;
 pub use self::error::SourceError;
-use self::pump::{Orders, Pump};
+use self::pump::Pump;
 pub use self::reader::Malformed;
 use self::replication::{SessionError, Walsender};
 pub use self::slot::{SystemInfo, choose_publication};
@@ -54,7 +54,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Source {
     events: mpsc::Receiver<Result<Vec<SourceEvent>, SourceError>>,
     ready: VecDeque<SourceEvent>,
-    orders: watch::Sender<Orders>,
+    acknowledged: watch::Sender<Lsn>,
     task: JoinHandle<()>,
     /// Up to where the caller has everything stored, as far as it said.
     stored: Lsn,
@@ -108,15 +108,12 @@ impl Source {
             .await
             .map_err(|error| starting(error, slot))?;
         let (sender, events) = mpsc::channel(READ_AHEAD);
-        let (orders, received_orders) = watch::channel(Orders {
-            acknowledged: prepared.confirmed,
-            close: false,
-        });
+        let (acknowledged, to_acknowledge) = watch::channel(prepared.confirmed);
         let pump = Pump::new(
             session,
             Assembler::new(prepared.xid),
             sender,
-            received_orders,
+            to_acknowledge,
             server_timeout,
         );
         let (slot, publication) = (slot.to_owned(), publication.to_owned());
@@ -125,7 +122,7 @@ impl Source {
             source: Self {
                 events,
                 ready: VecDeque::new(),
-                orders,
+                acknowledged,
                 task,
                 stored: Lsn(0),
                 delivered: prepared.confirmed,
@@ -157,7 +154,7 @@ impl Source {
                     SourceEvent::Progress(lsn) => *lsn,
                 };
                 self.delivered = self.delivered.max(end);
-                self.order();
+                self.pass_on();
                 return Ok(event);
             }
             match self.events.recv().await {
@@ -176,15 +173,15 @@ impl Source {
     /// never skips what nobody has seen.
     pub fn acknowledge(&mut self, end_lsn: Lsn) {
         self.stored = self.stored.max(end_lsn);
-        self.order();
+        self.pass_on();
     }
 
-    fn order(&self) {
+    fn pass_on(&self) {
         let safe = self.stored.min(self.delivered);
-        self.orders.send_if_modified(|orders| {
-            let moved = safe > orders.acknowledged;
+        self.acknowledged.send_if_modified(|acknowledged| {
+            let moved = safe > *acknowledged;
             if moved {
-                orders.acknowledged = safe;
+                *acknowledged = safe;
             }
             moved
         });
@@ -193,8 +190,7 @@ impl Source {
     /// Tells PostgreSQL what is acknowledged and ends the session, so that the slot is free for
     /// the next one. Takes 5 seconds at most.
     pub async fn close(mut self) {
-        self.orders.send_modify(|orders| orders.close = true);
-        // Nobody reads any more: the pump must not wait for room.
+        // This is what the pump takes as the wish to end.
         self.events.close();
         if timeout(CLOSE_TIMEOUT, &mut self.task).await.is_err() {
             self.task.abort();

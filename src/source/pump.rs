@@ -26,22 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the server may take to end its side of a session that ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What the owner of the source wants.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Orders {
-    /// Up to here everything is stored.
-    pub(super) acknowledged: Lsn,
-    /// The session is to end.
-    pub(super) close: bool,
-}
-
 /// Moves bytes and keeps time.
 #[derive(Debug)]
 pub(super) struct Pump {
     session: Walsender,
     assembler: Assembler,
     events: mpsc::Sender<Result<Vec<SourceEvent>, SourceError>>,
-    orders: watch::Receiver<Orders>,
+    /// Up to where the owner of the source has everything stored.
+    acknowledged: watch::Receiver<Lsn>,
     /// Decoded and not yet taken; while there is any, the socket is not read.
     pending: Vec<SourceEvent>,
     period: Duration,
@@ -55,7 +47,7 @@ impl Pump {
         session: Walsender,
         assembler: Assembler,
         events: mpsc::Sender<Result<Vec<SourceEvent>, SourceError>>,
-        orders: watch::Receiver<Orders>,
+        acknowledged: watch::Receiver<Lsn>,
         server_timeout: Option<Duration>,
     ) -> Self {
         let period = server_timeout.map_or(STATUS_PERIOD, |timeout| timeout / 3);
@@ -64,7 +56,7 @@ impl Pump {
             session,
             assembler,
             events,
-            orders,
+            acknowledged,
             pending: Vec::new(),
             period,
             last_status: now,
@@ -78,7 +70,7 @@ impl Pump {
     pub(super) async fn run(mut self, explain: impl FnOnce(SessionError) -> SourceError) {
         match self.pump().await {
             Ok(()) => {
-                let acknowledged = self.orders.borrow().acknowledged;
+                let acknowledged = *self.acknowledged.borrow_and_update();
                 if self.session.send_status(acknowledged, false).await.is_ok()
                     && self.session.finish().await.is_ok()
                 {
@@ -99,21 +91,25 @@ impl Pump {
         }
     }
 
-    /// Returns once the owner wants the session to end.
+    /// Returns once nobody takes events any more: the owner wants the session to end.
     async fn pump(&mut self) -> Result<(), SessionError> {
         // The start-up may have read the first frames already.
         self.decode().await?;
         loop {
             let blocked = !self.pending.is_empty();
+            let soon = self.last_status + STATUS_GAP;
             let events = self.events.clone();
             tokio::select! {
                 // Answers come first: they are rare and the server waits for them.
                 biased;
-                changed = self.orders.changed() => {
-                    if changed.is_err() || self.orders.borrow_and_update().close {
+                () = events.closed() => return Ok(()),
+                // Once a status update is due there is nothing more to be heard here: it takes
+                // the position of its moment.
+                changed = self.acknowledged.changed(), if self.next_status > soon => {
+                    if changed.is_err() {
                         return Ok(());
                     }
-                    self.next_status = self.next_status.min(self.last_status + STATUS_GAP);
+                    self.next_status = soon;
                 }
                 () = sleep_until(self.next_status) => {
                     // A healthy server has nothing to say for as long as it hears of us.
@@ -174,7 +170,7 @@ impl Pump {
     }
 
     async fn status(&mut self, ask: bool) -> Result<(), SessionError> {
-        let acknowledged = self.orders.borrow().acknowledged;
+        let acknowledged = *self.acknowledged.borrow_and_update();
         self.session.send_status(acknowledged, ask).await?;
         self.last_status = Instant::now();
         self.next_status = self.last_status + self.period;

@@ -5,8 +5,6 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{self, ChannelBinding, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -17,6 +15,8 @@ use super::reader::{Malformed, Reader};
 use crate::pg::Lsn;
 use crate::pg::connect::{ConnectError, Database, Endpoint, Stream};
 use crate::pg::refusal::Refusal;
+
+mod authentication;
 
 /// How much is read at once. Larger messages grow the buffer for as long as they need it.
 const READ_BYTES: usize = 128 << 10;
@@ -76,7 +76,13 @@ impl Walsender {
         application_name: &str,
     ) -> Result<Self, ConnectError> {
         let attempt = async {
-            let with_timeout = format!("{} {SENDER_TIMEOUT}", database.session_options());
+            let options = database.session_options();
+            // Who says so in the address knows better.
+            let with_timeout = if options.contains("wal_sender_timeout") {
+                options
+            } else {
+                format!("{options} {SENDER_TIMEOUT}")
+            };
             match Self::start(database, endpoint, application_name, &with_timeout).await {
                 // A server that lets nobody set its timeout (class 22: the value, 42: the right,
                 // 55: the moment) is followed at its own pace.
@@ -150,97 +156,6 @@ impl Walsender {
         // Parameters and the cancellation key, until the server is ready.
         while self.message().await?.0 != b'Z' {}
         Ok(())
-    }
-
-    async fn authenticate(
-        &mut self,
-        config: &config::Config,
-        user: &str,
-    ) -> Result<(), SessionError> {
-        let password = config.get_password().unwrap_or_default();
-        let must_bind = config.get_channel_binding() == config::ChannelBinding::Require;
-        let (kind, body) = self.authentication().await?;
-        if must_bind && kind != 10 {
-            return Err(SessionError::NoChannelBinding);
-        }
-        match kind {
-            0 => return Ok(()),
-            3 => frontend::password_message(password, &mut self.outgoing)?,
-            5 => {
-                let salt = body.first_chunk().ok_or(Malformed)?;
-                let hash = md5_hash(user.as_bytes(), password, *salt);
-                frontend::password_message(hash.as_bytes(), &mut self.outgoing)?;
-            }
-            10 => self.scram(config, password, &body).await?,
-            _ => return Err(SessionError::Authentication),
-        }
-        self.flush().await?;
-        match self.authentication().await? {
-            (0, _) => Ok(()),
-            _ => Err(SessionError::Authentication),
-        }
-    }
-
-    /// SCRAM-SHA-256, bound to the TLS connection where both sides can. Claiming not to be able
-    /// to while the server offers it is what tells the server of somebody in between.
-    async fn scram(
-        &mut self,
-        config: &config::Config,
-        password: &[u8],
-        offered: &[u8],
-    ) -> Result<(), SessionError> {
-        let mut offered = Reader(offered);
-        let (mut plain, mut plus) = (false, false);
-        loop {
-            match offered.text()? {
-                "" => break,
-                sasl::SCRAM_SHA_256 => plain = true,
-                sasl::SCRAM_SHA_256_PLUS => plus = true,
-                _ => {}
-            }
-        }
-        let binding = config.get_channel_binding();
-        let end_point = self
-            .stream
-            .end_point()
-            .filter(|_| binding != config::ChannelBinding::Disable);
-        let (mechanism, channel) = match end_point {
-            Some(digest) if plus => (
-                sasl::SCRAM_SHA_256_PLUS,
-                ChannelBinding::tls_server_end_point(digest),
-            ),
-            _ if binding == config::ChannelBinding::Require => {
-                return Err(SessionError::NoChannelBinding);
-            }
-            Some(_) if plain => (sasl::SCRAM_SHA_256, ChannelBinding::unrequested()),
-            None if plain => (sasl::SCRAM_SHA_256, ChannelBinding::unsupported()),
-            _ => return Err(SessionError::Authentication),
-        };
-        let mut scram = ScramSha256::new(password, channel);
-        frontend::sasl_initial_response(mechanism, scram.message(), &mut self.outgoing)?;
-        self.flush().await?;
-        let (11, challenge) = self.authentication().await? else {
-            return Err(SessionError::Authentication);
-        };
-        scram.update(&challenge)?;
-        frontend::sasl_response(scram.message(), &mut self.outgoing)?;
-        self.flush().await?;
-        let (12, proof) = self.authentication().await? else {
-            return Err(SessionError::Authentication);
-        };
-        scram.finish(&proof)?;
-        Ok(())
-    }
-
-    /// The next authentication message: its kind and the rest of it.
-    async fn authentication(&mut self) -> Result<(u32, BytesMut), SessionError> {
-        let (tag, mut body) = self.message().await?;
-        if tag != b'R' {
-            return Err(Malformed.into());
-        }
-        let kind = Reader(&body).u32()?;
-        body.advance(size_of::<u32>());
-        Ok((kind, body))
     }
 
     /// Runs a command of the replication mode; returns the fields of its last row.
