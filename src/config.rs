@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use load::{ConfigError, Given, Loaded, load};
 pub use print::{markdown, toml_file};
+pub(crate) use value::duration as parse_duration;
 
 /// A text that must not reach a log.
 #[derive(Clone, PartialEq, Eq)]
