@@ -58,7 +58,7 @@ pub(super) fn size(text: &str, least: u64, most: u64) -> Result<usize, Expected>
 
 fn readable_size(bytes: u64) -> String {
     for (unit, factor) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
-        if bytes >= factor && bytes % factor == 0 {
+        if bytes >= factor && bytes.is_multiple_of(factor) {
             return format!("{}{unit}", bytes / factor);
         }
     }
@@ -86,7 +86,7 @@ pub(crate) fn duration(text: &str, least: Duration, most: Duration) -> Result<Du
 fn readable_duration(time: Duration) -> String {
     let millis = time.as_millis();
     for (unit, factor) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-        if millis >= factor && millis % factor == 0 {
+        if millis >= factor && millis.is_multiple_of(factor) {
             return format!("{}{unit}", millis / factor);
         }
     }

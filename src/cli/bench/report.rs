@@ -251,7 +251,7 @@ impl Report {
         put_row("messages/s", &|line| {
             format!("{:.0}", line.messages_per_second)
         });
-        let points: [(&str, fn(&Percentiles) -> u64); 4] = [
+        let points: [(&str, Point); 4] = [
             ("latency p50", |points| points.p50),
             ("latency p99", |points| points.p99),
             ("latency p99.9", |points| points.p999),
@@ -284,6 +284,9 @@ impl Report {
         }
     }
 }
+
+/// One figure of a distribution.
+type Point = fn(&Percentiles) -> u64;
 
 fn put(text: &mut String, line: &str) {
     text.push_str(line);
