@@ -1,4 +1,15 @@
 //! Every setting: its name, its default, and what a wrong value is answered with.
+//!
+//! One table ([`settings::SETTINGS`]) drives the flags, the environment, `rowcast.toml`, the help
+//! and the printed file, so none of them can drift from the others.
+
+pub mod settings;
+
+mod load;
+
+mod print;
+
+mod value;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,6 +17,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use crate::router::DeleteWithoutIdentity;
+pub use load::{ConfigError, Given, Loaded, load};
+pub use print::{markdown, toml_file};
+pub(crate) use value::duration as parse_duration;
 
 /// A text that must not reach a log.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,7 +46,7 @@ impl fmt::Debug for Secret {
 }
 
 /// The settings of `rowcast serve`, checked.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// `DATABASE_URL`: where PostgreSQL is, as a URL or in libpq's `key=value` form.
     pub database_url: Secret,
@@ -80,4 +94,89 @@ pub struct Config {
     pub catalog_interval: Duration,
     /// How long sockets may take to close at the end.
     pub drain: Duration,
+    /// What is logged, in the words of `tracing`'s filters.
+    pub log: String,
+    /// How a log line looks.
+    pub log_format: LogFormat,
 }
+
+impl Config {
+    /// Settings without a value yet; [`load()`] gives every one of them its default or better.
+    fn blank() -> Self {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            database_url: Secret::new(""),
+            jwt_secret: None,
+            jwks_url: None,
+            listen: nowhere,
+            admin_listen: nowhere,
+            slot: String::new(),
+            publication: None,
+            default_role: String::new(),
+            role_claim: String::new(),
+            api_keys: BTreeMap::new(),
+            require_rls: false,
+            delete_without_identity: DeleteWithoutIdentity::Suppress,
+            log_max_changes: 0,
+            log_max_bytes: 0,
+            max_connections: 0,
+            max_channels: 0,
+            max_joins_per_second: 0,
+            max_frame_bytes: 0,
+            outbox_max_events: 0,
+            outbox_max_bytes: 0,
+            ask_timeout: Duration::ZERO,
+            catalog_interval: Duration::ZERO,
+            drain: Duration::ZERO,
+            log: String::new(),
+            log_format: LogFormat::Auto,
+        }
+    }
+}
+
+/// By hand because an opaque API key is as good as a password: only their number is shown.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("database_url", &self.database_url)
+            .field("jwt_secret", &self.jwt_secret)
+            .field("jwks_url", &self.jwks_url)
+            .field("listen", &self.listen)
+            .field("admin_listen", &self.admin_listen)
+            .field("slot", &self.slot)
+            .field("publication", &self.publication)
+            .field("default_role", &self.default_role)
+            .field("role_claim", &self.role_claim)
+            .field("api_keys", &self.api_keys.len())
+            .field("require_rls", &self.require_rls)
+            .field("delete_without_identity", &self.delete_without_identity)
+            .field("log_max_changes", &self.log_max_changes)
+            .field("log_max_bytes", &self.log_max_bytes)
+            .field("max_connections", &self.max_connections)
+            .field("max_channels", &self.max_channels)
+            .field("max_joins_per_second", &self.max_joins_per_second)
+            .field("max_frame_bytes", &self.max_frame_bytes)
+            .field("outbox_max_events", &self.outbox_max_events)
+            .field("outbox_max_bytes", &self.outbox_max_bytes)
+            .field("ask_timeout", &self.ask_timeout)
+            .field("catalog_interval", &self.catalog_interval)
+            .field("drain", &self.drain)
+            .field("log", &self.log)
+            .field("log_format", &self.log_format)
+            .finish()
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests;

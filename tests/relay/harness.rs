@@ -8,7 +8,7 @@ use std::time::Duration;
 use rowcast::admin::Readiness;
 use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
-use rowcast::config::{Config, DeleteWithoutIdentity, Secret};
+use rowcast::config::{Config, DeleteWithoutIdentity, LogFormat, Secret};
 use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
@@ -192,6 +192,8 @@ pub(crate) fn config(url: &str) -> Config {
         ask_timeout: Duration::from_secs(5),
         catalog_interval: Duration::from_millis(100),
         drain: Duration::from_secs(1),
+        log: "info".to_owned(),
+        log_format: LogFormat::Auto,
     }
 }
 

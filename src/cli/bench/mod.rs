@@ -1,0 +1,399 @@
+//! `rowcast bench`: the load generator.
+//!
+//! It runs the relay as a process of its own, writes rows whose readers follow from their numbers
+//! ([`plan`]), and holds what every subscriber got against what it must get ([`verifier`]).
+
+#![expect(clippy::print_stdout, reason = "the report is what is asked for")]
+
+pub mod baseline;
+
+pub mod child;
+
+pub mod database;
+
+pub mod frame;
+
+pub mod latency;
+
+pub mod plan;
+
+pub mod process;
+
+pub mod progress;
+
+pub mod report;
+
+pub mod round;
+
+pub mod subscriber;
+
+pub mod verifier;
+
+pub mod writer;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+
+use self::child::Relay;
+use self::latency::Clock;
+use self::plan::{Filter, Plan, Policy};
+use self::progress::Progress;
+use self::report::{Idle, Line, Ratio, Report, Settings};
+use self::round::{Figures, Round};
+use self::subscriber::System;
+use self::writer::Pace;
+use super::{fail, stop_signal};
+use crate::config::{Secret, parse_duration};
+
+/// Arguments of `rowcast bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Method: the relay runs as a process of its own, so its CPU time and memory (from /proc) are its \
+own. Subscribers are real WebSockets, each with a token of its own. Who must see a row follows \
+from the row's number; every message is checked, and a missing, duplicated, leaked or disordered \
+one makes the exit code 1. Latency counts from when a row was due by the schedule, not from when \
+it was written, so a stall is not left out; it includes the commit, whose share is shown. Order is \
+checked among the rows of one writer, as that of commits of different writers cannot be known \
+beforehand. The bare relay of --baseline has one socket (with --policy open as many as the relay), \
+so that it sends as many messages; rounds take turns, and every figure becomes a ratio.
+
+Examples:
+  rowcast bench --subscribers 1 --rate 1000 --baseline
+  rowcast bench --compare 1,1000 --rate 500
+  rowcast bench --subscribers 1000 --policy open --rate 0 --rows 2000
+  rowcast bench --idle 5000 --json")]
+pub struct Arguments {
+    /// The database to measure with; the benchmark makes and removes schema, role, publication
+    /// and slots called rowcast_bench in it. Its wal_level must be logical
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+    /// Subscribers, each a user of its own
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    subscribers: u64,
+    /// Several numbers of subscribers, taking turns, and the ratio of the last to the first
+    #[arg(long, value_name = "COUNT,…", value_delimiter = ',', conflicts_with = "subscribers", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    compare: Vec<u64>,
+    /// Rows a second; 0 for as fast as it goes
+    #[arg(long, value_name = "ROWS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    rate: u64,
+    /// Rows of a round [default: as many as the duration holds]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    rows: Option<u64>,
+    /// How long a round writes, at most
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
+    duration: Duration,
+    /// Rows of a transaction
+    #[arg(long, value_name = "ROWS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    transaction_size: u64,
+    /// Connections that write
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    writers: u64,
+    /// Who may see a row: its owner, the ten members of its organisation, everybody
+    #[arg(long, value_enum, default_value_t = Policy::User)]
+    policy: Policy,
+    /// Ask for all rows, or for one of four values of a column
+    #[arg(long, value_enum, default_value_t = Filter::None)]
+    filter: Filter,
+    /// Measure the memory of so many idle joined connections instead
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    idle: Option<u64>,
+    /// Run the bare relay in turns with this one
+    #[arg(long)]
+    baseline: bool,
+    /// How often each measurement is made [default: 3 with --baseline or --compare, else 1]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// Subscribers without sockets, inside the relay's process
+    #[arg(long)]
+    in_process: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(3600));
+    parse_duration(text, least, most).map_err(|expected| format!("it must be {expected}"))
+}
+
+/// Runs the benchmark.
+pub async fn run(arguments: Arguments) -> ExitCode {
+    let report = tokio::select! {
+        report = measure(&arguments) => report,
+        // Dropping the other branch ends the relays; what is left in the database goes with the
+        // next run, or with the throw-away database.
+        () = stop_signal() => Err(anyhow::anyhow!("stopped before the end")),
+    };
+    match report {
+        Err(error) => fail(1, format_args!("{error:#}")),
+        Ok(report) => {
+            if arguments.json {
+                match serde_json::to_string_pretty(&report) {
+                    Ok(json) => println!("{json}"),
+                    Err(error) => return fail(1, format_args!("{error}")),
+                }
+            } else {
+                print!("{}", report.table());
+            }
+            if report.is_clean() {
+                ExitCode::SUCCESS
+            } else {
+                fail(
+                    1,
+                    format_args!("messages are missing, duplicated, leaked or out of order"),
+                )
+            }
+        }
+    }
+}
+
+async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
+    if arguments.in_process {
+        bail!("--in-process is not in this build; leave it out to measure with sockets.");
+    }
+    let counts = counts(arguments);
+    let most = counts.iter().copied().max().unwrap_or(1);
+    enough_files(most)?;
+    let Some(url) = &arguments.database_url else {
+        bail!("--database-url is missing: this build has no throw-away PostgreSQL.");
+    };
+    let database = Secret::new(url.as_str());
+    let admin = database::connect(&database).await?;
+    database::set_up(&admin, arguments.policy, most).await?;
+    let mut progress = Progress::start();
+    let report = run_on(arguments, &counts, &database, &mut progress).await;
+    progress.finish();
+    // What is left would hold back WAL, so it goes even after a failure; the failure says more
+    // than a second one.
+    let taken_down = database::take_down(&admin).await;
+    let report = report?;
+    taken_down.context("The benchmark's remains cannot be removed")?;
+    Ok(report)
+}
+
+fn counts(arguments: &Arguments) -> Vec<u64> {
+    if let Some(idle) = arguments.idle {
+        vec![idle]
+    } else if arguments.compare.is_empty() {
+        vec![arguments.subscribers]
+    } else {
+        arguments.compare.clone()
+    }
+}
+
+/// Sockets are files, and running out of them half-way looks like a fault of the relay.
+fn enough_files(subscribers: u64) -> anyhow::Result<()> {
+    if let Some(limit) = process::open_files_limit() {
+        ensure!(
+            subscribers + 100 <= limit,
+            "{subscribers} subscribers need as many open files and some more; the limit is \
+             {limit} (`ulimit -n`)."
+        );
+    }
+    Ok(())
+}
+
+/// One measurement that is made in every round.
+struct Scenario {
+    system: System,
+    subscribers: u64,
+    figures: Option<Figures>,
+}
+
+fn scenarios(arguments: &Arguments, counts: &[u64]) -> Vec<Scenario> {
+    let scenario = |system, subscribers| Scenario {
+        system,
+        subscribers,
+        figures: None,
+    };
+    let mut scenarios: Vec<Scenario> = counts
+        .iter()
+        .map(|count| scenario(System::Rowcast, *count))
+        .collect();
+    if arguments.baseline {
+        if arguments.policy == Policy::Open {
+            scenarios.extend(
+                counts
+                    .iter()
+                    .map(|count| scenario(System::Baseline, *count)),
+            );
+        } else {
+            scenarios.push(scenario(System::Baseline, 1));
+        }
+    }
+    scenarios
+}
+
+async fn run_on(
+    arguments: &Arguments,
+    counts: &[u64],
+    database: &Secret,
+    progress: &mut Progress,
+) -> anyhow::Result<Report> {
+    let most = counts.iter().copied().max().unwrap_or(1);
+    let jwt_secret = Secret::new(format!(
+        "{:032x}{:032x}",
+        rand::random::<u128>(),
+        rand::random::<u128>()
+    ));
+    progress.step("starting the relay");
+    let mut relay = Relay::rowcast(database, &jwt_secret, most).await?;
+    let rounds = match arguments.rounds {
+        Some(rounds) => rounds,
+        None if arguments.baseline || arguments.compare.len() > 1 => 3,
+        None => 1,
+    };
+    let mut report = Report {
+        settings: Settings {
+            rate: arguments.rate,
+            policy: arguments.policy.as_str(),
+            filter: arguments.filter.as_str(),
+            transaction_size: arguments.transaction_size,
+            writers: arguments.writers,
+            rounds,
+        },
+        results: Vec::new(),
+        ratios: Vec::new(),
+        idle: None,
+    };
+    if let Some(connections) = arguments.idle {
+        let plan = plan(arguments, System::Rowcast, connections);
+        report.idle = Some(idle(&relay, plan, &jwt_secret, progress).await?);
+        relay.stop().await;
+        return Ok(report);
+    }
+    let mut baseline = if arguments.baseline {
+        progress.step("starting the bare relay");
+        Some(Relay::baseline(database).await?)
+    } else {
+        None
+    };
+    let clock = Clock::start();
+    let mut scenarios = scenarios(arguments, counts);
+    let mut number = 0;
+    for round in 1..=rounds {
+        for scenario in &mut scenarios {
+            number += 1;
+            let relay = match (scenario.system, &mut baseline) {
+                (System::Baseline, Some(baseline)) => baseline,
+                _ => &mut relay,
+            };
+            progress.step(&format!(
+                "round {round} of {rounds}: {} with {} subscriber(s)",
+                name(scenario.system),
+                scenario.subscribers
+            ));
+            let figures = Round {
+                system: scenario.system,
+                relay,
+                database,
+                jwt_secret: &jwt_secret,
+                plan: plan(arguments, scenario.system, scenario.subscribers),
+                pace: Pace {
+                    rate: arguments.rate,
+                    duration: arguments.duration,
+                },
+                number,
+                clock,
+            }
+            .run(progress)
+            .await?;
+            match &mut scenario.figures {
+                Some(all) => all.add(&figures),
+                None => scenario.figures = Some(figures),
+            }
+        }
+    }
+    relay.stop().await;
+    if let Some(baseline) = baseline {
+        baseline.stop().await;
+    }
+    for scenario in &scenarios {
+        if let Some(figures) = &scenario.figures {
+            let name = name(scenario.system);
+            report
+                .results
+                .push(Line::new(name, scenario.subscribers, figures));
+        }
+    }
+    report.ratios = ratios(&report.results);
+    Ok(report)
+}
+
+const fn name(system: System) -> &'static str {
+    match system {
+        System::Rowcast => "rowcast",
+        System::Baseline => "baseline",
+    }
+}
+
+/// The relay against the bare relay, and many subscribers against few.
+fn ratios(lines: &[Line]) -> Vec<Ratio> {
+    let mut ratios = Vec::new();
+    let (relay, bare): (Vec<&Line>, Vec<&Line>) =
+        lines.iter().partition(|line| line.system == "rowcast");
+    for line in &relay {
+        let same = bare
+            .iter()
+            .find(|bare| bare.subscribers == line.subscribers);
+        if let Some(bare) = same.or(bare.first()) {
+            ratios.push(Ratio::new(line, bare));
+        }
+    }
+    if let Some((first, others)) = relay.split_first() {
+        ratios.extend(others.iter().map(|line| Ratio::new(line, first)));
+    }
+    ratios
+}
+
+fn plan(arguments: &Arguments, system: System, subscribers: u64) -> Plan {
+    // The bare relay knows neither policies nor filters.
+    let (policy, filter) = match system {
+        System::Rowcast => (arguments.policy, arguments.filter),
+        System::Baseline => (Policy::Open, Filter::None),
+    };
+    Plan {
+        subscribers,
+        policy,
+        filter,
+        transaction_size: arguments.transaction_size,
+        writers: arguments.writers,
+        // Enough for an hour flat out; a row number beyond it was never written.
+        limit: arguments.rows.unwrap_or(1 << 32),
+    }
+}
+
+/// What a connection that only waits costs the relay's memory.
+async fn idle(
+    relay: &Relay,
+    plan: Plan,
+    jwt_secret: &Secret,
+    progress: &mut Progress,
+) -> anyhow::Result<Idle> {
+    /// What the first connections make the relay allocate once is not what one costs.
+    const WARM_UP: u64 = 50;
+    /// Until what joining needed has been given back.
+    const SETTLE: Duration = Duration::from_secs(2);
+
+    progress.step("warming up");
+    let few = Plan {
+        subscribers: WARM_UP,
+        ..plan
+    };
+    let warm = round::connect(System::Rowcast, relay, &few, jwt_secret, progress).await?;
+    drop(warm);
+    tokio::time::sleep(SETTLE).await;
+    let before = relay.rss_bytes()?;
+    progress.step("connecting");
+    let connected = round::connect(System::Rowcast, relay, &plan, jwt_secret, progress).await?;
+    tokio::time::sleep(SETTLE).await;
+    let after = relay.rss_bytes()?;
+    drop(connected);
+    Ok(Idle::new(plan.subscribers, before, after))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,411 @@
+//! What a run found, for people and for programs.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::latency::Percentiles;
+use super::round::Figures;
+
+/// The report. Its JSON form keeps its keys; new ones may come.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What was asked for.
+    pub settings: Settings,
+    /// One line for each relay and number of subscribers.
+    pub results: Vec<Line>,
+    /// The first line held against others.
+    pub ratios: Vec<Ratio>,
+    /// Memory of idle connections, with `--idle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+}
+
+/// What was asked for.
+#[derive(Debug, Serialize)]
+pub struct Settings {
+    /// Rows a second; 0 for flat out.
+    pub rate: u64,
+    /// Who may see a row.
+    pub policy: &'static str,
+    /// What subscribers ask for.
+    pub filter: &'static str,
+    /// Rows of a transaction.
+    pub transaction_size: u64,
+    /// Connections that write.
+    pub writers: u64,
+    /// How often each measurement was made, taking turns.
+    pub rounds: u32,
+}
+
+/// The figures of one relay with one number of subscribers.
+#[derive(Debug, Clone, Serialize)]
+pub struct Line {
+    /// `rowcast` or `baseline`.
+    pub system: &'static str,
+    /// Sockets.
+    pub subscribers: u64,
+    /// Rows committed.
+    pub rows: u64,
+    /// Messages that had to arrive.
+    pub expected: u64,
+    /// Messages that arrived where they belong, each once.
+    pub delivered: u64,
+    /// Messages that did not arrive.
+    pub missing: u64,
+    /// Messages that arrived once more.
+    pub duplicated: u64,
+    /// Messages that arrived where they do not belong.
+    pub leaked: u64,
+    /// Messages that arrived behind a later one of the same writer.
+    pub out_of_order: u64,
+    /// Rows a second, until the last message.
+    pub changes_per_second: f64,
+    /// Messages a second.
+    pub messages_per_second: f64,
+    /// From when a row was due to when it arrived, in microseconds.
+    pub latency_us: Option<Percentiles>,
+    /// From when a transaction was due to when its commit was acknowledged, in microseconds.
+    pub commit_us: Option<Percentiles>,
+    /// The relay's CPU time, in seconds.
+    pub cpu_seconds: f64,
+    /// The same for each row, in microseconds.
+    pub cpu_us_per_change: f64,
+    /// The same for each message, in microseconds.
+    pub cpu_us_per_message: f64,
+    /// The relay's memory, in bytes.
+    pub rss_bytes: u64,
+}
+
+impl Line {
+    /// Works out a line.
+    #[must_use]
+    pub fn new(system: &'static str, subscribers: u64, figures: &Figures) -> Self {
+        let tally = figures.tally;
+        Self {
+            system,
+            subscribers,
+            rows: figures.rows,
+            expected: figures.expected,
+            delivered: tally.delivered,
+            missing: tally.missing,
+            duplicated: tally.duplicated,
+            leaked: tally.leaked,
+            out_of_order: tally.out_of_order,
+            changes_per_second: per(figures.rows, figures.seconds),
+            messages_per_second: per(tally.delivered, figures.seconds),
+            latency_us: figures.latency.percentiles(),
+            commit_us: figures.commits.percentiles(),
+            cpu_seconds: figures.cpu_seconds,
+            cpu_us_per_change: over(figures.cpu_seconds * 1e6, figures.rows),
+            cpu_us_per_message: over(figures.cpu_seconds * 1e6, tally.delivered),
+            rss_bytes: figures.rss_bytes,
+        }
+    }
+}
+
+/// One line held against another: above 1 the first is the larger.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ratio {
+    /// Of which line, such as `rowcast 1000`.
+    pub of: String,
+    /// To which line.
+    pub to: String,
+    /// Median latencies.
+    pub latency_p50: Option<f64>,
+    /// Latencies of 99 of 100.
+    pub latency_p99: Option<f64>,
+    /// CPU time for each row.
+    pub cpu_per_change: Option<f64>,
+    /// CPU time for each message.
+    pub cpu_per_message: Option<f64>,
+}
+
+impl Ratio {
+    /// Holds one line against another.
+    #[must_use]
+    pub fn new(of: &Line, to: &Line) -> Self {
+        let point = |line: &Line, point: fn(&Percentiles) -> u64| {
+            line.latency_us
+                .as_ref()
+                .map_or(0.0, |points| float(point(points)))
+        };
+        let name = |line: &Line| format!("{} {}", line.system, line.subscribers);
+        Self {
+            of: name(of),
+            to: name(to),
+            latency_p50: quotient(point(of, |p| p.p50), point(to, |p| p.p50)),
+            latency_p99: quotient(point(of, |p| p.p99), point(to, |p| p.p99)),
+            cpu_per_change: quotient(of.cpu_us_per_change, to.cpu_us_per_change),
+            cpu_per_message: quotient(of.cpu_us_per_message, to.cpu_us_per_message),
+        }
+    }
+}
+
+/// What idle connections cost.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Idle {
+    /// Sockets, each joined to a channel with one binding.
+    pub connections: u64,
+    /// The relay's memory before they came, in bytes.
+    pub rss_before: u64,
+    /// The relay's memory with them, in bytes.
+    pub rss_after: u64,
+    /// The difference, shared out.
+    pub bytes_per_connection: f64,
+}
+
+impl Idle {
+    /// Works out the difference.
+    #[must_use]
+    pub fn new(connections: u64, rss_before: u64, rss_after: u64) -> Self {
+        Self {
+            connections,
+            rss_before,
+            rss_after,
+            bytes_per_connection: over(float(rss_after.saturating_sub(rss_before)), connections),
+        }
+    }
+}
+
+impl Report {
+    /// Whether everybody got what is theirs and nothing else, in every round.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.results.iter().all(|line| {
+            line.missing == 0 && line.duplicated == 0 && line.leaked == 0 && line.out_of_order == 0
+        })
+    }
+
+    /// The report for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let settings = &self.settings;
+        let rate = if settings.rate == 0 {
+            "flat out".to_owned()
+        } else {
+            format!("{} rows/s", settings.rate)
+        };
+        put(
+            &mut text,
+            &format!(
+                "{rate}, {} row(s) a transaction, {} writer(s), policy {}, filter {}, {} round(s)",
+                settings.transaction_size,
+                settings.writers,
+                settings.policy,
+                settings.filter,
+                settings.rounds
+            ),
+        );
+        if !self.results.is_empty() {
+            self.put_results(&mut text);
+        }
+        for ratio in &self.ratios {
+            put(
+                &mut text,
+                &format!(
+                    "\n{} / {}: latency p50 {}, p99 {}; CPU a change {}, a message {}",
+                    ratio.of,
+                    ratio.to,
+                    times(ratio.latency_p50),
+                    times(ratio.latency_p99),
+                    times(ratio.cpu_per_change),
+                    times(ratio.cpu_per_message)
+                ),
+            );
+        }
+        if let Some(idle) = &self.idle {
+            put(
+                &mut text,
+                &format!(
+                    "\nidle: {} joined connections, {:.1} KiB each (RSS {:.1} MiB before, {:.1} \
+                     MiB after)",
+                    idle.connections,
+                    idle.bytes_per_connection / 1024.0,
+                    float(idle.rss_before) / 1_048_576.0,
+                    float(idle.rss_after) / 1_048_576.0
+                ),
+            );
+        }
+        text
+    }
+
+    fn put_results(&self, text: &mut String) {
+        let mut rows: Vec<Vec<String>> = vec![Vec::new()];
+        let mut put_row = |name: &str, cell: &dyn Fn(&Line) -> String| {
+            let mut row = vec![name.to_owned()];
+            row.extend(self.results.iter().map(cell));
+            rows.push(row);
+        };
+        put_row("", &|line| format!("{} {}", line.system, line.subscribers));
+        put_row("rows", &|line| line.rows.to_string());
+        put_row("delivered", &|line| line.delivered.to_string());
+        put_row("missing", &|line| line.missing.to_string());
+        put_row("duplicated", &|line| line.duplicated.to_string());
+        put_row("leaked", &|line| line.leaked.to_string());
+        put_row("out of order", &|line| line.out_of_order.to_string());
+        put_row("changes/s", &|line| {
+            format!("{:.0}", line.changes_per_second)
+        });
+        put_row("messages/s", &|line| {
+            format!("{:.0}", line.messages_per_second)
+        });
+        let points: [(&str, Point); 4] = [
+            ("latency p50", |points| points.p50),
+            ("latency p99", |points| points.p99),
+            ("latency p99.9", |points| points.p999),
+            ("latency max", |points| points.max),
+        ];
+        for (name, point) in points {
+            put_row(name, &|line| millis(line.latency_us.as_ref().map(point)));
+        }
+        put_row("of it commit p50", &|line| {
+            millis(line.commit_us.map(|points| points.p50))
+        });
+        put_row("CPU seconds", &|line| format!("{:.2}", line.cpu_seconds));
+        put_row("CPU a change", &|line| {
+            format!("{:.1} µs", line.cpu_us_per_change)
+        });
+        put_row("CPU a message", &|line| {
+            format!("{:.1} µs", line.cpu_us_per_message)
+        });
+        put_row("RSS", &|line| {
+            format!("{:.1} MiB", float(line.rss_bytes) / 1_048_576.0)
+        });
+        for row in rows.iter().skip(1) {
+            let mut cells = row.iter();
+            let mut line = format!("{:<17}", cells.next().map_or("", String::as_str));
+            for cell in cells {
+                // Writing to a String does not fail.
+                let _written = write!(line, "{cell:>16}");
+            }
+            put(text, line.trim_end());
+        }
+    }
+}
+
+/// One figure of a distribution.
+type Point = fn(&Percentiles) -> u64;
+
+fn put(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+fn millis(micros: Option<u64>) -> String {
+    micros.map_or("–".to_owned(), |micros| {
+        format!("{:.2} ms", float(micros) / 1_000.0)
+    })
+}
+
+fn times(ratio: Option<f64>) -> String {
+    ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2} ×"))
+}
+
+fn per(count: u64, seconds: f64) -> f64 {
+    quotient(float(count), seconds).unwrap_or(0.0)
+}
+
+fn over(amount: f64, count: u64) -> f64 {
+    quotient(amount, float(count)).unwrap_or(0.0)
+}
+
+fn quotient(of: f64, to: f64) -> Option<f64> {
+    (to > 0.0).then(|| of / to)
+}
+
+/// Counts here stay far below the 2^53 up to which this is exact.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+const fn float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::latency::Times;
+    use super::super::verifier::Tally;
+    use super::*;
+
+    fn figures(cpu_seconds: f64, latency: u64) -> Figures {
+        let mut times = Times::new().unwrap();
+        times.record(latency);
+        Figures {
+            rows: 1_000,
+            expected: 2_000,
+            tally: Tally {
+                delivered: 2_000,
+                ..Tally::default()
+            },
+            latency: times.clone(),
+            commits: times,
+            seconds: 2.0,
+            cpu_seconds,
+            rss_bytes: 10 << 20,
+        }
+    }
+
+    fn report(tally: Tally) -> Report {
+        let mut figures_of_relay = figures(0.02, 2_000_000);
+        figures_of_relay.tally.add(&tally);
+        let relay = Line::new("rowcast", 100, &figures_of_relay);
+        let baseline = Line::new("baseline", 1, &figures(0.01, 1_000_000));
+        Report {
+            settings: Settings {
+                rate: 1_000,
+                policy: "user",
+                filter: "none",
+                transaction_size: 1,
+                writers: 4,
+                rounds: 1,
+            },
+            ratios: vec![Ratio::new(&relay, &baseline)],
+            results: vec![relay, baseline],
+            idle: Some(Idle::new(1_000, 10 << 20, 20 << 20)),
+        }
+    }
+
+    #[test]
+    fn figures_become_rates_and_ratios() {
+        let report = report(Tally::default());
+        let line = &report.results[0];
+        assert!((line.changes_per_second - 500.0).abs() < 1e-9);
+        assert!((line.cpu_us_per_change - 20.0).abs() < 1e-9);
+        assert!((line.cpu_us_per_message - 10.0).abs() < 1e-9);
+        let ratio = &report.ratios[0];
+        assert_eq!(ratio.cpu_per_change, Some(2.0));
+        assert!((ratio.latency_p50.unwrap() - 2.0).abs() < 0.01);
+        assert!(report.is_clean());
+    }
+
+    #[test]
+    fn one_wrong_message_spoils_the_report() {
+        assert!(
+            !report(Tally {
+                leaked: 1,
+                ..Tally::default()
+            })
+            .is_clean()
+        );
+    }
+
+    #[test]
+    fn the_table_and_the_json_hold_the_figures() {
+        let report = report(Tally::default());
+        let table = report.table();
+        for words in [
+            "rowcast 100",
+            "2.00 ms",
+            "20.0 µs",
+            "2.00 ×",
+            "10.2 KiB each",
+        ] {
+            assert!(table.contains(words), "{words} is missing in\n{table}");
+        }
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["results"][0]["delivered"], 2_000);
+        assert_eq!(json["results"][1]["system"], "baseline");
+        assert_eq!(json["idle"]["connections"], 1_000);
+        assert!(json["results"][0]["latency_us"]["p50"].is_u64());
+    }
+}

@@ -1,0 +1,140 @@
+//! The settings as text to be read: a commented `rowcast.toml`, and a table for the README.
+
+use std::fmt::Write;
+
+use super::settings::{Form, SETTINGS, Setting};
+use super::{Config, DeleteWithoutIdentity, LogFormat};
+
+/// A `rowcast.toml` with every setting and its default, commented out; those whose names are in
+/// `given` stand with their value instead. Secrets are never in it.
+#[must_use]
+pub fn toml_file(config: &Config, given: &[&str]) -> String {
+    let mut text = String::from(
+        "# rowcast.toml: every setting with its default. A flag (--slot) comes before the\n\
+         # environment (ROWCAST_SLOT), the environment before this file.\n",
+    );
+    // A table's header takes in whatever follows it, so tables come last.
+    let (tables, plain): (Vec<_>, Vec<_>) = SETTINGS
+        .iter()
+        .partition(|setting| setting.form == Form::Table);
+    for setting in plain.into_iter().chain(tables) {
+        text.push('\n');
+        for line in wrapped(setting.help, 96) {
+            put(&mut text, &format!("# {line}"));
+        }
+        if setting.secret {
+            put(
+                &mut text,
+                &format!(
+                    "# Better not in a file that is shared: {} or {}_FILE.",
+                    setting.variable(),
+                    setting.variable()
+                ),
+            );
+            put(
+                &mut text,
+                &format!("#{}_file = \"/run/secrets/{}\"", setting.name, setting.name),
+            );
+        } else if setting.form == Form::Table {
+            put(&mut text, &format!("#[{}]", setting.name));
+            put(&mut text, "#sb_publishable_… = \"anon\"");
+        } else {
+            let is_given = given.contains(&setting.name);
+            let value = if is_given {
+                current(config, setting.name)
+            } else {
+                setting.default.map(str::to_owned)
+            };
+            let mark = if is_given { "" } else { "#" };
+            put(
+                &mut text,
+                &format!("{mark}{} = {}", setting.name, literal(setting, value)),
+            );
+        }
+    }
+    text
+}
+
+fn literal(setting: &Setting, value: Option<String>) -> String {
+    let value = value.unwrap_or_default();
+    if setting.form == Form::Bare {
+        value
+    } else {
+        toml::Value::String(value).to_string()
+    }
+}
+
+/// A setting's value in the text form in which it is read.
+fn current(config: &Config, name: &str) -> Option<String> {
+    let millis = |time: std::time::Duration| format!("{}ms", time.as_millis());
+    Some(match name {
+        "jwks_url" => config.jwks_url.clone()?,
+        "listen" => config.listen.to_string(),
+        "admin_listen" => config.admin_listen.to_string(),
+        "slot" => config.slot.clone(),
+        "publication" => config.publication.clone()?,
+        "default_role" => config.default_role.clone(),
+        "role_claim" => config.role_claim.clone(),
+        "require_rls" => config.require_rls.to_string(),
+        "delete_without_identity" => match config.delete_without_identity {
+            DeleteWithoutIdentity::Suppress => "suppress".to_owned(),
+            DeleteWithoutIdentity::Key => "key".to_owned(),
+        },
+        "log_max_changes" => config.log_max_changes.to_string(),
+        "log_max_bytes" => format!("{}B", config.log_max_bytes),
+        "max_connections" => config.max_connections.to_string(),
+        "max_channels" => config.max_channels.to_string(),
+        "max_joins_per_second" => config.max_joins_per_second.to_string(),
+        "max_frame_bytes" => format!("{}B", config.max_frame_bytes),
+        "outbox_max_events" => config.outbox_max_events.to_string(),
+        "outbox_max_bytes" => format!("{}B", config.outbox_max_bytes),
+        "ask_timeout" => millis(config.ask_timeout),
+        "catalog_interval" => millis(config.catalog_interval),
+        "drain" => millis(config.drain),
+        "log" => config.log.clone(),
+        "log_format" => match config.log_format {
+            LogFormat::Auto => "auto".to_owned(),
+            LogFormat::Text => "text".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        },
+        _ => return None,
+    })
+}
+
+/// The settings as a Markdown table.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = String::from("| variable | default | |\n|---|---|---|\n");
+    for setting in SETTINGS {
+        let default = match setting.default {
+            None | Some("") => String::new(),
+            Some(default) => format!("`{default}`"),
+        };
+        // A bar would end the cell.
+        let help = setting.help.replace('|', "\\|");
+        put(
+            &mut text,
+            &format!("| `{}` | {default} | {help} |", setting.variable()),
+        );
+    }
+    text
+}
+
+fn put(text: &mut String, line: &str) {
+    // Writing to a String does not fail.
+    let _written = writeln!(text, "{line}");
+}
+
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}

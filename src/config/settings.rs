@@ -1,0 +1,387 @@
+//! The table of settings.
+
+use std::time::Duration;
+
+use super::value::{self, Expected};
+use super::{Config, Secret};
+
+/// How a setting is written in `rowcast.toml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// In quotes.
+    Text,
+    /// A number, or true or false.
+    Bare,
+    /// A table of texts.
+    Table,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its name: `slot` in `rowcast.toml`, `--slot` as a flag, `ROWCAST_SLOT` in the environment.
+    pub name: &'static str,
+    /// What stands for its value in the help.
+    pub placeholder: &'static str,
+    /// Its default as text; `None` where there is none, or where it depends (`help` says on what).
+    pub default: Option<&'static str>,
+    /// How it is written in `rowcast.toml`.
+    pub form: Form,
+    /// Whether it is never printed and may come from a file that `…_FILE` names.
+    pub secret: bool,
+    /// Whether its name in the environment also goes without `ROWCAST_`.
+    pub bare_variable: bool,
+    /// What it does, and why the default is what it is.
+    pub help: &'static str,
+    pub(super) set: fn(&mut Config, &str) -> Result<(), Expected>,
+}
+
+impl Setting {
+    /// The name of the flag without its dashes.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+
+    /// The name in the environment; for some also the name with `ROWCAST_` before it.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        let name = self.name.to_ascii_uppercase();
+        if self.bare_variable {
+            name
+        } else {
+            format!("ROWCAST_{name}")
+        }
+    }
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+const fn setting(
+    name: &'static str,
+    placeholder: &'static str,
+    default: Option<&'static str>,
+    help: &'static str,
+    set: fn(&mut Config, &str) -> Result<(), Expected>,
+) -> Setting {
+    Setting {
+        name,
+        placeholder,
+        default,
+        form: Form::Text,
+        secret: false,
+        bare_variable: false,
+        help,
+        set,
+    }
+}
+
+impl Setting {
+    const fn secret(self) -> Self {
+        Self {
+            secret: true,
+            bare_variable: true,
+            ..self
+        }
+    }
+
+    const fn bare_variable(self) -> Self {
+        Self {
+            bare_variable: true,
+            ..self
+        }
+    }
+
+    const fn form(self, form: Form) -> Self {
+        Self { form, ..self }
+    }
+}
+
+/// Every setting, in the order of the help.
+pub static SETTINGS: &[Setting] = &[
+    setting(
+        "database_url",
+        "URL",
+        None,
+        "Where PostgreSQL is, as a URL or in libpq's key=value form. The only setting without \
+         which nothing works.",
+        |config, text| {
+            config.database_url = Secret::new(value::database_url(text)?);
+            Ok(())
+        },
+    )
+    .secret(),
+    setting(
+        "jwt_secret",
+        "SECRET",
+        None,
+        "The key of HS256, HS384 and HS512 tokens, at least 32 bytes. Either this or jwks_url is \
+         needed; with both, a token's algorithm decides.",
+        |config, text| {
+            config.jwt_secret = Some(Secret::new(value::secret(text)?));
+            Ok(())
+        },
+    )
+    .secret(),
+    setting(
+        "jwks_url",
+        "URL",
+        None,
+        "Where the public keys of RS256, ES256 and EdDSA tokens are.",
+        |config, text| {
+            config.jwks_url = Some(value::http_url(text)?);
+            Ok(())
+        },
+    )
+    .bare_variable(),
+    setting(
+        "listen",
+        "ADDRESS",
+        Some("0.0.0.0:4000"),
+        "Where clients connect. All interfaces, because in a container nothing else is reached; \
+         the port is Supabase Realtime's.",
+        |config, text| {
+            config.listen = value::address(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "admin_listen",
+        "ADDRESS",
+        Some("127.0.0.1:4001"),
+        "Where /livez, /readyz and /metrics are. Only this machine, because metrics are nobody \
+         else's business.",
+        |config, text| {
+            config.admin_listen = value::address(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "slot",
+        "NAME",
+        Some("rowcast"),
+        "The replication slot, made where it does not exist. Two relays on one database need two.",
+        |config, text| {
+            config.slot = value::slot(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "publication",
+        "NAME",
+        None,
+        "The publication whose tables can be subscribed to. By default rowcast, or \
+         supabase_realtime where only that exists.",
+        |config, text| {
+            config.publication = Some(value::name(text)?);
+            Ok(())
+        },
+    ),
+    setting(
+        "default_role",
+        "ROLE",
+        Some("anon"),
+        "The database role of a token without a role claim: the least that there is.",
+        |config, text| {
+            config.default_role = value::name(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "role_claim",
+        "CLAIM",
+        Some("role"),
+        "The claim that names the database role; role is Supabase's and PostgREST's.",
+        |config, text| {
+            config.role_claim = value::claim(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "api_keys",
+        "KEY=ROLE,…",
+        Some(""),
+        "Opaque API keys (sb_publishable_…, sb_secret_…) and the role that each stands for. None \
+         by default.",
+        |config, text| {
+            config.api_keys = value::api_keys(text)?;
+            Ok(())
+        },
+    )
+    .form(Form::Table),
+    setting(
+        "require_rls",
+        "BOOLEAN",
+        Some("false"),
+        "Refuse subscriptions to published tables without row-level security. Off, because \
+         publishing such a table is a decision of whoever owns it, as with Supabase.",
+        |config, text| {
+            config.require_rls = value::boolean(text)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "delete_without_identity",
+        "suppress|key",
+        Some("suppress"),
+        "What becomes of a DELETE whose old row does not carry what policies and filters read: \
+         nobody hears of it, or (as with Supabase) everybody who may read the key gets the key. \
+         Suppress, because a key can tell more than its owner wants.",
+        |config, text| {
+            config.delete_without_identity = value::delete_without_identity(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "log_max_changes",
+        "COUNT",
+        Some("1000000"),
+        "The memory log's bound, in changes: some minutes at thousands a second, for readers \
+         that lag.",
+        |config, text| {
+            config.log_max_changes = value::count(text, 1_000, 1_000_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "log_max_bytes",
+        "SIZE",
+        Some("256MiB"),
+        "The memory log's bound, in bytes; what a small machine can spare. A transaction larger \
+         than this is answered with a resync.",
+        |config, text| {
+            config.log_max_bytes = value::size(text, MIB, 1024 * GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "max_connections",
+        "COUNT",
+        Some("10000"),
+        "Client sockets at once: about 120 MiB when all are idle, and below the file limits that \
+         distributions set for services.",
+        |config, text| {
+            config.max_connections = value::count(text, 1, 10_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "max_channels",
+        "COUNT",
+        Some("100"),
+        "Channels of one socket; Supabase's limit.",
+        |config, text| {
+            config.max_channels = value::count(text, 1, 100_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "max_joins_per_second",
+        "COUNT",
+        Some("100"),
+        "Joins a second on one socket, so that a client that comes back can join all its \
+         channels at once.",
+        |config, text| {
+            let joins = value::integer(text, 1, 1_000_000)?;
+            config.max_joins_per_second =
+                u32::try_from(joins).map_err(|_| "a smaller number".to_owned())?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "max_frame_bytes",
+        "SIZE",
+        Some("1MiB"),
+        "The largest frame taken from a client: far above any join or broadcast that makes \
+         sense, far below what fills the memory.",
+        |config, text| {
+            config.max_frame_bytes = value::size(text, KIB, GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "outbox_max_events",
+        "COUNT",
+        Some("4096"),
+        "Events that may wait for one socket before it is closed as too slow: a transaction of \
+         1,000 rows for one user passes four times over.",
+        |config, text| {
+            config.outbox_max_events = value::count(text, 16, 10_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "outbox_max_bytes",
+        "SIZE",
+        Some("4MiB"),
+        "Bytes of changes that may wait for one socket: 1 KiB for each of the default's events.",
+        |config, text| {
+            config.outbox_max_bytes = value::size(text, 64 * KIB, 16 * GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "ask_timeout",
+        "TIME",
+        Some("5s"),
+        "How long a question to PostgreSQL may take before its rows are hidden. Others do not \
+         wait for it, its own client's later changes do.",
+        |config, text| {
+            config.ask_timeout = value::duration(text, 10 * MILLISECOND, 10 * MINUTE)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "catalog_interval",
+        "TIME",
+        Some("1s"),
+        "How often the catalog is looked at for changed policies and tables: one cheap query, \
+         and the longest that a changed policy can go unnoticed.",
+        |config, text| {
+            config.catalog_interval = value::duration(text, 10 * MILLISECOND, HOUR)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "drain",
+        "TIME",
+        Some("10s"),
+        "How long sockets may take to close at the end; well below the 30 s after which \
+         Kubernetes kills.",
+        |config, text| {
+            config.drain = value::duration(text, Duration::ZERO, HOUR)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "log",
+        "FILTER",
+        Some("info"),
+        "What is logged: a level, or a filter such as info,rowcast::source=debug.",
+        |config, text| {
+            config.log = value::log_filter(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "log_format",
+        "auto|text|json",
+        Some("auto"),
+        "How a log line looks: text on a terminal and JSON elsewhere, or always one of them.",
+        |config, text| {
+            config.log_format = value::log_format(text)?;
+            Ok(())
+        },
+    ),
+];
