@@ -61,6 +61,12 @@ impl Database {
         &self.url
     }
 
+    /// The same if the server is the demo's own. The address of another one may hold a password,
+    /// and whoever gave it knows it.
+    pub(super) fn private_url(&self) -> Option<&str> {
+        self.private.is_some().then_some(self.url.as_str())
+    }
+
     /// Creates the example's roles, tables, policies and rows where they are missing.
     pub(super) async fn load_example(&self) -> anyhow::Result<()> {
         let client = connect(&self.url).await?;
