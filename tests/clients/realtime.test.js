@@ -220,21 +220,19 @@ describe('supabase-js', () => {
   test('a client comes back by itself after the relay was killed and started again', async () => {
     const port = await freePort()
     const options = { port, secret: relay.secret, slot: 'test_restart' }
-    let own = await startServe(demo, options)
-    const client = await connectClient(own.url, own.anon, tokenFor(own, ANN))
-    try {
-      const { changes, statuses } = await subscribe(client, 'restart')
-      await own.kill()
-      await statuses.first(({ status }) => status === 'CHANNEL_ERROR', 'the loss noticed', 30_000)
-      own = await startServe(demo, options)
-      const joined = ({ status }) => status === 'SUBSCRIBED'
-      await statuses.count(2, joined, 'SUBSCRIBED again', 60_000)
-      const id = await tables.insertTask(ANN)
-      await changes.first(about(id), 'a change after the restart')
-    } finally {
-      await disconnect(client)
-      await own.stop()
-    }
+    const killed = await startServe(demo, options)
+    const client = await connectClient(killed.url, killed.anon, tokenFor(killed, ANN))
+    clients.push(client)
+    const { changes, statuses } = await subscribe(client, 'restart')
+    await killed.kill()
+    await statuses.first(({ status }) => status === 'CHANNEL_ERROR', 'the loss noticed', 30_000)
+
+    const again = await startServe(demo, options)
+    await statuses.count(2, ({ status }) => status === 'SUBSCRIBED', 'SUBSCRIBED again', 60_000)
+    const id = await tables.insertTask(ANN)
+    await changes.first(about(id), 'a change after the restart')
+    await disconnect(client)
+    await again.stop()
   })
 
   test('join, leave, join at once, as React does in StrictMode', async () => {
