@@ -1,1 +1,107 @@
-//! (being written)
+//! What operators ask: is it ready, and how does it fare.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+
+use crate::metrics::Metrics;
+
+/// Where the source stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceState {
+    /// It has not reached PostgreSQL yet, or lost it: why.
+    Waiting(String),
+    /// Changes flow.
+    Streaming,
+    /// The process is shutting down.
+    Draining,
+}
+
+/// What readiness is decided by; shared between the source's task and the admin listener.
+#[derive(Clone)]
+pub struct Readiness(Arc<RwLock<SourceState>>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Arc::new(RwLock::new(SourceState::Waiting(
+            "connecting to PostgreSQL".to_owned(),
+        ))))
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Readiness").field(&self.get()).finish()
+    }
+}
+
+impl Readiness {
+    /// Where the source stands now.
+    #[must_use]
+    pub fn get(&self) -> SourceState {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Notes where the source stands. Draining is final.
+    pub fn set(&self, state: SourceState) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if *current != SourceState::Draining {
+            *current = state;
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Desk {
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+}
+
+/// `/readyz` (200 or 503, and why), `/metrics` (OpenMetrics text, as Prometheus reads it) and
+/// `/healthz`.
+pub fn routes(readiness: Readiness, metrics: Arc<Metrics>) -> axum::Router {
+    axum::Router::new()
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(encoded))
+        .route("/healthz", get(async || "ok"))
+        .with_state(Desk { readiness, metrics })
+}
+
+async fn readyz(State(desk): State<Desk>) -> Response {
+    let state = desk.readiness.get();
+    let (status, source) = match &state {
+        SourceState::Streaming => (StatusCode::OK, "streaming"),
+        SourceState::Waiting(_) => (StatusCode::SERVICE_UNAVAILABLE, "waiting"),
+        SourceState::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    };
+    let reason = match state {
+        SourceState::Waiting(reason) => Some(reason),
+        SourceState::Streaming | SourceState::Draining => None,
+    };
+    let body = json!({
+        "ready": status == StatusCode::OK,
+        "source": source,
+        "reason": reason,
+        "slot_lag_bytes": desk.metrics.slot_lag_bytes.get(),
+        "connections": desk.metrics.connections.get(),
+    });
+    (status, Json(body)).into_response()
+}
+
+async fn encoded(State(desk): State<Desk>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    (
+        [(header::CONTENT_TYPE, content_type)],
+        desk.metrics.encode(),
+    )
+        .into_response()
+}

@@ -1,1 +1,188 @@
-//! (being written)
+//! The only wiring: what the daemon is made of, what runs, and in which order it stops.
+//!
+//! Shutdown follows the path of a change: the source first, then the router, then the sockets.
+
+mod core;
+mod feed;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use core::Core;
+
+use crate::admin::{self, Readiness};
+use crate::auth::Authenticator;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::{auth, session, transport};
+
+/// Why the daemon ended although nobody asked it to.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A setting cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that holds it.
+        key: &'static str,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// PostgreSQL is not as it has to be, and waiting does not help.
+    #[error("{0}")]
+    Database(String),
+    /// A task that runs for as long as the process does has ended.
+    #[error("the {0} task ended by itself")]
+    Ended(&'static str),
+}
+
+/// Where a running daemon is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Clients.
+    pub public: SocketAddr,
+    /// Operators.
+    pub admin: SocketAddr,
+}
+
+/// Runs the relay until `shutdown` completes or something that cannot heal happens. `extra` is
+/// served beside the clients' own paths; `ready` is called once changes flow.
+///
+/// # Errors
+/// [`Fault`].
+pub async fn run(
+    config: Config,
+    extra: axum::Router,
+    ready: impl FnOnce(Addresses) + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Fault> {
+    // Binds first: a port that is taken is known before anything else.
+    let public = bind(config.listen, "ROWCAST_LISTEN").await?;
+    let operators = bind(config.admin_listen, "ROWCAST_ADMIN_LISTEN").await?;
+    let address = |listener: &TcpListener, fallback| listener.local_addr().unwrap_or(fallback);
+    let addresses = Addresses {
+        public: address(&public, config.listen),
+        admin: address(&operators, config.admin_listen),
+    };
+    let metrics = Arc::new(Metrics::new());
+    let readiness = Readiness::default();
+    let desk = admin::routes(readiness.clone(), Arc::clone(&metrics));
+    let (stop_sockets, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+    let rest = stop_rest.clone();
+    let mut operating = tokio::spawn(async move {
+        axum::serve(operators, desk)
+            .with_graceful_shutdown(rest.cancelled_owned())
+            .await
+    });
+    let authenticator = Arc::new(authenticator(&config)?);
+    let keys = Arc::clone(&authenticator);
+    let keeping = tokio::spawn(async move { keys.keep_keys().await });
+
+    tokio::pin!(shutdown);
+    let core = tokio::select! {
+        core = Core::start(&config, Arc::clone(&metrics), readiness) => core,
+        () = &mut shutdown => return Ok(()),
+    };
+    let mut core = core?;
+    let front = transport::Front::new(
+        core.router.clone(),
+        authenticator,
+        metrics,
+        front_settings(&config),
+    );
+    let routes = transport::routes(&front).merge(extra);
+    let sockets = stop_sockets.clone();
+    let mut serving = tokio::spawn(transport::serve(public, routes, front, sockets));
+    ready(addresses);
+
+    let outcome = tokio::select! {
+        () = &mut shutdown => Ok(()),
+        Some(ended) = core.tasks.join_next() => Err(match ended {
+            Ok(Ok(task)) => Fault::Ended(task),
+            Ok(Err(fault)) => fault,
+            Err(_panicked) => Fault::Ended("panicked"),
+        }),
+        _ = &mut serving => Err(Fault::Ended("listener")),
+        _ = &mut operating => Err(Fault::Ended("admin")),
+    };
+    if let Err(fault) = &outcome {
+        tracing::error!(%fault, "shutting down");
+    }
+    info!("shutting down");
+    core.stop_source().await;
+    stop_sockets.cancel();
+    let limit = config.drain + Duration::from_secs(2);
+    if !serving.is_finished() && tokio::time::timeout(limit, &mut serving).await.is_err() {
+        warn!("the listener did not end in time");
+        serving.abort();
+    }
+    core.stop().await;
+    keeping.abort();
+    stop_rest.cancel();
+    info!("stopped");
+    outcome
+}
+
+async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, Fault> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Fault::Listen {
+            address,
+            key,
+            error,
+        })
+}
+
+fn authenticator(config: &Config) -> Result<Authenticator, Fault> {
+    Authenticator::new(auth::Settings {
+        jwt_secret: config
+            .jwt_secret
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        jwks_url: config.jwks_url.clone(),
+        default_role: config.default_role.clone(),
+        role_claim: config.role_claim.clone(),
+        api_keys: config.api_keys.clone(),
+        ..auth::Settings::default()
+    })
+    .map_err(|error| Fault::Config(error.to_string()))
+}
+
+fn front_settings(config: &Config) -> transport::Settings {
+    transport::Settings {
+        limits: session::Limits {
+            channels: config.max_channels,
+            joins_per_second: config.max_joins_per_second,
+            ..session::Limits::default()
+        },
+        max_connections: config.max_connections,
+        max_frame_bytes: config.max_frame_bytes,
+        outbox_max_events: config.outbox_max_events,
+        outbox_max_bytes: config.outbox_max_bytes,
+        drain: config.drain,
+        ..transport::Settings::default()
+    }
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use crate::router::DeleteWithoutIdentity;
+
 /// A text that must not reach a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -78,13 +80,4 @@ pub struct Config {
     pub catalog_interval: Duration,
     /// How long sockets may take to close at the end.
     pub drain: Duration,
-}
-
-/// What becomes of a DELETE whose old row does not carry what policies and filters read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeleteWithoutIdentity {
-    /// Nobody hears of it; the join says so.
-    Suppress,
-    /// Whoever may read the key columns gets the key, as with Supabase.
-    Key,
 }

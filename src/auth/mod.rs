@@ -1,7 +1,18 @@
 //! Who asks: a verified token becomes a [`Principal`].
+//!
+//! [`Authenticator`] is the only maker of principals: from tokens that a configured secret signs,
+//! from tokens that a key of an issuer's key set signs, and from configured opaque keys.
+
+mod authenticator;
+mod jwks;
+mod keys;
+mod token;
 
 use std::fmt;
 use std::sync::Arc;
+
+pub use authenticator::{Authenticator, Settings, SettingsError};
+pub use token::{MAX_TOKEN_BYTES, MintError, TokenError, mint};
 
 /// The claims of a verified token, as the JSON text that the token carried: what
 /// `request.jwt.claims` is set to.

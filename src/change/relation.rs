@@ -60,3 +60,26 @@ pub enum ReplicaIdentity {
     /// The columns of an index.
     Index,
 }
+
+/// A set of a relation's columns, by place. Equal sets share one encoding of a change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ColumnSet(Arc<[bool]>);
+
+impl ColumnSet {
+    /// The columns of `relation` for which `holds` says yes.
+    pub fn of(relation: &Relation, mut holds: impl FnMut(&Column) -> bool) -> Self {
+        Self(relation.columns.iter().map(&mut holds).collect())
+    }
+
+    /// Whether the column at `position` is in the set.
+    #[must_use]
+    pub fn contains(&self, position: usize) -> bool {
+        self.0.get(position).copied().unwrap_or(false)
+    }
+
+    /// Whether no column is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.0.contains(&true)
+    }
+}

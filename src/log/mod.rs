@@ -2,7 +2,7 @@
 //!
 //! Readers follow the log and never touch the source. They see whole transactions only. The source
 //! is acknowledged up to what the log has stored, so a crash anywhere loses nothing: what was not
-//! stored is sent again, what was stored is skipped on its way in ([`fill`] does both).
+//! stored is sent again, what was stored is skipped on its way in.
 
 pub mod cursor;
 
@@ -71,6 +71,14 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// # Errors
     /// Where the log cannot take it; the caller must not go on to the next batch.
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// Forgets a transaction whose last batch has not come: the source begins it anew after a
+    /// reconnect.
+    fn abandon(&self);
+
+    /// Notes that changes between the last one taken and the next are lost. Readers that have
+    /// not read what is kept get [`LogError::Trimmed`].
+    fn lose(&self);
 
     /// The end of the last transaction taken; older ones that come again are to be skipped.
     fn appended(&self) -> Lsn;

@@ -1,5 +1,13 @@
 //! PostgreSQL's own words: positions, object identifiers, transaction numbers, and its quoting.
 
+pub mod refusal;
+
+mod address;
+
+mod stream;
+
+mod tls;
+
 pub mod connect;
 
 pub mod throwaway;
@@ -38,6 +46,22 @@ impl FromStr for Lsn {
 /// version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Oid(pub u32);
+
+/// Reads the number, or its decimal text: `to_jsonb` of an `oid` is a string.
+impl<'de> serde::Deserialize<'de> for Oid {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Form<'a> {
+            Number(u32),
+            Text(std::borrow::Cow<'a, str>),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(number) => Ok(Self(number)),
+            Form::Text(text) => text.parse().map(Self).map_err(serde::de::Error::custom),
+        }
+    }
+}
 
 impl fmt::Display for Oid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,1 +1,33 @@
-//! (being written)
+//! Who may see what: PostgreSQL's own row-level-security policies, judged on each row change.
+//!
+//! The rule in one sentence: a role sees through Rowcast what a `select` under that role and those
+//! claims would show it, no more and no less.
+//!
+//! [`reader`] keeps a [`catalog`] of tables, rights and policies that is as new as the stream;
+//! [`access`] works out what one role may see of one table. The policies come as the trees that
+//! PostgreSQL resolved them to ([`node_tree`]), are compiled where that is exact ([`compile`]) to a
+//! [`predicate`] over row and claims, and are asked of PostgreSQL where it is not ([`ask`]). Every
+//! error on the way hides the row.
+
+pub mod catalog;
+
+pub mod reader;
+
+pub mod watch;
+
+pub mod mutant;
+
+pub mod node_tree;
+
+pub mod expr;
+
+pub mod compile;
+
+pub mod predicate;
+
+pub mod ask;
+
+pub mod access;
+
+pub use compile::{Compiled, Refusal, Scope, compile};
+pub use predicate::{Audience, Bound, Facts, Predicate, Probe, Projection, Verdict};

@@ -1,7 +1,13 @@
 //! From one change to the clients that receive it. The only place that knows all live
 //! subscriptions.
 
+mod group;
+
 pub mod outbox;
+
+mod resolve;
+
+pub mod fanout;
 
 use std::sync::Arc;
 
@@ -9,7 +15,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
-pub use outbox::{Outbox, Overflow};
+pub use fanout::{Fanout, Foundation, Settings, router};
+pub use outbox::{Outbox, Overflow, Verdict};
 
 use crate::auth::Principal;
 use crate::log::Offset;
@@ -86,6 +93,8 @@ pub enum Resync {
     SchemaChanged,
     /// The position in the database's log is lost, and what lay behind it.
     SlotLost,
+    /// The router fell behind what the log keeps.
+    Trimmed,
 }
 
 impl Resync {
@@ -99,8 +108,18 @@ impl Resync {
             Self::Truncated => "truncated",
             Self::SchemaChanged => "schema_changed",
             Self::SlotLost => "slot_lost",
+            Self::Trimmed => "trimmed",
         }
     }
+}
+
+/// What becomes of a DELETE whose old row does not carry what policies and filters read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteWithoutIdentity {
+    /// Nobody hears of it; the join says so.
+    Suppress,
+    /// Whoever may read the key columns gets the key, as with Supabase.
+    Key,
 }
 
 /// A request to put a channel's bindings in force.
@@ -127,19 +146,36 @@ pub struct Router {
     commands: mpsc::Sender<Command>,
 }
 
+/// What the router's task is asked to do.
+#[doc(hidden)]
 #[derive(Debug)]
-enum Command {
+pub enum Command {
+    /// [`Router::join`].
     Join(Join),
+    /// [`Router::leave`].
     Leave {
+        /// Whose channel.
         session: SessionId,
+        /// The channel.
         channel: ChannelId,
     },
+    /// [`Router::disconnect`].
     Disconnect {
+        /// Who went.
         session: SessionId,
     },
 }
 
 impl Router {
+    /// A handle and the other end, which the router's task (or a test in its place) reads. Up to
+    /// `bound` commands may wait.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn channel(bound: usize) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, received) = mpsc::channel(bound);
+        (Self { commands }, received)
+    }
+
     /// Puts a channel's bindings in force. A second join of the same channel (after its token was
     /// refreshed) replaces the first without a gap. The answer comes as [`Event::Joined`] through
     /// the outbox; it may take a question to PostgreSQL, so callers keep serving their socket

@@ -16,7 +16,7 @@ pub struct Overflow;
 
 /// Whether a held event may go out.
 #[derive(Debug, Default)]
-pub(crate) struct Verdict(AtomicU8);
+pub struct Verdict(AtomicU8);
 
 impl Verdict {
     const OPEN: u8 = 0;
@@ -24,7 +24,7 @@ impl Verdict {
     const HIDE: u8 = 2;
 
     /// Decides; the first decision stands.
-    pub(crate) fn decide(&self, show: bool) {
+    pub fn decide(&self, show: bool) {
         let to = if show { Self::SHOW } else { Self::HIDE };
         // The failure means that it is decided already.
         let _already = self
@@ -142,18 +142,18 @@ impl Outbox {
     }
 
     /// Puts an event at the end.
-    pub(crate) fn push(&self, event: Event) {
+    pub fn push(&self, event: Event) {
         self.put(Slot::Ready(event));
     }
 
     /// Puts an event at the end that goes out only if `verdict` says so, and holds back what comes
     /// behind it until then. Whoever decides calls [`Outbox::wake`].
-    pub(crate) fn hold(&self, event: Event, verdict: Arc<Verdict>) {
+    pub fn hold(&self, event: Event, verdict: Arc<Verdict>) {
         self.put(Slot::Held(event, verdict));
     }
 
     /// Lets the session look again, after a verdict was given.
-    pub(crate) fn wake(&self) {
+    pub fn wake(&self) {
         self.readable.notify_one();
     }
 

@@ -2,8 +2,10 @@
 
 pub mod filter;
 
+pub mod matcher;
+
 use crate::change::Kind;
-pub use filter::{Condition, Operator};
+pub use filter::{Condition, FilterError, Operator};
 
 /// The kinds of change that a binding asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

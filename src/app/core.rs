@@ -1,0 +1,173 @@
+//! The relay without its sockets: from the source to the router.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::feed::{Feed, watch_lag};
+use super::{Fault, chain};
+use crate::admin::{Readiness, SourceState};
+use crate::config::Config;
+use crate::log::Log;
+use crate::log::memory::{Bounds, MemoryLog};
+use crate::metrics::Metrics;
+use crate::pg::connect::Database;
+use crate::policy::ask::asker;
+use crate::policy::reader::CatalogReader;
+use crate::policy::watch::{CatalogWatch, watch};
+use crate::router::{Foundation, Router, router};
+
+/// What a task that ended says: its name, or what it died of.
+pub(super) type Ended = Result<&'static str, Fault>;
+
+const SOURCE: &str = "source";
+const ROUTER: &str = "router";
+
+/// Everything between PostgreSQL and the sessions, running.
+#[derive(Debug)]
+pub struct Core {
+    /// Where sessions subscribe.
+    pub router: Router,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether changes flow.
+    pub readiness: Readiness,
+    pub(super) tasks: JoinSet<Ended>,
+    stop_source: CancellationToken,
+    stop_router: CancellationToken,
+}
+
+impl Core {
+    /// Connects to PostgreSQL, waiting for what waiting can heal, and starts. `readiness` and
+    /// `metrics` may be looked at before this returns.
+    ///
+    /// # Errors
+    /// [`Fault::Config`] and [`Fault::Database`].
+    pub async fn start(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        readiness: Readiness,
+    ) -> Result<Self, Fault> {
+        let mut tasks = JoinSet::new();
+        let (stop_source, stop_router) = (CancellationToken::new(), CancellationToken::new());
+        let database = Database::parse(config.database_url.expose())
+            .map_err(|error| Fault::Config(error.to_string()))?;
+        let feed = Feed {
+            database: database.clone(),
+            slot: config.slot.clone(),
+            log: Arc::new(MemoryLog::new(Bounds {
+                changes: config.log_max_changes,
+                bytes: config.log_max_bytes,
+            })),
+            metrics: Arc::clone(&metrics),
+            readiness: readiness.clone(),
+        };
+        let (opened, publication) = feed.open_first(config.publication.as_deref()).await?;
+        info!(
+            slot = config.slot,
+            publication,
+            server_version = opened.system.server_version_num,
+            "streaming changes"
+        );
+
+        let catalog = catalog(config, &database, &publication, &metrics, &mut tasks).await?;
+        let (asker, answering) = asker(database.clone(), Arc::clone(&metrics), config.ask_timeout);
+        tasks.spawn(async move {
+            answering.await;
+            Ok("asker")
+        });
+        let (router, fanout) = router(
+            Foundation {
+                log: Arc::clone(&feed.log) as Arc<dyn Log>,
+                catalog,
+                asker,
+                metrics: Arc::clone(&metrics),
+            },
+            crate::router::Settings {
+                require_rls: config.require_rls,
+                delete_without_identity: config.delete_without_identity,
+                ask_timeout: config.ask_timeout,
+            },
+        );
+        let routing = stop_router.clone();
+        tasks.spawn(async move {
+            fanout.run(routing).await;
+            Ok(ROUTER)
+        });
+        tasks.spawn(watch_lag(
+            database,
+            config.slot.clone(),
+            Arc::clone(&metrics),
+        ));
+        let feeding = stop_source.clone();
+        tasks.spawn(async move {
+            feed.fill(opened.source, &publication, feeding).await?;
+            Ok(SOURCE)
+        });
+        Ok(Self {
+            router,
+            metrics,
+            readiness,
+            tasks,
+            stop_source,
+            stop_router,
+        })
+    }
+
+    /// Stops reading from PostgreSQL: what is in the log is acknowledged and the slot is released.
+    pub async fn stop_source(&mut self) {
+        self.readiness.set(SourceState::Draining);
+        self.stop_source.cancel();
+        self.wait_for(SOURCE).await;
+    }
+
+    /// Ends everything else.
+    pub async fn stop(mut self) {
+        self.stop_source.cancel();
+        self.stop_router.cancel();
+        self.wait_for(ROUTER).await;
+        self.tasks.shutdown().await;
+    }
+
+    async fn wait_for(&mut self, name: &'static str) {
+        const LIMIT: Duration = Duration::from_secs(2);
+        let ended = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if matches!(ended, Ok(Ok(task)) if task == name) {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(LIMIT, ended).await.is_err() {
+            warn!(task = name, "did not end in time");
+        }
+    }
+}
+
+async fn catalog(
+    config: &Config,
+    database: &Database,
+    publication: &str,
+    metrics: &Arc<Metrics>,
+    tasks: &mut JoinSet<Ended>,
+) -> Result<CatalogWatch, Fault> {
+    // The roles that every Supabase project has; others come with the tokens that name them.
+    let mut roles = vec![
+        "anon".to_owned(),
+        "authenticated".to_owned(),
+        "service_role".to_owned(),
+    ];
+    roles.push(config.default_role.clone());
+    let reader = CatalogReader::new(database.clone(), publication.to_owned(), roles);
+    let (catalog, reading) = watch(reader, Arc::clone(metrics), config.catalog_interval)
+        .await
+        .map_err(|error| Fault::Database(chain(&error)))?;
+    tasks.spawn(async move {
+        reading.await;
+        Ok("catalog")
+    });
+    Ok(catalog)
+}

@@ -1,0 +1,553 @@
+//! `json` and `jsonb`: parsed as PostgreSQL parses them, walked as its operators walk them.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::{Numeric, Trouble};
+
+/// Deeper nesting is left to PostgreSQL, whose own limit is the size of its stack.
+const MAX_DEPTH: usize = 256;
+
+/// A `jsonb` value. `==` is `jsonb`'s `=`: numbers compare by value, objects as sets of members.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Jsonb {
+    /// `null`
+    Null,
+    /// A boolean
+    Bool(bool),
+    /// A number, which keeps its scale
+    Number(Numeric),
+    /// A string
+    String(Box<str>),
+    /// An array
+    Array(Vec<Self>),
+    /// An object: one member a key, in `jsonb`'s order of keys (by length, then by bytes)
+    Object(Vec<(Box<str>, Self)>),
+}
+
+impl Jsonb {
+    /// `jsonb`'s input function.
+    ///
+    /// # Errors
+    /// [`Trouble::Error`] for what is not JSON, or has a `\u0000` or half a surrogate pair;
+    /// [`Trouble::Undecided`] for nesting or numbers beyond what is read natively.
+    pub fn parse(text: &str) -> Result<Self, Trouble> {
+        let mut parser = Parser { text, at: 0 };
+        let value = parser.value(0)?;
+        parser.end()?;
+        Ok(value)
+    }
+
+    /// `-> text`
+    #[must_use]
+    pub fn member(&self, key: &str) -> Option<&Self> {
+        let Self::Object(members) = self else {
+            return None;
+        };
+        let found = members.iter().find(|(name, _)| &**name == key)?;
+        Some(&found.1)
+    }
+
+    /// `-> integer`, which counts from the end below zero.
+    #[must_use]
+    pub fn element(&self, index: i64) -> Option<&Self> {
+        let Self::Array(elements) = self else {
+            return None;
+        };
+        elements.get(place(index, elements.len())?)
+    }
+
+    /// `#> text[]`
+    ///
+    /// # Errors
+    /// [`Trouble::Undecided`] for an array index in an unusual form.
+    pub fn path<'a>(&self, path: impl Iterator<Item = &'a str>) -> Result<Option<&Self>, Trouble> {
+        let mut here = self;
+        for step in path {
+            let next = match here {
+                Self::Object(_) => here.member(step),
+                Self::Array(_) => match index(step)? {
+                    Some(index) => here.element(index),
+                    None => None,
+                },
+                _ => None,
+            };
+            let Some(next) = next else {
+                return Ok(None);
+            };
+            here = next;
+        }
+        Ok(Some(here))
+    }
+
+    /// `?`: whether the text is a key of the object, a string of the array, or the string itself.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        match self {
+            Self::Object(_) => self.member(key).is_some(),
+            Self::Array(elements) => elements
+                .iter()
+                .any(|element| matches!(element, Self::String(text) if &**text == key)),
+            Self::String(text) => &**text == key,
+            _ => false,
+        }
+    }
+
+    /// What `->>` makes of a value: no text of `null`, a string's own text.
+    #[must_use]
+    pub fn as_text(&self) -> Option<String> {
+        match self {
+            Self::Null => None,
+            Self::String(text) => Some(text.to_string()),
+            other => Some(other.to_string()),
+        }
+    }
+}
+
+/// `jsonb`'s text output.
+impl fmt::Display for Jsonb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::String(text) => write_string(f, text),
+            Self::Array(elements) => {
+                f.write_str("[")?;
+                for (index, element) in elements.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    write!(f, "{element}")?;
+                }
+                f.write_str("]")
+            }
+            Self::Object(members) => {
+                f.write_str("{")?;
+                for (index, (key, value)) in members.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    write_string(f, key)?;
+                    write!(f, ": {value}")?;
+                }
+                f.write_str("}")
+            }
+        }
+    }
+}
+
+/// Values are user data and must not reach a log.
+impl fmt::Debug for Jsonb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Jsonb(…)")
+    }
+}
+
+fn write_string(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    f.write_str("\"")?;
+    for character in text.chars() {
+        match character {
+            '\u{8}' => f.write_str("\\b")?,
+            '\u{c}' => f.write_str("\\f")?,
+            '\n' => f.write_str("\\n")?,
+            '\r' => f.write_str("\\r")?,
+            '\t' => f.write_str("\\t")?,
+            '"' => f.write_str("\\\"")?,
+            '\\' => f.write_str("\\\\")?,
+            control if control < ' ' => write!(f, "\\u{:04x}", u32::from(control))?,
+            other => fmt::Write::write_char(f, other)?,
+        }
+    }
+    f.write_str("\"")
+}
+
+/// Where `index` is in an array of `len`.
+fn place(index: i64, len: usize) -> Option<usize> {
+    if index >= 0 {
+        return usize::try_from(index).ok();
+    }
+    let from_end = usize::try_from(index.unsigned_abs()).ok()?;
+    len.checked_sub(from_end)
+}
+
+/// A path step as an array index; `None` where it is none.
+fn index(step: &str) -> Result<Option<i64>, Trouble> {
+    let digits = step.strip_prefix('-').unwrap_or(step);
+    if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(step.parse::<i32>().ok().map(i64::from));
+    }
+    // C's strtol also takes a plus sign and leading blanks.
+    if step
+        .starts_with(|first: char| first == '+' || first.is_ascii_whitespace() || first == '\u{b}')
+    {
+        return Err(Trouble::Undecided);
+    }
+    Ok(None)
+}
+
+/// `json`'s input function: the text stays as it is, it is only checked.
+pub(super) fn check(text: &str) -> Result<(), Trouble> {
+    match Jsonb::parse(text) {
+        Ok(_) => Ok(()),
+        // Escapes that jsonb refuses pass here, and are refused only when they are used.
+        Err(_) if text.contains("\\u") => Err(Trouble::Undecided),
+        Err(trouble) => Err(trouble),
+    }
+}
+
+/// A step from a `json` value into it.
+#[derive(Debug, Clone, Copy)]
+pub enum Step<'a> {
+    /// By key.
+    Member(&'a str),
+    /// By index.
+    Element(i64),
+}
+
+/// `json -> step`: the text of the part as it stands in the whole.
+///
+/// # Errors
+/// As [`Jsonb::parse`]: PostgreSQL reads the whole text for this, escapes included.
+pub fn part<'t>(text: &'t str, step: Step<'_>) -> Result<Option<&'t str>, Trouble> {
+    let mut parser = Parser { text, at: 0 };
+    parser.space();
+    let mut found = None;
+    match (parser.peek(), step) {
+        (Some(b'{'), Step::Member(wanted)) => parser.object(0, |key, span, _| {
+            if key == wanted {
+                found = Some(span);
+            }
+        })?,
+        (Some(b'['), Step::Element(index)) => {
+            let mut spans = Vec::new();
+            parser.array(0, |span, _| spans.push(span))?;
+            found = place(index, spans.len()).and_then(|place| spans.get(place).cloned());
+        }
+        _ => {
+            parser.value(0)?;
+        }
+    }
+    parser.end()?;
+    Ok(found.and_then(|span| text.get(span)))
+}
+
+/// `json ->> step`.
+///
+/// # Errors
+/// As [`part`].
+pub fn part_text(text: &str, step: Step<'_>) -> Result<Option<String>, Trouble> {
+    let Some(part) = part(text, step)? else {
+        return Ok(None);
+    };
+    Ok(match part.as_bytes() {
+        [b'"', ..] => Jsonb::parse(part)?.as_text(),
+        b"null" => None,
+        _ => Some(part.to_owned()),
+    })
+}
+
+struct Parser<'t> {
+    text: &'t str,
+    at: usize,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Result<u8, Trouble> {
+        let byte = self.peek().ok_or(Trouble::Error)?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    fn space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Trouble> {
+        self.space();
+        if self.at == self.text.len() {
+            Ok(())
+        } else {
+            Err(Trouble::Error)
+        }
+    }
+
+    fn value(&mut self, depth: usize) -> Result<Jsonb, Trouble> {
+        self.space();
+        match self.peek().ok_or(Trouble::Error)? {
+            b'{' => {
+                let mut members = Vec::new();
+                self.object(depth, |key, _, value| members.push((key, value)))?;
+                // Of members with one key the last counts; a stable sort keeps it last.
+                members.sort_by(|(a, _), (b, _)| {
+                    (a.len(), a.as_bytes()).cmp(&(b.len(), b.as_bytes()))
+                });
+                members.reverse();
+                members.dedup_by(|later, kept| later.0 == kept.0);
+                members.reverse();
+                let members = members.into_iter();
+                Ok(Jsonb::Object(
+                    members
+                        .map(|(key, value)| (key.into_boxed_str(), value))
+                        .collect(),
+                ))
+            }
+            b'[' => {
+                let mut elements = Vec::new();
+                self.array(depth, |_, value| elements.push(value))?;
+                Ok(Jsonb::Array(elements))
+            }
+            b'"' => Ok(Jsonb::String(self.string()?.into_boxed_str())),
+            b'-' | b'0'..=b'9' => Ok(Jsonb::Number(self.number()?)),
+            _ => self.word(),
+        }
+    }
+
+    fn object(
+        &mut self,
+        depth: usize,
+        mut member: impl FnMut(String, Range<usize>, Jsonb),
+    ) -> Result<(), Trouble> {
+        if depth > MAX_DEPTH {
+            return Err(Trouble::Undecided);
+        }
+        self.at += 1;
+        self.space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            self.space();
+            if self.peek() != Some(b'"') {
+                return Err(Trouble::Error);
+            }
+            let key = self.string()?;
+            self.space();
+            if self.next()? != b':' {
+                return Err(Trouble::Error);
+            }
+            let (span, value) = self.spanned(depth)?;
+            member(key, span, value);
+            self.space();
+            match self.next()? {
+                b',' => {}
+                b'}' => return Ok(()),
+                _ => return Err(Trouble::Error),
+            }
+        }
+    }
+
+    fn array(
+        &mut self,
+        depth: usize,
+        mut element: impl FnMut(Range<usize>, Jsonb),
+    ) -> Result<(), Trouble> {
+        if depth > MAX_DEPTH {
+            return Err(Trouble::Undecided);
+        }
+        self.at += 1;
+        self.space();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            let (span, value) = self.spanned(depth)?;
+            element(span, value);
+            self.space();
+            match self.next()? {
+                b',' => {}
+                b']' => return Ok(()),
+                _ => return Err(Trouble::Error),
+            }
+        }
+    }
+
+    fn spanned(&mut self, depth: usize) -> Result<(Range<usize>, Jsonb), Trouble> {
+        self.space();
+        let start = self.at;
+        let value = self.value(depth + 1)?;
+        Ok((start..self.at, value))
+    }
+
+    fn word(&mut self) -> Result<Jsonb, Trouble> {
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        for (word, value) in [
+            ("null", Jsonb::Null),
+            ("true", Jsonb::Bool(true)),
+            ("false", Jsonb::Bool(false)),
+        ] {
+            if rest.starts_with(word) {
+                self.at += word.len();
+                return self.boundary().map(|()| value);
+            }
+        }
+        Err(Trouble::Error)
+    }
+
+    fn number(&mut self) -> Result<Numeric, Trouble> {
+        let start = self.at;
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else {
+            self.digits()?;
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            self.digits()?;
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            self.digits()?;
+        }
+        let text = self.text.get(start..self.at).unwrap_or_default();
+        self.boundary()?;
+        text.parse()
+    }
+
+    fn digits(&mut self) -> Result<(), Trouble> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at > start {
+            Ok(())
+        } else {
+            Err(Trouble::Error)
+        }
+    }
+
+    /// A word or number may not run into another.
+    fn boundary(&self) -> Result<(), Trouble> {
+        match self.peek() {
+            Some(b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | 0x80..) => Err(Trouble::Error),
+            _ => Ok(()),
+        }
+    }
+
+    fn string(&mut self) -> Result<String, Trouble> {
+        self.at += 1;
+        let mut value = String::new();
+        loop {
+            let start = self.at;
+            while !matches!(self.peek(), None | Some(b'"' | b'\\' | 0..=0x1F)) {
+                self.at += 1;
+            }
+            value.push_str(self.text.get(start..self.at).unwrap_or_default());
+            match self.next()? {
+                b'"' => return Ok(value),
+                b'\\' => value.push(self.escape()?),
+                _ => return Err(Trouble::Error),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<char, Trouble> {
+        Ok(match self.next()? {
+            b'"' => '"',
+            b'\\' => '\\',
+            b'/' => '/',
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                let mut code = self.unit()?;
+                if (0xD800..0xDC00).contains(&code) {
+                    if self.next()? != b'\\' || self.next()? != b'u' {
+                        return Err(Trouble::Error);
+                    }
+                    let low = self.unit()?;
+                    if !(0xDC00..0xE000).contains(&low) {
+                        return Err(Trouble::Error);
+                    }
+                    code = 0x1_0000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+                }
+                let character = char::from_u32(code).ok_or(Trouble::Error)?;
+                if character == '\0' {
+                    return Err(Trouble::Error);
+                }
+                character
+            }
+            _ => return Err(Trouble::Error),
+        })
+    }
+
+    fn unit(&mut self) -> Result<u32, Trouble> {
+        let mut unit = 0;
+        for _ in 0..4 {
+            let digit = super::input::hex_digit(self.next()?).ok_or(Trouble::Error)?;
+            unit = unit << 4 | u32::from(digit);
+        }
+        Ok(unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jsonb_text_is_postgresqls() {
+        for (input, output) in [
+            (
+                r#"{"bb":1,"a":2,"c":[1,2.50,{}],"a":3}"#,
+                r#"{"a": 3, "c": [1, 2.50, {}], "bb": 1}"#,
+            ),
+            (" [ ] ", "[]"),
+            (r#""\u00e9\ud83d\ude00\n\u0001""#, "\"é😀\\n\\u0001\""),
+            ("-0", "0"),
+            ("1e2", "100"),
+        ] {
+            assert_eq!(Jsonb::parse(input).unwrap().to_string(), output, "{input}");
+        }
+        for bad in [
+            "",
+            "{",
+            "01",
+            "1.",
+            "nul",
+            "nulls",
+            "1a",
+            "[1,]",
+            r#"{"a"}"#,
+            "\"\n\"",
+            r#""\u0000""#,
+            r#""\ud800""#,
+            r#""\udc00""#,
+            "1 2",
+            "'a'",
+            "NaN",
+        ] {
+            assert_eq!(Jsonb::parse(bad), Err(Trouble::Error), "{bad}");
+        }
+        assert_eq!(Jsonb::parse(&"[".repeat(9_000)), Err(Trouble::Undecided));
+    }
+
+    #[test]
+    fn json_parts_keep_their_text() {
+        let text = r#" {"a": { "b" :1 } , "n":null,"a": [ 1.0 ,"x"]} "#;
+        assert_eq!(part(text, Step::Member("a")), Ok(Some(r#"[ 1.0 ,"x"]"#)));
+        assert_eq!(part_text(text, Step::Member("n")), Ok(None));
+        assert_eq!(part(text, Step::Member("n")), Ok(Some("null")));
+        assert_eq!(
+            part_text("[1.0,\"\\u0041\"]", Step::Element(-1)),
+            Ok(Some("A".to_owned()))
+        );
+        assert_eq!(part(text, Step::Element(0)), Ok(None));
+    }
+}

@@ -1,0 +1,190 @@
+//! The types whose values are understood natively.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Collation, Datum};
+use crate::pg::Oid;
+
+/// A type whose values are understood natively.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Type {
+    /// `boolean`
+    Bool,
+    /// `smallint`
+    Int2,
+    /// `integer`
+    Int4,
+    /// `bigint`
+    Int8,
+    /// `oid`
+    Oid,
+    /// `real`
+    Float4,
+    /// `double precision`
+    Float8,
+    /// `numeric`
+    Numeric,
+    /// `text` and `varchar`
+    Text(Collation),
+    /// `character(n)`
+    Bpchar(Collation),
+    /// `name`
+    Name,
+    /// `uuid`
+    Uuid,
+    /// `date`
+    Date,
+    /// `timestamp without time zone`
+    Timestamp,
+    /// `timestamp with time zone`
+    Timestamptz,
+    /// An enum
+    Enum(Arc<Labels>),
+    /// `json`: no equality
+    Json,
+    /// `jsonb`: equality only
+    Jsonb,
+    /// `bytea`
+    Bytea,
+}
+
+impl Type {
+    /// The type of an oid, a domain being its base type; `None` where values of the type are not
+    /// understood natively.
+    #[must_use]
+    pub fn of(oid: Oid, collation: Oid, types: &Types) -> Option<Self> {
+        Some(match oid.0 {
+            16 => Self::Bool,
+            17 => Self::Bytea,
+            19 => Self::Name,
+            20 => Self::Int8,
+            21 => Self::Int2,
+            23 => Self::Int4,
+            26 => Self::Oid,
+            25 | 1043 => Self::Text(types.collation(collation)?),
+            1042 => Self::Bpchar(types.collation(collation)?),
+            114 => Self::Json,
+            700 => Self::Float4,
+            701 => Self::Float8,
+            1082 => Self::Date,
+            1114 => Self::Timestamp,
+            1184 => Self::Timestamptz,
+            1700 => Self::Numeric,
+            2950 => Self::Uuid,
+            3802 => Self::Jsonb,
+            _ => match types.user.get(&oid)? {
+                UserType::Enum(labels) => Self::Enum(Arc::clone(labels)),
+                // The base is the bottom of a stack of domains, so this ends.
+                UserType::Domain { base } if !types.user_domain(*base) => {
+                    return Self::of(*base, collation, types);
+                }
+                UserType::Domain { .. } => return None,
+            },
+        })
+    }
+
+    /// Whether `=` is defined and decided natively.
+    #[must_use]
+    pub const fn has_equality(&self) -> bool {
+        match self {
+            Self::Json => false,
+            Self::Text(collation) | Self::Bpchar(collation) => collation.deterministic,
+            _ => true,
+        }
+    }
+
+    /// Whether `<` is defined and decided natively.
+    #[must_use]
+    pub const fn has_order(&self) -> bool {
+        match self {
+            Self::Json | Self::Jsonb => false,
+            Self::Text(collation) | Self::Bpchar(collation) => collation.bytewise,
+            _ => true,
+        }
+    }
+
+    /// How two values of this type order under its btree operators; `None` where the order is not
+    /// known natively (see [`Type::has_order`]).
+    #[must_use]
+    pub fn compare(&self, a: &Datum, b: &Datum) -> Option<Ordering> {
+        if self.has_order() { a.order(b) } else { None }
+    }
+}
+
+/// The types and collations of a database that are not the same everywhere.
+#[derive(Debug, Clone, Default)]
+pub struct Types {
+    /// Enums and domains.
+    pub user: HashMap<Oid, UserType>,
+    /// Collations other than `C` and `POSIX`; for the default collation (100) at least
+    /// [`Collation::DEFAULT`] holds, an entry here may say more.
+    pub collations: HashMap<Oid, Collation>,
+}
+
+impl Types {
+    /// What is known of a collation.
+    #[must_use]
+    pub fn collation(&self, oid: Oid) -> Option<Collation> {
+        self.collations
+            .get(&oid)
+            .copied()
+            .or_else(|| Collation::built_in(oid))
+    }
+
+    fn user_domain(&self, oid: Oid) -> bool {
+        matches!(self.user.get(&oid), Some(UserType::Domain { .. }))
+    }
+}
+
+/// A type that a user made.
+#[derive(Debug, Clone)]
+pub enum UserType {
+    /// An enum.
+    Enum(Arc<Labels>),
+    /// A domain over `base`, which is no domain itself.
+    Domain {
+        /// The type at the bottom of the stack of domains.
+        base: Oid,
+    },
+}
+
+/// The labels of an enum in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels(Vec<(Oid, Label)>);
+
+impl Labels {
+    /// Takes `pg_enum`'s oid and label in the order of `enumsortorder`.
+    #[must_use]
+    pub fn in_order<'a>(labels: impl IntoIterator<Item = (Oid, &'a str)>) -> Self {
+        let label = |(position, (oid, name)): (u32, (Oid, &'a str))| {
+            let name = Arc::from(name);
+            (oid, Label { position, name })
+        };
+        Self((0..).zip(labels).map(label).collect())
+    }
+
+    /// The label of that name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&Label> {
+        let found = self.0.iter().find(|(_, label)| &*label.name == name)?;
+        Some(&found.1)
+    }
+
+    /// The label of that `pg_enum` row.
+    #[must_use]
+    pub fn by_oid(&self, oid: Oid) -> Option<&Label> {
+        let found = self.0.iter().find(|(candidate, _)| *candidate == oid)?;
+        Some(&found.1)
+    }
+}
+
+/// A label of an enum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// Its place in the enum's order.
+    pub position: u32,
+    /// Its text.
+    pub name: Arc<str>,
+}

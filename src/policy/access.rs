@@ -1,0 +1,414 @@
+//! What one role may see of one table: its rights, and the policies that apply to it, compiled
+//! where that is exact and put as a question where it is not.
+
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::ask::image_query;
+use super::catalog::{Catalog, Policy, Rights, Table};
+use super::compile::{Function, Reference, Scope, compile};
+use super::predicate::Predicate;
+use crate::change::{ColumnSet, Relation};
+
+/// What one role may see of one table.
+#[derive(Debug)]
+pub struct Access {
+    /// Which rows.
+    pub rules: Rules,
+    /// The columns that decide about rows.
+    pub reads: Vec<String>,
+    /// Two accesses with equal fingerprints decide alike, and the table has the same columns.
+    pub fingerprint: u64,
+    /// Why a policy is asked instead of compiled, by name.
+    pub asked_because: Vec<(String, String)>,
+    readable: HashSet<String>,
+}
+
+/// Which rows a role may see.
+#[derive(Debug)]
+pub enum Rules {
+    /// None, and why.
+    Nothing(String),
+    /// All: no row-level security applies.
+    Everything,
+    /// Those that pass the policies.
+    Judged {
+        /// The compiled policies; all must say yes.
+        predicates: SmallVec<[Arc<Predicate>; 1]>,
+        /// Whether there are others, so that PostgreSQL has to say yes as well.
+        asked: bool,
+        /// The query that asks all policies, compiled or not: also for the rows that a compiled
+        /// one cannot decide. `None` where they cannot be asked.
+        query: Option<Arc<str>>,
+    },
+}
+
+impl Access {
+    /// Works out what `role` may see of `table`. A partition that is published on its own is
+    /// judged by its ancestors' policies too.
+    #[must_use]
+    pub fn new(catalog: &Catalog, table: &Table, role: &str) -> Self {
+        let mut access = Self {
+            rules: Rules::Everything,
+            reads: Vec::new(),
+            fingerprint: fingerprint(catalog, table, role),
+            asked_because: Vec::new(),
+            readable: HashSet::new(),
+        };
+        let Some(rights) = table.rights.iter().find(|rights| rights.role == role) else {
+            access.rules = Rules::Nothing(format!("role {role:?} does not exist"));
+            return access;
+        };
+        if !rights.usage {
+            access.rules = Rules::Nothing(format!("permission denied for schema {}", table.schema));
+            return access;
+        }
+        if rights.columns.is_empty() {
+            access.rules = Rules::Nothing(format!("permission denied for table {}", table.name));
+            return access;
+        }
+        access.readable = table
+            .columns
+            .iter()
+            .filter(|column| rights.columns.contains(&column.number))
+            .map(|column| column.name.clone())
+            .collect();
+        access.judge(catalog, table, role);
+        access
+    }
+
+    /// Whether the role may read a column.
+    #[must_use]
+    pub fn may_read(&self, column: &str) -> bool {
+        self.readable.contains(column)
+    }
+
+    /// The columns of `relation` that the role may read.
+    #[must_use]
+    pub fn columns(&self, relation: &Relation) -> ColumnSet {
+        ColumnSet::of(relation, |column| self.readable.contains(&*column.name))
+    }
+
+    fn judge(&mut self, catalog: &Catalog, table: &Table, role: &str) {
+        let mut predicates = SmallVec::new();
+        let mut questions: Vec<(&Table, String)> = Vec::new();
+        let mut asked = false;
+        let mut unaskable = None;
+        if !catalog.roles.get(role).is_some_and(|role| role.settable) {
+            unaskable = Some(format!(
+                "policies of {} have to be asked of PostgreSQL, and the relay's login may not \
+                 become {role}: grant {role} to it",
+                table.name
+            ));
+        }
+        let ancestors = table
+            .ancestors
+            .iter()
+            .filter_map(|oid| catalog.tables.get(oid));
+        for judged in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
+            let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
+                self.rules = Rules::Nothing(format!("role {role:?} does not exist"));
+                return;
+            };
+            if !security_applies(catalog, judged, rights) {
+                continue;
+            }
+            let applicable: Vec<&Policy> = judged
+                .policies
+                .iter()
+                .filter(|policy| rights.policies.contains(&policy.name))
+                .collect();
+            if let Some(refused) = unexecutable(catalog, &applicable, role) {
+                self.rules = Rules::Nothing(refused);
+                return;
+            }
+            self.note_reads(judged, &applicable);
+            unaskable = unaskable.or_else(|| unstored(judged, &applicable));
+            questions.push((judged, condition(&applicable)));
+            match compiled(catalog, judged, &applicable) {
+                Ok(predicate) => predicates.push(Arc::new(predicate)),
+                Err(refusals) => {
+                    asked = true;
+                    self.asked_because.extend(refusals);
+                }
+            }
+        }
+        self.reads.sort();
+        self.reads.dedup();
+        self.rules = match unaskable {
+            _ if questions.is_empty() => return,
+            Some(reason) if asked => Rules::Nothing(reason),
+            Some(_) => Rules::Judged {
+                predicates,
+                asked,
+                query: None,
+            },
+            None => Rules::Judged {
+                predicates,
+                asked,
+                query: Some(question(table, &questions)),
+            },
+        };
+    }
+
+    /// Adds the columns that the policies read, from what PostgreSQL noted as their dependencies.
+    fn note_reads(&mut self, table: &Table, policies: &[&Policy]) {
+        const PG_CLASS: u32 = 1259;
+        for (catalog, object, column) in policies.iter().flat_map(|policy| &policy.depends) {
+            if catalog.0 != PG_CLASS || *object != table.oid {
+                continue;
+            }
+            let read = table.columns.iter().filter(|candidate| {
+                // Column 0 is the table itself; every policy depends on it.
+                *column != 0 && i32::from(candidate.number) == *column
+            });
+            self.reads.extend(read.map(|column| column.name.clone()));
+        }
+        if policies.iter().any(|policy| reads_whole_row(policy)) {
+            self.reads
+                .extend(table.columns.iter().map(|column| column.name.clone()));
+        }
+    }
+}
+
+/// Whether a policy reads a row as a whole, for which no column dependency stands.
+fn reads_whole_row(policy: &Policy) -> bool {
+    policy
+        .tree
+        .as_ref()
+        .is_some_and(|tree| tree.contains(":varattno 0 "))
+}
+
+/// Why the policies cannot be asked about a row of the stream: they read what only a stored row
+/// has.
+fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
+    let generated = table
+        .columns
+        .iter()
+        .any(|column| column.generated.is_some());
+    policies.iter().find_map(|policy| {
+        let tree = policy.tree.as_deref()?;
+        let system_column = tree.contains(":varattno -");
+        (system_column || generated && reads_whole_row(policy)).then(|| {
+            format!(
+                "policy {} of {} reads {}, which a change does not carry",
+                policy.name,
+                table.name,
+                if system_column {
+                    "a system column"
+                } else {
+                    "a row with generated columns whole"
+                },
+            )
+        })
+    })
+}
+
+/// The query that asks all `questions` about a row of `table`.
+fn question(table: &Table, questions: &[(&Table, String)]) -> Arc<str> {
+    let own = questions.iter().find(|(judged, _)| judged.oid == table.oid);
+    let mut query = query_of(table, own.map_or("true", |(_, condition)| condition));
+    for (ancestor, condition) in questions
+        .iter()
+        .filter(|(judged, _)| judged.oid != table.oid)
+    {
+        query.push_str(" and ");
+        query.push_str(&exists(ancestor, condition));
+    }
+    query.into()
+}
+
+/// The policies as one predicate, or the names of those that are not compiled and why.
+fn compiled(
+    catalog: &Catalog,
+    table: &Table,
+    policies: &[&Policy],
+) -> Result<Predicate, Vec<(String, String)>> {
+    let scope = scope(catalog, table);
+    let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    for policy in policies {
+        // With only a WITH CHECK it says nothing about what may be read.
+        let Some(tree) = &policy.tree else { continue };
+        let expr = compile(tree, &scope)
+            .map_err(|refusal| refusal.reason)
+            .and_then(|compiled| {
+                if compiled.references == dependencies(table, policy) {
+                    Ok(compiled.expr)
+                } else {
+                    Err(
+                        "what its tree names is not what PostgreSQL noted that it depends on"
+                            .to_owned(),
+                    )
+                }
+            });
+        match expr {
+            Ok(expr) if policy.permissive => permissive.push(expr),
+            Ok(expr) => restrictive.push(expr),
+            Err(reason) => refused.push((policy.name.clone(), reason)),
+        }
+    }
+    if refused.is_empty() {
+        Ok(Predicate::new(permissive, restrictive))
+    } else {
+        Err(refused)
+    }
+}
+
+fn scope(catalog: &Catalog, table: &Table) -> Scope {
+    let columns = table
+        .columns
+        .iter()
+        .map(|column| {
+            let known = super::compile::Column {
+                name: column.name.as_str().into(),
+                type_oid: column.type_oid,
+                type_modifier: column.modifier,
+                collation: column.collation,
+            };
+            (column.number, known)
+        })
+        .collect();
+    let functions = catalog
+        .functions
+        .values()
+        .filter(|function| function.language == "sql" && function.kind == 'f' && !function.set)
+        .filter_map(|function| {
+            let inlined = Function {
+                arguments: function.arguments.clone(),
+                result: function.returns,
+                strict: function.strict,
+                security_definer: function.definer,
+                configured: function.config.is_some(),
+                body: function.body.clone()?,
+            };
+            Some((function.oid, inlined))
+        })
+        .collect();
+    Scope {
+        major: catalog.major,
+        columns,
+        types: catalog.native.clone(),
+        functions,
+        settings: catalog.settings.clone(),
+    }
+}
+
+/// What PostgreSQL noted that a policy depends on, in the compiler's words. What it was made with
+/// (below 16384) is not always noted, and not compared.
+fn dependencies(table: &Table, policy: &Policy) -> BTreeSet<Reference> {
+    policy
+        .depends
+        .iter()
+        .filter_map(|(class, object, column)| {
+            let user_made = object.0 >= 16384;
+            match class.0 {
+                1259 if *object == table.oid && *column == 0 => None,
+                1259 if *object == table.oid => i16::try_from(*column).ok().map(Reference::Column),
+                // Another table: the compiler has refused it, and an unequal set refuses it again.
+                1259 => Some(Reference::Column(i16::MIN)),
+                1255 if user_made => Some(Reference::Function(*object)),
+                2617 if user_made => Some(Reference::Operator(*object)),
+                1247 if user_made => Some(Reference::Type(*object)),
+                3456 if user_made => Some(Reference::Collation(*object)),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// Whether row-level security decides for this role.
+fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
+    let bypass = catalog
+        .roles
+        .get(&rights.role)
+        .is_some_and(|role| role.bypass);
+    table.row_security && !bypass && (!rights.owner || table.force_row_security)
+}
+
+/// A function that the role may not execute makes every SELECT fail: nothing is visible.
+fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<String> {
+    const PG_PROC: u32 = 1255;
+    policies
+        .iter()
+        .flat_map(|policy| &policy.depends)
+        .filter(|(class, _, _)| class.0 == PG_PROC)
+        .filter_map(|(_, function, _)| catalog.functions.get(function))
+        .find(|function| !function.execute.iter().any(|allowed| allowed == role))
+        .map(|function| format!("permission denied for function {}", function.name))
+}
+
+/// (any permissive) and (all restrictive), in SQL. Without a permissive policy nothing is visible.
+fn condition(policies: &[&Policy]) -> String {
+    let join = |permissive: bool, word: &str| {
+        let parts: Vec<String> = policies
+            .iter()
+            .filter(|policy| policy.permissive == permissive)
+            .filter_map(|policy| Some(format!("({})", policy.condition.as_ref()?)))
+            .collect();
+        (!parts.is_empty()).then(|| format!("({})", parts.join(word)))
+    };
+    let any = join(true, " or ").unwrap_or_else(|| "false".to_owned());
+    match join(false, " and ") {
+        Some(all) => format!("({any} and {all})"),
+        None => any,
+    }
+}
+
+fn query_of(table: &Table, condition: &str) -> String {
+    let columns: Vec<(String, Option<String>)> = table
+        .columns
+        .iter()
+        .map(|column| (column.name.clone(), column.generated.clone()))
+        .collect();
+    image_query(&table.sql_name(), &table.name, &columns, condition)
+}
+
+/// The same row as one of an ancestor's, and the ancestor's policies.
+fn exists(ancestor: &Table, condition: &str) -> String {
+    format!(
+        "exists (select 1 from pg_catalog.json_populate_record(null::{}, \
+         \"rowcast image\".\"rowcast row\"::pg_catalog.json) as {} where {condition})",
+        ancestor.sql_name(),
+        crate::pg::quote_identifier(&ancestor.name),
+    )
+}
+
+/// Everything that decides for this role and table, and the table's columns, as one number.
+fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let ancestors = table
+        .ancestors
+        .iter()
+        .filter_map(|oid| catalog.tables.get(oid));
+    for table in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
+        let rights = table.rights.iter().find(|rights| rights.role == role);
+        format!(
+            "{:?}",
+            (
+                &table.schema,
+                &table.name,
+                table.published,
+                (
+                    table.row_security,
+                    table.force_row_security,
+                    &table.ancestors
+                ),
+                (&table.columns, &table.key, &table.identity),
+                (&table.policies, rights),
+            )
+        )
+        .hash(&mut hasher);
+        let columns = table.columns.iter().map(|column| column.type_oid);
+        for ty in columns.filter_map(|oid| catalog.types.get(&oid)) {
+            format!("{ty:?}").hash(&mut hasher);
+        }
+    }
+    format!("{:?}", catalog.roles.get(role)).hash(&mut hasher);
+    let mut functions: Vec<_> = catalog.functions.values().collect();
+    functions.sort_unstable_by_key(|function| function.oid);
+    format!("{functions:?}").hash(&mut hasher);
+    hasher.finish()
+}

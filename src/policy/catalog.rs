@@ -1,0 +1,359 @@
+//! The part of PostgreSQL's catalog that decides who may see which rows, as one immutable value.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::compile::Setting;
+use crate::datum::{Collation, Labels, Types, UserType};
+use crate::pg::{Lsn, Oid};
+
+/// What `sql/catalog.sql` returns: published tables (and the ancestors of published partitions)
+/// with their columns, policies and rights, and what those are made of.
+#[derive(Debug)]
+pub struct Catalog {
+    /// md5 of the text that this was read from: equal texts decide alike.
+    pub hash: String,
+    /// Where the write-ahead log ended after this was read: whatever commits behind it finds this
+    /// catalog or a newer one.
+    pub read_at: Lsn,
+    /// The server's major version.
+    pub major: u16,
+    /// The published tables and the ancestors of published partitions.
+    pub tables: HashMap<Oid, Arc<Table>>,
+    /// The roles that were asked for and exist.
+    pub roles: HashMap<String, Role>,
+    /// The types of all columns and what those are made of.
+    pub types: HashMap<Oid, Arc<Type>>,
+    /// The functions that policies call, outside PostgreSQL's own.
+    pub functions: HashMap<Oid, Function>,
+    /// Collations under which equal texts may differ in bytes.
+    pub nondeterministic_collations: Vec<Oid>,
+    /// What is known of types and collations natively.
+    pub native: Types,
+    /// Settings that policies may read and that are not what they are everywhere.
+    pub settings: HashMap<String, Setting>,
+    /// Whether some setting of the database or a role moves `pg_catalog` back in the search path,
+    /// so that names in unpinned function bodies could mean something else than they seem to.
+    pub unusual_search_path: bool,
+}
+
+/// A role that clients act as.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Role {
+    /// Its number.
+    pub oid: Oid,
+    /// Its name.
+    pub name: String,
+    /// Superuser or BYPASSRLS: attributes, not inherited.
+    pub bypass: bool,
+    /// Whether the relay's login may become this role, and so ask questions under it.
+    pub settable: bool,
+}
+
+/// A table.
+#[derive(Debug, Deserialize)]
+pub struct Table {
+    /// Its number.
+    pub oid: Oid,
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is in the publication; an ancestor of a published partition need not be.
+    pub published: bool,
+    /// Whether the publication has a row filter on it.
+    #[serde(default)]
+    pub row_filter: bool,
+    /// `row level security` is enabled.
+    pub row_security: bool,
+    /// … and holds for the owner as well.
+    pub force_row_security: bool,
+    /// The tables that it is a partition of, directly or not.
+    pub ancestors: Vec<Oid>,
+    /// Its columns in order, without dropped ones.
+    pub columns: Vec<Column>,
+    /// The attribute numbers of its primary key.
+    pub key: Vec<i16>,
+    /// The attribute numbers that old rows carry; `None` for all (`replica identity full`).
+    pub identity: Option<Vec<i16>>,
+    /// The policies that apply to SELECT.
+    pub policies: Vec<Policy>,
+    /// What each role may do.
+    pub rights: Vec<Rights>,
+}
+
+impl Table {
+    /// The name as SQL, quoted.
+    #[must_use]
+    pub fn sql_name(&self) -> String {
+        format!(
+            "{}.{}",
+            crate::pg::quote_identifier(&self.schema),
+            crate::pg::quote_identifier(&self.name)
+        )
+    }
+
+    /// The column of that name.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Whether old rows carry a column.
+    #[must_use]
+    pub fn identity_carries(&self, column: &Column) -> bool {
+        self.identity
+            .as_ref()
+            .is_none_or(|identity| identity.contains(&column.number))
+    }
+
+    /// Whether a column belongs to the primary key.
+    #[must_use]
+    pub fn is_key(&self, column: &Column) -> bool {
+        self.key.contains(&column.number)
+    }
+}
+
+/// A column.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Column {
+    /// Its attribute number.
+    pub number: i16,
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_oid: Oid,
+    /// The type's modifier, -1 for none.
+    pub modifier: i32,
+    /// Its collation, 0 for none.
+    pub collation: Oid,
+    /// The expression that a generated column is computed by.
+    pub generated: Option<String>,
+}
+
+/// A policy that applies to SELECT.
+#[derive(Debug, Deserialize)]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    /// Permissive or restrictive.
+    pub permissive: bool,
+    /// Its condition as SQL; `None` where it has only a WITH CHECK.
+    #[serde(rename = "using")]
+    pub condition: Option<String>,
+    /// Its condition as PostgreSQL resolved it.
+    pub tree: Option<String>,
+    /// What it depends on: catalog, object, column.
+    pub depends: Vec<(Oid, Oid, i32)>,
+}
+
+/// What a role may do with a table.
+#[derive(Debug, Deserialize)]
+pub struct Rights {
+    /// The role.
+    pub role: String,
+    /// USAGE on the schema.
+    pub usage: bool,
+    /// Attribute numbers of the columns that it may SELECT.
+    pub columns: Vec<i16>,
+    /// Whether it has the rights of the table's owner.
+    pub owner: bool,
+    /// The names of the policies that apply to it.
+    pub policies: Vec<String>,
+}
+
+/// A type.
+#[derive(Debug, Deserialize)]
+pub struct Type {
+    /// Its number.
+    pub oid: Oid,
+    /// Its schema.
+    pub schema: String,
+    /// `pg_type.typname`.
+    pub name: String,
+    /// `pg_type.typtype`: b, c, d, e, m, p or r.
+    pub kind: char,
+    /// `pg_type.typcategory`.
+    pub category: char,
+    /// The element type of an array, 0 otherwise.
+    pub element: Oid,
+    /// What separates an array's elements.
+    pub delimiter: char,
+    /// The type that a domain is over, 0 otherwise.
+    pub base: Oid,
+    /// The labels of an enum in sort order: number, label, order.
+    pub labels: Option<Vec<(Oid, String, f64)>>,
+    /// The attributes of a composite type: name, type.
+    pub attributes: Option<Vec<(String, Oid)>>,
+}
+
+/// A function that a policy calls.
+#[derive(Debug, Deserialize)]
+pub struct Function {
+    /// Its number.
+    pub oid: Oid,
+    /// Its name.
+    pub name: String,
+    /// Its language.
+    pub language: String,
+    /// Its source text.
+    pub source: String,
+    /// Its resolved body, where it has one.
+    pub body: Option<String>,
+    /// `pg_proc.prokind`.
+    pub kind: char,
+    /// Whether it returns a set.
+    pub set: bool,
+    /// Whether it is NULL on NULL input.
+    pub strict: bool,
+    /// SECURITY DEFINER.
+    pub definer: bool,
+    /// Its SET clauses.
+    pub config: Option<Vec<String>>,
+    /// Its argument types.
+    pub arguments: Vec<Oid>,
+    /// What it returns.
+    pub returns: Oid,
+    /// Its arguments as SQL.
+    pub signature: String,
+    /// What it returns, as SQL.
+    pub result: String,
+    /// `pg_proc.xmin`.
+    pub version: String,
+    /// The roles that may execute it.
+    pub execute: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    database: Database,
+    roles: Vec<Role>,
+    tables: Vec<Table>,
+    types: Vec<Type>,
+    functions: Vec<Function>,
+    collations: Vec<Oid>,
+}
+
+#[derive(Deserialize)]
+struct Database {
+    version: u32,
+    collate: String,
+    settings: Vec<(Oid, Oid, Option<Vec<String>>)>,
+}
+
+impl Catalog {
+    /// Reads the text that `sql/catalog.sql` returns.
+    ///
+    /// # Errors
+    /// Where the text is not what that query returns.
+    pub fn parse(text: &str, hash: String, read_at: Lsn) -> Result<Self, serde_json::Error> {
+        let document: Document = serde_json::from_str(text)?;
+        let unusual_search_path = document
+            .database
+            .settings
+            .iter()
+            .flat_map(|(_, _, settings)| settings.iter().flatten())
+            .any(|setting| setting.starts_with("search_path=") && setting.contains("pg_catalog"));
+        let native = native_types(&document);
+        Ok(Self {
+            hash,
+            native,
+            major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
+            read_at,
+            tables: document
+                .tables
+                .into_iter()
+                .map(|table| (table.oid, Arc::new(table)))
+                .collect(),
+            roles: document
+                .roles
+                .into_iter()
+                .map(|role| (role.name.clone(), role))
+                .collect(),
+            types: document
+                .types
+                .into_iter()
+                .map(|ty| (ty.oid, Arc::new(ty)))
+                .collect(),
+            functions: document
+                .functions
+                .into_iter()
+                .map(|function| (function.oid, function))
+                .collect(),
+            nondeterministic_collations: document.collations,
+            unusual_search_path,
+            settings: HashMap::new(),
+        })
+    }
+
+    /// The published table of that name.
+    #[must_use]
+    pub fn published(&self, schema: &str, name: &str) -> Option<&Arc<Table>> {
+        self.tables
+            .values()
+            .find(|table| table.published && table.schema == schema && table.name == name)
+    }
+
+    /// A type without its domains: what its values look like.
+    #[must_use]
+    pub fn base_type(&self, oid: Oid) -> Option<&Arc<Type>> {
+        let mut ty = self.types.get(&oid)?;
+        // Domains over domains end, but a loop must not depend on the catalog being sound.
+        for _ in 0..32 {
+            if ty.kind != 'd' {
+                return Some(ty);
+            }
+            ty = self.types.get(&ty.base)?;
+        }
+        None
+    }
+}
+
+/// The default collation of every database.
+const DEFAULT_COLLATION: Oid = Oid(100);
+
+fn native_types(document: &Document) -> Types {
+    let mut native = Types::default();
+    let columns = document.tables.iter().flat_map(|table| &table.columns);
+    for collation in columns
+        .map(|column| column.collation)
+        .filter(|collation| collation.0 != 0)
+    {
+        if Collation::built_in(collation).is_none() {
+            let deterministic = !document.collations.contains(&collation);
+            let known = Collation {
+                deterministic,
+                ..Collation::DEFAULT
+            };
+            native.collations.insert(collation, known);
+        }
+    }
+    if matches!(document.database.collate.as_str(), "C" | "POSIX") {
+        native.collations.insert(DEFAULT_COLLATION, Collation::C);
+    }
+    let by_oid: HashMap<Oid, &Type> = document.types.iter().map(|ty| (ty.oid, ty)).collect();
+    for ty in &document.types {
+        if let Some(labels) = &ty.labels {
+            let labels = labels.iter().map(|(oid, label, _)| (*oid, label.as_str()));
+            native
+                .user
+                .insert(ty.oid, UserType::Enum(Arc::new(Labels::in_order(labels))));
+        }
+        let mut base = ty;
+        for _ in 0..32 {
+            match by_oid.get(&base.base) {
+                Some(next) if base.kind == 'd' => base = next,
+                _ => break,
+            }
+        }
+        if ty.kind == 'd' && base.kind != 'd' {
+            native
+                .user
+                .insert(ty.oid, UserType::Domain { base: base.oid });
+        }
+    }
+    native
+}

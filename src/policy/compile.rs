@@ -1,0 +1,256 @@
+//! From PostgreSQL's own syntax tree to an [`Expr`]: a whitelist by object identifier, and a
+//! [`Refusal`] for everything else.
+
+mod constant;
+
+mod inline;
+
+mod node;
+
+mod operators;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use super::expr::{ColumnRef, Expr};
+use super::node_tree::{self, Tree};
+use crate::datum::{Type, Types};
+use crate::pg::Oid;
+
+/// Why an expression is not compiled. It is asked of PostgreSQL instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The first thing met that is not compiled, for people to read.
+    pub reason: String,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What an expression is compiled against: the table that it is a policy of, and what else the
+/// catalog says.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// The server's major version.
+    pub major: u16,
+    /// The table's columns by `attnum`.
+    pub columns: HashMap<i16, Column>,
+    /// Enums, domains and collations.
+    pub types: Types,
+    /// SQL functions that may be inlined. Whoever gives them has checked that the role may execute
+    /// them and that their `proconfig`, if any, does not matter to the body.
+    pub functions: HashMap<Oid, Function>,
+    /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
+    pub settings: HashMap<String, Setting>,
+}
+
+/// A column of the table (`pg_attribute`).
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// `attname`
+    pub name: Arc<str>,
+    /// `atttypid`
+    pub type_oid: Oid,
+    /// `atttypmod`
+    pub type_modifier: i32,
+    /// `attcollation`
+    pub collation: Oid,
+}
+
+/// A SQL function (`pg_proc`).
+#[derive(Debug, Clone)]
+pub struct Function {
+    /// `proargtypes`
+    pub arguments: Vec<Oid>,
+    /// `prorettype`
+    pub result: Oid,
+    /// `proisstrict`
+    pub strict: bool,
+    /// `prosecdef`
+    pub security_definer: bool,
+    /// Whether there is a `proconfig`.
+    pub configured: bool,
+    /// `prosqlbody::text`, or that of the body once analysed.
+    pub body: String,
+}
+
+/// What `current_setting` reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// The claims as JSON text.
+    Claims,
+    /// The role.
+    Role,
+    /// Never set.
+    Unset,
+}
+
+impl Setting {
+    /// What a name means where nothing else is said: of the settings under `request.` only the
+    /// claims are ever set.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            "request.jwt.claims" => Some(Self::Claims),
+            "role" => Some(Self::Role),
+            _ => name.starts_with("request.").then_some(Self::Unset),
+        }
+    }
+}
+
+/// A compiled expression and what it was compiled from.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// The expression.
+    pub expr: Expr,
+    /// The columns that it reads.
+    pub columns: Vec<Arc<ColumnRef>>,
+    /// The objects that the tree itself names, inlined bodies aside.
+    pub references: BTreeSet<Reference>,
+}
+
+/// An object that an expression names. Of objects below 16384 only columns are listed: PostgreSQL
+/// records dependencies on the others only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reference {
+    /// A column of the table, by `attnum`.
+    Column(i16),
+    /// A function.
+    Function(Oid),
+    /// An operator.
+    Operator(Oid),
+    /// A type.
+    Type(Oid),
+    /// A collation.
+    Collation(Oid),
+}
+
+/// Compiles a policy's `polqual::text`.
+///
+/// # Errors
+/// With the first thing met that is not compiled.
+pub fn compile(tree: &str, scope: &Scope) -> Result<Compiled, Refusal> {
+    if !node_tree::MAJORS.contains(&scope.major) {
+        return Err(Refusal::new(format!(
+            "server version {} is not known",
+            scope.major
+        )));
+    }
+    let tree = node_tree::read(tree)?;
+    let mut compiler = Compiler::new(scope);
+    let typed = compiler.expr(&tree, 0)?;
+    if typed.oid != Oid(16) {
+        return Err(Refusal::new("the expression is not boolean"));
+    }
+    Ok(Compiled {
+        expr: typed.expr,
+        columns: compiler.columns,
+        references: compiler.references,
+    })
+}
+
+/// Nodes in all, inlined bodies and copied arguments included.
+const MAX_NODES: usize = 20_000;
+
+/// How deep functions call functions.
+const MAX_CALLS: usize = 16;
+
+/// An expression with its declared type.
+#[derive(Debug, Clone)]
+struct Typed {
+    expr: Expr,
+    oid: Oid,
+    /// What the copy of this costs.
+    nodes: usize,
+}
+
+struct Compiler<'s> {
+    scope: &'s Scope,
+    columns: Vec<Arc<ColumnRef>>,
+    references: BTreeSet<Reference>,
+    /// The arguments of the functions being inlined, innermost last.
+    calls: Vec<inline::Call>,
+    /// The operands of the simple CASEs and array coercions around, innermost last.
+    tests: Vec<Typed>,
+    /// The sub-selects around, within the innermost function.
+    level: u32,
+    nodes: usize,
+}
+
+impl<'s> Compiler<'s> {
+    fn new(scope: &'s Scope) -> Self {
+        Self {
+            scope,
+            columns: Vec::new(),
+            references: BTreeSet::new(),
+            calls: Vec::new(),
+            tests: Vec::new(),
+            level: 0,
+            nodes: 0,
+        }
+    }
+
+    /// Counts what is made, so that copied arguments cannot grow without bound.
+    fn spend(&mut self, nodes: usize) -> Result<(), Refusal> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            return Err(Refusal::new("the expression is too large"));
+        }
+        Ok(())
+    }
+
+    fn refer(&mut self, reference: Reference) {
+        let kept = match reference {
+            Reference::Column(_) => true,
+            Reference::Function(oid)
+            | Reference::Operator(oid)
+            | Reference::Type(oid)
+            | Reference::Collation(oid) => oid.0 >= 16_384,
+        };
+        if kept && self.calls.is_empty() {
+            self.references.insert(reference);
+        }
+    }
+
+    fn type_of(&self, oid: Oid, collation: Oid) -> Result<Type, Refusal> {
+        Type::of(oid, collation, &self.scope.types)
+            .ok_or_else(|| Refusal::new(format!("type {oid} is not native")))
+    }
+
+    fn expr(&mut self, tree: &Tree, depth: usize) -> Result<Typed, Refusal> {
+        // Inlined bodies nest inside each other's trees, so this is bounded anew.
+        if depth > 400 {
+            return Err(Refusal::new("the expression is nested too deeply"));
+        }
+        let before = self.nodes;
+        self.spend(1)?;
+        let node = tree.node(self.scope.major)?;
+        let (expr, oid) = self.node(node, depth + 1)?;
+        let nodes = self.nodes - before;
+        Ok(Typed { expr, oid, nodes })
+    }
+
+    fn exprs(&mut self, list: &Tree, depth: usize) -> Result<Vec<Typed>, Refusal> {
+        list.items()?
+            .iter()
+            .map(|item| self.expr(item, depth))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

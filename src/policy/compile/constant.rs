@@ -1,0 +1,149 @@
+//! Constants: the bytes of a datum as the server keeps it in memory (little-endian).
+
+use std::sync::Arc;
+
+use crate::datum::{Datum, Numeric, Type};
+use crate::pg::Oid;
+
+/// A value from its bytes; `None` where the type's bytes are not understood.
+pub(super) fn datum(bytes: &[u8], of: &Type) -> Option<Datum> {
+    Some(match of {
+        Type::Bool => Datum::Bool(match bytes {
+            [0] => false,
+            [1] => true,
+            _ => return None,
+        }),
+        Type::Int2 => Datum::Int(i16::from_le_bytes(bytes.try_into().ok()?).into()),
+        Type::Int4 => Datum::Int(i32::from_le_bytes(bytes.try_into().ok()?).into()),
+        Type::Int8 => Datum::Int(i64::from_le_bytes(bytes.try_into().ok()?)),
+        Type::Oid => Datum::Int(u32::from_le_bytes(bytes.try_into().ok()?).into()),
+        Type::Float4 => Datum::Float(f32::from_le_bytes(bytes.try_into().ok()?).into()),
+        Type::Float8 => Datum::Float(f64::from_le_bytes(bytes.try_into().ok()?)),
+        Type::Date => Datum::Date(i32::from_le_bytes(bytes.try_into().ok()?)),
+        Type::Timestamp | Type::Timestamptz => {
+            Datum::Timestamp(i64::from_le_bytes(bytes.try_into().ok()?))
+        }
+        Type::Uuid => Datum::Uuid(bytes.try_into().ok()?),
+        Type::Enum(labels) => {
+            let oid = Oid(u32::from_le_bytes(bytes.try_into().ok()?));
+            Datum::Enum(labels.by_oid(oid)?.clone())
+        }
+        Type::Text(_) => Datum::text(std::str::from_utf8(payload(bytes)?).ok()?),
+        Type::Bpchar(_) => Datum::text(
+            std::str::from_utf8(payload(bytes)?)
+                .ok()?
+                .trim_end_matches(' '),
+        ),
+        Type::Name => {
+            let end = bytes.iter().position(|byte| *byte == 0)?;
+            Datum::text(std::str::from_utf8(bytes.get(..end)?).ok()?)
+        }
+        Type::Numeric => Datum::Numeric(Arc::new(numeric(payload(bytes)?)?)),
+        Type::Json => Datum::Json(Arc::from(std::str::from_utf8(payload(bytes)?).ok()?)),
+        Type::Bytea => Datum::Bytes(Arc::from(payload(bytes)?)),
+        Type::Jsonb => return None,
+    })
+}
+
+/// What follows the four bytes of length of a value of variable length.
+fn payload(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, payload) = bytes.split_first_chunk::<4>()?;
+    let header = u32::from_le_bytes(*header);
+    let whole = usize::try_from(header >> 2).ok()?;
+    (header & 3 == 0 && whole == bytes.len()).then_some(payload)
+}
+
+fn numeric(bytes: &[u8]) -> Option<Numeric> {
+    let (header, rest) = bytes.split_first_chunk::<2>()?;
+    let header = u16::from_le_bytes(*header);
+    let (negative, weight, scale, rest) = match header & 0xC000 {
+        0xC000 => {
+            return match header & 0xF000 {
+                0xC000 => Some(Numeric::NAN),
+                0xD000 => Some(Numeric::INFINITY),
+                0xF000 => Some(Numeric::NEGATIVE_INFINITY),
+                _ => None,
+            };
+        }
+        0x8000 => {
+            let low = i16::try_from(header & 0x3F).ok()?;
+            let weight = if header & 0x40 == 0 { low } else { low - 0x40 };
+            (header & 0x2000 != 0, weight, (header & 0x1F80) >> 7, rest)
+        }
+        sign => {
+            let (weight, rest) = rest.split_first_chunk::<2>()?;
+            (
+                sign == 0x4000,
+                i16::from_le_bytes(*weight),
+                header & 0x3FFF,
+                rest,
+            )
+        }
+    };
+    if !rest.len().is_multiple_of(2) {
+        return None;
+    }
+    let groups = rest.chunks_exact(2).map(|group| match group {
+        [low, high] => i16::from_le_bytes([*low, *high]),
+        _ => -1,
+    });
+    Numeric::from_groups(negative, weight, &groups.collect::<Vec<_>>(), scale)
+}
+
+/// The elements of an array of one dimension (or of none: it is empty), and their type's oid.
+pub(super) fn array(
+    bytes: &[u8],
+    element_type: impl Fn(Oid) -> Option<Type>,
+) -> Option<(Oid, Vec<Option<Datum>>)> {
+    let word = |at: usize| -> Option<i32> {
+        let bytes = bytes.get(at..at.checked_add(4)?)?;
+        Some(i32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    payload(bytes)?;
+    let dimensions = word(4)?;
+    let offset = usize::try_from(word(8)?).ok()?;
+    let element = Oid(word(12)?.cast_unsigned());
+    let of = element_type(element)?;
+    if dimensions == 0 {
+        return Some((element, Vec::new()));
+    }
+    if dimensions != 1 {
+        return None;
+    }
+    let count = usize::try_from(word(16)?).ok()?;
+    let nulls = (offset != 0).then_some(24);
+    let mut at = if offset == 0 { 24 } else { offset };
+    let mut elements = Vec::new();
+    for index in 0..count {
+        if let Some(nulls) = nulls
+            && bytes.get(nulls + index / 8)? & 1 << (index % 8) == 0
+        {
+            elements.push(None);
+            continue;
+        }
+        let (align, fixed) = layout(&of)?;
+        at = at.checked_next_multiple_of(align)?;
+        let length = match fixed {
+            Some(length) => length,
+            None => usize::try_from(word(at)?.cast_unsigned() >> 2).ok()?,
+        };
+        let end = at.checked_add(length)?;
+        elements.push(Some(datum(bytes.get(at..end)?, &of)?));
+        at = end;
+    }
+    Some((element, elements))
+}
+
+/// Alignment and, where it is fixed, length of a type's values in an array.
+const fn layout(of: &Type) -> Option<(usize, Option<usize>)> {
+    Some(match of {
+        Type::Bool => (1, Some(1)),
+        Type::Int2 => (2, Some(2)),
+        Type::Int4 | Type::Oid | Type::Float4 | Type::Date | Type::Enum(_) => (4, Some(4)),
+        Type::Int8 | Type::Float8 | Type::Timestamp | Type::Timestamptz => (8, Some(8)),
+        Type::Uuid => (1, Some(16)),
+        Type::Name => (1, Some(64)),
+        Type::Text(_) | Type::Bpchar(_) | Type::Numeric | Type::Bytea => (4, None),
+        Type::Json | Type::Jsonb => return None,
+    })
+}

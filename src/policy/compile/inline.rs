@@ -1,0 +1,331 @@
+//! Calls: built-in functions, and SQL functions whose body is one expression, which takes their
+//! place.
+
+use super::operators::{self, Demand};
+use super::{Compiler, MAX_CALLS, Reference, Refusal, Setting, Typed};
+use crate::datum::{Datum, Type};
+use crate::pg::Oid;
+use crate::policy::expr::{self, Constant, Expr};
+use crate::policy::node_tree::{self, Node, Tree};
+
+/// A function being inlined.
+pub(super) struct Call {
+    pub(super) args: Vec<Typed>,
+    pub(super) security_definer: bool,
+}
+
+impl Compiler<'_> {
+    pub(super) fn function(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let oid = node.oid("funcid")?;
+        if node.flag("funcretset")? || node.flag("funcvariadic")? {
+            return Err(Refusal::new(format!(
+                "function {oid} returns a set or is variadic"
+            )));
+        }
+        let args = self.exprs(node.field("args")?, depth)?;
+        let result = node.oid("funcresulttype")?;
+        let collation = node.oid("inputcollid")?;
+        self.refer(Reference::Function(oid));
+        if let Oid(2077 | 3294) = oid {
+            return Ok((self.setting(&args)?, result));
+        }
+        if let Some(built_in) = operators::function(oid) {
+            if built_in.result != result {
+                return Err(Refusal::new(format!("function {oid} has another result")));
+            }
+            return self.built_in(built_in, args, collation, &format!("function {oid}"));
+        }
+        self.inline(oid, args, result, collation, depth)
+    }
+
+    pub(super) fn built_in(
+        &mut self,
+        built_in: operators::BuiltIn,
+        args: Vec<Typed>,
+        collation: Oid,
+        name: &str,
+    ) -> Result<(Expr, Oid), Refusal> {
+        if !args
+            .iter()
+            .map(|arg| arg.oid.0)
+            .eq(built_in.args.iter().copied())
+        {
+            return Err(Refusal::new(format!("{name} has other operands")));
+        }
+        let function = self.demanded(built_in.function, built_in.demand, collation)?;
+        let args = args.into_iter().map(|arg| arg.expr);
+        Ok((strict(function, args.collect()), built_in.result))
+    }
+
+    fn demanded(
+        &self,
+        function: expr::Function,
+        demand: Demand,
+        collation: Oid,
+    ) -> Result<expr::Function, Refusal> {
+        self.demand(demand, collation)?;
+        // C leaves text beyond ASCII as it is; elsewhere it is not known natively.
+        let plain = matches!(collation, Oid(950 | 951));
+        Ok(match function {
+            expr::Function::Lower(_) => expr::Function::Lower(plain),
+            expr::Function::Upper(_) => expr::Function::Upper(plain),
+            other => other,
+        })
+    }
+
+    /// Refuses a collation that is not what an operator needs.
+    pub(super) fn demand(&self, demand: Demand, collation: Oid) -> Result<(), Refusal> {
+        let known = self.scope.types.collation(collation);
+        let met = match demand {
+            Demand::None => true,
+            Demand::Deterministic => known.is_some_and(|known| known.deterministic),
+            Demand::Bytewise => known.is_some_and(|known| known.bytewise),
+            Demand::Case => known.is_some_and(|known| known.plain_case),
+        };
+        if met {
+            Ok(())
+        } else {
+            Err(Refusal::new(format!(
+                "collation {collation} is not native here"
+            )))
+        }
+    }
+
+    fn setting(&self, args: &[Typed]) -> Result<Expr, Refusal> {
+        let (name, missing_ok) = match args {
+            [name] => (&name.expr, false),
+            [name, missing_ok] => match &missing_ok.expr {
+                Expr::Const(Constant(Some(Datum::Bool(value)))) => (&name.expr, *value),
+                Expr::Const(Constant(None)) => return Ok(Expr::NULL),
+                _ => return Err(Refusal::new("current_setting of a setting not constant")),
+            },
+            _ => return Err(Refusal::new("current_setting has other operands")),
+        };
+        let name = match name {
+            Expr::Const(Constant(Some(Datum::Text(name)))) => name.to_ascii_lowercase(),
+            Expr::Const(Constant(None)) => return Ok(Expr::NULL),
+            _ => return Err(Refusal::new("current_setting of a name not constant")),
+        };
+        let setting = self.scope.settings.get(&name).copied();
+        match setting.or_else(|| Setting::of(&name)) {
+            Some(Setting::Claims) => Ok(Expr::Claims),
+            Some(Setting::Role) => Ok(Expr::Role),
+            Some(Setting::Unset) if missing_ok => Ok(Expr::NULL),
+            Some(Setting::Unset) => Ok(Expr::Fail(crate::datum::Trouble::Error)),
+            None => Err(Refusal::new(format!("setting {name} is not known"))),
+        }
+    }
+
+    fn inline(
+        &mut self,
+        oid: Oid,
+        args: Vec<Typed>,
+        result: Oid,
+        collation: Oid,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let Some(function) = self.scope.functions.get(&oid) else {
+            return Err(Refusal::new(format!("function {oid} is not compiled")));
+        };
+        let refuse = |why: &str| Err(Refusal::new(format!("function {oid} {why}")));
+        if self.calls.len() >= MAX_CALLS {
+            return refuse("is nested too deeply");
+        }
+        // The body was analysed under the default collation.
+        if !matches!(collation, Oid(0 | 100)) {
+            return refuse("is called under a collation of its own");
+        }
+        if function.result != result || !args.iter().map(|arg| &arg.oid).eq(&function.arguments) {
+            return refuse("is called with other types");
+        }
+        let tree = node_tree::read(&function.body)?;
+        let query = match &tree {
+            // What BEGIN ATOMIC writes: a list of one list of statements.
+            Tree::List(outer) => match outer.as_slice() {
+                [Tree::List(statements)] => match statements.as_slice() {
+                    [query] => query,
+                    _ => return refuse("is not one statement"),
+                },
+                _ => return refuse("is not one statement"),
+            },
+            query => query,
+        };
+        let strict_call = function.strict;
+        // PostgreSQL inlines such a function too, unless it runs as somebody else or with settings
+        // of its own; then it evaluates the arguments first.
+        let eager = function.security_definer || function.configured;
+        let guards: Vec<Expr> = args.iter().map(|arg| arg.expr.clone()).collect();
+        self.calls.push(Call {
+            args,
+            security_definer: function.security_definer,
+        });
+        let level = std::mem::take(&mut self.level);
+        let tests = std::mem::take(&mut self.tests);
+        let body = self.query(query, depth);
+        self.tests = tests;
+        self.level = level;
+        self.calls.pop();
+        let body = body?;
+        if !self.same_text(body.oid, result) {
+            return refuse("has a body of another type");
+        }
+        if (strict_call || eager) && !guards.is_empty() {
+            if strict_call && guards.contains(&Expr::NULL) {
+                return Ok((Expr::NULL, result));
+            }
+            return Ok((Expr::Body(guards, strict_call, Box::new(body.expr)), result));
+        }
+        Ok((body.expr, result))
+    }
+
+    /// Whether two types are one, or both `text` or `varchar`.
+    fn same_text(&self, a: Oid, b: Oid) -> bool {
+        a == b || [a, b].iter().all(|oid| matches!(oid, Oid(25 | 1043)))
+    }
+
+    /// The expression of `select <expression>` without anything else.
+    pub(super) fn query(&mut self, tree: &Tree, depth: usize) -> Result<Typed, Refusal> {
+        let query = tree.node(self.scope.major)?;
+        let refuse = || Err(Refusal::new("a sub-select is not one plain expression"));
+        if query.name != "QUERY" || query.number::<u8>("commandType")? != 1 {
+            return refuse();
+        }
+        for absent in [
+            "hasAggs",
+            "hasWindowFuncs",
+            "hasTargetSRFs",
+            "hasDistinctOn",
+            "hasRecursive",
+            "hasModifyingCTE",
+            "hasForUpdate",
+            "groupDistinct",
+        ] {
+            if query.flag(absent)? {
+                return refuse();
+            }
+        }
+        for absent in [
+            "utilityStmt",
+            "cteList",
+            "rtable",
+            "onConflict",
+            "returningList",
+            "groupClause",
+            "groupingSets",
+            "havingQual",
+            "windowClause",
+            "distinctClause",
+            "sortClause",
+            "limitOffset",
+            "limitCount",
+            "rowMarks",
+            "setOperations",
+            "withCheckOptions",
+            "mergeActionList",
+        ] {
+            if *query.field(absent)? != Tree::Null {
+                return refuse();
+            }
+        }
+        let from = query.field("jointree")?.node(self.scope.major)?;
+        if from.name != "FROMEXPR"
+            || *from.field("fromlist")? != Tree::Null
+            || *from.field("quals")? != Tree::Null
+        {
+            return refuse();
+        }
+        let [target] = query.field("targetList")?.items()? else {
+            return refuse();
+        };
+        let target = target.node(self.scope.major)?;
+        if target.name != "TARGETENTRY" || target.flag("resjunk")? {
+            return refuse();
+        }
+        self.expr(target.field("expr")?, depth)
+    }
+
+    pub(super) fn parameter(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        if node.number::<u8>("paramkind")? != 0 {
+            return Err(Refusal::new("PARAM of another kind"));
+        }
+        let number = node.number::<usize>("paramid")?.checked_sub(1);
+        let call = self.calls.last();
+        let arg = call.and_then(|call| call.args.get(number?)).cloned();
+        let arg = arg.ok_or_else(|| Refusal::new("PARAM outside a function"))?;
+        if node.oid("paramtype")? != arg.oid {
+            return Err(Refusal::new("PARAM of another type"));
+        }
+        self.spend(arg.nodes)?;
+        Ok((arg.expr, arg.oid))
+    }
+
+    pub(super) fn value_function(&self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        // CURRENT_ROLE, CURRENT_USER, USER
+        let current = matches!(node.number::<u8>("op")?, 9..=11);
+        if !current || self.calls.iter().any(|call| call.security_definer) {
+            return Err(Refusal::new("SQLVALUEFUNCTION is not compiled here"));
+        }
+        Ok((Expr::Role, node.oid("type")?))
+    }
+
+    pub(super) fn through_text(
+        &mut self,
+        node: &Node,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let arg = self.expr(node.field("arg")?, depth)?;
+        let to = node.oid("resulttype")?;
+        self.refer(Reference::Type(to));
+        let collation = node.oid("resultcollid")?;
+        let textual = |oid: Oid| matches!(oid, Oid(25 | 1043));
+        if textual(arg.oid) {
+            if matches!(
+                self.scope.types.user.get(&to),
+                Some(crate::datum::UserType::Domain { .. })
+            ) {
+                return Err(Refusal::new(format!("type {to} is a domain")));
+            }
+            let of = self.type_of(to, collation)?;
+            return match of {
+                Type::Bool
+                | Type::Int2
+                | Type::Int4
+                | Type::Int8
+                | Type::Numeric
+                | Type::Uuid
+                | Type::Enum(_)
+                | Type::Json
+                | Type::Jsonb => Ok((strict(expr::Function::Input(of), vec![arg.expr]), to)),
+                _ => Err(Refusal::new(format!("the input function of type {to}"))),
+            };
+        }
+        if textual(to) {
+            return match self.type_of(arg.oid, Oid(100))? {
+                Type::Bool
+                | Type::Int2
+                | Type::Int4
+                | Type::Int8
+                | Type::Oid
+                | Type::Numeric
+                | Type::Uuid
+                | Type::Enum(_)
+                | Type::Json
+                | Type::Jsonb => Ok((strict(expr::Function::Output, vec![arg.expr]), to)),
+                _ => Err(Refusal::new(format!(
+                    "the output function of type {}",
+                    arg.oid
+                ))),
+            };
+        }
+        Err(Refusal::new(format!("a cast of type {} to {to}", arg.oid)))
+    }
+}
+
+/// A strict call; NULL where an operand is the constant NULL, as the planner has it too.
+pub(super) fn strict(function: expr::Function, args: Vec<Expr>) -> Expr {
+    if args.contains(&Expr::NULL) {
+        Expr::NULL
+    } else {
+        Expr::Call(function, args)
+    }
+}

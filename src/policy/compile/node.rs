@@ -1,0 +1,447 @@
+//! Every node that is compiled.
+
+use std::sync::Arc;
+
+use super::inline::strict;
+use super::operators::{self, Compared};
+use super::{ColumnRef, Compiler, Reference, Refusal, Typed, constant};
+use crate::datum::{Datum, Type};
+use crate::pg::Oid;
+use crate::policy::expr::{Comparison, Constant, Expr, Function};
+use crate::policy::node_tree::{Node, Tree};
+
+const BOOL: Oid = Oid(16);
+
+impl Compiler<'_> {
+    pub(super) fn node(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        match node.name.as_str() {
+            "VAR" => self.variable(node),
+            "CONST" => self.constant(node),
+            "PARAM" => self.parameter(node),
+            "FUNCEXPR" => self.function(node, depth),
+            "OPEXPR" => self.operator(node, depth),
+            "DISTINCTEXPR" => {
+                let (two, _) = self.compared(node, depth)?;
+                Ok((Expr::Distinct(two), BOOL))
+            }
+            "NULLIFEXPR" => {
+                let (two, oid) = self.compared(node, depth)?;
+                // The result is the first operand, so its type must be the operator's.
+                if node.oid("opresulttype")? != oid {
+                    return Err(Refusal::new("NULLIFEXPR of another type"));
+                }
+                Ok((Expr::NullIf(two), oid))
+            }
+            "SCALARARRAYOPEXPR" => self.any(node, depth),
+            "BOOLEXPR" => self.logic(node, depth),
+            "NULLTEST" => {
+                if node.flag("argisrow")? {
+                    return Err(Refusal::new("NULLTEST of a row"));
+                }
+                let arg = Box::new(self.expr(node.field("arg")?, depth)?.expr);
+                Ok((
+                    Expr::IsNull(arg, node.number::<u8>("nulltesttype")? != 0),
+                    BOOL,
+                ))
+            }
+            "BOOLEANTEST" => {
+                let arg = self.boolean(node.field("arg")?, depth)?;
+                let (value, negated) = match node.number::<u8>("booltesttype")? {
+                    0 => (Some(true), false),
+                    1 => (Some(true), true),
+                    2 => (Some(false), false),
+                    3 => (Some(false), true),
+                    4 => (None, false),
+                    5 => (None, true),
+                    _ => return Err(Refusal::new("BOOLEANTEST of another kind")),
+                };
+                Ok((Expr::IsBool(Box::new(arg), value, negated), BOOL))
+            }
+            "COALESCEEXPR" => {
+                let oid = node.oid("coalescetype")?;
+                let args = self.exprs(node.field("args")?, depth)?;
+                if args.iter().any(|arg| arg.oid != oid) {
+                    return Err(Refusal::new("COALESCEEXPR of other types"));
+                }
+                Ok((
+                    Expr::Coalesce(args.into_iter().map(|arg| arg.expr).collect()),
+                    oid,
+                ))
+            }
+            "CASEEXPR" => self.case(node, depth),
+            "CASETESTEXPR" => {
+                let test = self.tests.last().cloned();
+                let test = test.ok_or_else(|| Refusal::new("CASETESTEXPR outside a case"))?;
+                if node.oid("typeId")? != test.oid {
+                    return Err(Refusal::new("CASETESTEXPR of another type"));
+                }
+                self.spend(test.nodes)?;
+                Ok((test.expr, test.oid))
+            }
+            "RELABELTYPE" => self.relabel(node, depth),
+            "COLLATEEXPR" => {
+                self.refer(Reference::Collation(node.oid("collOid")?));
+                let arg = self.expr(node.field("arg")?, depth)?;
+                Ok((arg.expr, arg.oid))
+            }
+            "COERCEVIAIO" => self.through_text(node, depth),
+            "SUBLINK" => {
+                let plain = node.number::<u8>("subLinkType")? == 4
+                    && *node.field("testexpr")? == Tree::Null;
+                if !plain {
+                    return Err(Refusal::new("SUBLINK of another kind"));
+                }
+                self.level += 1;
+                let query = self.query(node.field("subselect")?, depth);
+                self.level -= 1;
+                query.map(|typed| (typed.expr, typed.oid))
+            }
+            "SQLVALUEFUNCTION" => self.value_function(node),
+            other => Err(Refusal::new(format!("{other} is not compiled"))),
+        }
+    }
+
+    fn variable(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        let number = node.number::<i16>("varattno")?;
+        let own = node.number::<u32>("varno")? == 1
+            && node.number::<u32>("varlevelsup")? == self.level
+            && self.calls.is_empty();
+        if !own || number <= 0 {
+            return Err(Refusal::new("VAR of another relation or a system column"));
+        }
+        let column = self.scope.columns.get(&number);
+        let column = column.ok_or_else(|| Refusal::new(format!("column {number} is not known")))?;
+        let oid = node.oid("vartype")?;
+        if column.type_oid != oid || column.type_modifier != node.number::<i32>("vartypmod")? {
+            return Err(Refusal::new(format!("column {number} has another type")));
+        }
+        let reference = ColumnRef {
+            name: Arc::clone(&column.name),
+            type_oid: oid,
+            of: self.type_of(oid, column.collation)?,
+        };
+        self.refer(Reference::Column(number));
+        let known = self
+            .columns
+            .iter()
+            .find(|known| ***known == reference)
+            .cloned();
+        let reference = known.unwrap_or_else(|| {
+            let reference = Arc::new(reference);
+            self.columns.push(Arc::clone(&reference));
+            reference
+        });
+        Ok((Expr::Column(reference), oid))
+    }
+
+    fn constant(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        let oid = node.oid("consttype")?;
+        let collation = node.oid("constcollid")?;
+        self.refer(Reference::Type(oid));
+        self.refer(Reference::Collation(collation));
+        let of = self.type_of(oid, collation)?;
+        if node.flag("constisnull")? {
+            return Ok((Expr::NULL, oid));
+        }
+        let Tree::Bytes(bytes) = node.field("constvalue")? else {
+            return Err(Refusal::new("CONST without a value"));
+        };
+        let datum = constant::datum(bytes, &of);
+        let datum = datum.ok_or_else(|| Refusal::new(format!("a constant of type {oid}")))?;
+        Ok((Expr::constant(datum), oid))
+    }
+
+    fn operator(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let oid = node.oid("opno")?;
+        self.refer(Reference::Operator(oid));
+        if node.flag("opretset")? {
+            return Err(Refusal::new(format!("operator {oid} returns a set")));
+        }
+        if operators::comparison(oid).is_some() {
+            let comparison = self.comparison(oid, node)?.comparison;
+            let (two, _) = self.compared(node, depth)?;
+            if two.0 == Expr::NULL || two.1 == Expr::NULL {
+                return Ok((Expr::NULL, BOOL));
+            }
+            return Ok((Expr::Compare(comparison, two), BOOL));
+        }
+        if let Some(text) = operators::path_operator(oid) {
+            let [value, path] = node.field("args")?.items()? else {
+                return Err(Refusal::new(format!("operator {oid} has other operands")));
+            };
+            let value = self.expr(value, depth)?;
+            let path = self.path(path)?;
+            if value.oid != Oid(3802) {
+                return Err(Refusal::new(format!("operator {oid} has other operands")));
+            }
+            let (function, result) = if text {
+                (Function::PathText(path), Oid(25))
+            } else {
+                (Function::Path(path), Oid(3802))
+            };
+            return Ok((strict(function, vec![value.expr]), result));
+        }
+        let Some(built_in) = operators::operator(oid) else {
+            return Err(Refusal::new(format!("operator {oid} is not compiled")));
+        };
+        let args = self.exprs(node.field("args")?, depth)?;
+        self.built_in(
+            built_in,
+            args,
+            node.oid("inputcollid")?,
+            &format!("operator {oid}"),
+        )
+    }
+
+    /// What a comparison operator does; refused under a collation that it cannot have.
+    fn comparison(&self, oid: Oid, node: &Node) -> Result<Compared, Refusal> {
+        let compared = operators::comparison(oid)
+            .ok_or_else(|| Refusal::new(format!("operator {oid} is not compiled")))?;
+        self.demand(compared.demand, node.oid("inputcollid")?)?;
+        Ok(compared)
+    }
+
+    /// The operands of a comparison, and the type of the first.
+    fn compared(&mut self, node: &Node, depth: usize) -> Result<(Box<(Expr, Expr)>, Oid), Refusal> {
+        let oid = node.oid("opno")?;
+        self.refer(Reference::Operator(oid));
+        let compared = self.comparison(oid, node)?;
+        // These two look at equality only, through whichever operator is given.
+        if node.name != "OPEXPR" && compared.comparison != Comparison::Eq {
+            return Err(Refusal::new(format!("{} by operator {oid}", node.name)));
+        }
+        let mut args = self.exprs(node.field("args")?, depth)?.into_iter();
+        let (Some(left), Some(right), None) = (args.next(), args.next(), args.next()) else {
+            return Err(Refusal::new(format!("operator {oid} has other operands")));
+        };
+        self.operands(&compared, left.oid, right.oid)?;
+        Ok((Box::new((left.expr, right.expr)), left.oid))
+    }
+
+    fn operands(&self, compared: &Compared, left: Oid, right: Oid) -> Result<(), Refusal> {
+        let fits = if compared.left == Oid(3500) {
+            left == right && matches!(self.type_of(left, Oid(0))?, Type::Enum(_))
+        } else {
+            left == compared.left && right == compared.right
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(Refusal::new("an operator has operands of other types"))
+        }
+    }
+
+    fn any(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let oid = node.oid("opno")?;
+        self.refer(Reference::Operator(oid));
+        let compared = self.comparison(oid, node)?;
+        let [left, array] = node.field("args")?.items()? else {
+            return Err(Refusal::new("SCALARARRAYOPEXPR has other operands"));
+        };
+        let left = self.expr(left, depth)?;
+        let Some((element, items)) = self.array(array, depth)? else {
+            return Ok((Expr::NULL, BOOL));
+        };
+        self.operands(&compared, left.oid, element)?;
+        let all = !node.flag("useOr")?;
+        let expr = Expr::Any(compared.comparison, all, Box::new(left.expr), items);
+        Ok((expr, BOOL))
+    }
+
+    /// The elements of an array and their type; `None` is the NULL array.
+    fn array(&mut self, tree: &Tree, depth: usize) -> Result<Option<(Oid, Vec<Expr>)>, Refusal> {
+        let node = tree.node(self.scope.major)?;
+        match node.name.as_str() {
+            "ARRAYEXPR" => {
+                if node.flag("multidims")? {
+                    return Err(Refusal::new("ARRAYEXPR of several dimensions"));
+                }
+                let element = node.oid("element_typeid")?;
+                let items = self.exprs(node.field("elements")?, depth)?;
+                if items.iter().any(|item| item.oid != element) {
+                    return Err(Refusal::new("ARRAYEXPR of other types"));
+                }
+                Ok(Some((
+                    element,
+                    items.into_iter().map(|item| item.expr).collect(),
+                )))
+            }
+            "CONST" => {
+                self.refer(Reference::Type(node.oid("consttype")?));
+                let elements = self.constant_array(node)?;
+                Ok(elements.map(|(element, items)| {
+                    (
+                        element,
+                        items
+                            .into_iter()
+                            .map(|item| Expr::Const(Constant(item)))
+                            .collect(),
+                    )
+                }))
+            }
+            "ARRAYCOERCEEXPR" => {
+                self.refer(Reference::Type(node.oid("resulttype")?));
+                let Some((element, items)) = self.array(node.field("arg")?, depth)? else {
+                    return Ok(None);
+                };
+                let mut coerced = Vec::with_capacity(items.len());
+                let mut result = element;
+                for expr in items {
+                    self.tests.push(Typed {
+                        expr,
+                        oid: element,
+                        nodes: 1,
+                    });
+                    let item = self.expr(node.field("elemexpr")?, depth + 1);
+                    self.tests.pop();
+                    let item = item?;
+                    result = item.oid;
+                    coerced.push(item.expr);
+                }
+                if coerced.is_empty() {
+                    return Err(Refusal::new("ARRAYCOERCEEXPR of an empty array"));
+                }
+                Ok(Some((result, coerced)))
+            }
+            "RELABELTYPE" => {
+                // Between arrays of text and varchar.
+                let Some((element, items)) = self.array(node.field("arg")?, depth)? else {
+                    return Ok(None);
+                };
+                match (element, node.oid("resulttype")?) {
+                    (Oid(25 | 1043), Oid(1009)) => Ok(Some((Oid(25), items))),
+                    _ => Err(Refusal::new("RELABELTYPE of an array")),
+                }
+            }
+            other => Err(Refusal::new(format!("an array by {other}"))),
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "a name would not say more")]
+    fn constant_array(&self, node: &Node) -> Result<Option<(Oid, Vec<Option<Datum>>)>, Refusal> {
+        if node.flag("constisnull")? {
+            return Ok(None);
+        }
+        let Tree::Bytes(bytes) = node.field("constvalue")? else {
+            return Err(Refusal::new("CONST without a value"));
+        };
+        let collation = node.oid("constcollid")?;
+        let array = constant::array(bytes, |element| self.type_of(element, collation).ok());
+        array
+            .map(Some)
+            .ok_or_else(|| Refusal::new("a constant array of its type"))
+    }
+
+    /// The path of `#>`: a constant array of texts, none of them NULL.
+    fn path(&mut self, tree: &Tree) -> Result<Vec<Box<str>>, Refusal> {
+        let refuse = || Refusal::new("a path that is not a constant");
+        let node = tree.node(self.scope.major)?;
+        let items = match node.name.as_str() {
+            "CONST" => self.constant_array(node)?.ok_or_else(refuse)?,
+            "ARRAYEXPR" => {
+                let array = self.array(tree, 0)?.ok_or_else(refuse)?;
+                let items = array.1.into_iter().map(|item| match item {
+                    Expr::Const(Constant(item)) => Ok(item),
+                    _ => Err(refuse()),
+                });
+                (array.0, items.collect::<Result<_, _>>()?)
+            }
+            _ => return Err(refuse()),
+        };
+        let step = |item| match item {
+            Some(Datum::Text(step)) => Ok(Box::from(&*step)),
+            _ => Err(refuse()),
+        };
+        items.1.into_iter().map(step).collect()
+    }
+
+    fn boolean(&mut self, tree: &Tree, depth: usize) -> Result<Expr, Refusal> {
+        let typed = self.expr(tree, depth)?;
+        if typed.oid == BOOL {
+            Ok(typed.expr)
+        } else {
+            Err(Refusal::new("an operand that is not boolean"))
+        }
+    }
+
+    fn logic(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let items = node.field("args")?.items()?;
+        let args = items.iter().map(|item| self.boolean(item, depth));
+        let args = args.collect::<Result<Vec<_>, _>>()?;
+        let expr = match node.number::<String>("boolop")?.as_str() {
+            "and" => Expr::And(args),
+            "or" => Expr::Or(args),
+            "not" => {
+                let mut args = args.into_iter();
+                let (Some(arg), None) = (args.next(), args.next()) else {
+                    return Err(Refusal::new("BOOLEXPR has other operands"));
+                };
+                Expr::Not(Box::new(arg))
+            }
+            _ => return Err(Refusal::new("BOOLEXPR of another kind")),
+        };
+        Ok((expr, BOOL))
+    }
+
+    fn case(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let oid = node.oid("casetype")?;
+        let tested = match node.field("arg")? {
+            Tree::Null => false,
+            arg => {
+                let test = self.expr(arg, depth)?;
+                self.tests.push(test);
+                true
+            }
+        };
+        let whens = self.whens(node, depth, oid);
+        if tested {
+            self.tests.pop();
+        }
+        let whens = whens?;
+        let otherwise = match node.field("defresult")? {
+            Tree::Null => Expr::NULL,
+            other => self.typed(other, depth, oid)?,
+        };
+        Ok((Expr::Case(whens, Box::new(otherwise)), oid))
+    }
+
+    fn whens(&mut self, node: &Node, depth: usize, oid: Oid) -> Result<Vec<(Expr, Expr)>, Refusal> {
+        let mut whens = Vec::new();
+        for when in node.field("args")?.items()? {
+            let when = when.node(self.scope.major)?;
+            if when.name != "CASEWHEN" {
+                return Err(Refusal::new("CASEEXPR has other operands"));
+            }
+            let condition = self.boolean(when.field("expr")?, depth)?;
+            whens.push((condition, self.typed(when.field("result")?, depth, oid)?));
+        }
+        Ok(whens)
+    }
+
+    fn typed(&mut self, tree: &Tree, depth: usize, oid: Oid) -> Result<Expr, Refusal> {
+        let typed = self.expr(tree, depth)?;
+        if typed.oid == oid {
+            Ok(typed.expr)
+        } else {
+            Err(Refusal::new("an operand of another type"))
+        }
+    }
+
+    /// A change of the type's name only: `varchar` as `text`, a domain as its base.
+    fn relabel(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let arg = self.expr(node.field("arg")?, depth)?;
+        let to = node.oid("resulttype")?;
+        self.refer(Reference::Type(to));
+        self.refer(Reference::Collation(node.oid("resultcollid")?));
+        let from = self.type_of(arg.oid, Oid(100))?;
+        let domain = self.scope.types.user.get(&to);
+        let same = match (&from, self.type_of(to, Oid(100))?) {
+            (Type::Text(_), Type::Text(_)) => true,
+            (from, to) => *from == to,
+        };
+        if !same || matches!(domain, Some(crate::datum::UserType::Domain { .. })) {
+            return Err(Refusal::new(format!("type {} as {to}", arg.oid)));
+        }
+        Ok((arg.expr, to))
+    }
+}

@@ -1,0 +1,197 @@
+//! The built-in functions that are computed natively. All are strict.
+
+use std::sync::Arc;
+
+use super::Mutant;
+use crate::datum::json::{self, Step};
+use crate::datum::{self, Datum, Jsonb, Numeric, Trouble, Type};
+
+/// A strict built-in function, as fixed by the operand types at compile time.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Function {
+    /// `-> text`, `-> integer`, of `json` and `jsonb`
+    Get,
+    /// `->> text`, `->> integer`, of `json` and `jsonb`
+    GetText,
+    /// `#>` with a constant path
+    Path(Vec<Box<str>>),
+    /// `#>>` with a constant path
+    PathText(Vec<Box<str>>),
+    /// `jsonb ? text`
+    Has,
+    /// `jsonb_typeof`
+    JsonbTypeof,
+    /// `text || text`
+    Concat,
+    /// `lower`; where the flag is set text beyond ASCII stays as it is
+    Lower(bool),
+    /// `upper`; likewise
+    Upper(bool),
+    /// `LIKE`
+    Like,
+    /// `NOT LIKE`
+    NotLike,
+    /// A cast between integers, with the range of the target
+    Narrow(i64, i64),
+    /// A cast of an integer to `numeric`
+    ToNumeric,
+    /// A cast of an integer or `real` to `double precision`
+    ToFloat,
+    /// A cast of a `jsonb` scalar
+    Scalar(Type),
+    /// A cast to `text`
+    ToText,
+    /// The output function, as the cast to text by way of it uses it
+    Output,
+    /// The input function of a type
+    Input(Type),
+}
+
+impl Function {
+    pub(super) fn of_one(&self, a: &Datum) -> Result<Option<Datum>, Trouble> {
+        Ok(Some(match (self, a) {
+            (Self::Lower(_), _) if Mutant::LowerIsUpper.active() => {
+                return Self::Upper(true).of_one(a);
+            }
+            (Self::Lower(plain) | Self::Upper(plain), Datum::Text(text)) => {
+                if !plain && !text.is_ascii() {
+                    return Err(Trouble::Undecided);
+                }
+                let lower = matches!(self, Self::Lower(_));
+                Datum::Text(Arc::from(if lower {
+                    text.to_ascii_lowercase()
+                } else {
+                    text.to_ascii_uppercase()
+                }))
+            }
+            (Self::Narrow(least, most), Datum::Int(value)) => {
+                if !(least..=most).contains(&value) {
+                    return Err(Trouble::Error);
+                }
+                a.clone()
+            }
+            (Self::ToNumeric, Datum::Int(value)) => {
+                Datum::Numeric(Arc::new(Numeric::from_i64(*value)))
+            }
+            #[allow(clippy::cast_precision_loss, reason = "the server rounds likewise")]
+            (Self::ToFloat, Datum::Int(value)) => Datum::Float(*value as f64),
+            (Self::ToFloat, Datum::Float(_)) => a.clone(),
+            (Self::Path(path), Datum::Jsonb(value)) => {
+                let part = value.path(shortened(path))?;
+                return Ok(part.map(|part| Datum::Jsonb(Arc::new(part.clone()))));
+            }
+            (Self::PathText(path), Datum::Jsonb(value)) => {
+                let part = value.path(shortened(path))?.and_then(Jsonb::as_text);
+                return Ok(part.map(|text| Datum::text(&text)));
+            }
+            (Self::JsonbTypeof, Datum::Jsonb(value)) => Datum::text(match &**value {
+                Jsonb::Null => "null",
+                Jsonb::Bool(_) => "boolean",
+                Jsonb::Number(_) => "number",
+                Jsonb::String(_) => "string",
+                Jsonb::Array(_) => "array",
+                Jsonb::Object(_) => "object",
+            }),
+            (Self::Scalar(to), Datum::Jsonb(value)) => scalar(value, to)?,
+            (Self::ToText | Self::Output, _) if Mutant::OutputIsEmpty.active() => Datum::text(""),
+            (Self::ToText, _) => datum::cast_to_text(a)?,
+            (Self::Output, _) => Datum::Text(a.output().ok_or(Trouble::Undecided)?),
+            (Self::Input(to), Datum::Text(text)) => match datum::cast(text, to) {
+                Err(Trouble::Error) if Mutant::InputFailsToNull.active() => return Ok(None),
+                other => other?,
+            },
+            _ => return Err(Trouble::Undecided),
+        }))
+    }
+
+    pub(super) fn of_two(&self, a: &Datum, b: &Datum) -> Result<Option<Datum>, Trouble> {
+        Ok(match (self, a, b) {
+            (Self::Get, Datum::Jsonb(value), _) => {
+                get(value, b)?.map(|part| Datum::Jsonb(Arc::new(part.clone())))
+            }
+            (Self::GetText, Datum::Jsonb(value), _) => match get(value, b)? {
+                Some(part) if Mutant::MemberTextKeepsQuotes.active() => {
+                    Some(Datum::text(&part.to_string()))
+                }
+                part => part.and_then(Jsonb::as_text).map(|text| Datum::text(&text)),
+            },
+            (Self::Get, Datum::Json(text), _) => {
+                json::part(text, step(b)?)?.map(|part| Datum::Json(Arc::from(part)))
+            }
+            (Self::GetText, Datum::Json(text), _) => {
+                json::part_text(text, step(b)?)?.map(|text| Datum::text(&text))
+            }
+            (Self::Has, Datum::Jsonb(value), Datum::Text(key)) => {
+                Some(Datum::Bool(value.has(key) != Mutant::HasFlipped.active()))
+            }
+            (Self::Concat, Datum::Text(a), Datum::Text(b)) => {
+                let swapped = Mutant::ConcatSwapped.active();
+                let (a, b) = if swapped { (b, a) } else { (a, b) };
+                Some(Datum::Text(Arc::from([&**a, &**b].concat())))
+            }
+            (Self::Like | Self::NotLike, Datum::Text(text), Datum::Text(pattern)) => {
+                let like = if Mutant::LikeIsEqual.active() {
+                    text == pattern
+                } else {
+                    datum::like(text, pattern)?
+                };
+                Some(Datum::Bool(like == (*self == Self::Like)))
+            }
+            _ => return Err(Trouble::Undecided),
+        })
+    }
+}
+
+fn shortened(path: &[Box<str>]) -> impl Iterator<Item = &str> {
+    let skip = usize::from(Mutant::PathStopsEarly.active());
+    path.iter()
+        .take(path.len().saturating_sub(skip))
+        .map(|step| &**step)
+}
+
+fn step(of: &Datum) -> Result<Step<'_>, Trouble> {
+    match of {
+        Datum::Text(key) => Ok(Step::Member(key)),
+        Datum::Int(index) => Ok(Step::Element(*index)),
+        _ => Err(Trouble::Undecided),
+    }
+}
+
+fn get<'v>(value: &'v Jsonb, of: &Datum) -> Result<Option<&'v Jsonb>, Trouble> {
+    Ok(match step(of)? {
+        Step::Member(_) if Mutant::MemberIgnored.active() => None,
+        Step::Member(key) => value.member(key),
+        Step::Element(index) if Mutant::ElementFromStart.active() => value.element(index.abs()),
+        Step::Element(index) => value.element(index),
+    })
+}
+
+/// The cast of a `jsonb` scalar: an error for every other kind. In these versions that holds for
+/// `null` too.
+fn scalar(value: &Jsonb, to: &Type) -> Result<Datum, Trouble> {
+    let range = match to {
+        Type::Bool => {
+            return match value {
+                Jsonb::Bool(value) => Ok(Datum::Bool(*value)),
+                _ => Err(Trouble::Error),
+            };
+        }
+        Type::Numeric => None,
+        Type::Int2 => Some((i64::from(i16::MIN), i64::from(i16::MAX))),
+        Type::Int4 => Some((i64::from(i32::MIN), i64::from(i32::MAX))),
+        Type::Int8 => Some((i64::MIN, i64::MAX)),
+        _ => return Err(Trouble::Undecided),
+    };
+    let Jsonb::Number(number) = value else {
+        return Err(Trouble::Error);
+    };
+    let Some((least, most)) = range else {
+        return Ok(Datum::Numeric(Arc::new(number.clone())));
+    };
+    // A fraction is rounded, and what is out of range raises: PostgreSQL is asked which.
+    match number.to_i64() {
+        Some(value) if (least..=most).contains(&value) => Ok(Datum::Int(value)),
+        Some(_) => Err(Trouble::Error),
+        None => Err(Trouble::Undecided),
+    }
+}

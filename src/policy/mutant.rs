@@ -1,0 +1,99 @@
+//! Deliberate faults, so that a test can show that it would notice them.
+//!
+//! Without the cargo feature `mutants` there are none: every switch is off at compile time.
+
+/// One fault in the evaluator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say which operator is wrong")]
+pub enum Mutant {
+    AndIsOr,
+    OrIsAnd,
+    NotIsNothing,
+    OrForgetsErrors,
+    NullIsFalse,
+    IsNullFlipped,
+    IsBoolFlipped,
+    EqualFlipped,
+    OrderFlipped,
+    OrderStrictness,
+    DistinctForgetsNull,
+    NullIfNever,
+    AnyIsAll,
+    AnyForgetsNull,
+    CoalesceTakesLast,
+    CaseTakesDefault,
+    StrictCallsAnyway,
+    MemberIgnored,
+    MemberTextKeepsQuotes,
+    ElementFromStart,
+    PathStopsEarly,
+    HasFlipped,
+    ConcatSwapped,
+    LowerIsUpper,
+    LikeIsEqual,
+    InputFailsToNull,
+    OutputIsEmpty,
+    RestrictiveIsPermissive,
+    AudienceIsNobody,
+    ProbeTakesWrongSlot,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 30] = [
+        Self::AndIsOr,
+        Self::OrIsAnd,
+        Self::NotIsNothing,
+        Self::OrForgetsErrors,
+        Self::NullIsFalse,
+        Self::IsNullFlipped,
+        Self::IsBoolFlipped,
+        Self::EqualFlipped,
+        Self::OrderFlipped,
+        Self::OrderStrictness,
+        Self::DistinctForgetsNull,
+        Self::NullIfNever,
+        Self::AnyIsAll,
+        Self::AnyForgetsNull,
+        Self::CoalesceTakesLast,
+        Self::CaseTakesDefault,
+        Self::StrictCallsAnyway,
+        Self::MemberIgnored,
+        Self::MemberTextKeepsQuotes,
+        Self::ElementFromStart,
+        Self::PathStopsEarly,
+        Self::HasFlipped,
+        Self::ConcatSwapped,
+        Self::LowerIsUpper,
+        Self::LikeIsEqual,
+        Self::InputFailsToNull,
+        Self::OutputIsEmpty,
+        Self::RestrictiveIsPermissive,
+        Self::AudienceIsNobody,
+        Self::ProbeTakesWrongSlot,
+    ];
+
+    /// Whether this fault is switched on.
+    #[cfg(not(feature = "mutants"))]
+    #[must_use]
+    #[inline]
+    pub const fn active(self) -> bool {
+        false
+    }
+
+    /// Whether this fault is switched on.
+    #[cfg(feature = "mutants")]
+    #[must_use]
+    pub fn active(self) -> bool {
+        ACTIVE.load(std::sync::atomic::Ordering::Relaxed) == self as usize + 1
+    }
+
+    /// Switches this fault on, and every other off.
+    #[cfg(feature = "mutants")]
+    pub fn switch_on(self) {
+        ACTIVE.store(self as usize + 1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "mutants")]
+static ACTIVE: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);

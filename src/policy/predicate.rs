@@ -1,0 +1,359 @@
+//! All policies of a table for one role as one predicate, and who may see a row by it.
+//!
+//! A predicate is evaluated in three steps, each as seldom as it can be. What only the claims
+//! decide is evaluated once for each principal ([`Predicate::project`]); principals with equal
+//! projections share every answer. What only the row decides is evaluated once for each row
+//! ([`Bound::read`]). What is left is evaluated for each of the principals that
+//! [`Facts::audience`] names, and for nobody else.
+
+mod audience;
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use audience::Plan;
+pub use audience::{Audience, Probe};
+
+use super::expr::{ColumnRef, Constant, Expr, Inputs, Outcome};
+use super::mutant::Mutant;
+use crate::auth::Principal;
+use crate::change::{Relation, Row};
+use crate::datum::{Datum, Trouble};
+
+/// What a predicate says of a row and a principal. Only [`Verdict::True`] shows the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The principal may see the row.
+    True,
+    /// It may not.
+    False,
+    /// It may not, because something is NULL.
+    Null,
+    /// It may not: PostgreSQL would raise an error.
+    Error,
+    /// Not known natively; PostgreSQL has to be asked, and until then it may not.
+    Undecided,
+}
+
+impl From<Result<Option<bool>, Trouble>> for Verdict {
+    fn from(truth: Result<Option<bool>, Trouble>) -> Self {
+        match truth {
+            Ok(Some(true)) => Self::True,
+            Ok(Some(false)) => Self::False,
+            Ok(None) => Self::Null,
+            Err(Trouble::Error) => Self::Error,
+            Err(Trouble::Undecided) => Self::Undecided,
+        }
+    }
+}
+
+/// The policies of a table for one role.
+#[derive(Debug)]
+pub struct Predicate {
+    columns: Vec<Arc<ColumnRef>>,
+    /// What only the claims decide.
+    slots: Vec<Expr>,
+    /// What only the row decides.
+    parts: Vec<Expr>,
+    /// All of it, in terms of slots and parts.
+    whole: Expr,
+    plan: Plan,
+}
+
+impl Predicate {
+    /// Combines policies: one of the permissive and all of the restrictive must hold. Without a
+    /// permissive one nobody sees anything.
+    #[must_use]
+    pub fn new(permissive: Vec<Expr>, restrictive: Vec<Expr>) -> Self {
+        let whole = if permissive.is_empty() {
+            Expr::constant(Datum::Bool(false))
+        } else if Mutant::RestrictiveIsPermissive.active() {
+            Expr::Or(permissive.into_iter().chain(restrictive).collect())
+        } else {
+            Expr::And(
+                std::iter::once(Expr::Or(permissive))
+                    .chain(restrictive)
+                    .collect(),
+            )
+        };
+        let mut lowered = Self {
+            columns: Vec::new(),
+            slots: Vec::new(),
+            parts: Vec::new(),
+            whole: Expr::NULL,
+            plan: Plan::Scan,
+        };
+        lowered.whole = lowered.lower(&plain(&whole));
+        lowered.plan = Plan::of(&lowered.whole);
+        lowered
+    }
+
+    /// Replaces the largest sub-expressions that need only the row, or only the claims.
+    fn lower(&mut self, expr: &Expr) -> Expr {
+        match reads(expr) {
+            (false, false) => match expr.outcome(Inputs::default()) {
+                Ok(datum) => Expr::Const(Constant(datum)),
+                Err(trouble) => Expr::Fail(trouble),
+            },
+            (false, true) => Expr::Slot(index_of(&mut self.slots, expr.clone())),
+            (true, false) => {
+                let part = self.celled(expr);
+                Expr::Part(index_of(&mut self.parts, part))
+            }
+            (true, true) => expr.map(&mut |inner| self.lower(inner)),
+        }
+    }
+
+    fn celled(&mut self, expr: &Expr) -> Expr {
+        match expr {
+            Expr::Column(column) => Expr::Cell(index_of(&mut self.columns, Arc::clone(column))),
+            other => other.map(&mut |inner| self.celled(inner)),
+        }
+    }
+
+    /// The columns that are read.
+    pub fn columns(&self) -> impl Iterator<Item = &ColumnRef> {
+        self.columns.iter().map(|column| &**column)
+    }
+
+    /// What the predicate says of every row to everybody, where that is one thing.
+    #[must_use]
+    pub fn is_constant(&self) -> Option<Verdict> {
+        match &self.whole {
+            constant @ (Expr::Const(_) | Expr::Fail(_)) => {
+                Some(constant.truth(Inputs::default()).into())
+            }
+            _ => None,
+        }
+    }
+
+    /// The slots that [`Audience::Probes`] may name. An index from a slot's value to the
+    /// principals that have it is worth keeping for these.
+    #[must_use]
+    pub fn probed_slots(&self) -> Vec<usize> {
+        let mut slots = Vec::new();
+        self.plan.slots(&mut slots);
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    /// What the predicate reads of a principal's role and claims.
+    #[must_use]
+    pub fn project(&self, principal: &Principal) -> Projection {
+        let inputs = Inputs {
+            principal: Some(principal),
+            ..Inputs::default()
+        };
+        Projection(self.slots.iter().map(|slot| slot.outcome(inputs)).collect())
+    }
+
+    /// Finds the columns in a version of the table; `None` where one is missing or has another
+    /// type than the policies were compiled for.
+    #[must_use]
+    pub fn bind(self: &Arc<Self>, relation: &Relation) -> Option<Bound> {
+        let mut positions = Vec::with_capacity(self.columns.len());
+        for column in &self.columns {
+            let position = relation.position(&column.name)?;
+            if relation.columns.get(position)?.type_oid != column.type_oid {
+                return None;
+            }
+            positions.push(position);
+        }
+        Some(Bound {
+            predicate: Arc::clone(self),
+            positions: positions.into(),
+        })
+    }
+}
+
+/// Whether an expression reads the row, and whether it reads role or claims.
+fn reads(expr: &Expr) -> (bool, bool) {
+    let own = match expr {
+        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) => (true, false),
+        Expr::Claims | Expr::Role | Expr::Slot(_) => (false, true),
+        _ => (false, false),
+    };
+    expr.children()
+        .into_iter()
+        .map(reads)
+        .fold(own, |a, b| (a.0 || b.0, a.1 || b.1))
+}
+
+/// Unwraps ANDs and ORs of one operand, and joins those directly inside their own kind: a larger
+/// sub-expression may then need only the row.
+fn plain(expr: &Expr) -> Expr {
+    let mut flat = Vec::new();
+    match expr.map(&mut plain) {
+        Expr::And(all) => {
+            for one in all {
+                match one {
+                    Expr::And(inner) => flat.extend(inner),
+                    other => flat.push(other),
+                }
+            }
+            only(flat, Expr::And)
+        }
+        Expr::Or(all) => {
+            for one in all {
+                match one {
+                    Expr::Or(inner) => flat.extend(inner),
+                    other => flat.push(other),
+                }
+            }
+            only(flat, Expr::Or)
+        }
+        other => other,
+    }
+}
+
+fn only(mut all: Vec<Expr>, join: fn(Vec<Expr>) -> Expr) -> Expr {
+    match (all.pop(), all.is_empty()) {
+        (Some(one), true) => one,
+        (Some(last), false) => {
+            all.push(last);
+            join(all)
+        }
+        (None, _) => join(all),
+    }
+}
+
+fn index_of<T: PartialEq>(known: &mut Vec<T>, one: T) -> usize {
+    known
+        .iter()
+        .position(|other| *other == one)
+        .unwrap_or_else(|| {
+            known.push(one);
+            known.len() - 1
+        })
+}
+
+/// What a predicate reads of a principal. Principals with equal projections see the same rows.
+#[derive(Clone)]
+pub struct Projection(Box<[Outcome]>);
+
+impl Projection {
+    /// A slot's value, where it has one.
+    #[must_use]
+    pub fn slot(&self, slot: usize) -> Option<&Datum> {
+        self.0.get(slot)?.as_ref().ok()?.as_ref()
+    }
+
+    /// Whether a slot is undecided: no index finds its principal by that slot, so it has to be
+    /// judged for every row.
+    #[must_use]
+    pub fn is_undecided(&self) -> bool {
+        self.0
+            .iter()
+            .any(|slot| matches!(slot, Err(Trouble::Undecided)))
+    }
+}
+
+/// Equal means that nothing tells them apart, not even the text of equal numbers.
+impl PartialEq for Projection {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+            && self.0.iter().zip(&other.0).all(|(a, b)| match (a, b) {
+                (Ok(Some(a)), Ok(Some(b))) => a.identical(b),
+                (a, b) => a == b,
+            })
+    }
+}
+
+impl Eq for Projection {}
+
+impl Hash for Projection {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+/// Claims are personal data and must not reach a log.
+impl fmt::Debug for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Projection({} slots)", self.0.len())
+    }
+}
+
+/// A predicate with its columns found in one version of the table.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    predicate: Arc<Predicate>,
+    positions: Box<[usize]>,
+}
+
+impl Bound {
+    /// The predicate.
+    #[must_use]
+    pub const fn predicate(&self) -> &Arc<Predicate> {
+        &self.predicate
+    }
+
+    /// Where in the row the columns that are read stand. Of an old row that carries only the key,
+    /// all must belong to the key: the others look like NULL there and are not.
+    #[must_use]
+    pub fn positions(&self) -> &[usize] {
+        &self.positions
+    }
+
+    /// Evaluates what only the row decides.
+    #[must_use]
+    pub fn read(&self, row: &Row) -> Facts<'_> {
+        let inputs = Inputs {
+            row: Some((row, &self.positions, &self.predicate.columns)),
+            ..Inputs::default()
+        };
+        let parts = self.predicate.parts.iter();
+        Facts {
+            predicate: &self.predicate,
+            parts: parts.map(|part| part.outcome(inputs)).collect(),
+        }
+    }
+}
+
+/// What is known of one row.
+pub struct Facts<'p> {
+    predicate: &'p Predicate,
+    parts: SmallVec<[Outcome; 4]>,
+}
+
+impl Facts<'_> {
+    /// Whether the principals of a projection may see the row.
+    #[must_use]
+    pub fn judge(&self, projection: &Projection) -> Verdict {
+        let inputs = Inputs {
+            parts: &self.parts,
+            slots: &projection.0,
+            ..Inputs::default()
+        };
+        self.predicate.whole.truth(inputs).into()
+    }
+
+    /// Who may be among those that see the row; whoever is not named does not see it.
+    ///
+    /// Principals whose projection is [undecided](Projection::is_undecided) are to be judged
+    /// besides, unless the audience is [`Audience::Nobody`] or [`Audience::Everyone`].
+    #[must_use]
+    pub fn audience(&self) -> Audience {
+        if Mutant::AudienceIsNobody.active() {
+            return Audience::Nobody;
+        }
+        let inputs = Inputs {
+            parts: &self.parts,
+            ..Inputs::default()
+        };
+        self.predicate.plan.audience(inputs)
+    }
+}
+
+impl fmt::Debug for Facts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Facts({} parts)", self.parts.len())
+    }
+}
+
+#[cfg(test)]
+mod tests;

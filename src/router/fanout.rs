@@ -1,0 +1,255 @@
+//! The task that follows the log and hands each change to whom it belongs.
+
+mod channels;
+
+mod delivery;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::group::{Group, MemberKey};
+use super::resolve::{Literals, Unread};
+use super::{ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Resync, Router, SessionId};
+use crate::auth::Principal;
+use crate::change::{ColumnSet, Kind, Lost, Relation};
+use crate::encode::Shape;
+use crate::log::{Entry, Log, LogError, Offset};
+use crate::metrics::Metrics;
+use crate::pg::{Lsn, Oid};
+use crate::policy::access::Access;
+use crate::policy::ask::Asker;
+use crate::policy::catalog::{Catalog, Table};
+use crate::policy::reader::Literal;
+use crate::policy::watch::CatalogWatch;
+use crate::subscription::Wanted;
+
+/// Commands that wait for the router; past this sessions wait.
+const COMMANDS: usize = 1024;
+
+/// Entries read from the log before commands get their turn.
+const ENTRIES: usize = 64;
+
+/// Commands taken before the log gets its turn.
+const COMMANDS_AT_ONCE: usize = 256;
+
+/// What the router is told by configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Tables without row-level security are refused.
+    pub require_rls: bool,
+    /// What becomes of deletes that cannot be judged.
+    pub delete_without_identity: DeleteWithoutIdentity,
+    /// How long a question may take.
+    pub ask_timeout: Duration,
+}
+
+/// What the router stands on.
+pub struct Foundation {
+    /// What it follows.
+    pub log: Arc<dyn Log>,
+    /// What decides.
+    pub catalog: CatalogWatch,
+    /// Who is asked where nothing decides natively.
+    pub asker: Asker,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The router's task.
+pub struct Fanout {
+    log: Arc<dyn Log>,
+    watch: CatalogWatch,
+    asker: Asker,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+    commands: mpsc::Receiver<Command>,
+    catalog: Arc<Catalog>,
+    /// Commits before this happened when nobody could have subscribed yet.
+    started_at: Lsn,
+    next: Offset,
+    literals: Literals,
+    access: HashMap<(Oid, Arc<str>), Arc<Access>>,
+    tables: HashMap<Oid, Watched>,
+    sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
+    parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
+}
+
+/// A table with subscribers.
+struct Watched {
+    table: Arc<Table>,
+    groups: HashMap<Arc<str>, Group>,
+    /// The newest version of the relation for which the catalog was read after it.
+    verified: u64,
+    /// Set where the catalog changed at an unknown place in the stream.
+    doubt: Option<Doubt>,
+    /// Whether the catalog's columns are those of the verified version.
+    fits: bool,
+    shapes: HashMap<(u64, ColumnSet), Arc<Shape>>,
+}
+
+/// Rows up to `until`, described by a version not newer than `version`, may fall under the old
+/// rules or the new ones: they are hidden.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    until: Lsn,
+    version: u64,
+}
+
+struct Channel {
+    principal: Arc<Principal>,
+    outbox: Arc<Outbox>,
+    wanted: Arc<[Wanted]>,
+    members: Vec<(Oid, MemberKey)>,
+    /// Counts the joins of this channel, so that an older one that comes late is dropped.
+    joining: u64,
+    bindings: i64,
+}
+
+/// A join whose question to PostgreSQL was answered.
+struct Unparked {
+    join: Join,
+    joining: u64,
+    role_read: bool,
+    literals: Vec<(Unread, Literal)>,
+    trouble: Option<String>,
+}
+
+/// Makes a router and the task behind it.
+#[must_use]
+pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
+    let (router, incoming) = Router::channel(COMMANDS);
+    let Foundation {
+        log,
+        catalog: mut watch,
+        asker,
+        metrics,
+    } = foundation;
+    let catalog = watch.take();
+    let fanout = Fanout {
+        next: log.range().end,
+        log,
+        started_at: catalog.read_at,
+        watch,
+        asker,
+        metrics,
+        settings,
+        commands: incoming,
+        catalog,
+        literals: Literals::default(),
+        access: HashMap::new(),
+        tables: HashMap::new(),
+        sessions: HashMap::new(),
+        parked: FuturesUnordered::new(),
+    };
+    (router, fanout)
+}
+
+impl Fanout {
+    /// Follows the log until `stop`, then hands out what the log still holds and ends.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut tail = self.log.tail();
+        loop {
+            let behind = *tail.borrow_and_update() > self.next;
+            if behind {
+                for _ in 0..COMMANDS_AT_ONCE {
+                    let Ok(command) = self.commands.try_recv() else {
+                        break;
+                    };
+                    self.command(command);
+                }
+                self.follow().await;
+                // Everything else on this thread gets its turn between two runs.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changed = tail.changed() => if changed.is_err() { break },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => break,
+                },
+                Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
+                    self.unpark(unparked);
+                }
+                changed = self.watch.changed() => match changed {
+                    Ok(()) => self.adopt(None),
+                    Err(_ended) => break,
+                },
+            }
+        }
+    }
+
+    async fn follow(&mut self) {
+        match self.log.read(self.next, ENTRIES).await {
+            Ok(entries) => {
+                for entry in entries {
+                    self.next = entry.end();
+                    self.entry(&entry).await;
+                }
+            }
+            Err(LogError::Trimmed { oldest }) => {
+                warn!(%oldest, "the router fell behind the log, everybody is told to read again");
+                self.next = oldest;
+                self.expel_everybody(Resync::Trimmed);
+            }
+            Err(LogError::Ahead { next }) => {
+                self.next = next;
+                self.expel_everybody(Resync::SlotLost);
+            }
+        }
+    }
+
+    async fn entry(&mut self, entry: &Entry) {
+        if entry.batch.commit_lsn <= self.started_at {
+            return;
+        }
+        for (offset, change) in entry.changes() {
+            let oid = change.relation.oid;
+            let Some(watched) = self.tables.get(&oid) else {
+                continue;
+            };
+            let lost = match &change.kind {
+                Kind::Truncate => Some(Resync::Truncated),
+                Kind::Lost(Lost::Undecodable) => Some(Resync::Undecodable),
+                Kind::Lost(Lost::TooLarge) => Some(Resync::TooLarge),
+                Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
+            };
+            if let Some(reason) = lost {
+                self.expel_table(oid, reason);
+                continue;
+            }
+            if change.relation.version > watched.verified {
+                // PostgreSQL had reason to describe the table anew: nothing of it goes out before
+                // the catalog is known as of here.
+                if self.watch.after(entry.batch.xid, oid).await.is_err() {
+                    return;
+                }
+                self.adopt(Some(oid));
+                self.verify(oid, &change.relation);
+            }
+            self.change(entry, offset, change).await;
+        }
+    }
+
+    fn verify(&mut self, oid: Oid, relation: &Relation) {
+        let Some(watched) = self.tables.get_mut(&oid) else {
+            return;
+        };
+        watched.verified = relation.version;
+        watched.shapes.clear();
+        watched.fits = relation.columns.iter().all(|column| {
+            let known = watched.table.column(&column.name);
+            known.is_some_and(|known| known.type_oid == column.type_oid)
+        });
+    }
+}

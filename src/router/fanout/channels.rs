@@ -1,0 +1,417 @@
+//! Channels come, go, and are held against each new catalog.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tracing::{debug, warn};
+
+use super::{Channel, Doubt, Fanout, Unparked, Watched};
+use crate::auth::Principal;
+use crate::pg::Oid;
+use crate::policy::access::Access;
+use crate::policy::catalog::Catalog;
+use crate::policy::reader::CatalogError;
+use crate::router::group::{Binding, Group};
+use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
+use crate::router::{ChannelId, Command, Event, Join, Refusal, Resync, SessionId};
+use crate::subscription::Wanted;
+
+impl Fanout {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Join(join) => {
+                let joining = self.begin(&join);
+                self.join(join, joining, false);
+            }
+            Command::Leave { session, channel } => self.leave(session, channel),
+            Command::Disconnect { session } => {
+                let channels: Vec<ChannelId> = self
+                    .sessions
+                    .get(&session)
+                    .map(|channels| channels.keys().copied().collect())
+                    .unwrap_or_default();
+                for channel in channels {
+                    self.leave(session, channel);
+                }
+            }
+        }
+    }
+
+    /// Notes that a join is under way, so that a leave in the meantime can end it.
+    fn begin(&mut self, join: &Join) -> u64 {
+        let channels = self.sessions.entry(join.outbox.session()).or_default();
+        let channel = channels.entry(join.channel).or_insert_with(|| Channel {
+            principal: Arc::clone(&join.principal),
+            outbox: Arc::clone(&join.outbox),
+            wanted: Arc::new([]),
+            members: Vec::new(),
+            joining: 0,
+            bindings: 0,
+        });
+        channel.joining += 1;
+        channel.joining
+    }
+
+    fn join(&mut self, join: Join, joining: u64, role_read: bool) {
+        match self.resolve(&join.principal, &join.wanted) {
+            Ok(resolved) => {
+                let notices = resolved.notices.clone();
+                let (session, channel) = (join.outbox.session(), join.channel);
+                self.withdraw(session, channel);
+                if let Some(known) = self
+                    .sessions
+                    .get_mut(&session)
+                    .and_then(|all| all.get_mut(&channel))
+                {
+                    known.principal = Arc::clone(&join.principal);
+                    known.wanted = join.wanted.into();
+                }
+                self.put_in_force(session, channel, resolved);
+                join.outbox.push(Event::Joined {
+                    channel,
+                    refusal: None,
+                    notices,
+                });
+            }
+            Err(Unresolved::Refused(refusal)) => self.refuse(&join, refusal),
+            Err(Unresolved::Role) if role_read => {
+                let Some(first) = join.wanted.first() else {
+                    return;
+                };
+                let reason = format!(
+                    "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
+                    join.principal.role
+                );
+                if let Unresolved::Refused(refusal) = refused(first, &reason) {
+                    self.refuse(&join, refusal);
+                }
+            }
+            Err(Unresolved::Role) => self.park(join, joining, Vec::new()),
+            Err(Unresolved::Literals(unread)) => self.park(join, joining, unread),
+        }
+    }
+
+    fn refuse(&mut self, join: &Join, refusal: Refusal) {
+        self.withdraw(join.outbox.session(), join.channel);
+        join.outbox.push(Event::Joined {
+            channel: join.channel,
+            refusal: Some(refusal),
+            notices: Vec::new(),
+        });
+    }
+
+    /// Lets a join wait for PostgreSQL while everything else goes on.
+    fn park(&mut self, join: Join, joining: u64, unread: Vec<Unread>) {
+        let watch = self.watch.clone();
+        self.parked.push(Box::pin(async move {
+            let mut unparked = Unparked {
+                joining,
+                role_read: unread.is_empty(),
+                literals: Vec::new(),
+                trouble: None,
+                join,
+            };
+            if unread.is_empty() {
+                let role = unparked.join.principal.role.as_ref().to_owned();
+                if let Err(error) = watch.role(role).await {
+                    unparked.trouble = Some(trouble(error));
+                }
+            }
+            for unread in unread {
+                match watch
+                    .literal(unread.type_sql.clone(), unread.text.clone())
+                    .await
+                {
+                    Ok(literal) => unparked.literals.push((unread, literal)),
+                    Err(error) => {
+                        unparked.trouble = Some(trouble(error));
+                        break;
+                    }
+                }
+            }
+            unparked
+        }));
+    }
+
+    pub(super) fn unpark(&mut self, unparked: Unparked) {
+        let Unparked {
+            join,
+            joining,
+            role_read,
+            literals,
+            trouble,
+        } = unparked;
+        for (unread, literal) in literals {
+            self.literals.insert(unread.of, unread.text, literal);
+        }
+        let current = self
+            .sessions
+            .get(&join.outbox.session())
+            .and_then(|channels| channels.get(&join.channel))
+            .is_some_and(|channel| channel.joining == joining);
+        if !current {
+            debug!("a channel was left while it was joining");
+            return;
+        }
+        match (trouble, join.wanted.first()) {
+            (Some(trouble), Some(first)) => {
+                if let Unresolved::Refused(refusal) = refused(first, &trouble) {
+                    self.refuse(&join, refusal);
+                }
+            }
+            _ => {
+                self.adopt(None);
+                self.join(join, joining, role_read);
+            }
+        }
+    }
+
+    fn resolve(
+        &mut self,
+        principal: &Principal,
+        wanted: &[Wanted],
+    ) -> Result<Resolved, Unresolved> {
+        let rulebook = Rulebook {
+            require_rls: self.settings.require_rls,
+            unjudged_deletes: self.unjudged_keys(),
+        };
+        let (catalog, accesses) = (&self.catalog, &mut self.access);
+        resolve(
+            catalog,
+            &self.literals,
+            rulebook,
+            principal,
+            wanted,
+            |table| {
+                let key = (table.oid, Arc::clone(&principal.role));
+                let access = accesses
+                    .entry(key)
+                    .or_insert_with(|| Arc::new(Access::new(catalog, table, &principal.role)));
+                Arc::clone(access)
+            },
+        )
+    }
+
+    fn put_in_force(&mut self, session: SessionId, channel: ChannelId, resolved: Resolved) {
+        let Some(state) = self
+            .sessions
+            .get_mut(&session)
+            .and_then(|all| all.get_mut(&channel))
+        else {
+            return;
+        };
+        for (oid, bindings) in resolved.tables {
+            let Some(table) = self.catalog.tables.get(&oid) else {
+                continue;
+            };
+            let role = &state.principal.role;
+            let Some(access) = self.access.get(&(oid, Arc::clone(role))) else {
+                continue;
+            };
+            let watched = self.tables.entry(oid).or_insert_with(|| Watched {
+                table: Arc::clone(table),
+                groups: HashMap::new(),
+                verified: 0,
+                doubt: None,
+                fits: true,
+                shapes: HashMap::new(),
+            });
+            let group = watched
+                .groups
+                .entry(Arc::clone(role))
+                .or_insert_with(|| Group::new(Arc::clone(access)));
+            state.bindings += i64::try_from(bindings.len()).unwrap_or(0);
+            let bindings: SmallVec<[Binding; 1]> = bindings.into();
+            let key = group.add(&state.principal, &state.outbox, channel, bindings);
+            state.members.push((oid, key));
+        }
+        self.metrics.subscriptions.inc_by(state.bindings);
+    }
+
+    /// Takes a channel's bindings out of force; the channel stays known.
+    fn withdraw(&mut self, session: SessionId, channel: ChannelId) {
+        let Some(state) = self
+            .sessions
+            .get_mut(&session)
+            .and_then(|all| all.get_mut(&channel))
+        else {
+            return;
+        };
+        self.metrics
+            .subscriptions
+            .dec_by(std::mem::take(&mut state.bindings));
+        for (oid, key) in std::mem::take(&mut state.members) {
+            let Some(watched) = self.tables.get_mut(&oid) else {
+                continue;
+            };
+            if let Some(group) = watched.groups.get_mut(&state.principal.role) {
+                group.remove(key);
+                if group.is_empty() {
+                    watched.groups.remove(&state.principal.role);
+                }
+            }
+            if watched.groups.is_empty() {
+                self.tables.remove(&oid);
+            }
+        }
+    }
+
+    fn leave(&mut self, session: SessionId, channel: ChannelId) {
+        self.withdraw(session, channel);
+        let Some(channels) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        channels.remove(&channel);
+        if channels.is_empty() {
+            self.sessions.remove(&session);
+        }
+    }
+
+    /// Tells a channel to read again. It joins anew, so nothing more goes out to this joining.
+    pub(super) fn expel(&mut self, session: SessionId, channel: ChannelId, reason: Resync) {
+        self.withdraw(session, channel);
+        if let Some(state) = self
+            .sessions
+            .get(&session)
+            .and_then(|all| all.get(&channel))
+        {
+            state.outbox.push(Event::Resync { channel, reason });
+        }
+    }
+
+    pub(super) fn expel_table(&mut self, oid: Oid, reason: Resync) {
+        let Some(watched) = self.tables.get(&oid) else {
+            return;
+        };
+        let members: Vec<_> = watched
+            .groups
+            .values()
+            .flat_map(Group::members)
+            .map(|member| (member.outbox.session(), member.channel))
+            .collect();
+        for (session, channel) in members {
+            self.expel(session, channel, reason);
+        }
+    }
+
+    pub(super) fn expel_everybody(&mut self, reason: Resync) {
+        let everybody: Vec<_> = self
+            .sessions
+            .iter()
+            .flat_map(|(session, channels)| channels.keys().map(|channel| (*session, *channel)))
+            .collect();
+        for (session, channel) in everybody {
+            self.expel(session, channel, reason);
+        }
+    }
+
+    /// Goes over to the newest catalog. `described` is the table whose description in the stream
+    /// made us look: for its rows the change lies exactly here. For others its place is not known,
+    /// and rows that may lie on either side are hidden.
+    pub(super) fn adopt(&mut self, described: Option<Oid>) {
+        let catalog = self.watch.take();
+        if Arc::ptr_eq(&catalog, &self.catalog) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.catalog, Arc::clone(&catalog));
+        self.access.clear();
+        let mut changed = Vec::new();
+        for (oid, watched) in &mut self.tables {
+            let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
+                changed.push(*oid);
+                continue;
+            };
+            let same = watched.groups.iter().all(|(role, group)| {
+                let access = Access::new(&catalog, table, role);
+                let same = access.fingerprint == group.access.fingerprint;
+                self.access
+                    .insert((*oid, Arc::clone(role)), Arc::new(access));
+                same
+            });
+            watched.table = Arc::clone(table);
+            watched.shapes.clear();
+            if !same {
+                changed.push(*oid);
+            }
+        }
+        let published = |catalog: &Catalog| {
+            let mut tables: Vec<Oid> = catalog
+                .tables
+                .values()
+                .filter(|t| t.published)
+                .map(|t| t.oid)
+                .collect();
+            tables.sort_unstable();
+            tables
+        };
+        let tables_changed = published(&before) != published(&catalog);
+        self.resubscribe(&changed, tables_changed);
+        for oid in changed {
+            if let Some(watched) = self.tables.get_mut(&oid)
+                && described != Some(oid)
+            {
+                watched.doubt = Some(Doubt {
+                    until: catalog.read_at,
+                    version: watched.verified,
+                });
+            }
+        }
+    }
+
+    /// Resolves anew every channel that watches one of `changed`, or that named no table where the
+    /// set of published tables changed.
+    fn resubscribe(&mut self, changed: &[Oid], tables_changed: bool) {
+        let versions: HashMap<Oid, (u64, Option<Doubt>, bool)> = self
+            .tables
+            .iter()
+            .map(|(oid, watched)| (*oid, (watched.verified, watched.doubt, watched.fits)))
+            .collect();
+        let affected: Vec<(SessionId, ChannelId)> = self
+            .sessions
+            .iter()
+            .flat_map(|(session, channels)| {
+                channels
+                    .iter()
+                    .map(move |(channel, state)| (*session, *channel, state))
+            })
+            .filter(|(_, _, state)| {
+                let open = |wish: &Wanted| wish.schema.is_none() || wish.table.is_none();
+                state.members.iter().any(|(oid, _)| changed.contains(oid))
+                    || (tables_changed && state.wanted.iter().any(open))
+            })
+            .map(|(session, channel, _)| (session, channel))
+            .collect();
+        for (session, channel) in &affected {
+            self.withdraw(*session, *channel);
+        }
+        for (session, channel) in affected {
+            let Some(state) = self
+                .sessions
+                .get(&session)
+                .and_then(|all| all.get(&channel))
+            else {
+                continue;
+            };
+            let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
+            match self.resolve(&principal, &wanted) {
+                Ok(resolved) => self.put_in_force(session, channel, resolved),
+                // The client joins again and learns there what no longer fits.
+                Err(_) => self.expel(session, channel, Resync::SchemaChanged),
+            }
+        }
+        // What was known about the stream's versions does not depend on who watches.
+        for (oid, (verified, doubt, fits)) in versions {
+            if let Some(watched) = self.tables.get_mut(&oid) {
+                (watched.verified, watched.doubt, watched.fits) = (verified, doubt, fits);
+            }
+        }
+    }
+}
+
+fn trouble(error: Option<CatalogError>) -> String {
+    if let Some(error) = error {
+        warn!(%error, "a join could not be resolved");
+    }
+    "the database cannot be reached, please try again".to_owned()
+}

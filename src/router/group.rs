@@ -1,0 +1,486 @@
+//! Everybody who watches one table under one role: found by who may see a row and by who asked for
+//! it, whichever are fewer.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::{ChannelId, Outbox};
+use crate::auth::{Claims, Principal};
+use crate::change::{Change, Kind, Relation, Row};
+use crate::datum::Datum;
+use crate::policy::access::{Access, Rules};
+use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
+use crate::subscription::Events;
+use crate::subscription::matcher::Test;
+
+/// A binding in force on one table.
+#[derive(Debug, Clone)]
+pub(super) struct Binding {
+    pub(super) id: u32,
+    pub(super) events: Events,
+    pub(super) filter: Arc<[Test]>,
+}
+
+/// A channel's bindings on one table.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) channel: ChannelId,
+    pub(super) bindings: SmallVec<[Binding; 1]>,
+    who: usize,
+}
+
+/// Where a member is in its [`Group`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct MemberKey(usize);
+
+/// Principals whom no policy of the table can tell apart.
+#[derive(Debug)]
+struct Kin {
+    principal: Arc<Principal>,
+    projections: SmallVec<[Projection; 1]>,
+    members: HashSet<MemberKey>,
+}
+
+/// The ids of the bindings that a change matched, in ascending order.
+pub(super) type Matched = SmallVec<[u32; 4]>;
+
+/// What makes two principals kin: what the compiled policies read of them, and, where a policy is
+/// asked, all claims.
+type KinKey = (SmallVec<[Projection; 1]>, Option<Claims>);
+
+/// All members of one table and role.
+pub(super) struct Group {
+    pub(super) access: Arc<Access>,
+    kin: Slab<Kin>,
+    by_key: HashMap<KinKey, usize>,
+    /// For every slot of the first predicate that rows are looked up by.
+    by_slot: HashMap<usize, HashMap<Datum, HashSet<usize>>>,
+    /// Those whom no slot finds, because it could not be decided what they are.
+    unindexed: HashSet<usize>,
+    members: Slab<Member>,
+    by_filter: FilterIndex,
+    bound: Option<BoundRules>,
+}
+
+/// The rules held against one version of the relation.
+struct BoundRules {
+    version: u64,
+    /// `None` where the stream does not carry a column that a policy reads.
+    predicates: Option<SmallVec<[Bound; 1]>>,
+}
+
+/// One kin's share of a change: who of it asked for it.
+#[derive(Debug)]
+pub(super) struct Match {
+    pub(super) principal: Arc<Principal>,
+    pub(super) sight: Sight,
+    /// Members with the bindings that matched.
+    pub(super) members: Vec<(MemberKey, Matched)>,
+    /// Whether the row before an update may be shown as well.
+    pub(super) sees_old: bool,
+}
+
+/// What the compiled policies say of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// It may be seen.
+    Visible,
+    /// It may be seen if PostgreSQL says so.
+    Asked,
+    /// It may not.
+    Hidden,
+    /// A policy raises an error on it.
+    Raised,
+    /// The stream does not carry what decides.
+    Undecided,
+}
+
+/// The row that decides, and what is known around it.
+pub(super) struct Subject<'a> {
+    pub(super) relation: &'a Relation,
+    pub(super) change: &'a Change,
+    /// The new row of an insert or update, the old one of a delete; filled as far as possible.
+    pub(super) row: &'a Row,
+    /// The row before an update, as far as it is carried.
+    pub(super) old: Option<&'a Row>,
+}
+
+impl Group {
+    pub(super) fn new(access: Arc<Access>) -> Self {
+        let by_slot = match &access.rules {
+            Rules::Judged { predicates, .. } => predicates
+                .first()
+                .map(|predicate| {
+                    predicate
+                        .probed_slots()
+                        .into_iter()
+                        .map(|slot| (slot, HashMap::new()))
+                        .collect()
+                })
+                .unwrap_or_default(),
+            Rules::Nothing(_) | Rules::Everything => HashMap::new(),
+        };
+        Self {
+            access,
+            kin: Slab::new(),
+            by_key: HashMap::new(),
+            by_slot,
+            unindexed: HashSet::new(),
+            members: Slab::new(),
+            by_filter: FilterIndex::default(),
+            bound: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    pub(super) fn member(&self, key: MemberKey) -> Option<&Member> {
+        self.members.get(key.0)
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().map(|(_, member)| member)
+    }
+
+    pub(super) fn add(
+        &mut self,
+        principal: &Arc<Principal>,
+        outbox: &Arc<Outbox>,
+        channel: ChannelId,
+        bindings: SmallVec<[Binding; 1]>,
+    ) -> MemberKey {
+        let who = self.kin_of(principal);
+        let key = MemberKey(self.members.vacant_key());
+        self.by_filter.add(key, &bindings);
+        if let Some(kin) = self.kin.get_mut(who) {
+            kin.members.insert(key);
+        }
+        self.members.insert(Member {
+            outbox: Arc::clone(outbox),
+            channel,
+            bindings,
+            who,
+        });
+        key
+    }
+
+    pub(super) fn remove(&mut self, key: MemberKey) {
+        let Some(member) = self.members.try_remove(key.0) else {
+            return;
+        };
+        self.by_filter.remove(key, &member.bindings);
+        let Some(kin) = self.kin.get_mut(member.who) else {
+            return;
+        };
+        kin.members.remove(&key);
+        if !kin.members.is_empty() {
+            return;
+        }
+        let kin = self.kin.remove(member.who);
+        for (slot, index) in &mut self.by_slot {
+            let value = kin
+                .projections
+                .first()
+                .and_then(|projection| projection.slot(*slot));
+            if let Some(value) = value
+                && let Some(equal) = index.get_mut(value)
+            {
+                equal.remove(&member.who);
+                if equal.is_empty() {
+                    index.remove(value);
+                }
+            }
+        }
+        self.by_key
+            .remove(&self.access_key(&kin.principal, kin.projections));
+    }
+
+    fn kin_of(&mut self, principal: &Arc<Principal>) -> usize {
+        let projections: SmallVec<[Projection; 1]> = match &self.access.rules {
+            Rules::Judged { predicates, .. } => predicates
+                .iter()
+                .map(|predicate| predicate.project(principal))
+                .collect(),
+            Rules::Nothing(_) | Rules::Everything => SmallVec::new(),
+        };
+        let key = self.access_key(principal, projections.clone());
+        if let Some(known) = self.by_key.get(&key) {
+            return *known;
+        }
+        let who = self.kin.insert(Kin {
+            principal: Arc::clone(principal),
+            projections,
+            members: HashSet::new(),
+        });
+        if let Some(projection) = self.kin.get(who).and_then(|kin| kin.projections.first()) {
+            if projection.is_undecided() {
+                self.unindexed.insert(who);
+            }
+            for (slot, index) in &mut self.by_slot {
+                if let Some(value) = projection.slot(*slot) {
+                    index.entry(value.clone()).or_default().insert(who);
+                }
+            }
+        }
+        self.by_key.insert(key, who);
+        who
+    }
+
+    fn access_key(&self, principal: &Principal, projections: SmallVec<[Projection; 1]>) -> KinKey {
+        let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. });
+        (projections, asked.then(|| principal.claims.clone()))
+    }
+
+    /// Finds who asked for a change, and whether they may see it. Those who may not are in the
+    /// answer only where that has to be counted or said.
+    pub(super) fn route(&mut self, subject: &Subject<'_>) -> Vec<Match> {
+        self.bind(subject.relation);
+        let facts = self.facts(subject.row);
+        let old = subject.old.map(|old| self.facts(old));
+        let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
+        match self.candidates(subject, facts.as_deref()) {
+            Candidates::Kin(kin) => {
+                for who in kin {
+                    let Some(entry) = self.kin.get(who) else {
+                        continue;
+                    };
+                    let members = entry.members.iter();
+                    let matched: Vec<_> = members
+                        .filter_map(|key| Some((*key, self.asked_for(*key, subject)?)))
+                        .collect();
+                    if !matched.is_empty() {
+                        by_kin.insert(who, matched);
+                    }
+                }
+            }
+            Candidates::Members(members) => {
+                for key in members {
+                    if let Some(bindings) = self.asked_for(key, subject)
+                        && let Some(member) = self.members.get(key.0)
+                    {
+                        by_kin.entry(member.who).or_default().push((key, bindings));
+                    }
+                }
+            }
+        }
+        by_kin
+            .into_iter()
+            .filter_map(|(who, members)| {
+                let kin = self.kin.get(who)?;
+                let sight = self.sight(kin, facts.as_deref());
+                let sees_old = sight == Sight::Visible
+                    && old
+                        .as_ref()
+                        .is_some_and(|old| self.sight(kin, old.as_deref()) == Sight::Visible);
+                Some(Match {
+                    principal: Arc::clone(&kin.principal),
+                    sight,
+                    members,
+                    sees_old,
+                })
+            })
+            .collect()
+    }
+
+    /// Everybody who asked for this kind of change, whatever the row.
+    pub(super) fn watching(&self, kind: &Kind) -> Vec<(MemberKey, Matched)> {
+        let asked = |member: &Member| -> SmallVec<[u32; 4]> {
+            let includes = |binding: &&Binding| binding.events.includes(kind);
+            member
+                .bindings
+                .iter()
+                .filter(includes)
+                .map(|binding| binding.id)
+                .collect()
+        };
+        self.members
+            .iter()
+            .map(|(key, member)| (MemberKey(key), asked(member)))
+            .filter(|(_, bindings)| !bindings.is_empty())
+            .collect()
+    }
+
+    fn bind(&mut self, relation: &Relation) {
+        if self
+            .bound
+            .as_ref()
+            .is_some_and(|bound| bound.version == relation.version)
+        {
+            return;
+        }
+        let predicates = match &self.access.rules {
+            Rules::Judged { predicates, .. } => predicates
+                .iter()
+                .map(|predicate| predicate.bind(relation))
+                .collect(),
+            Rules::Nothing(_) | Rules::Everything => Some(SmallVec::new()),
+        };
+        self.bound = Some(BoundRules {
+            version: relation.version,
+            predicates,
+        });
+    }
+
+    /// What each compiled policy reads of a row; `None` where the stream does not carry it.
+    fn facts(&self, row: &Row) -> Option<SmallVec<[Facts<'_>; 1]>> {
+        let bound = self.bound.as_ref()?.predicates.as_ref()?;
+        Some(bound.iter().map(|predicate| predicate.read(row)).collect())
+    }
+
+    fn candidates(&self, subject: &Subject<'_>, facts: Option<&[Facts<'_>]>) -> Candidates {
+        let audience = match (&self.access.rules, facts) {
+            (Rules::Nothing(_), _) => Audience::Nobody,
+            (_, Some(facts)) => facts.first().map_or(Audience::Everyone, Facts::audience),
+            (_, None) => Audience::Scan,
+        };
+        match audience {
+            Audience::Nobody => Candidates::Kin(Vec::new()),
+            Audience::Probes(probes) => {
+                let mut kin: Vec<usize> = probes
+                    .iter()
+                    .filter_map(|probe| self.by_slot.get(&probe.slot)?.get(&probe.datum))
+                    .flatten()
+                    .chain(&self.unindexed)
+                    .copied()
+                    .collect();
+                if probes.len() > 1 || !self.unindexed.is_empty() {
+                    kin.sort_unstable();
+                    kin.dedup();
+                }
+                Candidates::Kin(kin)
+            }
+            Audience::Everyone | Audience::Scan => {
+                Candidates::Members(self.by_filter.candidates(subject.relation, subject.row))
+            }
+        }
+    }
+
+    fn asked_for(&self, key: MemberKey, subject: &Subject<'_>) -> Option<Matched> {
+        let member = self.members.get(key.0)?;
+        let bindings: SmallVec<[u32; 4]> = member
+            .bindings
+            .iter()
+            .filter(|binding| {
+                binding.events.includes(&subject.change.kind)
+                    && binding
+                        .filter
+                        .iter()
+                        .all(|test| test.matches(subject.relation, subject.row))
+            })
+            .map(|binding| binding.id)
+            .collect();
+        (!bindings.is_empty()).then_some(bindings)
+    }
+
+    fn sight(&self, kin: &Kin, facts: Option<&[Facts<'_>]>) -> Sight {
+        let asked = match &self.access.rules {
+            Rules::Nothing(_) => return Sight::Hidden,
+            Rules::Everything => return Sight::Visible,
+            Rules::Judged { asked, .. } => *asked,
+        };
+        let Some(facts) = facts else {
+            return Sight::Undecided;
+        };
+        for (facts, projection) in facts.iter().zip(&kin.projections) {
+            match facts.judge(projection) {
+                Judgement::True => {}
+                Judgement::False | Judgement::Null => return Sight::Hidden,
+                Judgement::Error => return Sight::Raised,
+                Judgement::Undecided => return Sight::Undecided,
+            }
+        }
+        if asked { Sight::Asked } else { Sight::Visible }
+    }
+}
+
+enum Candidates {
+    Kin(Vec<usize>),
+    Members(Vec<MemberKey>),
+}
+
+/// Members by the value that their filters demand of a column; those without such a demand apart.
+#[derive(Debug, Default)]
+struct FilterIndex {
+    anything: HashSet<MemberKey>,
+    by_column: HashMap<String, Column>,
+}
+
+#[derive(Debug)]
+struct Column {
+    /// Reads the column of a row; every test of one column and table reads alike.
+    reader: Test,
+    members: HashMap<Datum, HashSet<MemberKey>>,
+}
+
+impl FilterIndex {
+    fn add(&mut self, key: MemberKey, bindings: &[Binding]) {
+        for binding in bindings {
+            let Some((test, values)) = demand(binding) else {
+                self.anything.insert(key);
+                continue;
+            };
+            let column = self
+                .by_column
+                .entry(test.column.clone())
+                .or_insert_with(|| Column {
+                    reader: test.clone(),
+                    members: HashMap::new(),
+                });
+            for value in values {
+                column.members.entry(value.clone()).or_default().insert(key);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: MemberKey, bindings: &[Binding]) {
+        self.anything.remove(&key);
+        for (test, values) in bindings.iter().filter_map(demand) {
+            let Some(column) = self.by_column.get_mut(&test.column) else {
+                continue;
+            };
+            for value in values {
+                if let Some(members) = column.members.get_mut(value) {
+                    members.remove(&key);
+                    if members.is_empty() {
+                        column.members.remove(value);
+                    }
+                }
+            }
+            if column.members.is_empty() {
+                self.by_column.remove(&test.column);
+            }
+        }
+    }
+
+    fn candidates(&self, relation: &Relation, row: &Row) -> Vec<MemberKey> {
+        let mut found: Vec<MemberKey> = self.anything.iter().copied().collect();
+        let unfiltered = found.len();
+        for column in self.by_column.values() {
+            if let Some(value) = column.reader.value(relation, row)
+                && let Some(members) = column.members.get(&value)
+            {
+                found.extend(members);
+            }
+        }
+        if found.len() > unfiltered {
+            found.sort_unstable_by_key(|key| key.0);
+            found.dedup();
+        }
+        found
+    }
+}
+
+/// The equality that a binding's filter begins with, if there is one: a row that fails it cannot
+/// match.
+fn demand(binding: &Binding) -> Option<(&Test, Vec<&Datum>)> {
+    binding
+        .filter
+        .iter()
+        .find_map(|test| Some((test, test.equalities()?.collect())))
+}

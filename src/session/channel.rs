@@ -1,0 +1,144 @@
+//! One joining of a topic.
+
+use std::sync::Arc;
+
+use super::reply::{Reply, Status, System};
+use super::request::Wire;
+use crate::auth::Principal;
+use crate::router::{ChannelId, Refusal};
+use crate::subscription::{Condition, Events, Wanted};
+
+/// What the server's own messages are marked with.
+pub(super) const ROWCAST: &str = "rowcast";
+pub(super) const POSTGRES_CHANGES: &str = "postgres_changes";
+pub(super) const SYSTEM: &str = "system";
+
+/// Old joins of the topic whose end is still to be said. A client that joins faster than the
+/// router answers loses the oldest farewells, which it ignores anyway.
+const MAX_SUPERSEDED: usize = 8;
+
+pub(super) struct Channel {
+    pub(super) id: ChannelId,
+    pub(super) topic: Arc<str>,
+    pub(super) join_ref: Option<Wire>,
+    pub(super) principal: Arc<Principal>,
+    pub(super) wanted: Vec<Wanted>,
+    /// The length of the bindings, as the limit counts them.
+    pub(super) bytes: usize,
+    /// Counts the tokens; an answer for an older one is stale.
+    pub(super) attempt: u32,
+    /// `None` once the join has been answered.
+    pub(super) joining: Option<Box<Joining>>,
+}
+
+/// What is remembered of a join until it is answered.
+pub(super) struct Joining {
+    pub(super) reference: Option<Wire>,
+    pub(super) echoes: Vec<Wire>,
+    /// What was wrong before the router was asked, and with which binding.
+    pub(super) refusal: Option<(String, Wire)>,
+    /// The joins of this topic that this one replaces.
+    pub(super) superseded: Vec<Option<Wire>>,
+    /// Whether the token is still with the authenticator.
+    pub(super) unverified: bool,
+}
+
+impl Joining {
+    pub(super) fn supersede(&mut self, join_ref: Option<Wire>) {
+        if self.superseded.len() >= MAX_SUPERSEDED {
+            self.superseded.remove(0);
+        }
+        self.superseded.push(join_ref);
+    }
+}
+
+impl Channel {
+    /// Whether it has not become its own token's holder yet.
+    pub(super) fn is_unverified(&self) -> bool {
+        self.joining
+            .as_ref()
+            .is_some_and(|joining| joining.unverified)
+    }
+
+    pub(super) fn system(&self, extension: &'static str, status: Status, text: String) -> System {
+        System {
+            join_ref: self.join_ref.clone(),
+            topic: Arc::clone(&self.topic),
+            extension,
+            status,
+            message: text,
+            reason: None,
+            binding: None,
+            names_channel: true,
+        }
+    }
+
+    pub(super) fn closed(&self) -> Reply {
+        Reply::Closed {
+            join_ref: self.join_ref.clone(),
+            topic: Arc::clone(&self.topic),
+        }
+    }
+
+    /// The router's refusal of a binding in Supabase's words.
+    pub(super) fn refused(&self, refusal: &Refusal) -> String {
+        let parameters = self
+            .wanted
+            .iter()
+            .find(|wanted| wanted.id == refusal.binding)
+            .map(inspected)
+            .unwrap_or_default();
+        // Supabase words a table that is not published differently from all else.
+        if refusal
+            .reason
+            .starts_with("Please check Realtime is enabled")
+        {
+            format!(
+                "Unable to subscribe to changes with given parameters. {}: {parameters}",
+                refusal.reason
+            )
+        } else {
+            format!(
+                "Unable to subscribe to changes with given parameters. An exception happened so please check your connect parameters: {parameters}. Exception: {}",
+                refusal.reason
+            )
+        }
+    }
+}
+
+/// A binding as Supabase's messages show it.
+fn inspected(wanted: &Wanted) -> String {
+    let event = match wanted.events {
+        Events::All => "*",
+        Events::Insert => "INSERT",
+        Events::Update => "UPDATE",
+        Events::Delete => "DELETE",
+    };
+    let filters: Vec<String> = wanted.filter.iter().map(inspected_condition).collect();
+    format!(
+        "[event: {event}, schema: {}, table: {}, filters: [{}], select: nil]",
+        wanted.schema.as_deref().unwrap_or("*"),
+        wanted.table.as_deref().unwrap_or("*"),
+        filters.join(", ")
+    )
+}
+
+fn inspected_condition(condition: &Condition) -> String {
+    let values: Vec<&str> = condition
+        .values
+        .iter()
+        .map(|value| value.as_deref().unwrap_or("NULL"))
+        .collect();
+    let value = if values.len() == 1 {
+        values.concat()
+    } else {
+        format!("{{{}}}", values.join(","))
+    };
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    format!(
+        "{{{}, \"{}\", {}, false}}",
+        quoted(&condition.column),
+        condition.operator.as_str(),
+        quoted(&value)
+    )
+}

@@ -1,0 +1,318 @@
+//! The state machine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::channel::{Channel, ROWCAST, SYSTEM};
+use super::join::{answer_refused_join, error, say_farewells};
+use super::reply::{Reply, Status};
+use super::request::{Body, Request, Wire};
+use super::{Action, Close, Limits, Now, Verify};
+use crate::auth::{Principal, TokenError};
+use crate::router::{ChannelId, Event};
+
+/// Placeholders of clients that have no token of their own.
+pub(super) const PLACEHOLDER: &str = "sb_";
+
+/// One client: who it is, and the channels that it joined.
+pub struct Session {
+    pub(super) limits: Limits,
+    pub(super) principal: Arc<Principal>,
+    /// In the order of their ids.
+    pub(super) channels: Vec<Channel>,
+    pub(super) last_channel: u32,
+    /// The current second of the join rate and the joins in it.
+    pub(super) joins: (Duration, u32),
+    malformed: u32,
+}
+
+impl Session {
+    /// A client that came as `principal` and has joined nothing yet.
+    #[must_use]
+    pub const fn new(principal: Arc<Principal>, limits: Limits) -> Self {
+        Self {
+            limits,
+            principal,
+            channels: Vec::new(),
+            last_channel: 0,
+            joins: (Duration::ZERO, 0),
+            malformed: 0,
+        }
+    }
+
+    /// Channels joined or being joined.
+    #[must_use]
+    pub const fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// When [`Session::tick`] is due, in Unix seconds.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<i64> {
+        self.channels
+            .iter()
+            .filter(|channel| !channel.is_unverified())
+            .filter_map(|channel| channel.principal.expires_at)
+            .min()
+    }
+
+    /// Takes a client's message.
+    pub fn request(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
+        self.malformed = 0;
+        let Request {
+            join_ref,
+            reference,
+            topic,
+            body,
+        } = request;
+        let at = self.channels.iter().position(|c| *c.topic == *topic);
+        match body {
+            Body::Heartbeat if &*topic == "phoenix" => actions.push(Action::Reply(Reply::Ok {
+                join_ref: None,
+                reference,
+                topic,
+            })),
+            Body::Leave => self.leave(at, join_ref, reference, topic, actions),
+            Body::Join(_) if !topic.starts_with("realtime:") => {
+                actions.push(error(None, reference, topic, "unmatched topic"));
+            }
+            Body::Join(join) => {
+                // Phoenix lets a join's own reference stand for a missing join reference.
+                let join_ref = join_ref.or_else(|| reference.clone());
+                self.join(at, (join_ref, reference, topic), *join, now, actions);
+            }
+            body => {
+                let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) else {
+                    actions.push(error(None, reference, topic, "unmatched topic"));
+                    return;
+                };
+                let reason = match body {
+                    Body::AccessToken(token) => {
+                        if let Some(token) = token.filter(|token| !token.starts_with(PLACEHOLDER)) {
+                            channel.attempt = channel.attempt.wrapping_add(1);
+                            actions.push(Action::Verify(Verify {
+                                channel: channel.id,
+                                attempt: channel.attempt,
+                                token,
+                            }));
+                        }
+                        return;
+                    }
+                    Body::Broadcast => {
+                        "broadcast is not supported yet by this server; only postgres_changes are"
+                    }
+                    Body::Presence => {
+                        "presence is not supported yet by this server; only postgres_changes are"
+                    }
+                    _ => "unknown event",
+                };
+                if reference.is_some() {
+                    actions.push(error(channel.join_ref.clone(), reference, topic, reason));
+                }
+            }
+        }
+    }
+
+    /// Counts a frame that could not be read. One now and then is dropped, as Supabase does; a
+    /// client that sends nothing else is closed.
+    pub fn malformed(&mut self, actions: &mut Vec<Action>) {
+        self.malformed += 1;
+        if self.malformed > self.limits.malformed_frames {
+            actions.push(Action::Close(Close::Protocol));
+        }
+    }
+
+    fn leave(
+        &mut self,
+        at: Option<usize>,
+        join_ref: Option<Wire>,
+        reference: Option<Wire>,
+        topic: Arc<str>,
+        actions: &mut Vec<Action>,
+    ) {
+        let current = at.filter(|at| {
+            self.channels
+                .get(*at)
+                .is_some_and(|channel| join_ref.is_none() || channel.join_ref == join_ref)
+        });
+        actions.push(Action::Reply(Reply::Ok {
+            join_ref,
+            reference,
+            topic,
+        }));
+        // A leave that was meant for an earlier join of the topic says nothing about this one.
+        if let Some(at) = current {
+            let channel = self.channels.remove(at);
+            actions.push(Action::Leave(channel.id));
+            actions.push(Action::Reply(channel.closed()));
+            if let Some(joining) = channel.joining {
+                say_farewells(joining.superseded, &channel.topic, actions);
+            }
+        }
+    }
+
+    /// Takes the result of [`Action::Verify`].
+    pub fn verified(
+        &mut self,
+        channel: ChannelId,
+        attempt: u32,
+        result: Result<Principal, TokenError>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(at) = self.position(channel) else {
+            return;
+        };
+        let result = match result {
+            Ok(principal) => match expired(&principal, now) {
+                // It may have ended while its key was being fetched.
+                Some(error) => Err(error),
+                None => Ok(self.shared(principal)),
+            },
+            Err(error) => Err(error),
+        };
+        let Some(channel) = self.channels.get_mut(at) else {
+            return;
+        };
+        if channel.attempt != attempt {
+            return;
+        }
+        match result {
+            Ok(principal) => {
+                let first = channel
+                    .joining
+                    .as_mut()
+                    .is_some_and(|joining| std::mem::take(&mut joining.unverified));
+                if first || channel.principal != principal {
+                    channel.principal = Arc::clone(&principal);
+                    actions.push(Action::Join {
+                        channel: channel.id,
+                        principal,
+                        wanted: channel.wanted.clone(),
+                    });
+                }
+            }
+            Err(error) => {
+                let channel = self.channels.remove(at);
+                actions.push(Action::Leave(channel.id));
+                match channel.joining {
+                    Some(joining) => {
+                        let reason = format!("{}: {error}", error.code());
+                        let (join_ref, topic) = (channel.join_ref, channel.topic);
+                        answer_refused_join(join_ref, *joining, topic, reason, actions);
+                    }
+                    None => end(&channel, error.to_string(), actions),
+                }
+            }
+        }
+    }
+
+    /// The same principal as another channel's is held once.
+    fn shared(&self, principal: Principal) -> Arc<Principal> {
+        std::iter::once(&self.principal)
+            .chain(self.channels.iter().map(|channel| &channel.principal))
+            .find(|held| ***held == principal)
+            .map_or_else(|| Arc::new(principal), Arc::clone)
+    }
+
+    /// Takes an event of the router. Events of channels that have ended are ignored.
+    pub fn event(&mut self, event: Event, actions: &mut Vec<Action>) {
+        match event {
+            Event::Joined {
+                channel,
+                refusal,
+                notices,
+            } => self.joined(channel, refusal, notices, actions),
+            Event::Change {
+                channel,
+                bindings,
+                committed_at,
+                data,
+                ..
+            } => {
+                let at = self.position(channel);
+                if let Some(channel) = at.and_then(|at| self.channels.get(at))
+                    && channel.joining.is_none()
+                {
+                    actions.push(Action::Reply(Reply::Change {
+                        topic: Arc::clone(&channel.topic),
+                        bindings,
+                        committed_at,
+                        data,
+                    }));
+                }
+            }
+            Event::Resync { channel, reason } => {
+                let Some(at) = self.position(channel) else {
+                    return;
+                };
+                // The client joins again by itself, with a new reference.
+                let channel = self.channels.remove(at);
+                actions.push(Action::Leave(channel.id));
+                let mut system = channel.system(
+                    ROWCAST,
+                    Status::Resync,
+                    "Changes may have been missed; read the tables again".to_owned(),
+                );
+                system.reason = Some(reason.as_str());
+                actions.push(Action::Reply(Reply::System(Box::new(system))));
+                actions.push(Action::Reply(Reply::Failed {
+                    join_ref: channel.join_ref,
+                    topic: channel.topic,
+                }));
+            }
+        }
+    }
+
+    /// Ends the channels whose token has ended.
+    pub fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
+        self.channels.retain_mut(|channel| {
+            let Some(error) = expired(&channel.principal, now) else {
+                return true;
+            };
+            if channel.is_unverified() {
+                // It has not become this principal's channel yet.
+                return true;
+            }
+            actions.push(Action::Leave(channel.id));
+            match channel.joining.take() {
+                Some(joining) => {
+                    let reason = format!("{}: {error}", error.code());
+                    let topic = Arc::clone(&channel.topic);
+                    answer_refused_join(channel.join_ref.take(), *joining, topic, reason, actions);
+                }
+                None => end(channel, error.to_string(), actions),
+            }
+            false
+        });
+    }
+
+    /// Takes leave of the client because the server stops.
+    pub fn shut_down(&mut self, actions: &mut Vec<Action>) {
+        for channel in self.channels.drain(..) {
+            let mut system =
+                channel.system(SYSTEM, Status::Ok, "Server requested disconnect".to_owned());
+            system.names_channel = false;
+            actions.push(Action::Reply(Reply::System(Box::new(system))));
+        }
+        actions.push(Action::Close(Close::Shutdown));
+    }
+
+    pub(super) fn position(&self, channel: ChannelId) -> Option<usize> {
+        self.channels.iter().position(|held| held.id == channel)
+    }
+}
+
+pub(super) fn expired(principal: &Principal, now: Now) -> Option<TokenError> {
+    let at = principal.expires_at.filter(|at| *at <= now.unix)?;
+    Some(TokenError::Expired {
+        seconds_ago: now.unix.saturating_sub(at),
+    })
+}
+
+/// Ends a channel for good, with the reason.
+fn end(channel: &Channel, text: String, actions: &mut Vec<Action>) {
+    let system = channel.system(SYSTEM, Status::Error, text);
+    actions.push(Action::Reply(Reply::System(Box::new(system))));
+    actions.push(Action::Reply(channel.closed()));
+}

@@ -1,0 +1,176 @@
+//! Replies as text frames. One buffer for each frame; what others wrote is copied into it as it is.
+
+use std::io::Write;
+
+use super::Serializer;
+use crate::session::{Reply, System, Wire};
+
+/// The text frame of a reply. `None` only where a change's bytes are no UTF-8, which no frame may
+/// carry.
+#[must_use]
+pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
+    let mut frame = Frame {
+        serializer,
+        bytes: Vec::with_capacity(match reply {
+            Reply::Change { topic, data, .. } => data.len() + topic.len() + 128,
+            _ => 256,
+        }),
+    };
+    match reply {
+        Reply::Ok {
+            join_ref,
+            reference,
+            topic,
+        } => {
+            let (join_ref, reference) = (join_ref.as_ref(), reference.as_ref());
+            frame.open(join_ref, reference, topic, "phx_reply");
+            frame.raw(b"{\"status\":\"ok\",\"response\":{}}");
+            frame.close(reference);
+        }
+        Reply::Joined {
+            join_ref,
+            reference,
+            topic,
+            bindings,
+        } => {
+            let (join_ref, reference) = (join_ref.as_ref(), reference.as_ref());
+            frame.open(join_ref, reference, topic, "phx_reply");
+            frame.raw(b"{\"status\":\"ok\",\"response\":{\"postgres_changes\":[");
+            for (at, binding) in bindings.iter().enumerate() {
+                if at > 0 {
+                    frame.raw(b",");
+                }
+                frame.raw(binding.0.as_bytes());
+            }
+            frame.raw(b"]}}");
+            frame.close(reference);
+        }
+        Reply::Error {
+            join_ref,
+            reference,
+            topic,
+            reason,
+        } => {
+            let (join_ref, reference) = (join_ref.as_ref(), reference.as_ref());
+            frame.open(join_ref, reference, topic, "phx_reply");
+            frame.raw(b"{\"status\":\"error\",\"response\":{\"reason\":");
+            frame.string(reason);
+            frame.raw(b"}}");
+            frame.close(reference);
+        }
+        Reply::System(system) => frame.system(system),
+        Reply::Closed { join_ref, topic } => frame.end(join_ref.as_ref(), topic, "phx_close"),
+        Reply::Failed { join_ref, topic } => frame.end(join_ref.as_ref(), topic, "phx_error"),
+        Reply::Change {
+            topic,
+            bindings,
+            data,
+            ..
+        } => {
+            frame.open(None, None, topic, "postgres_changes");
+            frame.raw(b"{\"ids\":[");
+            for (at, id) in bindings.iter().enumerate() {
+                if at > 0 {
+                    frame.raw(b",");
+                }
+                frame.raw(itoa::Buffer::new().format(*id).as_bytes());
+            }
+            frame.raw(b"],\"data\":");
+            frame.raw(data);
+            frame.raw(b"}");
+            frame.close(None);
+        }
+    }
+    String::from_utf8(frame.bytes).ok()
+}
+
+struct Frame {
+    serializer: Serializer,
+    bytes: Vec<u8>,
+}
+
+impl Frame {
+    fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn string(&mut self, text: &str) {
+        // Writing to a Vec does not fail.
+        let _written = serde_json::to_writer(&mut self.bytes, text);
+    }
+
+    fn wire(&mut self, wire: Option<&Wire>) {
+        self.raw(wire.map_or(b"null", |wire| wire.0.as_bytes()));
+    }
+
+    /// Everything before the payload.
+    fn open(
+        &mut self,
+        join_ref: Option<&Wire>,
+        reference: Option<&Wire>,
+        topic: &str,
+        event: &str,
+    ) {
+        match self.serializer {
+            Serializer::V1 => {
+                self.raw(b"{\"topic\":");
+                self.string(topic);
+                let _written = write!(self.bytes, ",\"event\":\"{event}\",\"payload\":");
+            }
+            Serializer::V2 => {
+                self.raw(b"[");
+                self.wire(join_ref);
+                self.raw(b",");
+                self.wire(reference);
+                self.raw(b",");
+                self.string(topic);
+                let _written = write!(self.bytes, ",\"{event}\",");
+            }
+        }
+    }
+
+    /// Everything after the payload.
+    fn close(&mut self, reference: Option<&Wire>) {
+        match self.serializer {
+            Serializer::V1 => {
+                self.raw(b",\"ref\":");
+                self.wire(reference);
+                self.raw(b"}");
+            }
+            Serializer::V2 => self.raw(b"]"),
+        }
+    }
+
+    /// The end of a channel: the reference is the join's, by which clients know a stale one.
+    fn end(&mut self, join_ref: Option<&Wire>, topic: &str, event: &str) {
+        self.open(join_ref, join_ref, topic, event);
+        self.raw(b"{}");
+        self.close(join_ref);
+    }
+
+    fn system(&mut self, system: &System) {
+        self.open(system.join_ref.as_ref(), None, &system.topic, "system");
+        let _written = write!(
+            self.bytes,
+            "{{\"extension\":\"{}\",\"status\":\"{}\",\"message\":",
+            system.extension,
+            system.status.as_str()
+        );
+        self.string(&system.message);
+        if let Some(reason) = system.reason {
+            self.raw(b",\"reason\":");
+            self.string(reason);
+        }
+        if let Some(binding) = &system.binding {
+            self.raw(b",\"binding\":");
+            self.raw(binding.0.as_bytes());
+        }
+        if system.names_channel {
+            let topic = &system.topic;
+            self.raw(b",\"channel\":");
+            self.string(topic.strip_prefix("realtime:").unwrap_or(topic));
+        }
+        self.raw(b"}");
+        self.close(None);
+    }
+}

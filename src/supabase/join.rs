@@ -1,0 +1,128 @@
+//! The payload of a join. Clients of many languages write it, so what is badly typed is passed
+//! over, except where passing over it would show more than was asked for.
+
+use serde_json::value::RawValue;
+
+use super::Malformed;
+use super::json::{Elements, Members, is_null, is_true, string};
+use crate::session::{Binding, JoinRequest, Wire};
+use crate::subscription::{Events, Wanted, filter};
+
+/// Bindings that are read; the session refuses fewer than that.
+const MAX_BINDINGS: usize = 1000;
+
+pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
+    let mut join = JoinRequest::default();
+    if !payload.get().starts_with('{') {
+        return Ok(join);
+    }
+    let payload = Members::of(payload).ok_or(Malformed)?;
+    let token = |key| payload.get(key).and_then(string);
+    join.token = token("user_token").or_else(|| token("access_token"));
+    let Some(config) = payload
+        .get("config")
+        .filter(|config| config.get().starts_with('{'))
+    else {
+        return Ok(join);
+    };
+    // An object that cannot be read may have said that the channel is private.
+    let config = Members::of(config).ok_or(Malformed)?;
+    join.private = config.get("private").is_some_and(is_true);
+    if let Some(bindings) = config.get("postgres_changes")
+        && bindings.get().starts_with('[')
+    {
+        let bindings: Elements<'_, MAX_BINDINGS> =
+            serde_json::from_str(bindings.get()).map_err(|_| Malformed)?;
+        for object in bindings.kept {
+            if !object.get().starts_with('{') {
+                // Clients leave null where a binding was removed.
+                continue;
+            }
+            let id = u32::try_from(join.bindings.len() + 1).map_err(|_| Malformed)?;
+            join.bindings.push(binding(object, id)?);
+        }
+        join.binding_count = if bindings.total > MAX_BINDINGS {
+            bindings.total
+        } else {
+            join.bindings.len()
+        };
+    }
+    Ok(join)
+}
+
+fn binding(object: &RawValue, id: u32) -> Result<Binding, Malformed> {
+    let members = Members::of(object).ok_or(Malformed)?;
+    Ok(Binding {
+        echo: Wire(echo(object, &members, id).into()),
+        wanted: wanted(&members, id),
+    })
+}
+
+/// The client's object with our id in it. Clients compare what comes back with what they asked
+/// for, so it is not written anew: `{` and all behind it stay as they are. Only an object that has
+/// an id of its own is put together again without it.
+fn echo(object: &RawValue, members: &Members<'_>, id: u32) -> String {
+    let text = object.get().trim();
+    let inner = text.strip_prefix('{').unwrap_or_default();
+    if members.0.iter().any(|(name, _)| name == "id") {
+        let mut text = format!("{{\"id\":{id}");
+        for (name, value) in members.0.iter().filter(|(name, _)| name != "id") {
+            let name = serde_json::Value::String(name.clone().into_owned());
+            text.push_str(&format!(",{name}:{}", value.get()));
+        }
+        text.push('}');
+        text
+    } else if members.0.is_empty() {
+        format!("{{\"id\":{id}}}")
+    } else {
+        format!("{{\"id\":{id},{inner}")
+    }
+}
+
+fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
+    let text = |key| members.get(key).and_then(string);
+    let event = text("event");
+    let name = |key| match text(key) {
+        Some(name) if name == "*" => Some(None),
+        name => name.map(Some),
+    };
+    let (schema, table) = match (name("schema"), name("table")) {
+        (None, None) => {
+            return Err(format!(
+                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: %{{\"event\" => \"{}\"}}",
+                event.unwrap_or_default()
+            ));
+        }
+        (None, Some(table)) => (Some("public".to_owned()), table),
+        (Some(schema), table) => (schema, table.flatten()),
+    };
+    match members.get("select") {
+        Some(select) if select.get().starts_with('"') => {
+            return Err("Error parsing `select` params: expected a list of column name strings, e.g. select: [\"col1\", \"col2\"]".to_owned());
+        }
+        // An empty list selects nothing in particular.
+        Some(select) if !is_null(select) && !is_empty_list(select) => {
+            return Err("Error parsing `select` params: column selection is not supported yet by this server".to_owned());
+        }
+        _ => {}
+    }
+    let filter = match members.get("filter") {
+        Some(filter) if !is_null(filter) => match string(filter) {
+            Some(filter) => filter::parse(&filter).map_err(|error| error.to_string())?,
+            // Passing over it would deliver what was not asked for.
+            None => return Err("Error parsing `filter` params: expected a string".to_owned()),
+        },
+        _ => Vec::new(),
+    };
+    Ok(Wanted {
+        id,
+        events: Events::from_name(event.as_deref().unwrap_or("*")),
+        schema,
+        table,
+        filter,
+    })
+}
+
+fn is_empty_list(value: &RawValue) -> bool {
+    serde_json::from_str::<Elements<'_, 0>>(value.get()).is_ok_and(|list| list.total == 0)
+}

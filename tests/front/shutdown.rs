@@ -1,0 +1,43 @@
+//! The end.
+
+use std::time::Duration;
+
+use rowcast::transport::Settings;
+use serde_json::json;
+
+use crate::support::{Server, soon};
+
+#[tokio::test]
+async fn every_channel_is_told_and_every_socket_closed_with_1012() {
+    let (mut server, _joins) = Server::granting(Settings::default()).await;
+    let mut client = server.client().await;
+    client.join("realtime:a", 1).await;
+    client.join("realtime:b", 2).await;
+    server.shutdown.cancel();
+    for (reference, topic) in [("1", "realtime:a"), ("2", "realtime:b")] {
+        assert_eq!(
+            client.next().await,
+            json!([reference, null, topic, "system", {
+                "extension": "system", "status": "ok", "message": "Server requested disconnect"}])
+        );
+    }
+    assert_eq!(u16::from(client.closed().await.unwrap().code), 1012);
+    soon(&mut server.served).await.unwrap().unwrap();
+    assert!(server.metrics.encode().contains("rowcast_connections 0"));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_holds_the_end_up_no_longer_than_the_drain() {
+    let (mut server, _joins) = Server::granting(Settings {
+        drain: Duration::from_millis(200),
+        ..Settings::default()
+    })
+    .await;
+    let mut client = server.client().await;
+    client.join("realtime:a", 1).await;
+    let started = tokio::time::Instant::now();
+    server.shutdown.cancel();
+    soon(&mut server.served).await.unwrap().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(server.metrics.encode().contains("rowcast_connections 0"));
+}

@@ -1,0 +1,280 @@
+//! A private cluster, a relay on a fresh database of it, and subscribers without sockets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rowcast::admin::Readiness;
+use rowcast::app::Core;
+use rowcast::auth::{Claims, Principal};
+use rowcast::config::{Config, DeleteWithoutIdentity, Secret};
+use rowcast::metrics::Metrics;
+use rowcast::pg::throwaway::{Options, Throwaway};
+use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
+use rowcast::subscription::{Events, Wanted, filter};
+use serde_json::Value;
+use tokio::sync::OnceCell;
+use tokio_postgres::NoTls;
+
+/// Nothing in these tests takes longer, however busy the machine.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+static CLUSTER: OnceCell<Throwaway> = OnceCell::const_new();
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+/// The cluster of this test process; it ends with the process.
+pub async fn cluster() -> &'static Throwaway {
+    CLUSTER
+        .get_or_init(|| async { Throwaway::start(Options::default()).await.expect("a cluster") })
+        .await
+}
+
+pub const ANN: &str = "00000000-0000-4000-8000-00000000000a";
+pub const BEN: &str = "00000000-0000-4000-8000-00000000000b";
+
+/// A relay on a database of its own.
+pub struct Relay {
+    pub core: Core,
+    pub url: String,
+    pub sql: tokio_postgres::Client,
+    fences: u64,
+}
+
+impl Relay {
+    /// Runs `schema` in a fresh database that has Supabase's roles and functions and an open table
+    /// `fence`, publishes `tables` and starts a relay.
+    pub async fn start(schema: &str, tables: &str) -> Self {
+        Self::with(schema, tables, |_| {}).await
+    }
+
+    pub async fn with(schema: &str, tables: &str, adjust: impl FnOnce(&mut Config)) -> Self {
+        let url = cluster().await.fresh_database().await.expect("a database");
+        let sql = connect(&url).await;
+        sql.batch_execute(include_str!("../../sql/auth.sql")).await.expect("auth.sql");
+        sql.batch_execute("create table fence (id bigint primary key); grant select on fence to public")
+            .await
+            .expect("a fence");
+        sql.batch_execute(schema).await.expect("the schema");
+        sql.batch_execute(&format!("create publication rowcast for table fence, {tables}"))
+            .await
+            .expect("a publication");
+        let mut config = config(&url);
+        adjust(&mut config);
+        let core = Core::start(&config, Arc::new(Metrics::new()), Readiness::default())
+            .await
+            .expect("a relay");
+        Self { core, url, sql, fences: 0 }
+    }
+
+    pub async fn run(&self, sql: &str) {
+        self.sql.batch_execute(sql).await.unwrap_or_else(|error| {
+            panic!("{sql}: {}", error.as_db_error().map_or("?", |e| e.message()))
+        });
+    }
+
+    /// Subscribes to every change of a table of schema public.
+    pub async fn watch(&self, role: &str, claims: &Value, table: &str) -> Watcher {
+        self.watch_filtered(role, claims, table, Events::All, "").await.expect("a subscription")
+    }
+
+    /// Subscribes with a filter; the refusal's text where it is refused.
+    pub async fn watch_filtered(
+        &self,
+        role: &str,
+        claims: &Value,
+        table: &str,
+        events: Events,
+        filtered: &str,
+    ) -> Result<Watcher, String> {
+        let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
+        let outbox = Outbox::new(session, 100_000, 1 << 30);
+        let wanted = |id, table: &str, events, filter| Wanted {
+            id,
+            events,
+            schema: Some("public".to_owned()),
+            table: (table != "*").then(|| table.to_owned()),
+            filter,
+        };
+        let principal = Arc::new(Principal {
+            role: role.into(),
+            claims: Claims::verified(claims.to_string()),
+            expires_at: None,
+        });
+        let mut watcher = Watcher {
+            outbox,
+            principal,
+            wanted: vec![
+                wanted(1, table, events, filter::parse(filtered).expect("a filter")),
+                wanted(2, "fence", Events::Insert, Vec::new()),
+            ],
+            notices: Vec::new(),
+        };
+        watcher.join(&self.core).await?;
+        Ok(watcher)
+    }
+
+    /// Writes to the fence and returns what its row says; everything committed before is behind it
+    /// in every outbox.
+    pub async fn fence(&mut self) -> u64 {
+        self.fences += 1;
+        self.run(&format!("insert into fence values ({})", self.fences)).await;
+        self.fences
+    }
+
+    /// What each of `watchers` received before a fence that is written now.
+    pub async fn seen(&mut self, watcher: &Watcher) -> Vec<Seen> {
+        let fence = self.fence().await;
+        watcher.until(fence).await
+    }
+}
+
+pub async fn connect(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
+    tokio::spawn(async move {
+        // The test fails where the connection is used.
+        let _ended = connection.await;
+    });
+    client
+}
+
+pub fn config(url: &str) -> Config {
+    Config {
+        database_url: Secret::new(url),
+        jwt_secret: Some(Secret::new("a secret of at least thirty-two bytes, for tests")),
+        jwks_url: None,
+        listen: ([127, 0, 0, 1], 0).into(),
+        admin_listen: ([127, 0, 0, 1], 0).into(),
+        // Slots belong to the cluster, databases share it.
+        slot: format!("rowcast_{}_{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed)),
+        publication: None,
+        default_role: "authenticated".to_owned(),
+        role_claim: "role".to_owned(),
+        api_keys: BTreeMap::new(),
+        require_rls: false,
+        delete_without_identity: DeleteWithoutIdentity::Suppress,
+        log_max_changes: 1_000_000,
+        log_max_bytes: 256 << 20,
+        max_connections: 100,
+        max_channels: 100,
+        max_joins_per_second: 100,
+        max_frame_bytes: 1 << 20,
+        outbox_max_events: 10_000,
+        outbox_max_bytes: 16 << 20,
+        ask_timeout: Duration::from_secs(5),
+        catalog_interval: Duration::from_millis(100),
+        drain: Duration::from_secs(1),
+    }
+}
+
+/// A subscriber.
+pub struct Watcher {
+    pub outbox: Arc<Outbox>,
+    principal: Arc<Principal>,
+    wanted: Vec<Wanted>,
+    pub notices: Vec<String>,
+}
+
+/// What a subscriber received.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Seen {
+    Change(Value),
+    Resync(Resync),
+}
+
+impl Seen {
+    pub fn change(&self) -> &Value {
+        match self {
+            Self::Change(data) => data,
+            Self::Resync(reason) => panic!("a change was expected, not resync {reason:?}"),
+        }
+    }
+
+    /// `INSERT 1`: the kind, and the id of the row.
+    pub fn brief(&self) -> String {
+        match self {
+            Self::Change(data) => {
+                let row = if data["type"] == "DELETE" { &data["old_record"] } else { &data["record"] };
+                format!("{} {}", data["type"].as_str().unwrap(), row["id"])
+            }
+            Self::Resync(reason) => format!("resync {}", reason.as_str()),
+        }
+    }
+}
+
+pub fn brief(seen: &[Seen]) -> Vec<String> {
+    seen.iter().map(Seen::brief).collect()
+}
+
+impl Watcher {
+    /// Joins (again): as a client does after a resync.
+    pub async fn join(&mut self, core: &Core) -> Result<(), String> {
+        core.router
+            .join(Join {
+                outbox: Arc::clone(&self.outbox),
+                channel: ChannelId(1),
+                principal: Arc::clone(&self.principal),
+                wanted: self.wanted.clone(),
+            })
+            .await
+            .expect("a router");
+        loop {
+            match self.event().await {
+                Event::Joined { refusal: Some(refusal), .. } => return Err(refusal.reason),
+                Event::Joined { refusal: None, notices, .. } => {
+                    self.notices = notices;
+                    return Ok(());
+                }
+                Event::Change { .. } | Event::Resync { .. } => {}
+            }
+        }
+    }
+
+    pub async fn event(&self) -> Event {
+        let next = async {
+            let mut events = Vec::new();
+            loop {
+                if self.outbox.take(&mut events, 1).expect("room") > 0 {
+                    return events.pop().expect("one event");
+                }
+                self.outbox.readable().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, next).await.expect("an event in time")
+    }
+
+    pub async fn until(&self, fence: u64) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        loop {
+            match self.event().await {
+                Event::Change { data, bindings, .. } => {
+                    let data: Value = serde_json::from_slice(&data).expect("JSON");
+                    if data["table"] == "fence" {
+                        if data["record"]["id"] == fence {
+                            return seen;
+                        }
+                    } else {
+                        assert_eq!(&bindings[..], [1], "the binding that asked");
+                        seen.push(Seen::Change(data));
+                    }
+                }
+                Event::Resync { reason, .. } => {
+                    seen.push(Seen::Resync(reason));
+                    // Nothing follows on this joining.
+                    return seen;
+                }
+                Event::Joined { .. } => {}
+            }
+        }
+    }
+}
+
+/// Waits until `holds` says yes.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let waiting = async {
+        while !holds().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}

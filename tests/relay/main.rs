@@ -1,0 +1,18 @@
+//! The relay from PostgreSQL to the session, against a real cluster: what a subscriber sees is what
+//! a `select` under its role and claims shows.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking"
+)]
+
+mod harness;
+
+mod visibility;
+
+mod catalog;
+
+mod rows;
