@@ -149,8 +149,8 @@ async fn run_until(options: &Options, stop: &CancellationToken) -> anyhow::Resul
     let database = database::Database::open(options).await?;
     let served = serve(options, &database, stop).await;
     // Whatever happened, the server that was started here ends here.
-    let closed = database.close().await;
-    served.and(closed)
+    database.close().await;
+    served
 }
 
 /// Everything between a database that answers and one that is no longer needed.
