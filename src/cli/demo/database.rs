@@ -9,6 +9,9 @@ use super::Options;
 use crate::pg::connect;
 use crate::pg::throwaway::{self, Throwaway, ThrowawayError};
 
+/// The demo's replication slot: not the one of a relay that serves the same database in earnest.
+pub(super) const SLOT: &str = "rowcast_demo";
+
 /// Loaded in this order.
 const EXAMPLE: [(&str, &str); 3] = [
     ("sql/auth.sql", include_str!("../../../sql/auth.sql")),
@@ -68,12 +71,33 @@ impl Database {
         Ok(())
     }
 
-    /// Ends the private server, if it is one.
+    /// Ends the private server; takes the slot out of another one, which would otherwise keep its
+    /// write-ahead log for a demo that may never come back.
     pub(super) async fn close(self) {
-        if let Some(private) = self.private {
-            private.stop().await;
+        match self.private {
+            Some(private) => private.stop().await,
+            None => {
+                if let Err(error) = drop_slot(&self.url).await {
+                    tracing::warn!(
+                        "the replication slot {SLOT} could not be dropped; to do so: \
+                         select pg_drop_replication_slot('{SLOT}') ({error:#})"
+                    );
+                }
+            }
         }
     }
+}
+
+async fn drop_slot(url: &str) -> anyhow::Result<()> {
+    connect(url)
+        .await?
+        .execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots
+             where slot_name = $1 and not active",
+            &[&SLOT],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Starts a server for as long as the demo runs.
