@@ -12,9 +12,15 @@ const NOTES: &str = "
 
 async fn started() -> (Relay, Watcher, Watcher) {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
-    let ben = relay.watch("authenticated", &json!({"sub": BEN}), "notes").await;
-    relay.run(&format!("insert into notes values (1, '{ANN}', 'a')")).await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
+    let ben = relay
+        .watch("authenticated", &json!({"sub": BEN}), "notes")
+        .await;
+    relay
+        .run(&format!("insert into notes values (1, '{ANN}', 'a')"))
+        .await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     assert!(relay.seen(&ben).await.is_empty());
     (relay, ann, ben)
@@ -27,11 +33,15 @@ fn insert(id: i32, user: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alter_policy_holds_from_its_commit_on() {
     let (mut relay, ann, ben) = started().await;
-    relay.run("alter policy own on notes using (body = 'x')").await;
+    relay
+        .run("alter policy own on notes using (body = 'x')")
+        .await;
     relay.run(&insert(2, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2"]);
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2"], "widened");
-    relay.run("alter policy own on notes using (user_id = auth.uid() and id > 100)").await;
+    relay
+        .run("alter policy own on notes using (user_id = auth.uid() and id > 100)")
+        .await;
     relay.run(&insert(3, ANN)).await;
     relay.run(&insert(101, BEN)).await;
     assert!(relay.seen(&ann).await.is_empty(), "narrowed");
@@ -42,11 +52,17 @@ async fn alter_policy_holds_from_its_commit_on() {
 async fn alter_policy_in_the_same_transaction_as_the_row_holds_for_it() {
     let (mut relay, ann, ben) = started().await;
     relay
-        .run(&format!("begin; alter policy own on notes using (false); {}; commit", insert(2, ANN)))
+        .run(&format!(
+            "begin; alter policy own on notes using (false); {}; commit",
+            insert(2, ANN)
+        ))
         .await;
     assert!(relay.seen(&ann).await.is_empty());
     relay
-        .run(&format!("begin; alter policy own on notes using (true); {}; commit", insert(3, ANN)))
+        .run(&format!(
+            "begin; alter policy own on notes using (true); {}; commit",
+            insert(3, ANN)
+        ))
         .await;
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 3"]);
 }
@@ -62,10 +78,14 @@ async fn drop_policy_shows_nothing_any_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn create_policy_widens_and_a_restrictive_one_narrows() {
     let (mut relay, ann, ben) = started().await;
-    relay.run("create policy everybody on notes for select using (true)").await;
+    relay
+        .run("create policy everybody on notes for select using (true)")
+        .await;
     relay.run(&insert(2, ANN)).await;
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2"]);
-    relay.run("create policy no on notes as restrictive for select using (body <> 'x')").await;
+    relay
+        .run("create policy no on notes as restrictive for select using (body <> 'x')")
+        .await;
     relay.run(&insert(3, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2"]);
     assert!(relay.seen(&ben).await.is_empty());
@@ -78,7 +98,10 @@ async fn revoke_ends_the_subscription_with_a_reason() {
     relay.run(&insert(2, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["resync schema_changed"]);
     let refused = ann.join(&relay.core).await.unwrap_err();
-    assert!(refused.contains("permission denied for table notes"), "{refused}");
+    assert!(
+        refused.contains("permission denied for table notes"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,10 +118,14 @@ async fn revoking_a_column_hides_it_from_the_next_row_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disabling_row_level_security_shows_all_and_enabling_it_hides_again() {
     let (mut relay, _ann, ben) = started().await;
-    relay.run("alter table notes disable row level security").await;
+    relay
+        .run("alter table notes disable row level security")
+        .await;
     relay.run(&insert(2, ANN)).await;
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2"]);
-    relay.run("alter table notes enable row level security").await;
+    relay
+        .run("alter table notes enable row level security")
+        .await;
     relay.run(&insert(3, ANN)).await;
     assert!(relay.seen(&ben).await.is_empty());
 }
@@ -107,7 +134,10 @@ async fn disabling_row_level_security_shows_all_and_enabling_it_hides_again() {
 async fn settles(relay: &mut Relay, watcher: &mut Watcher, first: i32, wanted: bool) {
     let deadline = tokio::time::Instant::now() + crate::harness::DEADLINE;
     for id in first.. {
-        assert!(tokio::time::Instant::now() < deadline, "the change of the catalog never held");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the change of the catalog never held"
+        );
         relay.run(&insert(id, ANN)).await;
         let seen = relay.seen(watcher).await;
         if seen.iter().any(|seen| matches!(seen, Seen::Resync(_))) {
@@ -131,10 +161,16 @@ async fn replacing_a_compiled_function_holds_within_the_catalog_interval() {
         "notes",
     )
     .await;
-    let mut ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
+    let mut ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
-    assert_eq!(relay.core.metrics.questions.get(), 0, "the function is compiled");
+    assert_eq!(
+        relay.core.metrics.questions.get(),
+        0,
+        "the function is compiled"
+    );
     relay
         .run("create or replace function mine(owner uuid) returns bool language sql stable as 'select false'")
         .await;
@@ -157,7 +193,9 @@ async fn replacing_a_function_that_is_asked_holds_at_once() {
         "notes",
     )
     .await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     relay
@@ -171,20 +209,31 @@ async fn replacing_a_function_that_is_asked_holds_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_added_in_mid_stream_arrives_and_a_dropped_one_goes() {
     let (mut relay, ann, _ben) = started().await;
-    relay.run("alter table notes add column extra int default 7").await;
+    relay
+        .run("alter table notes add column extra int default 7")
+        .await;
     relay.run(&insert(2, ANN)).await;
     assert_eq!(relay.seen(&ann).await[0].change()["record"]["extra"], 7);
     relay.run("alter table notes drop column body").await;
-    relay.run(&format!("insert into notes values (3, '{ANN}', 8)")).await;
+    relay
+        .run(&format!("insert into notes values (3, '{ANN}', 8)"))
+        .await;
     let seen = relay.seen(&ann).await;
-    assert_eq!(seen[0].change()["record"], json!({"id": 3, "user_id": ANN, "extra": 8}));
+    assert_eq!(
+        seen[0].change()["record"],
+        json!({"id": 3, "user_id": ANN, "extra": 8})
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_joins_the_publication_reaches_those_who_asked_for_all() {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let all = relay.watch("authenticated", &json!({"sub": ANN}), "*").await;
-    relay.run("create table later (id int primary key); grant select on later to authenticated").await;
+    let all = relay
+        .watch("authenticated", &json!({"sub": ANN}), "*")
+        .await;
+    relay
+        .run("create table later (id int primary key); grant select on later to authenticated")
+        .await;
     relay.run("alter publication rowcast add table later").await;
     let mut id = 0;
     let core = &relay.core.readiness.get();
@@ -242,7 +291,9 @@ async fn require_rls_refuses_a_table_without_it_also_once_it_is_switched_off() {
     })
     .await;
     let mut ann = joined.unwrap();
-    relay.run("alter table notes disable row level security").await;
+    relay
+        .run("alter table notes disable row level security")
+        .await;
     relay.run(&insert(2, BEN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["resync schema_changed"]);
     let refused = ann.join(&relay.core).await.unwrap_err();

@@ -26,7 +26,11 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 /// The cluster of this test process; it ends with the process.
 pub async fn cluster() -> &'static Throwaway {
     CLUSTER
-        .get_or_init(|| async { Throwaway::start(Options::default()).await.expect("a cluster") })
+        .get_or_init(|| async {
+            Throwaway::start(Options::default())
+                .await
+                .expect("a cluster")
+        })
         .await
 }
 
@@ -51,31 +55,47 @@ impl Relay {
     pub async fn with(schema: &str, tables: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let url = cluster().await.fresh_database().await.expect("a database");
         let sql = connect(&url).await;
-        sql.batch_execute(include_str!("../../sql/auth.sql")).await.expect("auth.sql");
-        sql.batch_execute("create table fence (id bigint primary key); grant select on fence to public")
+        sql.batch_execute(include_str!("../../sql/auth.sql"))
             .await
-            .expect("a fence");
+            .expect("auth.sql");
+        sql.batch_execute(
+            "create table fence (id bigint primary key); grant select on fence to public",
+        )
+        .await
+        .expect("a fence");
         sql.batch_execute(schema).await.expect("the schema");
-        sql.batch_execute(&format!("create publication rowcast for table fence, {tables}"))
-            .await
-            .expect("a publication");
+        sql.batch_execute(&format!(
+            "create publication rowcast for table fence, {tables}"
+        ))
+        .await
+        .expect("a publication");
         let mut config = config(&url);
         adjust(&mut config);
         let core = Core::start(&config, Arc::new(Metrics::new()), Readiness::default())
             .await
             .expect("a relay");
-        Self { core, url, sql, fences: 0 }
+        Self {
+            core,
+            url,
+            sql,
+            fences: 0,
+        }
     }
 
     pub async fn run(&self, sql: &str) {
         self.sql.batch_execute(sql).await.unwrap_or_else(|error| {
-            panic!("{sql}: {}", error.as_db_error().map_or("?", |e| e.message()))
+            panic!(
+                "{sql}: {}",
+                error.as_db_error().map_or("?", |e| e.message())
+            )
         });
     }
 
     /// Subscribes to every change of a table of schema public.
     pub async fn watch(&self, role: &str, claims: &Value, table: &str) -> Watcher {
-        self.watch_filtered(role, claims, table, Events::All, "").await.expect("a subscription")
+        self.watch_filtered(role, claims, table, Events::All, "")
+            .await
+            .expect("a subscription")
     }
 
     /// Subscribes with a filter; the refusal's text where it is refused.
@@ -118,7 +138,8 @@ impl Relay {
     /// in every outbox.
     pub async fn fence(&mut self) -> u64 {
         self.fences += 1;
-        self.run(&format!("insert into fence values ({})", self.fences)).await;
+        self.run(&format!("insert into fence values ({})", self.fences))
+            .await;
         self.fences
     }
 
@@ -130,7 +151,9 @@ impl Relay {
 }
 
 pub async fn connect(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
+    let (client, connection) = tokio_postgres::connect(url, NoTls)
+        .await
+        .expect("a connection");
     tokio::spawn(async move {
         // The test fails where the connection is used.
         let _ended = connection.await;
@@ -141,12 +164,18 @@ pub async fn connect(url: &str) -> tokio_postgres::Client {
 pub fn config(url: &str) -> Config {
     Config {
         database_url: Secret::new(url),
-        jwt_secret: Some(Secret::new("a secret of at least thirty-two bytes, for tests")),
+        jwt_secret: Some(Secret::new(
+            "a secret of at least thirty-two bytes, for tests",
+        )),
         jwks_url: None,
         listen: ([127, 0, 0, 1], 0).into(),
         admin_listen: ([127, 0, 0, 1], 0).into(),
         // Slots belong to the cluster, databases share it.
-        slot: format!("rowcast_{}_{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed)),
+        slot: format!(
+            "rowcast_{}_{}",
+            std::process::id(),
+            LAST.fetch_add(1, Ordering::Relaxed)
+        ),
         publication: None,
         default_role: "authenticated".to_owned(),
         role_claim: "role".to_owned(),
@@ -194,7 +223,11 @@ impl Seen {
     pub fn brief(&self) -> String {
         match self {
             Self::Change(data) => {
-                let row = if data["type"] == "DELETE" { &data["old_record"] } else { &data["record"] };
+                let row = if data["type"] == "DELETE" {
+                    &data["old_record"]
+                } else {
+                    &data["record"]
+                };
                 format!("{} {}", data["type"].as_str().unwrap(), row["id"])
             }
             Self::Resync(reason) => format!("resync {}", reason.as_str()),
@@ -220,8 +253,15 @@ impl Watcher {
             .expect("a router");
         loop {
             match self.event().await {
-                Event::Joined { refusal: Some(refusal), .. } => return Err(refusal.reason),
-                Event::Joined { refusal: None, notices, .. } => {
+                Event::Joined {
+                    refusal: Some(refusal),
+                    ..
+                } => return Err(refusal.reason),
+                Event::Joined {
+                    refusal: None,
+                    notices,
+                    ..
+                } => {
                     self.notices = notices;
                     return Ok(());
                 }
@@ -240,7 +280,9 @@ impl Watcher {
                 self.outbox.readable().await;
             }
         };
-        tokio::time::timeout(DEADLINE, next).await.expect("an event in time")
+        tokio::time::timeout(DEADLINE, next)
+            .await
+            .expect("an event in time")
     }
 
     pub async fn until(&self, fence: u64) -> Vec<Seen> {
@@ -276,5 +318,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(DEADLINE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }

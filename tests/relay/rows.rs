@@ -56,21 +56,34 @@ async fn an_untouched_large_value_is_absent_never_null_and_there_under_full_iden
     )
     .await;
     let watcher = relay.watch("anon", &json!({}), "t").await;
-    relay.run("insert into t values (1, 1, repeat('x', 10000)); update t set n = 2").await;
+    relay
+        .run("insert into t values (1, 1, repeat('x', 10000)); update t set n = 2")
+        .await;
     let seen = relay.seen(&watcher).await;
     assert_eq!(seen[1].change()["record"], json!({"id": 1, "n": 2}));
-    relay.run("alter table t replica identity full; update t set n = 3").await;
+    relay
+        .run("alter table t replica identity full; update t set n = 3")
+        .await;
     let seen = relay.seen(&watcher).await;
-    assert_eq!(seen[0].change()["record"]["large"].as_str().map(str::len), Some(10000));
+    assert_eq!(
+        seen[0].change()["record"]["large"].as_str().map(str::len),
+        Some(10000)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn truncate_is_told_as_resync() {
-    let mut relay =
-        Relay::start("create table t (id int primary key); grant select on t to anon", "t").await;
+    let mut relay = Relay::start(
+        "create table t (id int primary key); grant select on t to anon",
+        "t",
+    )
+    .await;
     let mut watcher = relay.watch("anon", &json!({}), "t").await;
     relay.run("insert into t values (1); truncate t").await;
-    assert_eq!(brief(&relay.seen(&watcher).await), ["INSERT 1", "resync truncated"]);
+    assert_eq!(
+        brief(&relay.seen(&watcher).await),
+        ["INSERT 1", "resync truncated"]
+    );
     watcher.join(&relay.core).await.unwrap();
     relay.run("insert into t values (2)").await;
     assert_eq!(brief(&relay.seen(&watcher).await), ["INSERT 2"]);
@@ -78,10 +91,15 @@ async fn truncate_is_told_as_resync() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_of_many_rows_arrives_whole_and_in_order() {
-    let mut relay =
-        Relay::start("create table t (id int primary key); grant select on t to anon", "t").await;
+    let mut relay = Relay::start(
+        "create table t (id int primary key); grant select on t to anon",
+        "t",
+    )
+    .await;
     let watcher = relay.watch("anon", &json!({}), "t").await;
-    relay.run("insert into t select generate_series(1, 5000)").await;
+    relay
+        .run("insert into t select generate_series(1, 5000)")
+        .await;
     let seen = relay.seen(&watcher).await;
     let expected: Vec<String> = (1..=5000).map(|n| format!("INSERT {n}")).collect();
     assert_eq!(brief(&seen), expected);
@@ -89,15 +107,22 @@ async fn a_transaction_of_many_rows_arrives_whole_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_the_replication_connection_is_cut() {
-    let mut relay =
-        Relay::start("create table t (id int primary key); grant select on t to anon", "t").await;
+    let mut relay = Relay::start(
+        "create table t (id int primary key); grant select on t to anon",
+        "t",
+    )
+    .await;
     let watcher = relay.watch("anon", &json!({}), "t").await;
     for round in 0..5 {
-        relay.run(&format!("insert into t values ({})", round * 2)).await;
+        relay
+            .run(&format!("insert into t values ({})", round * 2))
+            .await;
         relay
             .run("select pg_terminate_backend(active_pid) from pg_replication_slots where active_pid is not null and database = current_database()")
             .await;
-        relay.run(&format!("insert into t values ({})", round * 2 + 1)).await;
+        relay
+            .run(&format!("insert into t values ({})", round * 2 + 1))
+            .await;
     }
     let expected: Vec<String> = (0..10).map(|n| format!("INSERT {n}")).collect();
     assert_eq!(brief(&relay.seen(&watcher).await), expected);

@@ -25,8 +25,12 @@ const DOCS: &str = "
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_user_sees_only_the_rows_of_its_policy() {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
-    let ben = relay.watch("authenticated", &json!({"sub": BEN}), "notes").await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
+    let ben = relay
+        .watch("authenticated", &json!({"sub": BEN}), "notes")
+        .await;
     let nobody = relay.watch("authenticated", &json!({}), "notes").await;
     let service = relay.watch("service_role", &json!({}), "notes").await;
     relay.run("grant select on notes to service_role").await;
@@ -37,7 +41,10 @@ async fn each_user_sees_only_the_rows_of_its_policy() {
              update notes set user_id = '{ANN}' where id = 3"
         ))
         .await;
-    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1", "UPDATE 1", "UPDATE 3"]);
+    assert_eq!(
+        brief(&relay.seen(&ann).await),
+        ["INSERT 1", "UPDATE 1", "UPDATE 3"]
+    );
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2", "UPDATE 2"]);
     assert!(relay.seen(&nobody).await.is_empty());
     drop(service);
@@ -46,33 +53,53 @@ async fn each_user_sees_only_the_rows_of_its_policy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_without_the_right_to_select_is_refused_in_words() {
     let relay = Relay::start(NOTES, "notes").await;
-    let refused = relay.watch_filtered("anon", &json!({}), "notes", Events::All, "").await;
+    let refused = relay
+        .watch_filtered("anon", &json!({}), "notes", Events::All, "")
+        .await;
     let text = refused.err().unwrap();
     assert!(text.contains("permission denied for table notes"), "{text}");
-    let refused = relay.watch_filtered("nobody_at_all", &json!({}), "notes", Events::All, "").await;
+    let refused = relay
+        .watch_filtered("nobody_at_all", &json!({}), "notes", Events::All, "")
+        .await;
     let text = refused.err().unwrap();
-    assert!(text.contains("role \"nobody_at_all\" does not exist"), "{text}");
+    assert!(
+        text.contains("role \"nobody_at_all\" does not exist"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_asked_is_answered_as_a_select_would_and_in_order() {
     let mut relay = Relay::start(DOCS, "docs").await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "docs").await;
-    let ben = relay.watch("authenticated", &json!({"sub": BEN}), "docs").await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "docs")
+        .await;
+    let ben = relay
+        .watch("authenticated", &json!({"sub": BEN}), "docs")
+        .await;
     // The member comes after the row, in one transaction.
     relay
         .run(&format!(
             "begin; insert into docs values (1, 7, 'a'); insert into members values (7, '{ANN}'); commit"
         ))
         .await;
-    relay.run(&format!("insert into members values (8, '{BEN}')")).await;
-    relay.run("insert into docs select n, 7 + n % 2, 'x' from generate_series(2, 60) n").await;
-    let even: Vec<String> =
-        (1..=60).filter(|n| *n == 1 || n % 2 == 0).map(|n| format!("INSERT {n}")).collect();
+    relay
+        .run(&format!("insert into members values (8, '{BEN}')"))
+        .await;
+    relay
+        .run("insert into docs select n, 7 + n % 2, 'x' from generate_series(2, 60) n")
+        .await;
+    let even: Vec<String> = (1..=60)
+        .filter(|n| *n == 1 || n % 2 == 0)
+        .map(|n| format!("INSERT {n}"))
+        .collect();
     assert_eq!(brief(&relay.seen(&ann).await), even);
     let odd: Vec<String> = (3..=59).step_by(2).map(|n| format!("INSERT {n}")).collect();
     assert_eq!(brief(&relay.seen(&ben).await), odd);
-    assert!(relay.core.metrics.questions.get() > 0, "membership is asked");
+    assert!(
+        relay.core.metrics.questions.get() > 0,
+        "membership is asked"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,8 +115,12 @@ async fn restrictive_policies_narrow_and_a_table_without_permissive_ones_shows_n
         "a, b",
     )
     .await;
-    let on_a = relay.watch("authenticated", &json!({"sub": ANN}), "a").await;
-    let on_b = relay.watch("authenticated", &json!({"sub": ANN}), "b").await;
+    let on_a = relay
+        .watch("authenticated", &json!({"sub": ANN}), "a")
+        .await;
+    let on_b = relay
+        .watch("authenticated", &json!({"sub": ANN}), "b")
+        .await;
     relay
         .run(&format!(
             "insert into a values (1, '{ANN}', true), (2, '{ANN}', false), (3, '{ANN}', null);
@@ -118,7 +149,9 @@ async fn the_owner_and_bypassrls_see_all_unless_security_is_forced_on_the_owner(
     let owner_a = relay.watch(&role, &json!({}), "a").await;
     let owner_b = relay.watch(&role, &json!({}), "b").await;
     let service = relay.watch("service_role", &json!({}), "b").await;
-    relay.run("insert into a values (1); insert into b values (1)").await;
+    relay
+        .run("insert into a values (1); insert into b values (1)")
+        .await;
     assert_eq!(brief(&relay.seen(&owner_a).await), ["INSERT 1"]);
     assert!(relay.seen(&owner_b).await.is_empty());
     assert_eq!(brief(&relay.seen(&service).await), ["INSERT 1"]);
@@ -138,11 +171,19 @@ async fn a_policy_that_raises_hides_the_row_from_those_it_raises_for() {
         "notes, asked",
     )
     .await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
-    let odd = relay.watch("authenticated", &json!({"sub": "not a uuid"}), "notes").await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
+    let odd = relay
+        .watch("authenticated", &json!({"sub": "not a uuid"}), "notes")
+        .await;
     let asked = relay.watch("authenticated", &json!({}), "asked").await;
-    relay.run(&format!("insert into notes values (1, 'x'), (2, '{ANN}')")).await;
-    relay.run("insert into asked values (1, 0), (2, 5), (3, -1)").await;
+    relay
+        .run(&format!("insert into notes values (1, 'x'), (2, '{ANN}')"))
+        .await;
+    relay
+        .run("insert into asked values (1, 0), (2, 5), (3, -1)")
+        .await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2"]);
     assert!(relay.seen(&odd).await.is_empty());
     assert_eq!(brief(&relay.seen(&asked).await), ["INSERT 2"]);
@@ -158,10 +199,23 @@ async fn columns_that_the_role_may_not_read_are_absent_and_cannot_be_filtered_on
     .await;
     let all = relay.watch("authenticated", &json!({}), "people").await;
     let refused = relay
-        .watch_filtered("authenticated", &json!({}), "people", Events::All, "salary=gt.100")
+        .watch_filtered(
+            "authenticated",
+            &json!({}),
+            "people",
+            Events::All,
+            "salary=gt.100",
+        )
         .await;
-    assert!(refused.err().unwrap().contains("invalid column for filter salary"));
-    relay.run("insert into people values (1, 'Ann', 1000); update people set salary = 2000").await;
+    assert!(
+        refused
+            .err()
+            .unwrap()
+            .contains("invalid column for filter salary")
+    );
+    relay
+        .run("insert into people values (1, 'Ann', 1000); update people set salary = 2000")
+        .await;
     let seen = relay.seen(&all).await;
     assert_eq!(seen[0].change()["record"], json!({"id": 1, "name": "Ann"}));
     assert_eq!(
@@ -174,16 +228,34 @@ async fn columns_that_the_role_may_not_read_are_absent_and_cannot_be_filtered_on
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_is_judged_on_the_old_row_or_kept_back_and_said() {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let kept = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
-    assert!(kept.notices[0].contains("replica identity does not carry user_id"), "{:?}", kept.notices);
-    relay.run(&format!("insert into notes values (1, '{ANN}', 'a'); delete from notes")).await;
+    let kept = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
+    assert!(
+        kept.notices[0].contains("replica identity does not carry user_id"),
+        "{:?}",
+        kept.notices
+    );
+    relay
+        .run(&format!(
+            "insert into notes values (1, '{ANN}', 'a'); delete from notes"
+        ))
+        .await;
     assert_eq!(brief(&relay.seen(&kept).await), ["INSERT 1"]);
 
     relay.run("alter table notes replica identity full").await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
-    let ben = relay.watch("authenticated", &json!({"sub": BEN}), "notes").await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
+    let ben = relay
+        .watch("authenticated", &json!({"sub": BEN}), "notes")
+        .await;
     assert!(ann.notices.is_empty(), "{:?}", ann.notices);
-    relay.run(&format!("insert into notes values (2, '{ANN}', 'a'); delete from notes")).await;
+    relay
+        .run(&format!(
+            "insert into notes values (2, '{ANN}', 'a'); delete from notes"
+        ))
+        .await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2", "DELETE 2"]);
     assert!(relay.seen(&ben).await.is_empty(), "not even the key");
 }
@@ -194,8 +266,14 @@ async fn a_delete_that_cannot_be_judged_goes_out_with_the_key_where_that_is_conf
         config.delete_without_identity = DeleteWithoutIdentity::Key;
     })
     .await;
-    let ben = relay.watch("authenticated", &json!({"sub": BEN}), "notes").await;
-    relay.run(&format!("insert into notes values (1, '{ANN}', 'a'); delete from notes")).await;
+    let ben = relay
+        .watch("authenticated", &json!({"sub": BEN}), "notes")
+        .await;
+    relay
+        .run(&format!(
+            "insert into notes values (1, '{ANN}', 'a'); delete from notes"
+        ))
+        .await;
     let seen = relay.seen(&ben).await;
     assert_eq!(brief(&seen), ["DELETE 1"]);
     assert_eq!(seen[0].change()["old_record"], json!({"id": 1}));
@@ -205,12 +283,24 @@ async fn a_delete_that_cannot_be_judged_goes_out_with_the_key_where_that_is_conf
 async fn the_row_before_an_update_is_shown_only_to_those_who_could_see_it() {
     let schema = format!("{NOTES} alter table notes replica identity full;");
     let mut relay = Relay::start(&schema, "notes").await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "notes").await;
-    relay.run(&format!("insert into notes values (1, '{BEN}', 'secret')")).await;
-    relay.run(&format!("update notes set user_id = '{ANN}', body = 'given'")).await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "notes")
+        .await;
+    relay
+        .run(&format!("insert into notes values (1, '{BEN}', 'secret')"))
+        .await;
+    relay
+        .run(&format!(
+            "update notes set user_id = '{ANN}', body = 'given'"
+        ))
+        .await;
     relay.run("update notes set body = 'mine'").await;
     let seen = relay.seen(&ann).await;
-    assert_eq!(seen[0].change()["old_record"], json!({"id": 1}), "not the secret");
+    assert_eq!(
+        seen[0].change()["old_record"],
+        json!({"id": 1}),
+        "not the secret"
+    );
     assert_eq!(seen[1].change()["old_record"]["body"], "given");
 }
 
@@ -225,8 +315,14 @@ async fn a_partition_published_on_its_own_obeys_the_policies_of_its_root() {
         "leaf",
     )
     .await;
-    let ann = relay.watch("authenticated", &json!({"sub": ANN}), "leaf").await;
-    relay.run(&format!("insert into root values (1, '{ANN}'), (2, '{BEN}')")).await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "leaf")
+        .await;
+    relay
+        .run(&format!(
+            "insert into root values (1, '{ANN}'), (2, '{BEN}')"
+        ))
+        .await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
 }
 
@@ -252,8 +348,9 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
         ("u=eq.{00000000-0000-4000-8000-00000000000A}", vec![1]),
         ("at=lte.2024-03-01 00:00:00+01", vec![1]),
     ] {
-        let watcher =
-            relay.watch_filtered("authenticated", &claims, "t", Events::Insert, filter).await;
+        let watcher = relay
+            .watch_filtered("authenticated", &claims, "t", Events::Insert, filter)
+            .await;
         watchers.push((filter, expected, watcher.unwrap()));
     }
     relay
@@ -271,10 +368,14 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
         ("nope=eq.1", "invalid column for filter nope"),
         ("n=eq.x", "invalid input syntax for type integer: \"x\""),
         ("n=eq.99999999999", "is out of range for type integer"),
-        ("s=gt.a", "operator gt is not supported on column s of type text"),
+        (
+            "s=gt.a",
+            "operator gt is not supported on column s of type text",
+        ),
     ] {
-        let refused =
-            relay.watch_filtered("authenticated", &claims, "t", Events::All, filter).await;
+        let refused = relay
+            .watch_filtered("authenticated", &claims, "t", Events::All, filter)
+            .await;
         let text = refused.err().unwrap();
         assert!(text.contains(reason), "{filter}: {text}");
     }
