@@ -20,6 +20,8 @@ use clap::{Parser, Subcommand};
 pub const EXIT_USAGE: u8 = 64;
 /// `EX_UNAVAILABLE`: PostgreSQL cannot be reached or is not fit for this; starting again may help.
 pub const EXIT_UNAVAILABLE: u8 = 69;
+/// Anything that has no code of its own.
+pub const EXIT_FAILURE: u8 = 1;
 /// `EX_SOFTWARE`: a part of the daemon ended that must not end.
 pub const EXIT_SOFTWARE: u8 = 70;
 
@@ -29,6 +31,7 @@ pub const EXIT_SOFTWARE: u8 = 70;
     version,
     about = "Carries row changes from PostgreSQL to the browsers that may see them",
     after_help = "Examples:\n  \
+        rowcast demo\n  \
         DATABASE_URL=postgres://localhost/app JWT_SECRET=… rowcast serve\n  \
         JWT_SECRET=… rowcast token --sub 3fa85f64-5717-4562-b3fc-2c963f66afa6\n  \
         rowcast bench --subscribers 1000 --rate 1000 --duration 10s\n\n\
@@ -44,6 +47,8 @@ struct Arguments {
 enum Command {
     /// Run the relay
     Serve(serve::Arguments),
+    /// Show what it does: a database of its own, a page with two users, tokens to paste
+    Demo(demo::Options),
     /// Print a token for trying things out
     Token(token::Arguments),
     /// Measure the relay, and check that everybody gets what is theirs and nothing else
@@ -74,6 +79,15 @@ pub fn main() -> ExitCode {
     match arguments.command {
         Command::Token(arguments) => token::run(&arguments),
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Demo(options) => {
+            logging::for_a_tool();
+            block_on(Threads::All, async {
+                match demo::run(options).await {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(error) => fail(EXIT_FAILURE, format_args!("{error:#}")),
+                }
+            })
+        }
         Command::Health(arguments) => block_on(Threads::One, health::run(arguments)),
         Command::Bench(arguments) => {
             logging::for_a_tool();

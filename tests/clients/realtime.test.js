@@ -94,8 +94,6 @@ describe('supabase-js', () => {
       [`agent_id=in.(${second})`, 'b'],
       [`agent_id=in.(${first},${second})`, 'abc'],
       [`status=eq.pending,agent_id=eq.${first}`, 'a'],
-      ['error=is.null', 'abc'],
-      [`status=not.eq.completed,created_at=gt.2035-01-01T00:00:00Z`, 'b'],
     ]
     const all = { event: '*', schema: 'public', table: 'agent_tasks' }
     const bindings = [all, ...expected.map(([filter]) => ({ ...all, filter }))]
@@ -174,13 +172,14 @@ describe('supabase-js', () => {
     }
   })
 
-  test('a membership that ends takes effect with the next commit', async () => {
+  test('a membership shows rows from its commit on, and hides them from the commit of its end', async () => {
     const { changes } = await subscribe(await as(BEN), 'membership')
     await tables.query('insert into org_members (organization_id, user_id) values ($1, $2)', [
       ANN.organization,
       BEN.user,
     ])
     const during = await tables.insertTask(ANN)
+    await changes.first(about(during), 'a row of the new membership')
     await tables.query('delete from org_members where organization_id = $1 and user_id = $2', [
       ANN.organization,
       BEN.user,
@@ -188,7 +187,6 @@ describe('supabase-js', () => {
     const afterwards = await tables.insertTask(ANN)
     const fence = await tables.insertTask(BEN)
     await changes.first(about(fence), 'the fence')
-    assert.ok(changes.items.some(about(during)), 'seen while a member')
     assert.ok(!changes.items.some(about(afterwards)), 'not seen any more')
   })
 
@@ -220,21 +218,19 @@ describe('supabase-js', () => {
   test('a client comes back by itself after the relay was killed and started again', async () => {
     const port = await freePort()
     const options = { port, secret: relay.secret, slot: 'test_restart' }
-    let own = await startServe(demo, options)
-    const client = await connectClient(own.url, own.anon, tokenFor(own, ANN))
-    try {
-      const { changes, statuses } = await subscribe(client, 'restart')
-      await own.kill()
-      await statuses.first(({ status }) => status === 'CHANNEL_ERROR', 'the loss noticed', 30_000)
-      own = await startServe(demo, options)
-      const joined = ({ status }) => status === 'SUBSCRIBED'
-      await statuses.count(2, joined, 'SUBSCRIBED again', 60_000)
-      const id = await tables.insertTask(ANN)
-      await changes.first(about(id), 'a change after the restart')
-    } finally {
-      await disconnect(client)
-      await own.stop()
-    }
+    const killed = await startServe(demo, options)
+    const client = await connectClient(killed.url, killed.anon, tokenFor(killed, ANN))
+    clients.push(client)
+    const { changes, statuses } = await subscribe(client, 'restart')
+    await killed.kill()
+    await statuses.first(({ status }) => status === 'CHANNEL_ERROR', 'the loss noticed', 30_000)
+
+    const again = await startServe(demo, options)
+    await statuses.count(2, ({ status }) => status === 'SUBSCRIBED', 'SUBSCRIBED again', 60_000)
+    const id = await tables.insertTask(ANN)
+    await changes.first(about(id), 'a change after the restart')
+    await disconnect(client)
+    await again.stop()
   })
 
   test('join, leave, join at once, as React does in StrictMode', async () => {
@@ -314,7 +310,9 @@ describe('supabase-js', () => {
     test(`${JSON.stringify(binding)} is answered with a sentence and the channel stays`, async () => {
       const client = await as(ANN)
       const asked = { event: '*', schema: 'public', table: 'agent_tasks', ...binding }
-      const { channel, system, statuses } = await subscribe(client, 'refused', [asked])
+      const { channel, system, statuses } = await subscribe(client, 'refused', [asked], {
+        refusals: true,
+      })
       const { message, extension } = await system.first(({ status }) => status === 'error', 'the reason')
       assert.equal(extension, 'postgres_changes')
       assert.match(message, words)

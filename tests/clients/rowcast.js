@@ -317,9 +317,17 @@ export function listen(client, topic, bindings = [{ event: '*', schema: 'public'
   return { channel, ...heard }
 }
 
-/** Like `listen`, and waits until the client says SUBSCRIBED. */
-export async function subscribe(client, topic, bindings) {
+/**
+ * Like `listen`, and waits until the client says SUBSCRIBED. A binding that is refused shows in
+ * `system` only: whoever expects none should see the reason instead of a missing change.
+ */
+export async function subscribe(client, topic, bindings, { refusals = false } = {}) {
   const heard = listen(client, topic, bindings)
+  if (!refusals) {
+    heard.channel.on('system', {}, ({ status, message }) => {
+      if (status === 'error') heard.changes.push({ refused: message })
+    })
+  }
   await heard.statuses.first(({ status }) => status === 'SUBSCRIBED', `SUBSCRIBED on ${topic}`, 20_000)
   return heard
 }

@@ -28,9 +28,18 @@ pub(crate) async fn cluster() -> &'static Throwaway {
     CLUSTER
         .get_or_init(|| async {
             // Every test has a slot, and all run at once.
-            let settings = ["max_replication_slots = 200", "max_wal_senders = 200", "max_connections = 500"];
+            let settings = [
+                "max_replication_slots = 200",
+                "max_wal_senders = 200",
+                "max_connections = 500",
+            ];
             let settings = settings.map(str::to_owned).to_vec();
-            Throwaway::start(Options { settings, ..Options::default() }).await.expect("a cluster")
+            Throwaway::start(Options {
+                settings,
+                ..Options::default()
+            })
+            .await
+            .expect("a cluster")
         })
         .await
 }

@@ -1,11 +1,16 @@
 //! The database that the demo runs on: a private one that it starts and ends, or one that it is
 //! given and leaves standing.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 
 use super::Options;
+use crate::pg::connect;
+use crate::pg::throwaway::{self, Throwaway, ThrowawayError};
+
+/// The demo's replication slot: not the one of a relay that serves the same database in earnest.
+pub(super) const SLOT: &str = "rowcast_demo";
 
 /// Loaded in this order.
 const EXAMPLE: [(&str, &str); 3] = [
@@ -20,24 +25,11 @@ const EXAMPLE: [(&str, &str); 3] = [
     ),
 ];
 
-/// What to do where there is nothing to start.
-const NO_POSTGRESQL: &str = "no PostgreSQL server programs were found (looked in PATH and in \
-/usr/lib/postgresql)\n\
-\n\
-  Debian, Ubuntu   apt-get install postgresql\n\
-  Fedora, RHEL     dnf install postgresql-server\n\
-  Alpine           apk add postgresql\n\
-  macOS            brew install postgresql@17\n\
-\n\
-or give a database that is there, with wal_level = logical:\n\
-\n\
-  rowcast demo --database-url postgres://user:password@host/database";
-
 /// The demo's database, ready for connections.
 #[derive(Debug)]
 pub(super) struct Database {
     url: String,
-    private: Option<Private>,
+    private: Option<Throwaway>,
 }
 
 impl Database {
@@ -49,9 +41,9 @@ impl Database {
                 private: None,
             });
         }
-        let private = Private::start(options.keep.as_deref()).await?;
+        let private = start_private(options.keep.clone()).await?;
         Ok(Self {
-            url: private.url(),
+            url: private.url("postgres"),
             private: Some(private),
         })
     }
@@ -59,6 +51,12 @@ impl Database {
     /// Where it is, as a URL.
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The same if the server is the demo's own. The address of another one may hold a password,
+    /// and whoever gave it knows it.
+    pub(super) fn private_url(&self) -> Option<&str> {
+        self.private.is_some().then_some(self.url.as_str())
     }
 
     /// Creates the example's roles, tables, policies and rows where they are missing.
@@ -73,45 +71,62 @@ impl Database {
         Ok(())
     }
 
-    /// Ends the private server, if it is one.
-    pub(super) async fn close(self) -> anyhow::Result<()> {
+    /// Ends the private server; takes the slot out of another one, which would otherwise keep its
+    /// write-ahead log for a demo that may never come back.
+    pub(super) async fn close(self) {
         match self.private {
             Some(private) => private.stop().await,
-            None => Ok(()),
+            None => {
+                if let Err(error) = drop_slot(&self.url).await {
+                    tracing::warn!(
+                        "the replication slot {SLOT} could not be dropped; to do so: \
+                         select pg_drop_replication_slot('{SLOT}') ({error:#})"
+                    );
+                }
+            }
         }
     }
 }
 
-/// A server that lives as long as the demo.
-#[derive(Debug)]
-struct Private {
-    url: String,
+async fn drop_slot(url: &str) -> anyhow::Result<()> {
+    connect(url)
+        .await?
+        .execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots
+             where slot_name = $1 and not active",
+            &[&SLOT],
+        )
+        .await?;
+    Ok(())
 }
 
-impl Private {
-    async fn start(_keep: Option<&Path>) -> anyhow::Result<Self> {
-        anyhow::bail!(NO_POSTGRESQL)
-    }
-
-    fn url(&self) -> String {
-        self.url.clone()
-    }
-
-    async fn stop(self) -> anyhow::Result<()> {
-        Ok(())
-    }
+/// Starts a server for as long as the demo runs.
+async fn start_private(keep: Option<PathBuf>) -> anyhow::Result<Throwaway> {
+    let options = throwaway::Options {
+        // What is kept should survive a power cut, what is thrown away need not.
+        fsync: keep.is_some(),
+        directory: keep,
+        ..throwaway::Options::default()
+    };
+    Throwaway::start(options).await.map_err(|error| {
+        let elsewhere = matches!(error, ThrowawayError::Binaries { .. });
+        let error = anyhow::Error::new(error);
+        if elsewhere {
+            error.context(
+                "there is no PostgreSQL to start; install it as said below, or name a database \
+                 that is there with --database-url",
+            )
+        } else {
+            error.context("cannot start a PostgreSQL for the demo")
+        }
+    })
 }
 
 /// A connection of the demo's own: as the tables' owner, for loading and writing.
 pub(super) async fn connect(url: &str) -> anyhow::Result<tokio_postgres::Client> {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+    let client = connect::Database::parse(url)?
+        .connect("rowcast demo")
         .await
         .context("cannot connect to the demo's database")?;
-    tokio::spawn(async move {
-        // Its end shows in the next statement, which fails and is answered with a new connection.
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection of the demo ended");
-        }
-    });
     Ok(client)
 }

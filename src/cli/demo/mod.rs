@@ -1,11 +1,6 @@
 //! `rowcast demo`: a database, a worker that writes to it, the relay, and a page on which two users
 //! of two organisations watch their rows side by side.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "what it prints is what the command is for"
-)]
-
 mod database;
 mod guard;
 mod page;
@@ -16,6 +11,7 @@ mod tokens;
 mod worker;
 
 use std::future::Future;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -149,12 +145,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn run_until(options: &Options, stop: &CancellationToken) -> anyhow::Result<()> {
-    println!("starting a database …");
+    say("starting …")?;
     let database = database::Database::open(options).await?;
     let served = serve(options, &database, stop).await;
     // Whatever happened, the server that was started here ends here.
-    let closed = database.close().await;
-    served.and(closed)
+    database.close().await;
+    served
 }
 
 /// Everything between a database that answers and one that is no longer needed.
@@ -193,7 +189,11 @@ async fn serve(
         ended = &mut relay => return ended,
         address = listening => address.context("the relay ended before it listened")?,
     };
-    println!("{}", start_text::render(address, database.url(), &tokens));
+    say(&start_text::render(
+        address,
+        database.private_url(),
+        &tokens,
+    ))?;
 
     let worker = (options.pace > 0.0).then(|| {
         tokio::spawn(worker::run(
@@ -209,6 +209,11 @@ async fn serve(
         worker.await.context("the demo's worker")?;
     }
     ended
+}
+
+/// Prints a line. A reader that went away ends the demo in order, where `println!` would panic.
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}").context("cannot write to standard output")
 }
 
 /// Completes when the process is asked to end.

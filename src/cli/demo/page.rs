@@ -97,8 +97,9 @@ pub(super) fn routes(page: Page, listen: IpAddr) -> Router {
         .route("/demo/rows", get(rows))
         .route("/demo/sql", get(sql))
         .route("/demo/write", post(write))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(listen, guard::check))
+        .route_layer(DefaultBodyLimit::max(BODY_LIMIT))
+        // For these routes only: the relay's own are other sites' business as well.
+        .route_layer(middleware::from_fn_with_state(listen, guard::check))
         .with_state(Arc::new(page))
 }
 

@@ -1,16 +1,18 @@
 //! The relay itself, with the page's routes beside its own.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Secret;
+use super::database::SLOT;
+use crate::app::{self, Fault};
+use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Secret};
 
-/// What differs from the relay's defaults.
+/// What differs from one demo to the next.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// The example's database.
@@ -21,31 +23,59 @@ pub(super) struct Settings {
     pub(super) listen: SocketAddr,
 }
 
-/// Serves until `stop`, and says through `ready` where, once clients can connect.
+/// Serves until `stop`, and says through `ready` where, once changes flow.
 pub(super) async fn serve(
     settings: Settings,
     routes: axum::Router,
     ready: oneshot::Sender<SocketAddr>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(settings.listen)
-            .await
-            .map_err(|error| match error.kind() {
-                ErrorKind::AddrInUse => anyhow::anyhow!(
-                    "{} is taken by another program; choose another address with --listen, \
-                 for example --listen 127.0.0.1:4001",
-                    settings.listen
-                ),
-                _ => anyhow::Error::new(error)
-                    .context(format!("cannot listen on {}", settings.listen)),
-            })?;
-    let address = listener.local_addr().context("cannot read the address")?;
-    if ready.send(address).is_err() {
-        return Ok(());
+    let listen = settings.listen;
+    let say = move |addresses: app::Addresses| {
+        // Nobody waits any more where the demo is already ending.
+        ready.send(addresses.public).ok();
+    };
+    let served = app::run(config(settings), routes, say, stop.cancelled_owned()).await;
+    served.map_err(|fault| match fault {
+        Fault::Listen { address, error, .. }
+            if address == listen && error.kind() == ErrorKind::AddrInUse =>
+        {
+            anyhow::anyhow!(
+                "{listen} is taken by another program; choose another address with --listen, \
+                 for example --listen 127.0.0.1:4001"
+            )
+        }
+        fault => fault.into(),
+    })
+}
+
+fn config(settings: Settings) -> Config {
+    Config {
+        database_url: settings.database_url,
+        jwt_secret: Some(settings.jwt_secret),
+        jwks_url: None,
+        listen: settings.listen,
+        // Nobody operates a demo; a fixed port could only be in the way.
+        admin_listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        slot: SLOT.to_owned(),
+        publication: Some("rowcast".to_owned()),
+        default_role: "authenticated".to_owned(),
+        role_claim: "role".to_owned(),
+        api_keys: BTreeMap::new(),
+        require_rls: true,
+        delete_without_identity: DeleteWithoutIdentity::Suppress,
+        log_max_changes: 100_000,
+        log_max_bytes: 64 << 20,
+        max_connections: 1000,
+        max_channels: 100,
+        max_joins_per_second: 100,
+        max_frame_bytes: 1 << 20,
+        outbox_max_events: 10_000,
+        outbox_max_bytes: 16 << 20,
+        ask_timeout: Duration::from_secs(5),
+        catalog_interval: Duration::from_secs(1),
+        drain: Duration::from_secs(2),
+        log: "warn".to_owned(),
+        log_format: LogFormat::Auto,
     }
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("the demo's listener")
 }

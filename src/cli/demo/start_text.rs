@@ -19,8 +19,9 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// The whole text. The lines up to the snippet are `name value`, for people and for scripts.
-pub(super) fn render(listen: SocketAddr, database_url: &str, tokens: &Tokens) -> String {
+pub(super) fn render(listen: SocketAddr, database_url: Option<&str>, tokens: &Tokens) -> String {
     let url = format!("http://{}", reachable(listen));
+    let database_url = database_url.unwrap_or("as given with --database-url");
     let mut text = format!(
         "ready {url}\n\n  database  {database_url}\n  anon key  {}\n",
         tokens.anon()
@@ -80,11 +81,15 @@ mod tests {
     #[test]
     fn the_first_line_says_where_a_client_on_this_machine_connects() {
         let tokens = Tokens::mint(&random_secret()).unwrap();
-        let text = render("0.0.0.0:4123".parse().unwrap(), "postgres://x/y", &tokens);
+        let text = render(
+            "0.0.0.0:4123".parse().unwrap(),
+            Some("postgres://x/y"),
+            &tokens,
+        );
         assert_eq!(text.lines().next(), Some("ready http://127.0.0.1:4123"));
         assert!(text.contains("Whoever can reach this address"));
 
-        let text = render("127.0.0.1:4000".parse().unwrap(), "postgres://x/y", &tokens);
+        let text = render("127.0.0.1:4000".parse().unwrap(), None, &tokens);
         assert!(text.contains("agent_id=in.(0a000000-0000-4000-8000-0000000000a1,"));
         assert!(text.contains("createClient('http://127.0.0.1:4000', 'ey"));
         assert!(!text.contains("Whoever can reach this address"));
