@@ -15,4 +15,6 @@ mod visibility;
 
 mod catalog;
 
+mod differential;
+
 mod rows;
