@@ -343,10 +343,13 @@ fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<S
 }
 
 /// (any permissive) and (all restrictive), in SQL. Without a permissive policy nothing is visible.
+/// The last by name comes first, as when PostgreSQL applies them: where one policy raises an error
+/// and another says yes, the order decides.
 fn condition(policies: &[&Policy]) -> String {
     let join = |permissive: bool, word: &str| {
         let parts: Vec<String> = policies
             .iter()
+            .rev()
             .filter(|policy| policy.permissive == permissive)
             .filter_map(|policy| Some(format!("({})", policy.condition.as_ref()?)))
             .collect();

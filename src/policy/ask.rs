@@ -259,6 +259,7 @@ impl Desk {
                 Ok(Ok(())) => break,
                 Ok(Err(Trouble::Raised)) => {
                     one_by_one = true;
+                    self.forget(&groups);
                     continue;
                 }
                 Ok(Err(Trouble::NotVisible)) => debug!("a commit was decoded before it is visible"),
@@ -308,6 +309,17 @@ impl Desk {
             .await
             .map_err(broken)?;
         outcome
+    }
+
+    /// Has the statements of `groups` prepared anew: a plan made before a column was dropped raises
+    /// an error on every row, and PostgreSQL does not notice that it is stale, since the table is
+    /// only the type of what is read.
+    fn forget(&mut self, groups: &[Group]) {
+        if let Some(connection) = &mut self.connection {
+            for group in groups {
+                connection.statements.remove(&group.query);
+            }
+        }
     }
 
     async fn connected(&mut self) -> Result<&mut Connection, Trouble> {
