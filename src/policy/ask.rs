@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{MaybeDone, maybe_done};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
@@ -448,37 +449,38 @@ impl Connection {
                 )
             })
             .collect();
-        let mut under_way: Vec<(Query<'_>, Option<Query<'_>>)> = Vec::new();
+        // What is ready when it is first polled must not be polled again: its answer is kept.
+        let mut under_way: Vec<MaybeDone<Query<'_>>> = Vec::new();
         for (group, (who, images)) in groups.iter().zip(&bound) {
-            let mut switch: Query<'_> = Box::pin(self.client.query(&self.become_client, who));
-            // A query is sent when it is first polled: in this order, without waiting.
-            let mut early = Vec::new();
-            if let std::task::Poll::Ready(result) = futures_util::poll!(&mut switch) {
-                early.push(result);
+            let switch: Query<'_> = Box::pin(self.client.query(&self.become_client, who));
+            let statement = self.statements.get(&group.query);
+            let query =
+                statement.map(|statement| Box::pin(self.client.query(statement, images)) as _);
+            for query in std::iter::once(switch).chain(query) {
+                let mut query = maybe_done(query);
+                // A query is sent when it is first polled: in this order, without waiting.
+                let _ready = futures_util::poll!(&mut query);
+                under_way.push(query);
             }
-            let mut query = self
-                .statements
-                .get(&group.query)
-                .map(|statement| -> Query<'_> { Box::pin(self.client.query(statement, images)) });
-            if let Some(query) = &mut query
-                && let std::task::Poll::Ready(result) = futures_util::poll!(query)
-            {
-                early.push(result);
-            }
-            if let Some(Err(error)) = early.into_iter().find(Result::is_err) {
-                return Err(broken(error));
-            }
-            under_way.push((switch, query));
         }
+        let mut answered = Vec::new();
+        for mut query in under_way {
+            (&mut query).await;
+            answered.extend(Pin::new(&mut query).take_output());
+        }
+        let mut answered = answered.into_iter();
         let mut outcome = Ok(());
-        for (group, (switch, query)) in groups.iter().zip(under_way) {
-            if let Err(error) = switch.await {
+        for group in groups {
+            if let Some(Err(error)) = answered.next() {
                 outcome = outcome.and(Err(trouble(&error)));
             }
-            let Some(query) = query else { continue };
-            match query.await {
-                Ok(rows) => group.settle(&rows, answers),
-                Err(error) => outcome = outcome.and(Err(trouble(&error))),
+            if !self.statements.contains_key(&group.query) {
+                continue;
+            }
+            match answered.next() {
+                Some(Ok(rows)) => group.settle(&rows, answers),
+                Some(Err(error)) => outcome = outcome.and(Err(trouble(&error))),
+                None => outcome = outcome.and(Err(Trouble::Broken("no answer".to_owned()))),
             }
         }
         outcome
