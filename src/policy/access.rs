@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::ask::image_query;
-use super::catalog::{Catalog, Policy, Rights, Table};
+use super::ask::{JSON, image_query};
+use super::catalog::{Catalog, Column, Policy, Rights, Table};
 use super::compile::{Function, Reference, Scope, compile};
 use super::predicate::Predicate;
 use crate::change::{ColumnSet, Relation};
@@ -152,7 +152,7 @@ impl Access {
             None => Rules::Judged {
                 predicates,
                 asked,
-                query: Some(question(table, &questions)),
+                query: Some(question(catalog, table, &questions)),
             },
         };
     }
@@ -211,15 +211,19 @@ fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
 }
 
 /// The query that asks all `questions` about a row of `table`.
-fn question(table: &Table, questions: &[(&Table, String)]) -> Arc<str> {
+fn question(catalog: &Catalog, table: &Table, questions: &[(&Table, String)]) -> Arc<str> {
     let own = questions.iter().find(|(judged, _)| judged.oid == table.oid);
-    let mut query = query_of(table, own.map_or("true", |(_, condition)| condition));
+    let mut query = query_of(
+        catalog,
+        table,
+        own.map_or("true", |(_, condition)| condition),
+    );
     for (ancestor, condition) in questions
         .iter()
         .filter(|(judged, _)| judged.oid != table.oid)
     {
         query.push_str(" and ");
-        query.push_str(&exists(ancestor, condition));
+        query.push_str(&exists(catalog, ancestor, condition));
     }
     query.into()
 }
@@ -362,21 +366,38 @@ fn condition(policies: &[&Policy]) -> String {
     }
 }
 
-fn query_of(table: &Table, condition: &str) -> String {
+fn query_of(catalog: &Catalog, table: &Table, condition: &str) -> String {
     let columns: Vec<(String, Option<String>)> = table
         .columns
         .iter()
         .map(|column| (column.name.clone(), column.generated.clone()))
         .collect();
-    image_query(&table.sql_name(), &table.name, &columns, condition)
+    let base = base(catalog, table);
+    image_query(&table.name, &columns, &base, condition)
+}
+
+/// What a row of `table` has where its image says nothing: the `null` of JSON in columns that can
+/// hold it, NULL in all others.
+fn base(catalog: &Catalog, table: &Table) -> String {
+    let is_json = |column: &Column| {
+        let base = catalog.base_type(column.type_oid);
+        base.is_some_and(|base| JSON.contains(&base.oid.0))
+    };
+    let table_sql = table.sql_name();
+    if !table.columns.iter().any(is_json) {
+        return format!("null::{table_sql}");
+    }
+    let value = |column| if is_json(column) { "'null'" } else { "null" };
+    let values: Vec<&str> = table.columns.iter().map(value).collect();
+    format!("row({})::{table_sql}", values.join(", "))
 }
 
 /// The same row as one of an ancestor's, and the ancestor's policies.
-fn exists(ancestor: &Table, condition: &str) -> String {
+fn exists(catalog: &Catalog, ancestor: &Table, condition: &str) -> String {
     format!(
-        "exists (select 1 from pg_catalog.json_populate_record(null::{}, \
+        "exists (select 1 from pg_catalog.json_populate_record({}, \
          \"rowcast image\".\"rowcast row\"::pg_catalog.json) as {} where {condition})",
-        ancestor.sql_name(),
+        base(catalog, ancestor),
         crate::pg::quote_identifier(&ancestor.name),
     )
 }

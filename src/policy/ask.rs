@@ -111,19 +111,19 @@ impl Asker {
 
 /// A query that says which rows of `$1` (a text array of JSON objects) pass `condition`, by their
 /// places counted from 1. The rows go through the table's own row type, so every value is read by
-/// its type's input function; `generated` are the expressions of columns that the stream does not
-/// carry.
+/// its type's input function, and what a row lacks is taken from `base`, a row of that type; the
+/// second of each column is the expression of one that the stream does not carry.
 #[must_use]
 pub fn image_query(
-    table_sql: &str,
     table_name: &str,
     columns: &[(String, Option<String>)],
+    base: &str,
     condition: &str,
 ) -> String {
     use crate::pg::quote_identifier as quoted;
     let alias = quoted(table_name);
     let populated = format!(
-        "pg_catalog.json_populate_record(null::{table_sql}, \"rowcast image\".\"rowcast row\"::pg_catalog.json)"
+        "pg_catalog.json_populate_record({base}, \"rowcast image\".\"rowcast row\"::pg_catalog.json)"
     );
     let source = if columns.iter().any(|(_, generated)| generated.is_some()) {
         let list: Vec<String> = columns
@@ -148,16 +148,24 @@ pub fn image_query(
     )
 }
 
+/// The types `json` and `jsonb`.
+pub(super) const JSON: [u32; 2] = [114, 3802];
+
 /// A row as the JSON object that [`image_query`] reads: every value as its text output, JSON as it
 /// is. What the stream does not carry is left out; whoever asks has seen to it that no policy reads
-/// it.
+/// it. The `null` of JSON is left out too, and comes from [`image_query`]'s base: written here it
+/// would be read as SQL's NULL.
 #[must_use]
 pub fn image(relation: &Relation, row: &Row, catalog: &Catalog) -> String {
-    const JSON: [u32; 2] = [114, 3802];
     let mut out = Vec::with_capacity(row.size() * 2);
     out.push(b'{');
     for (column, value) in relation.columns.iter().zip(row.values()) {
         if value == Value::Unchanged {
+            continue;
+        }
+        let base = || catalog.base_type(column.type_oid).map(|base| base.oid.0);
+        let json = base().is_some_and(|base| JSON.contains(&base));
+        if json && matches!(value, Value::Text(text) if text.trim() == "null") {
             continue;
         }
         if out.len() > 1 {
@@ -167,13 +175,9 @@ pub fn image(relation: &Relation, row: &Row, catalog: &Catalog) -> String {
         let _name = serde_json::to_writer(&mut out, &*column.name);
         out.push(b':');
         match value {
+            Value::Text(text) if json => out.extend_from_slice(text.as_bytes()),
             Value::Text(text) => {
-                let base = catalog.base_type(column.type_oid).map(|base| base.oid.0);
-                if base.is_some_and(|base| JSON.contains(&base)) {
-                    out.extend_from_slice(text.as_bytes());
-                } else {
-                    let _text = serde_json::to_writer(&mut out, text);
-                }
+                let _text = serde_json::to_writer(&mut out, text);
             }
             Value::Null | Value::Unchanged => out.extend_from_slice(b"null"),
         }

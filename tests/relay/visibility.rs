@@ -328,7 +328,7 @@ async fn a_partition_published_on_its_own_obeys_the_policies_of_its_root() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn filters_hold_on_what_they_compare_and_never_on_null() {
     let mut relay = Relay::start(
-        "create table t (id int primary key, n int, s text, u uuid, at timestamptz);
+        "create table t (id int primary key, n int, s text, u uuid, at timestamptz, yes bool);
          grant select on t to authenticated",
         "t",
     )
@@ -343,6 +343,8 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
         ("n=gte.5,n=lt.10", vec![1]),
         ("n=in.(5,10)", vec![1, 2]),
         ("s=eq.a,n=eq.5", vec![1]),
+        ("yes=eq.true", vec![1]),
+        ("yes=neq.t", vec![2]),
         ("s=in.(\"x,y\",b)", vec![2, 3]),
         ("u=eq.{00000000-0000-4000-8000-00000000000A}", vec![1]),
         ("at=lte.2024-03-01 00:00:00+01", vec![1]),
@@ -354,9 +356,9 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
     }
     relay
         .run(&format!(
-            "insert into t values (1, 5, 'a', '{ANN}', '2024-02-29 22:00:00Z'),
-             (2, 10, 'x,y', null, '2024-03-01 00:00:00Z'), (3, -1, 'b', null, null),
-             (4, null, null, null, null)"
+            "insert into t values (1, 5, 'a', '{ANN}', '2024-02-29 22:00:00Z', true),
+             (2, 10, 'x,y', null, '2024-03-01 00:00:00Z', false), (3, -1, 'b', null, null, null),
+             (4, null, null, null, null, null)"
         ))
         .await;
     for (filter, expected, watcher) in watchers {
@@ -378,4 +380,43 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
         let text = refused.err().unwrap();
         assert!(text.contains(reason), "{filter}: {text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_raises_does_not_hide_what_one_that_postgresql_asks_first_shows() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key, b text);
+         alter table t enable row level security;
+         create policy a on t using (b::uuid = auth.uid());
+         create policy b on t using (length(b) = 1);
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "t")
+        .await;
+    relay
+        .run(&format!(
+            "insert into t values (1, 'x'), (2, 'xy'), (3, '{ANN}')"
+        ))
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1", "INSERT 3"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_null_of_json_is_not_taken_for_the_null_of_sql_when_asked() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key, doc jsonb, b text);
+         alter table t enable row level security;
+         create policy p on t using (doc is null and length(b) = 1);
+         grant select on t to anon",
+        "t",
+    )
+    .await;
+    let watcher = relay.watch("anon", &json!({}), "t").await;
+    relay
+        .run("insert into t values (1, null, 'x'), (2, 'null', 'x'), (3, '{\"a\": null}', 'x')")
+        .await;
+    assert_eq!(brief(&relay.seen(&watcher).await), ["INSERT 1"]);
 }
