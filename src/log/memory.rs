@@ -79,8 +79,9 @@ impl MemoryLog {
     fn take(&self, batch: Batch) {
         let next = {
             let mut inner = self.lock();
-            if batch.end_lsn <= inner.appended {
-                // Sent again after a reconnect.
+            if batch.commit_lsn < inner.appended {
+                // Sent again after a reconnect. By where the commit begins: the next one may begin
+                // where this one ends.
                 return;
             }
             let (end_lsn, last) = (batch.end_lsn, batch.last);
@@ -308,6 +309,18 @@ mod tests {
         for commit in [1, 2, 1, 2, 3] {
             log.append(batch(commit, 1, true)).await.unwrap();
         }
+        assert_eq!(offsets(&log, 0).await, [(0, 1), (1, 1), (2, 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_begins_to_commit_where_another_ended_is_not_taken_for_it() {
+        let log = log(100);
+        let mut second = batch(2, 1, false);
+        log.append(batch(1, 1, true)).await.unwrap();
+        (second.commit_lsn, second.end_lsn) = (Lsn(15), Lsn(15));
+        log.append(second.clone()).await.unwrap();
+        (second.end_lsn, second.last) = (Lsn(20), true);
+        log.append(second).await.unwrap();
         assert_eq!(offsets(&log, 0).await, [(0, 1), (1, 1), (2, 1)]);
     }
 
