@@ -100,7 +100,10 @@ impl Compiler<'_> {
                 self.level -= 1;
                 // The planner does not look inside: a constant there is none to what is around it.
                 let query = query?;
-                Ok((Expr::Body(Vec::new(), false, Box::new(query.expr)), query.oid))
+                Ok((
+                    Expr::Body(Vec::new(), false, Box::new(query.expr)),
+                    query.oid,
+                ))
             }
             "SQLVALUEFUNCTION" => self.value_function(node),
             other => Err(Refusal::new(format!("{other} is not compiled"))),
