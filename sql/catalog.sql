@@ -53,6 +53,10 @@ select jsonb_build_object(
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
     'collate', (select d.datcollate from pg_database d where d.datname = current_database()),
+    -- Absent before PostgreSQL 15, where there was only libc.
+    'provider', (select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
+                 from pg_database d where d.datname = current_database()),
+    'ctype', (select d.datctype from pg_database d where d.datname = current_database()),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)
       from pg_db_role_setting s

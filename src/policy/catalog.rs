@@ -241,6 +241,8 @@ struct Document {
 struct Database {
     version: u32,
     collate: String,
+    ctype: String,
+    provider: char,
     settings: Vec<(Oid, Oid, Option<Vec<String>>)>,
 }
 
@@ -331,9 +333,22 @@ fn native_types(document: &Document) -> Types {
             native.collations.insert(collation, known);
         }
     }
-    if matches!(document.database.collate.as_str(), "C" | "POSIX") {
-        native.collations.insert(DEFAULT_COLLATION, Collation::C);
-    }
+    let (collate, ctype) = (&document.database.collate, &document.database.ctype);
+    let libc = document.database.provider == 'c';
+    let bytes = |locale: &str| libc && matches!(locale, "C" | "POSIX");
+    let default = if bytes(collate) && bytes(ctype) {
+        Collation::C
+    } else {
+        // The languages whose i is not everybody's.
+        let odd = ["tr", "az", "lt"]
+            .iter()
+            .any(|language| ctype.to_lowercase().starts_with(language));
+        Collation {
+            plain_case: !odd,
+            ..Collation::DEFAULT
+        }
+    };
+    native.collations.insert(DEFAULT_COLLATION, default);
     let by_oid: HashMap<Oid, &Type> = document.types.iter().map(|ty| (ty.oid, ty)).collect();
     for ty in &document.types {
         if let Some(labels) = &ty.labels {
