@@ -64,7 +64,9 @@ pub struct Batch {
     pub xid: Xid,
     /// Where its commit record begins: transactions are ordered by this.
     pub commit_lsn: Lsn,
-    /// Where its commit record ends: what may be acknowledged once all of it is stored.
+    /// Where its commit record ends: what may be acknowledged once all of it is stored. Only the
+    /// last batch knows it; before that it is `commit_lsn`, which is safe to acknowledge: the
+    /// transaction would come again as a whole.
     pub end_lsn: Lsn,
     /// When it committed, in microseconds since 1970-01-01 00:00 UTC.
     pub committed_at: i64,

@@ -1,5 +1,13 @@
 //! PostgreSQL's own words: positions, object identifiers, transaction numbers, and its quoting.
 
+pub mod refusal;
+
+mod address;
+
+mod stream;
+
+mod tls;
+
 pub mod connect;
 
 pub mod throwaway;

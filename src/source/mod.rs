@@ -1,1 +1,275 @@
-//! (being written)
+//! Committed changes from PostgreSQL's logical replication, in commit order.
+//!
+//! The stream is `pgoutput`'s version 1: only what is committed arrives, one transaction after
+//! the other. [`decode`](mod@decode) reads a message, [`assemble`] makes batches of them, and a
+//! task per session (`pump`) moves bytes in both directions, so that the server is answered on
+//! time however slow the reader of the changes is.
+//!
+//! The transport is our own because tokio-postgres has no mode for copying in both directions,
+//! and because a second client beside it would bring a second TLS library and a second idea of
+//! whom to trust. This way a `DATABASE_URL` means the same to both kinds of sessions, SCRAM is
+//! bound to the TLS connection in both, and every refusal comes with its SQLSTATE, which decides
+//! whether trying again makes sense.
+
+pub mod assemble;
+
+pub mod decode;
+
+mod error;
+
+mod pump;
+
+mod reader;
+
+mod replication;
+
+mod slot;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use self::assemble::Assembler;
+pub use self::assemble::SourceEvent;
+pub use self::error::SourceError;
+use self::pump::{Orders, Pump};
+pub use self::reader::Malformed;
+use self::replication::{SessionError, Walsender};
+pub use self::slot::{SystemInfo, choose_publication};
+use crate::pg::connect::Database;
+use crate::pg::refusal::Refusal;
+use crate::pg::{Lsn, quote_identifier};
+
+/// How many reads of the socket may wait decoded for whoever calls [`Source::next`].
+const READ_AHEAD: usize = 2;
+
+/// How long the end of a session may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An open replication slot. Dropping it ends the session; [`Source::close`] also waits for that.
+#[derive(Debug)]
+pub struct Source {
+    events: mpsc::Receiver<Result<Vec<SourceEvent>, SourceError>>,
+    ready: VecDeque<SourceEvent>,
+    orders: watch::Sender<Orders>,
+    task: JoinHandle<()>,
+    /// Up to where the caller has everything stored, as far as it said.
+    stored: Lsn,
+    /// Up to where events have been given out in this session.
+    delivered: Lsn,
+}
+
+/// What [`Source::open`] found.
+#[derive(Debug)]
+pub struct Opened {
+    /// The stream.
+    pub source: Source,
+    /// Whether the slot had to be made: what was committed before is not in the stream.
+    pub created: bool,
+    /// Up to where the slot was acknowledged when it was opened: the stream begins here.
+    pub confirmed: Lsn,
+    /// The server.
+    pub system: SystemInfo,
+}
+
+impl Source {
+    /// Checks that server, role, publication and slot are in order, makes the slot where it is
+    /// missing (which waits for the transactions open at that time), and starts the stream from
+    /// where it was last acknowledged.
+    ///
+    /// Cancel safe in that nothing is left behind but, perhaps, the slot.
+    ///
+    /// # Errors
+    /// [`SourceError::retry`] tells what can heal by itself (a server that is starting, a slot
+    /// that is still in use) from what somebody has to mend.
+    pub async fn open(
+        database: &Database,
+        slot: &str,
+        publication: &str,
+    ) -> Result<Opened, SourceError> {
+        let (client, endpoint) = database.connect_somewhere("rowcast setup").await?;
+        let prepared = slot::prepare(&client, slot, publication).await?;
+        drop(client);
+        let mut session = Walsender::open(database, &endpoint, "rowcast").await?;
+        let (system_identifier, timeline) = identify(&mut session).await?;
+        let server_timeout = server_timeout(&mut session).await?;
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', \
+             messages 'true')",
+            quote_identifier(slot),
+            // This grammar knows no other escape than doubled quotes.
+            quote_identifier(publication).replace('\'', "''"),
+        );
+        session
+            .start_replication(&command)
+            .await
+            .map_err(|error| starting(error, slot))?;
+        let (sender, events) = mpsc::channel(READ_AHEAD);
+        let (orders, received_orders) = watch::channel(Orders {
+            acknowledged: prepared.confirmed,
+            close: false,
+        });
+        let pump = Pump::new(
+            session,
+            Assembler::new(prepared.xid),
+            sender,
+            received_orders,
+            server_timeout,
+        );
+        let (slot, publication) = (slot.to_owned(), publication.to_owned());
+        let task = tokio::spawn(pump.run(move |error| streaming(error, &slot, &publication)));
+        Ok(Opened {
+            source: Self {
+                events,
+                ready: VecDeque::new(),
+                orders,
+                task,
+                stored: Lsn(0),
+                delivered: prepared.confirmed,
+            },
+            created: prepared.created,
+            confirmed: prepared.confirmed,
+            system: SystemInfo {
+                system_identifier,
+                timeline,
+                server_version_num: prepared.server_version_num,
+                xid: prepared.xid,
+                insert_lsn: prepared.insert_lsn,
+            },
+        })
+    }
+
+    /// The next event. Cancel safe: an event that was not returned is returned next time.
+    ///
+    /// While nobody calls this the server is answered but not read: it waits.
+    ///
+    /// # Errors
+    /// What ended the stream; everything before it has been returned. What was not acknowledged
+    /// comes again after the next [`Source::open`].
+    pub async fn next(&mut self) -> Result<SourceEvent, SourceError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                let end = match &event {
+                    SourceEvent::Batch(batch) => batch.end_lsn,
+                    SourceEvent::Progress(lsn) => *lsn,
+                };
+                self.delivered = self.delivered.max(end);
+                self.order();
+                return Ok(event);
+            }
+            match self.events.recv().await {
+                Some(Ok(events)) => self.ready = events.into(),
+                Some(Err(error)) => return Err(error),
+                None => return Err(SourceError::disconnected("it was ended before")),
+            }
+        }
+    }
+
+    /// Notes that everything up to `end_lsn` (a [`Batch`](crate::change::Batch)'s, or a
+    /// [`SourceEvent::Progress`]) is stored and need not be sent again. PostgreSQL hears of it
+    /// with the next status update, about a second later at most.
+    ///
+    /// A position past what this session has given out counts only as far as that: the slot
+    /// never skips what nobody has seen.
+    pub fn acknowledge(&mut self, end_lsn: Lsn) {
+        self.stored = self.stored.max(end_lsn);
+        self.order();
+    }
+
+    fn order(&self) {
+        let safe = self.stored.min(self.delivered);
+        self.orders.send_if_modified(|orders| {
+            let moved = safe > orders.acknowledged;
+            if moved {
+                orders.acknowledged = safe;
+            }
+            moved
+        });
+    }
+
+    /// Tells PostgreSQL what is acknowledged and ends the session, so that the slot is free for
+    /// the next one. Takes 5 seconds at most.
+    pub async fn close(mut self) {
+        self.orders.send_modify(|orders| orders.close = true);
+        // Nobody reads any more: the pump must not wait for room.
+        self.events.close();
+        if timeout(CLOSE_TIMEOUT, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+async fn identify(session: &mut Walsender) -> Result<(u64, u32), SourceError> {
+    let fields = session
+        .query("IDENTIFY_SYSTEM")
+        .await
+        .map_err(SourceError::from)?;
+    let mut fields = fields.into_iter().flatten();
+    let mut number = || {
+        fields
+            .next()
+            .and_then(|field| field.parse::<u64>().ok())
+            .ok_or_else(|| SourceError::disconnected(Malformed))
+    };
+    let system_identifier = number()?;
+    let timeline = u32::try_from(number()?).map_err(SourceError::disconnected)?;
+    Ok((system_identifier, timeline))
+}
+
+/// After how long the server gives a silent receiver up; `None` where it never does.
+async fn server_timeout(session: &mut Walsender) -> Result<Option<Duration>, SourceError> {
+    let fields = session
+        .query("select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout'")
+        .await
+        .map_err(SourceError::from)?;
+    let milliseconds = fields
+        .into_iter()
+        .flatten()
+        .next()
+        .and_then(|setting| setting.parse().ok())
+        .unwrap_or(0);
+    Ok((milliseconds > 0).then(|| Duration::from_millis(milliseconds)))
+}
+
+impl From<SessionError> for SourceError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Refused(refusal) => Self::Refused(refusal),
+            other => Self::disconnected(other),
+        }
+    }
+}
+
+/// What a refusal to start the stream means, after everything looked well.
+fn starting(error: SessionError, slot: &str) -> SourceError {
+    match error {
+        SessionError::Refused(Refusal { sqlstate, message }) if sqlstate == "55000" => {
+            SourceError::SlotLost {
+                slot: slot.to_owned(),
+                reason: message,
+            }
+        }
+        // Somebody has dropped the slot since we looked: the next attempt makes it anew.
+        SessionError::Refused(refusal) if refusal.sqlstate == "42704" => {
+            SourceError::disconnected(refusal)
+        }
+        other => other.into(),
+    }
+}
+
+/// What an error amid the stream means.
+fn streaming(error: SessionError, slot: &str, publication: &str) -> SourceError {
+    match error {
+        // The plugin looks publications up when it needs them, as they were at that time.
+        SessionError::Refused(refusal) if refusal.sqlstate == "42704" => {
+            SourceError::PublicationYounger {
+                publication: publication.to_owned(),
+                slot: slot.to_owned(),
+            }
+        }
+        other => other.into(),
+    }
+}

@@ -1,0 +1,183 @@
+//! The task that owns a replication session. It decodes what arrives and answers the server,
+//! whether or not anybody takes the events.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::assemble::{Assembler, SourceEvent};
+use super::error::SourceError;
+use super::replication::{Frame, SessionError, Walsender};
+use crate::pg::Lsn;
+
+/// Status updates that nobody has asked for are not sent more often than this.
+const STATUS_GAP: Duration = Duration::from_secs(1);
+
+/// How often the server hears of us where it would never give us up.
+const STATUS_PERIOD: Duration = Duration::from_secs(10);
+
+/// After how much silence a session counts as broken. A server that decodes a long transaction
+/// of which nothing is published may be silent for minutes; a host that is gone is noticed by
+/// TCP long before.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long the server may take to end its side of a session that ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the owner of the source wants.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Orders {
+    /// Up to here everything is stored.
+    pub(super) acknowledged: Lsn,
+    /// The session is to end.
+    pub(super) close: bool,
+}
+
+/// Moves bytes and keeps time.
+#[derive(Debug)]
+pub(super) struct Pump {
+    session: Walsender,
+    assembler: Assembler,
+    events: mpsc::Sender<Result<Vec<SourceEvent>, SourceError>>,
+    orders: watch::Receiver<Orders>,
+    /// Decoded and not yet taken; while there is any, the socket is not read.
+    pending: Vec<SourceEvent>,
+    period: Duration,
+    last_status: Instant,
+    next_status: Instant,
+    last_heard: Instant,
+}
+
+impl Pump {
+    pub(super) fn new(
+        session: Walsender,
+        assembler: Assembler,
+        events: mpsc::Sender<Result<Vec<SourceEvent>, SourceError>>,
+        orders: watch::Receiver<Orders>,
+        server_timeout: Option<Duration>,
+    ) -> Self {
+        let period = server_timeout.map_or(STATUS_PERIOD, |timeout| timeout / 3);
+        let now = Instant::now();
+        Self {
+            session,
+            assembler,
+            events,
+            orders,
+            pending: Vec::new(),
+            period,
+            last_status: now,
+            next_status: now,
+            last_heard: now,
+        }
+    }
+
+    /// Runs until the session ends. What ended it follows the last events, in the words of
+    /// `explain`.
+    pub(super) async fn run(mut self, explain: impl FnOnce(SessionError) -> SourceError) {
+        match self.pump().await {
+            Ok(()) => {
+                let acknowledged = self.orders.borrow().acknowledged;
+                if self.session.send_status(acknowledged, false).await.is_ok()
+                    && self.session.finish().await.is_ok()
+                {
+                    self.session.drain(DRAIN_TIMEOUT).await;
+                }
+            }
+            Err(error) => {
+                let error = explain(error);
+                // Where the receiver is gone nobody wants to know.
+                if !self.pending.is_empty() {
+                    let _sent = self
+                        .events
+                        .send(Ok(std::mem::take(&mut self.pending)))
+                        .await;
+                }
+                let _sent = self.events.send(Err(error)).await;
+            }
+        }
+    }
+
+    /// Returns once the owner wants the session to end.
+    async fn pump(&mut self) -> Result<(), SessionError> {
+        // The start-up may have read the first frames already.
+        self.decode().await?;
+        loop {
+            let blocked = !self.pending.is_empty();
+            let events = self.events.clone();
+            tokio::select! {
+                // Answers come first: they are rare and the server waits for them.
+                biased;
+                changed = self.orders.changed() => {
+                    if changed.is_err() || self.orders.borrow_and_update().close {
+                        return Ok(());
+                    }
+                    self.next_status = self.next_status.min(self.last_status + STATUS_GAP);
+                }
+                () = sleep_until(self.next_status) => {
+                    // A healthy server has nothing to say for as long as it hears of us.
+                    let ask = !blocked && self.last_heard.elapsed() >= self.period / 2;
+                    self.status(ask).await?;
+                }
+                permit = events.reserve(), if blocked => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    permit.send(Ok(std::mem::take(&mut self.pending)));
+                    // The silence before was ours.
+                    self.last_heard = Instant::now();
+                }
+                read = self.session.read(), if !blocked => {
+                    read?;
+                    self.last_heard = Instant::now();
+                    self.decode().await?;
+                }
+                () = sleep_until(self.last_heard + PATIENCE), if !blocked => {
+                    return Err(SessionError::Io(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the server is silent",
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Takes every message that has been read as a whole.
+    async fn decode(&mut self) -> Result<(), SessionError> {
+        let mut reply_wanted = false;
+        while let Some(frame) = self.session.frame()? {
+            let event = match frame {
+                Frame::Data(message) => self.assembler.take(message)?,
+                Frame::Keepalive { end, reply } => {
+                    reply_wanted |= reply;
+                    self.assembler.quiet(end)
+                }
+                Frame::Done => {
+                    return Err(SessionError::Io(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the server ended the stream, as it does when it shuts down",
+                    )));
+                }
+            };
+            match (event, self.pending.last_mut()) {
+                // Only the latest position matters.
+                (Some(SourceEvent::Progress(lsn)), Some(SourceEvent::Progress(earlier))) => {
+                    *earlier = lsn.max(*earlier);
+                }
+                (Some(event), _) => self.pending.push(event),
+                (None, _) => {}
+            }
+        }
+        if reply_wanted {
+            self.status(false).await?;
+        }
+        Ok(())
+    }
+
+    async fn status(&mut self, ask: bool) -> Result<(), SessionError> {
+        let acknowledged = self.orders.borrow().acknowledged;
+        self.session.send_status(acknowledged, ask).await?;
+        self.last_status = Instant::now();
+        self.next_status = self.last_status + self.period;
+        Ok(())
+    }
+}
