@@ -122,12 +122,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs the benchmark.
 pub async fn run(arguments: Arguments) -> ExitCode {
-    let report = tokio::select! {
-        report = measure(&arguments) => report,
-        // Dropping the other branch ends the relays; what is left in the database goes with the
-        // next run, or with the throw-away database.
-        () = stop_signal() => Err(anyhow::anyhow!("stopped before the end")),
-    };
+    let report = measure(&arguments).await;
     match report {
         Err(error) => fail(1, format_args!("{error:#}")),
         Ok(report) => {
@@ -175,7 +170,11 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     };
     let admin = database::connect(&database).await?;
     database::set_up(&admin, arguments.policy, most).await?;
-    let report = run_on(arguments, &counts, &database, &mut progress).await;
+    let report = tokio::select! {
+        report = run_on(arguments, &counts, &database, &mut progress) => report,
+        // Dropping the other branch ends the relays, so their slots can be removed below.
+        () = stop_signal() => Err(anyhow::anyhow!("stopped before the end")),
+    };
     progress.finish();
     // What is left would hold back WAL, so it goes even after a failure; the failure says more
     // than a second one.
