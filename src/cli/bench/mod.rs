@@ -153,6 +153,15 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
     enough_files(most)?;
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    // Looked at once, so that from here on a signal no longer ends the process: half a cluster,
+    // or half of the tables, would be left behind.
+    tokio::select! {
+        biased;
+        () = &mut stop => bail!("stopped before the start"),
+        () = std::future::ready(()) => {}
+    }
     let mut progress = Progress::start();
     // Lives to the end of the run and goes with it.
     let (database, cluster) = match &arguments.database_url {
@@ -173,7 +182,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     let report = tokio::select! {
         report = run_on(arguments, &counts, &database, &mut progress) => report,
         // Dropping the other branch ends the relays, so their slots can be removed below.
-        () = stop_signal() => Err(anyhow::anyhow!("stopped before the end")),
+        () = &mut stop => Err(anyhow::anyhow!("stopped before the end")),
     };
     progress.finish();
     // What is left would hold back WAL, so it goes even after a failure; the failure says more
