@@ -30,7 +30,7 @@ test-clients: ## The real supabase-js, and the demo's page in Chromium
 
 test-mutants: ## Break the relay on purpose and see that a test notices each time
 	@scripts/prepare.sh rust postgres
-	cargo test --features mutants --test mutants -- --test-threads=1
+	tests/mutants.sh
 
 bench: ## Measure latency, throughput and memory
 	@scripts/prepare.sh rust postgres

@@ -47,6 +47,7 @@ use self::subscriber::System;
 use self::writer::Pace;
 use super::{fail, stop_signal};
 use crate::config::{Secret, parse_duration};
+use crate::pg::throwaway::{self, Throwaway};
 
 /// Arguments of `rowcast bench`.
 #[derive(Debug, Args)]
@@ -66,7 +67,7 @@ Examples:
   rowcast bench --subscribers 1000 --policy open --rate 0 --rows 2000
   rowcast bench --idle 5000 --json")]
 pub struct Arguments {
-    /// The database to measure with; the benchmark makes and removes schema, role, publication
+    /// The database to measure with, instead of a throw-away PostgreSQL; the benchmark makes and removes schema, role, publication
     /// and slots called rowcast_bench in it. Its wal_level must be logical
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
@@ -121,12 +122,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs the benchmark.
 pub async fn run(arguments: Arguments) -> ExitCode {
-    let report = tokio::select! {
-        report = measure(&arguments) => report,
-        // Dropping the other branch ends the relays; what is left in the database goes with the
-        // next run, or with the throw-away database.
-        () = stop_signal() => Err(anyhow::anyhow!("stopped before the end")),
-    };
+    let report = measure(&arguments).await;
     match report {
         Err(error) => fail(1, format_args!("{error:#}")),
         Ok(report) => {
@@ -157,20 +153,46 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
     enough_files(most)?;
-    let Some(url) = &arguments.database_url else {
-        bail!("--database-url is missing: this build has no throw-away PostgreSQL.");
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    // Looked at once, so that from here on a signal no longer ends the process: half a cluster,
+    // or half of the tables, would be left behind.
+    tokio::select! {
+        biased;
+        () = &mut stop => bail!("stopped before the start"),
+        () = std::future::ready(()) => {}
+    }
+    let mut progress = Progress::start();
+    // Lives to the end of the run and goes with it.
+    let (database, cluster) = match &arguments.database_url {
+        Some(url) => (Secret::new(url.as_str()), None),
+        None => {
+            progress.step("starting a throw-away PostgreSQL");
+            let cluster = Throwaway::start(throwaway::Options {
+                // What a commit costs is a part of what is measured.
+                fsync: true,
+                ..throwaway::Options::default()
+            })
+            .await?;
+            (Secret::new(cluster.url("postgres")), Some(cluster))
+        }
     };
-    let database = Secret::new(url.as_str());
     let admin = database::connect(&database).await?;
     database::set_up(&admin, arguments.policy, most).await?;
-    let mut progress = Progress::start();
-    let report = run_on(arguments, &counts, &database, &mut progress).await;
+    let report = tokio::select! {
+        report = run_on(arguments, &counts, &database, &mut progress) => report,
+        // Dropping the other branch ends the relays, so their slots can be removed below.
+        () = &mut stop => Err(anyhow::anyhow!("stopped before the end")),
+    };
     progress.finish();
     // What is left would hold back WAL, so it goes even after a failure; the failure says more
     // than a second one.
     let taken_down = database::take_down(&admin).await;
     let report = report?;
     taken_down.context("The benchmark's remains cannot be removed")?;
+    if let Some(cluster) = cluster {
+        cluster.stop().await;
+    }
     Ok(report)
 }
 

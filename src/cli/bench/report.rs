@@ -201,6 +201,15 @@ impl Report {
         if !self.results.is_empty() {
             self.put_results(&mut text);
         }
+        for line in self.results.iter().filter(|line| self.lags(line)) {
+            put(
+                &mut text,
+                &format!(
+                    "\n{} {}: the schedule was not kept; the latencies are those of an overload.",
+                    line.system, line.subscribers
+                ),
+            );
+        }
         for ratio in &self.ratios {
             put(
                 &mut text,
@@ -229,6 +238,11 @@ impl Report {
             );
         }
         text
+    }
+
+    /// Whether a line's rows took markedly longer than the schedule said.
+    fn lags(&self, line: &Line) -> bool {
+        self.settings.rate > 0 && line.changes_per_second < 0.9 * float(self.settings.rate)
     }
 
     fn put_results(&self, text: &mut String) {
