@@ -1,6 +1,7 @@
 //! The only wiring: what the daemon is made of, what runs, and in which order it stops.
 //!
-//! Shutdown follows the path of a change: the source first, then the router, then the sockets.
+//! Shutdown: the source first, so that nothing new comes; then the sockets take leave, while the
+//! router still serves them; then the rest.
 
 mod core;
 mod feed;

@@ -39,6 +39,8 @@ struct Inner {
     bytes: usize,
     appended: Lsn,
     open: Open,
+    /// Where the log went on after changes were lost.
+    lost: Option<Offset>,
 }
 
 /// The transaction whose last batch is still to come.
@@ -66,6 +68,7 @@ impl MemoryLog {
                 bytes: 0,
                 appended: Lsn(0),
                 open: Open::default(),
+                lost: None,
             }),
             tail: watch::Sender::new(Offset(0)),
         }
@@ -161,6 +164,9 @@ impl Inner {
     }
 
     fn read(&self, from: Offset, limit: usize) -> Result<Vec<Arc<Entry>>, LogError> {
+        if let Some(next) = self.lost.filter(|next| from < *next) {
+            return Err(LogError::Lost { next });
+        }
         if from < self.oldest {
             return Err(LogError::Trimmed {
                 oldest: self.oldest,
@@ -201,6 +207,7 @@ impl Log for MemoryLog {
             // One offset that was never given: whoever stands before it has a gap.
             inner.next = Offset(inner.next.0 + 1);
             inner.oldest = inner.next;
+            inner.lost = Some(inner.next);
             // A slot made anew may begin behind what the lost one had reached.
             inner.appended = Lsn(0);
             inner.next

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::compile::Setting;
 use crate::datum::{Collation, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid};
 
@@ -18,6 +17,8 @@ pub struct Catalog {
     /// Where the write-ahead log ended after this was read: whatever commits behind it finds this
     /// catalog or a newer one.
     pub read_at: Lsn,
+    /// Whether the publication publishes deletes.
+    pub deletes: bool,
     /// The server's major version.
     pub major: u16,
     /// The published tables and the ancestors of published partitions.
@@ -32,8 +33,9 @@ pub struct Catalog {
     pub nondeterministic_collations: Vec<Oid>,
     /// What is known of types and collations natively.
     pub native: Types,
-    /// Settings that policies may read and that are not what they are everywhere.
-    pub settings: HashMap<String, Setting>,
+    /// Whether some setting of the database or a role sets what only requests should: then what
+    /// policies read of a request is not known from its claims alone.
+    pub request_settings: bool,
     /// Whether some setting of the database or a role moves `pg_catalog` back in the search path,
     /// so that names in unpinned function bodies could mean something else than they seem to.
     pub unusual_search_path: bool,
@@ -63,6 +65,8 @@ pub struct Table {
     pub name: String,
     /// Whether it is in the publication; an ancestor of a published partition need not be.
     pub published: bool,
+    /// The columns that the publication carries; `None` for all.
+    pub published_columns: Option<Vec<String>>,
     /// Whether the publication has a row filter on it.
     #[serde(default)]
     pub row_filter: bool,
@@ -101,6 +105,14 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// Whether the publication carries a column.
+    #[must_use]
+    pub fn publishes(&self, column: &str) -> bool {
+        self.published_columns
+            .as_ref()
+            .is_none_or(|columns| columns.iter().any(|c| c == column))
+    }
+
     /// Whether old rows carry a column.
     #[must_use]
     pub fn identity_carries(&self, column: &Column) -> bool {
@@ -130,6 +142,8 @@ pub struct Column {
     pub modifier: i32,
     /// Its collation, 0 for none.
     pub collation: Oid,
+    /// Its type with the modifier, as SQL.
+    pub type_sql: String,
     /// The expression that a generated column is computed by.
     pub generated: Option<String>,
 }
@@ -239,6 +253,7 @@ struct Document {
 
 #[derive(Deserialize)]
 struct Database {
+    deletes: bool,
     version: u32,
     collate: String,
     ctype: String,
@@ -259,10 +274,17 @@ impl Catalog {
             .iter()
             .flat_map(|(_, _, settings)| settings.iter().flatten())
             .any(|setting| setting.starts_with("search_path=") && setting.contains("pg_catalog"));
+        let request_settings = document
+            .database
+            .settings
+            .iter()
+            .flat_map(|(_, _, settings)| settings.iter().flatten())
+            .any(|setting| setting.starts_with("request."));
         let native = native_types(&document);
         Ok(Self {
             hash,
             native,
+            deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
             tables: document
@@ -287,7 +309,7 @@ impl Catalog {
                 .collect(),
             nondeterministic_collations: document.collations,
             unusual_search_path,
-            settings: HashMap::new(),
+            request_settings,
         })
     }
 

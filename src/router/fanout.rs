@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -22,7 +22,7 @@ use crate::auth::Principal;
 use crate::change::{ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Entry, Log, LogError, Offset};
-use crate::metrics::Metrics;
+use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
@@ -119,7 +119,8 @@ struct Unparked {
     joining: u64,
     role_read: bool,
     literals: Vec<(Unread, Literal)>,
-    trouble: Option<String>,
+    /// Whether there was an answer at all.
+    answered: bool,
 }
 
 /// Makes a router and the task behind it.
@@ -166,6 +167,13 @@ impl Fanout {
                     self.command(command);
                 }
                 self.follow().await;
+                // Neither of these may wait for a stream that never pauses.
+                while let Some(Some(unparked)) = self.parked.next().now_or_never() {
+                    self.unpark(unparked);
+                }
+                if self.watch.changed().now_or_never().is_some() {
+                    self.adopt(None);
+                }
                 // Everything else on this thread gets its turn between two runs.
                 tokio::task::yield_now().await;
                 continue;
@@ -202,7 +210,7 @@ impl Fanout {
                 self.next = oldest;
                 self.expel_everybody(Resync::Trimmed);
             }
-            Err(LogError::Ahead { next }) => {
+            Err(LogError::Lost { next } | LogError::Ahead { next }) => {
                 self.next = next;
                 self.expel_everybody(Resync::SlotLost);
             }
@@ -225,6 +233,15 @@ impl Fanout {
                 Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
             };
             if let Some(reason) = lost {
+                let hidden = match reason {
+                    Resync::Undecodable => Some(HiddenReason::Undecodable),
+                    Resync::TooLarge => Some(HiddenReason::TooLarge),
+                    _ => None,
+                };
+                if let Some(hidden) = hidden {
+                    let watching = watched.groups.values().map(|group| group.members().count());
+                    self.metrics.hidden(hidden, watching.sum::<usize>() as u64);
+                }
                 self.expel_table(oid, reason);
                 continue;
             }

@@ -233,7 +233,9 @@ impl Group {
     }
 
     fn access_key(&self, principal: &Principal, projections: SmallVec<[Projection; 1]>) -> KinKey {
-        let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. });
+        // Where a question may come, all claims matter: it carries one kin's claims for all of it.
+        let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. })
+            || projections.iter().any(Projection::is_undecided);
         (projections, asked.then(|| principal.claims.clone()))
     }
 

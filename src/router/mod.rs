@@ -45,6 +45,12 @@ pub enum Event {
         /// What the client should know of what it subscribed to, in sentences.
         notices: Vec<String>,
     },
+    /// [`Router::join`] could not be decided because the database cannot be reached: nothing is in
+    /// force for the channel, and its client is to try again.
+    Unavailable {
+        /// The channel.
+        channel: ChannelId,
+    },
     /// A change for a channel.
     Change {
         /// The channel.

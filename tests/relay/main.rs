@@ -13,6 +13,8 @@ mod harness;
 
 mod visibility;
 
+mod asked;
+
 mod catalog;
 
 mod rows;

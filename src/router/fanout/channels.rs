@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tracing::{debug, warn};
@@ -11,11 +12,18 @@ use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
 use crate::policy::catalog::Catalog;
-use crate::policy::reader::CatalogError;
+use crate::policy::watch::CatalogWatch;
+use crate::retry::Backoff;
 use crate::router::group::{Binding, Group};
 use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
 use crate::router::{ChannelId, Command, Event, Join, Refusal, Resync, SessionId};
 use crate::subscription::Wanted;
+
+/// Joins that may wait for PostgreSQL at once; past this clients are told to try again.
+const MAX_PARKED: usize = 4096;
+
+/// How long a join waits for PostgreSQL.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl Fanout {
     pub(super) fn command(&mut self, command: Command) {
@@ -115,35 +123,33 @@ impl Fanout {
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
     fn park(&mut self, join: Join, joining: u64, unread: Vec<Unread>) {
+        if self.parked.len() >= MAX_PARKED {
+            self.unavailable(&join);
+            return;
+        }
         let watch = self.watch.clone();
         self.parked.push(Box::pin(async move {
             let mut unparked = Unparked {
                 joining,
                 role_read: unread.is_empty(),
                 literals: Vec::new(),
-                trouble: None,
+                answered: false,
                 join,
             };
-            if unread.is_empty() {
-                let role = unparked.join.principal.role.as_ref().to_owned();
-                if let Err(error) = watch.role(role).await {
-                    unparked.trouble = Some(trouble(error));
-                }
-            }
-            for unread in unread {
-                match watch
-                    .literal(unread.type_sql.clone(), unread.text.clone())
-                    .await
-                {
-                    Ok(literal) => unparked.literals.push((unread, literal)),
-                    Err(error) => {
-                        unparked.trouble = Some(trouble(error));
-                        break;
-                    }
-                }
-            }
+            let answering = answer(&watch, &mut unparked, unread);
+            // Clients give up a join after ten seconds and try again: better they hear why.
+            let answered = tokio::time::timeout(JOIN_TIMEOUT, answering).await;
+            unparked.answered = answered.is_ok();
             unparked
         }));
+    }
+
+    fn unavailable(&mut self, join: &Join) {
+        warn!("a join could not be decided: the database does not answer");
+        self.withdraw(join.outbox.session(), join.channel);
+        join.outbox.push(Event::Unavailable {
+            channel: join.channel,
+        });
     }
 
     pub(super) fn unpark(&mut self, unparked: Unparked) {
@@ -152,7 +158,7 @@ impl Fanout {
             joining,
             role_read,
             literals,
-            trouble,
+            answered,
         } = unparked;
         for (unread, literal) in literals {
             self.literals.insert(unread.of, unread.text, literal);
@@ -166,16 +172,11 @@ impl Fanout {
             debug!("a channel was left while it was joining");
             return;
         }
-        match (trouble, join.wanted.first()) {
-            (Some(trouble), Some(first)) => {
-                if let Unresolved::Refused(refusal) = refused(first, &trouble) {
-                    self.refuse(&join, refusal);
-                }
-            }
-            _ => {
-                self.adopt(None);
-                self.join(join, joining, role_read);
-            }
+        if answered {
+            self.adopt(None);
+            self.join(join, joining, role_read);
+        } else {
+            self.unavailable(&join);
         }
     }
 
@@ -421,9 +422,23 @@ impl Fanout {
     }
 }
 
-fn trouble(error: Option<CatalogError>) -> String {
-    if let Some(error) = error {
-        warn!(%error, "a join could not be resolved");
+/// Gets what a join waits for; tries again for as long as it is polled.
+async fn answer(watch: &CatalogWatch, unparked: &mut Unparked, unread: Vec<Unread>) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    if unread.is_empty() {
+        let role = unparked.join.principal.role.as_ref();
+        while watch.role(role.to_owned()).await.is_err() {
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
     }
-    "the database cannot be reached, please try again".to_owned()
+    for unread in unread {
+        loop {
+            let (type_sql, text) = (unread.type_sql.clone(), unread.text.clone());
+            if let Ok(literal) = watch.literal(type_sql, text).await {
+                unparked.literals.push((unread, literal));
+                break;
+            }
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
+    }
 }
