@@ -185,8 +185,8 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "default_role",
         "ROLE",
-        Some("anon"),
-        "The database role of a token without a role claim: the least that there is.",
+        Some("authenticated"),
+        "The database role of a token without a role claim: somebody signed it, so somebody is known.",
         |config, text| {
             config.default_role = value::name(text)?;
             Ok(())
