@@ -107,11 +107,7 @@ pub async fn run(
 
     let outcome = tokio::select! {
         () = &mut shutdown => Ok(()),
-        Some(ended) = core.tasks.join_next() => Err(match ended {
-            Ok(Ok(task)) => Fault::Ended(task),
-            Ok(Err(fault)) => fault,
-            Err(_panicked) => Fault::Ended("panicked"),
-        }),
+        fault = core.broken() => Err(fault),
         _ = &mut serving => Err(Fault::Ended("listener")),
         _ = &mut operating => Err(Fault::Ended("admin")),
     };

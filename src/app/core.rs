@@ -119,6 +119,16 @@ impl Core {
         })
     }
 
+    /// Waits until a part ends that must not end, and says which, or of what. Cancel safe.
+    pub async fn broken(&mut self) -> Fault {
+        match self.tasks.join_next().await {
+            Some(Ok(Ok(task))) => Fault::Ended(task),
+            Some(Ok(Err(fault))) => fault,
+            Some(Err(_panicked)) => Fault::Ended("panicked"),
+            None => Fault::Ended("everything"),
+        }
+    }
+
     /// Stops reading from PostgreSQL: what is in the log is acknowledged and the slot is released.
     pub async fn stop_source(&mut self) {
         self.readiness.set(SourceState::Draining);

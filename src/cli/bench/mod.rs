@@ -7,11 +7,17 @@
 
 pub mod baseline;
 
+pub mod books;
+
 pub mod child;
+
+pub mod crowd;
 
 pub mod database;
 
 pub mod frame;
+
+pub mod in_process;
 
 pub mod latency;
 
@@ -20,6 +26,8 @@ pub mod plan;
 pub mod process;
 
 pub mod progress;
+
+pub mod relay;
 
 pub mod report;
 
@@ -37,10 +45,11 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use self::child::Relay;
+use self::crowd::{Crowd, Recipe};
 use self::latency::Clock;
-use self::plan::{Filter, Plan, Policy};
+use self::plan::{Filter, Plan, Policy, Written};
 use self::progress::Progress;
+use self::relay::Relay;
 use self::report::{Idle, Line, Ratio, Report, Settings};
 use self::round::{Figures, Round};
 use self::subscriber::System;
@@ -53,7 +62,9 @@ use crate::pg::throwaway::{self, Throwaway};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Method: the relay runs as a process of its own, so its CPU time and memory (from /proc) are its \
-own. Subscribers are real WebSockets, each with a token of its own. Who must see a row follows \
+own. Subscribers are real WebSockets, each with a token of its own; with --in-process they live in \
+the relay's process, which then is everything of it but sockets, frames and tokens, and whose CPU \
+time and memory include taking and checking the messages. Who must see a row follows \
 from the row's number; every message is checked, and a missing, duplicated, leaked or disordered \
 one makes the exit code 1. Latency counts from when a row was due by the schedule, not from when \
 it was written, so a stall is not left out; it includes the commit, whose share is shown. Order is \
@@ -65,6 +76,7 @@ Examples:
   rowcast bench --subscribers 1 --rate 1000 --baseline
   rowcast bench --compare 1,1000 --rate 500
   rowcast bench --subscribers 1000 --policy open --rate 0 --rows 2000
+  rowcast bench --in-process --compare 1,1000,100000
   rowcast bench --idle 5000 --json")]
 pub struct Arguments {
     /// The database to measure with, instead of a throw-away PostgreSQL; the benchmark makes and removes schema, role, publication
@@ -101,13 +113,13 @@ pub struct Arguments {
     /// Measure the memory of so many idle joined connections instead
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     idle: Option<u64>,
-    /// Run the bare relay in turns with this one
+    /// Run the bare relay in turns with this one; not with --in-process, as it is all sockets
     #[arg(long)]
     baseline: bool,
     /// How often each measurement is made [default: 3 with --baseline or --compare, else 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// Subscribers without sockets, inside the relay's process
+    /// Subscribers without sockets, inside the relay's process, for numbers above what sockets allow
     #[arg(long)]
     in_process: bool,
     /// Print JSON
@@ -147,12 +159,16 @@ pub async fn run(arguments: Arguments) -> ExitCode {
 }
 
 async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
-    if arguments.in_process {
-        bail!("--in-process is not in this build; leave it out to measure with sockets.");
-    }
+    ensure!(
+        !(arguments.in_process && arguments.baseline),
+        "--baseline compares sockets with sockets, and --in-process has none; leave one of them \
+         out."
+    );
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
-    enough_files(most)?;
+    if !arguments.in_process {
+        enough_files(most)?;
+    }
     let stop = stop_signal();
     tokio::pin!(stop);
     // Looked at once, so that from here on a signal no longer ends the process: half a cluster,
@@ -262,7 +278,11 @@ async fn run_on(
         rand::random::<u128>()
     ));
     progress.step("starting the relay");
-    let mut relay = Relay::rowcast(database, &jwt_secret, most).await?;
+    let mut relay = if arguments.in_process {
+        Relay::in_process(database).await?
+    } else {
+        Relay::rowcast(database, &jwt_secret, most).await?
+    };
     let rounds = match arguments.rounds {
         Some(rounds) => rounds,
         None if arguments.baseline || arguments.compare.len() > 1 => 3,
@@ -270,6 +290,7 @@ async fn run_on(
     };
     let mut report = Report {
         settings: Settings {
+            in_process: arguments.in_process,
             rate: arguments.rate,
             policy: arguments.policy.as_str(),
             filter: arguments.filter.as_str(),
@@ -282,9 +303,15 @@ async fn run_on(
         idle: None,
     };
     if let Some(connections) = arguments.idle {
-        let plan = plan(arguments, System::Rowcast, connections);
-        report.idle = Some(idle(&relay, plan, &jwt_secret, progress).await?);
-        relay.stop().await;
+        let recipe = Recipe {
+            system: System::Rowcast,
+            jwt_secret: &jwt_secret,
+            plan: plan(arguments, System::Rowcast, connections),
+            number: 0,
+            clock: Clock::start(),
+        };
+        report.idle = Some(idle(&mut relay, recipe, progress).await?);
+        relay.child.stop().await;
         return Ok(report);
     }
     let mut baseline = if arguments.baseline {
@@ -309,17 +336,19 @@ async fn run_on(
                 scenario.subscribers
             ));
             let figures = Round {
-                system: scenario.system,
                 relay,
+                recipe: Recipe {
+                    system: scenario.system,
+                    jwt_secret: &jwt_secret,
+                    plan: plan(arguments, scenario.system, scenario.subscribers),
+                    number,
+                    clock,
+                },
                 database,
-                jwt_secret: &jwt_secret,
-                plan: plan(arguments, scenario.system, scenario.subscribers),
                 pace: Pace {
                     rate: arguments.rate,
                     duration: arguments.duration,
                 },
-                number,
-                clock,
             }
             .run(progress)
             .await?;
@@ -329,9 +358,9 @@ async fn run_on(
             }
         }
     }
-    relay.stop().await;
+    relay.child.stop().await;
     if let Some(baseline) = baseline {
-        baseline.stop().await;
+        baseline.child.stop().await;
     }
     for scenario in &scenarios {
         if let Some(figures) = &scenario.figures {
@@ -388,33 +417,30 @@ fn plan(arguments: &Arguments, system: System, subscribers: u64) -> Plan {
     }
 }
 
-/// What a connection that only waits costs the relay's memory.
+/// What a subscriber that only waits costs the relay's memory.
 async fn idle(
-    relay: &Relay,
-    plan: Plan,
-    jwt_secret: &Secret,
+    relay: &mut Relay,
+    recipe: Recipe<'_>,
     progress: &mut Progress,
 ) -> anyhow::Result<Idle> {
-    /// What the first connections make the relay allocate once is not what one costs.
+    /// What the first subscribers make the relay allocate once is not what one costs.
     const WARM_UP: u64 = 50;
     /// Until what joining needed has been given back.
     const SETTLE: Duration = Duration::from_secs(2);
 
     progress.step("warming up");
-    let few = Plan {
-        subscribers: WARM_UP,
-        ..plan
-    };
-    let warm = round::connect(System::Rowcast, relay, &few, jwt_secret, progress).await?;
-    drop(warm);
+    let mut few = recipe;
+    few.plan.subscribers = WARM_UP;
+    let warm = Crowd::gather(relay, few, progress).await?;
+    warm.finish(relay, &Written::default()).await?;
     tokio::time::sleep(SETTLE).await;
-    let before = relay.rss_bytes()?;
-    progress.step("connecting");
-    let connected = round::connect(System::Rowcast, relay, &plan, jwt_secret, progress).await?;
+    let before = relay.child.rss_bytes()?;
+    progress.step("joining");
+    let joined = Crowd::gather(relay, recipe, progress).await?;
     tokio::time::sleep(SETTLE).await;
-    let after = relay.rss_bytes()?;
-    drop(connected);
-    Ok(Idle::new(plan.subscribers, before, after))
+    let after = relay.child.rss_bytes()?;
+    joined.finish(relay, &Written::default()).await?;
+    Ok(Idle::new(recipe.plan.subscribers, before, after))
 }
 
 #[cfg(test)]

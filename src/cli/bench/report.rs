@@ -24,6 +24,8 @@ pub struct Report {
 /// What was asked for.
 #[derive(Debug, Serialize)]
 pub struct Settings {
+    /// Whether the subscribers were in the relay's process, without sockets.
+    pub in_process: bool,
     /// Rows a second; 0 for flat out.
     pub rate: u64,
     /// Who may see a row.
@@ -43,7 +45,7 @@ pub struct Settings {
 pub struct Line {
     /// `rowcast` or `baseline`.
     pub system: &'static str,
-    /// Sockets.
+    /// Subscribers.
     pub subscribers: u64,
     /// Rows committed.
     pub rows: u64,
@@ -190,12 +192,17 @@ impl Report {
         put(
             &mut text,
             &format!(
-                "{rate}, {} row(s) a transaction, {} writer(s), policy {}, filter {}, {} round(s)",
+                "{rate}, {} row(s) a transaction, {} writer(s), policy {}, filter {}, {} round(s){}",
                 settings.transaction_size,
                 settings.writers,
                 settings.policy,
                 settings.filter,
-                settings.rounds
+                settings.rounds,
+                if settings.in_process {
+                    ", in-process"
+                } else {
+                    ""
+                }
             ),
         );
         if !self.results.is_empty() {
@@ -366,6 +373,7 @@ mod tests {
         let baseline = Line::new("baseline", 1, &figures(0.01, 1_000_000));
         Report {
             settings: Settings {
+                in_process: false,
                 rate: 1_000,
                 policy: "user",
                 filter: "none",
