@@ -384,7 +384,7 @@ impl Counts {
 #[cfg(not(feature = "mutants"))]
 #[tokio::test]
 async fn native_verdicts_are_postgresqls() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().await;
     let client = cluster.connect().await;
     let world = World::make(&client).await;
     let mut counts = Counts::default();
@@ -410,7 +410,7 @@ async fn native_verdicts_are_postgresqls() {
 #[cfg(feature = "mutants")]
 #[tokio::test]
 async fn every_mutant_is_noticed() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().await;
     let client = cluster.connect().await;
     let world = World::make(&client).await;
     let wrong = world.compare(&mut Counts::default());

@@ -11,7 +11,7 @@ use crate::rows_of;
 /// Values of each type, compared by the type's own operators.
 #[tokio::test]
 async fn values_compare_as_postgresqls() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start().await;
     let client = cluster.connect().await;
     client
         .batch_execute("create type mood as enum ('z', 'a', 'M')")
