@@ -82,7 +82,10 @@ impl Feed {
                     return Err(Fault::Ended("log"));
                 }
             };
-            self.wait(&mut backoff, &error).await;
+            tokio::select! {
+                () = self.wait(&mut backoff, &error) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
             source = loop {
                 let opening = Source::open(&self.database, &self.slot, publication);
                 let opened = tokio::select! {

@@ -154,7 +154,7 @@ pub static SETTINGS: &[Setting] = &[
         "admin_listen",
         "ADDRESS",
         Some("127.0.0.1:4001"),
-        "Where /livez, /readyz and /metrics are. Only this machine, because metrics are nobody \
+        "Where /healthz, /readyz and /metrics are. Only this machine, because metrics are nobody \
          else's business.",
         |config, text| {
             config.admin_listen = value::address(text)?;
