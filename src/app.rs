@@ -74,6 +74,8 @@ pub async fn run(
         public: address(&public, config.listen),
         admin: address(&operators, config.admin_listen),
     };
+    // Clients are served once changes flow, operators at once: they want to know what is waited for.
+    info!(address = %addresses.admin, "serving operators");
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::default();
     let desk = admin::routes(readiness.clone(), Arc::clone(&metrics));
