@@ -370,7 +370,7 @@ mod tests {
         log.lose();
         assert!(matches!(
             log.read(Offset(1), 1).await,
-            Err(LogError::Trimmed { oldest: Offset(2) })
+            Err(LogError::Lost { next: Offset(2) })
         ));
         log.append(batch(1, 1, true)).await.unwrap();
         assert_eq!(offsets(&log, 2).await, [(2, 1)]);
