@@ -83,7 +83,7 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
              create table {NAME}.members (
                  org_id integer,
                  user_id uuid,
-                 primary key (org_id, user_id)
+                 primary key (user_id, org_id)
              );
              alter table {NAME}.rows enable row level security;
              create policy visible on {NAME}.rows for select to {ROLE} using ({using});

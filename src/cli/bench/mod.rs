@@ -167,7 +167,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
     if !arguments.in_process {
-        enough_files(most)?;
+        enough_sockets(most)?;
     }
     let stop = stop_signal();
     tokio::pin!(stop);
@@ -222,13 +222,21 @@ fn counts(arguments: &Arguments) -> Vec<u64> {
     }
 }
 
-/// Sockets are files, and running out of them half-way looks like a fault of the relay.
-fn enough_files(subscribers: u64) -> anyhow::Result<()> {
+/// Sockets are files and have a port each, and running out of either half-way looks like a fault of
+/// the relay.
+fn enough_sockets(subscribers: u64) -> anyhow::Result<()> {
     if let Some(limit) = process::open_files_limit() {
         ensure!(
             subscribers + 100 <= limit,
             "{subscribers} subscribers need as many open files and some more; the limit is \
-             {limit} (`ulimit -n`)."
+             {limit} (`ulimit -n`). With --in-process they need none."
+        );
+    }
+    if let Some(ports) = process::local_ports() {
+        ensure!(
+            subscribers + 100 <= ports,
+            "{subscribers} subscribers need as many local ports and some more; there are {ports} \
+             (`sysctl net.ipv4.ip_local_port_range`). With --in-process they need none."
         );
     }
     Ok(())

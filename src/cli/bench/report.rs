@@ -235,7 +235,7 @@ impl Report {
             put(
                 &mut text,
                 &format!(
-                    "\nidle: {} joined connections, {:.1} KiB each (RSS {:.1} MiB before, {:.1} \
+                    "\nidle: {} joined subscribers, {:.1} KiB each (RSS {:.1} MiB before, {:.1} \
                      MiB after)",
                     idle.connections,
                     idle.bytes_per_connection / 1024.0,

@@ -161,3 +161,6 @@ fn answer(answer: &Answer) -> anyhow::Result<()> {
     out.write_all(line.as_bytes())?;
     Ok(out.flush()?)
 }
+
+#[cfg(test)]
+mod tests;
