@@ -113,7 +113,13 @@ impl Round<'_> {
         if tally.missing > 0 {
             // Missing messages of a subscriber that ended are no news; why it ended is.
             if let Some(why) = books.why_broken() {
-                bail!("A subscriber ended: {why}");
+                let hint = if self.pace.rate == 0 {
+                    " (rows written flat out can come faster than they are taken; --rate sets a \
+                     pace)"
+                } else {
+                    ""
+                };
+                bail!("A subscriber ended: {why}{hint}");
             }
         }
         let last = books.last.load(Ordering::Relaxed);
