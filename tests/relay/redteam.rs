@@ -1,0 +1,75 @@
+//! Rules that were attacked: each of these once was, or could be, broken.
+
+use std::time::Duration;
+
+use rowcast::subscription::Events;
+use serde_json::json;
+
+use crate::harness::{ANN, Relay, brief};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_any_kind_are_names() {
+    let mut relay = Relay::start(
+        r#"create table "rowcast image" (
+             id int primary key, "rowcast row" text, "o'c\""lo$$ck
+\' ü" text, images text, "select" text);
+         alter table "rowcast image" enable row level security;
+         create policy "p';""$$" on "rowcast image" using (
+           "o'c\""lo$$ck
+\' ü" = auth.jwt() ->> 'k' and length(images) = 1 and length("rowcast row") = 2
+           and exists (select from fence f where "rowcast image".images is not null or f.id is null)
+           and "select" ~ 'x');
+         insert into fence values (-1);
+         grant select on "rowcast image" to authenticated"#,
+        "\"rowcast image\"",
+    )
+    .await;
+    let hit = relay
+        .watch_filtered(
+            "authenticated",
+            &json!({"k": "v'\"\\$$"}),
+            "rowcast image",
+            Events::All,
+            "o'c\\\"lo$$ck\n\\' ü=eq.v'\"\\$$",
+        )
+        .await
+        .unwrap();
+    relay
+        .run(
+            r#"insert into "rowcast image" values (1, 'ab', 'v''"\$$', 'i', 'x'), (2, 'ab', 'w', 'i', 'x'),
+               (3, 'a', 'v''"\$$', 'i', 'x'), (4, 'ab', 'v''"\$$', 'i', 'y')"#,
+        )
+        .await;
+    assert_eq!(brief(&relay.seen(&hit).await), ["INSERT 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_tables_in_turn_with_savepoints_arrive_whole_and_in_order() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key, o uuid); create table u (id int primary key);
+         alter table t enable row level security;
+         create policy p on t using (o = auth.uid() and now() is not null);
+         grant select on t, u to authenticated",
+        "t, u",
+    )
+    .await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "t")
+        .await;
+    relay
+        .run(&format!(
+            "do $$ begin for i in 1..2000 loop
+               begin
+                 insert into t values (i, '{ANN}'); insert into u values (i);
+                 if i % 5 = 0 then raise exception 'no'; end if;
+               exception when raise_exception then null; end;
+             end loop; end $$"
+        ))
+        .await;
+    let seen = brief(&relay.seen(&ann).await);
+    let wanted: Vec<String> = (1..=2000)
+        .filter(|i| i % 5 != 0)
+        .map(|i| format!("INSERT {i}"))
+        .collect();
+    assert_eq!(seen, wanted);
+}
