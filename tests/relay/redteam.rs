@@ -8,6 +8,37 @@ use serde_json::json;
 use crate::harness::{ANN, Relay, brief};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn labels_that_change_their_order_under_a_domain_are_noticed() {
+    let mut relay = Relay::start(
+        "create type level as enum ('low', 'high');
+         create domain clearance as level;
+         create table t (id int primary key, needed clearance, given clearance);
+         alter table t enable row level security;
+         create policy p on t using (needed::level < given::level);
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let ann = relay.watch("authenticated", &json!({}), "t").await;
+    relay
+        .run("insert into t values (1, 'low', 'high'), (2, 'high', 'low')")
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    relay
+        .run(
+            "alter type level rename value 'low' to 'x';
+             alter type level rename value 'high' to 'low';
+             alter type level rename value 'x' to 'high'",
+        )
+        .await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    relay
+        .run("insert into t values (3, 'low', 'high'), (4, 'high', 'low')")
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 4"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_of_any_kind_are_names() {
     let mut relay = Relay::start(
         r#"create table "rowcast image" (
