@@ -69,6 +69,32 @@ async fn a_question_that_postgresql_does_not_take_leads_to_a_resync() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_to_a_whole_schema_gets_a_table_that_is_granted_later() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key); create table u (id int primary key);
+         grant select on t to authenticated",
+        "t, u",
+    )
+    .await;
+    let all = relay.watch("authenticated", &json!({}), "*").await;
+    relay.run("grant select on u to authenticated").await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    relay.run("insert into u values (1)").await;
+    let fence = relay.fence().await;
+    let mut kinds = Vec::new();
+    loop {
+        if let rowcast::router::Event::Change { data, .. } = all.event().await {
+            let data: serde_json::Value = serde_json::from_slice(&data).unwrap();
+            kinds.push(data["table"].clone());
+            if data["table"] == "fence" && data["record"]["id"] == fence {
+                break;
+            }
+        }
+    }
+    assert!(kinds.contains(&json!("u")), "{kinds:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn labels_that_change_their_order_under_a_domain_are_noticed() {
     let mut relay = Relay::start(
         "create type level as enum ('low', 'high');
