@@ -69,6 +69,54 @@ async fn a_question_that_postgresql_does_not_take_leads_to_a_resync() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_on_a_value_that_is_not_carried_leads_to_a_resync() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key, n int, large text);
+         alter table t alter large set storage external;
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let other = relay
+        .watch_filtered("authenticated", &json!({}), "t", Events::All, "large=neq.x")
+        .await
+        .unwrap();
+    relay
+        .run("insert into t values (1, 1, repeat('x', 10000))")
+        .await;
+    assert_eq!(brief(&relay.seen(&other).await), ["INSERT 1"]);
+    relay.run("update t set n = 2").await;
+    assert_eq!(brief(&relay.seen(&other).await), ["resync undecided"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_on_an_enum_that_has_just_grown_loses_nothing_silently() {
+    let mut relay = Relay::with(
+        "create type state as enum ('open', 'done');
+         create table t (id int primary key, state state);
+         grant select on t to authenticated",
+        "t",
+        |config| config.catalog_interval = Duration::from_secs(3600),
+    )
+    .await;
+    let watching = relay
+        .watch_filtered(
+            "authenticated",
+            &json!({}),
+            "t",
+            Events::All,
+            "state=neq.done",
+        )
+        .await
+        .unwrap();
+    relay.run("insert into t values (1, 'open')").await;
+    assert_eq!(brief(&relay.seen(&watching).await), ["INSERT 1"]);
+    relay.run("alter type state add value 'parked'").await;
+    relay.run("insert into t values (2, 'parked')").await;
+    assert_eq!(brief(&relay.seen(&watching).await), ["resync undecided"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_to_a_whole_schema_gets_a_table_that_is_granted_later() {
     let mut relay = Relay::start(
         "create table t (id int primary key); create table u (id int primary key);
