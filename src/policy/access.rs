@@ -405,8 +405,9 @@ fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
             format!("{function:?}").hash(&mut hasher);
         }
         let columns = table.columns.iter().map(|column| column.type_oid);
-        for ty in columns.filter_map(|oid| catalog.types.get(&oid)) {
-            format!("{ty:?}").hash(&mut hasher);
+        for oid in columns {
+            // Of a domain also what it is over: an enum's labels are there.
+            format!("{:?}", (catalog.types.get(&oid), catalog.base_type(oid))).hash(&mut hasher);
         }
     }
     format!("{:?}", (catalog.roles.get(role), catalog.request_settings)).hash(&mut hasher);

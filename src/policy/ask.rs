@@ -47,7 +47,7 @@ pub enum Answer {
     Visible,
     /// They do not.
     Hidden,
-    /// A policy raised an error on this row, or cannot be put as a question at all.
+    /// A policy raised an error on this row.
     Raised,
     /// There was no answer in time. Whoever asked must say so to its client.
     TimedOut,

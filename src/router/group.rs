@@ -63,6 +63,8 @@ pub(super) struct Group {
     unindexed: HashSet<usize>,
     members: Slab<Member>,
     by_filter: FilterIndex,
+    /// A test of every column that filters read, and how many tests there are.
+    tested: HashMap<String, (Test, usize)>,
     bound: Option<BoundRules>,
 }
 
@@ -97,6 +99,8 @@ pub(super) enum Sight {
     Raised,
     /// The stream does not carry what decides.
     Undecided,
+    /// It may or might be seen, but whether the filter asks for it cannot be told.
+    Unmatched,
 }
 
 /// The row that decides, and what is known around it.
@@ -132,6 +136,7 @@ impl Group {
             unindexed: HashSet::new(),
             members: Slab::new(),
             by_filter: FilterIndex::default(),
+            tested: HashMap::new(),
             bound: None,
         }
     }
@@ -158,6 +163,10 @@ impl Group {
         let who = self.kin_of(principal);
         let key = MemberKey(self.members.vacant_key());
         self.by_filter.add(key, &bindings);
+        for test in bindings.iter().flat_map(|binding| &*binding.filter) {
+            let tested = self.tested.entry(test.column.clone());
+            tested.or_insert_with(|| (test.clone(), 0)).1 += 1;
+        }
         if let Some(kin) = self.kin.get_mut(who) {
             kin.members.insert(key);
         }
@@ -175,6 +184,14 @@ impl Group {
             return;
         };
         self.by_filter.remove(key, &member.bindings);
+        for test in member.bindings.iter().flat_map(|binding| &*binding.filter) {
+            if let Some((_, tests)) = self.tested.get_mut(&test.column) {
+                *tests -= 1;
+                if *tests == 0 {
+                    self.tested.remove(&test.column);
+                }
+            }
+        }
         let Some(kin) = self.kin.get_mut(member.who) else {
             return;
         };
@@ -271,6 +288,22 @@ impl Group {
                 }
             }
         }
+        let unmatched = self
+            .unmatched(subject)
+            .into_iter()
+            .filter_map(|(who, members)| {
+                let kin = self.kin.get(who)?;
+                let seen = match self.sight(kin, facts.as_deref()) {
+                    Sight::Hidden | Sight::Raised => false,
+                    Sight::Visible | Sight::Asked | Sight::Undecided | Sight::Unmatched => true,
+                };
+                seen.then(|| Match {
+                    principal: Arc::clone(&kin.principal),
+                    sight: Sight::Unmatched,
+                    members,
+                    sees_old: false,
+                })
+            });
         by_kin
             .into_iter()
             .filter_map(|(who, members)| {
@@ -287,7 +320,37 @@ impl Group {
                     sees_old,
                 })
             })
+            .chain(unmatched)
             .collect()
+    }
+
+    /// Those of whose filters it cannot be told whether they ask for the row.
+    fn unmatched(&self, subject: &Subject<'_>) -> HashMap<usize, Vec<(MemberKey, Matched)>> {
+        let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
+        let deleted = matches!(subject.change.kind, Kind::Delete { .. });
+        let unreadable = |test: &Test| test.unreadable(subject.relation, subject.row, deleted);
+        if !self.tested.values().any(|(test, _)| unreadable(test)) {
+            return by_kin;
+        }
+        for (key, member) in &self.members {
+            let unclear: Matched = member
+                .bindings
+                .iter()
+                .filter(|binding| {
+                    let matches = |test: &Test| test.matches(subject.relation, subject.row);
+                    let mut tests = binding.filter.iter();
+                    binding.events.includes(&subject.change.kind)
+                        && binding.filter.iter().any(unreadable)
+                        && tests.all(|test| unreadable(test) || matches(test))
+                })
+                .map(|binding| binding.id)
+                .collect();
+            if !unclear.is_empty() {
+                let members = by_kin.entry(member.who).or_default();
+                members.push((MemberKey(key), unclear));
+            }
+        }
+        by_kin
     }
 
     /// Everybody who asked for this kind of change, whatever the row.

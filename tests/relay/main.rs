@@ -18,3 +18,5 @@ mod asked;
 mod catalog;
 
 mod rows;
+
+mod redteam;

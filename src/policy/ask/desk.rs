@@ -19,9 +19,6 @@ use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::retry::Backoff;
 
-/// Questions' functions kept on a connection; past this it is made anew.
-const MAX_STATEMENTS: usize = 500;
-
 pub(super) struct Desk {
     database: Database,
     metrics: Arc<Metrics>,
@@ -33,9 +30,10 @@ struct Connection {
     client: Client,
     visible: Statement,
     become_client: Statement,
-    /// `None` for what PostgreSQL does not take as a question.
-    statements: HashMap<Arc<str>, Option<Statement>>,
 }
+
+/// A batch's questions by their text; `None` for what PostgreSQL does not take as a question.
+type Statements = HashMap<Arc<str>, Option<Statement>>;
 
 type Query<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, tokio_postgres::Error>> + Send + 'a>>;
 
@@ -134,7 +132,6 @@ impl Desk {
     ) -> Result<(), Trouble> {
         let timeout = self.timeout;
         let connection = self.connected().await?;
-        connection.learn(groups).await?;
         connection
             .client
             .batch_execute(&format!(
@@ -153,9 +150,7 @@ impl Desk {
     }
 
     async fn connected(&mut self) -> Result<&mut Connection, Trouble> {
-        let usable = |connection: &Connection| {
-            !connection.client.is_closed() && connection.statements.len() < MAX_STATEMENTS
-        };
+        let usable = |connection: &Connection| !connection.client.is_closed();
         if !self.connection.as_ref().is_some_and(usable) {
             let client = self
                 .database
@@ -180,7 +175,6 @@ impl Desk {
                 client,
                 visible,
                 become_client,
-                statements: HashMap::new(),
             });
         }
         self.connection
@@ -191,7 +185,7 @@ impl Desk {
 
 impl Connection {
     async fn answer(
-        &mut self,
+        &self,
         batch: &[Question],
         groups: &[Group],
         one_by_one: bool,
@@ -212,13 +206,14 @@ impl Connection {
         if !visible {
             return Err(Trouble::NotVisible);
         }
+        let statements = self.learn(groups).await?;
         if one_by_one {
             for group in groups {
-                self.answer_row_by_row(group, answers).await?;
+                self.answer_row_by_row(group, &statements, answers).await?;
             }
             return Ok(());
         }
-        self.answer_pipelined(groups, answers).await
+        self.answer_pipelined(groups, &statements, answers).await
     }
 
     /// Makes what is missing to put these questions.
@@ -227,12 +222,20 @@ impl Connection {
     /// resolved that name when the policy was made. So a question must not be parsed under the
     /// client's role either, also not when PostgreSQL plans it anew: it becomes the resolved body
     /// of a temporary function, made under the relay's own login.
-    async fn learn(&mut self, groups: &[Group]) -> Result<(), Trouble> {
+    ///
+    /// The function lives no longer than the batch: one that is committed depends on every table,
+    /// column, type and function that the policy names, and nobody could drop or alter those.
+    async fn learn(&self, groups: &[Group]) -> Result<Statements, Trouble> {
+        let mut statements = Statements::new();
         for group in groups {
-            if self.statements.contains_key(&group.query) {
+            if statements.contains_key(&group.query) {
                 continue;
             }
-            let name = format!("rowcast_ask_{}", self.statements.len());
+            let name = format!("rowcast_ask_{}", statements.len());
+            self.client
+                .batch_execute("savepoint rowcast_ask")
+                .await
+                .map_err(broken)?;
             let create = format!(
                 "create function pg_temp.{name}(images text[]) returns setof bigint language sql \
                  stable begin atomic {}; end",
@@ -251,18 +254,23 @@ impl Connection {
                         "its rows are hidden"
                     };
                     warn!(error = %reason(&error), hint, "a policy cannot be asked");
+                    self.client
+                        .batch_execute("rollback to savepoint rowcast_ask")
+                        .await
+                        .map_err(broken)?;
                     None
                 }
                 Err(error) => return Err(broken(error)),
             };
-            self.statements.insert(Arc::clone(&group.query), statement);
+            statements.insert(Arc::clone(&group.query), statement);
         }
-        Ok(())
+        Ok(statements)
     }
 
     async fn answer_pipelined(
         &self,
         groups: &[Group],
+        statements: &Statements,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
         // Parameters have to outlive the pipeline.
@@ -284,8 +292,8 @@ impl Connection {
             .collect();
         let mut under_way = Vec::with_capacity(groups.len());
         for (group, (who, images)) in groups.iter().zip(&bound) {
-            let Some(statement) = self.statements.get(&group.query).and_then(Option::as_ref) else {
-                group.settle_all(Answer::Raised, answers);
+            let Some(statement) = statements.get(&group.query).and_then(Option::as_ref) else {
+                group.settle_all(Answer::Failed, answers);
                 continue;
             };
             // A query is sent when it is first polled: in this order, without waiting.
@@ -313,10 +321,11 @@ impl Connection {
     async fn answer_row_by_row(
         &self,
         group: &Group,
+        statements: &Statements,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        let Some(statement) = self.statements.get(&group.query).and_then(Option::as_ref) else {
-            group.settle_all(Answer::Raised, answers);
+        let Some(statement) = statements.get(&group.query).and_then(Option::as_ref) else {
+            group.settle_all(Answer::Failed, answers);
             return Ok(());
         };
         for (image, asked_by) in group.images.iter().zip(&group.asked_by) {

@@ -11,7 +11,6 @@ use super::{Channel, Doubt, Fanout, Unparked, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
-use crate::policy::catalog::Catalog;
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
 use crate::router::group::{Binding, Group};
@@ -327,7 +326,7 @@ impl Fanout {
         if Arc::ptr_eq(&catalog, &self.catalog) {
             return;
         }
-        let before = std::mem::replace(&mut self.catalog, Arc::clone(&catalog));
+        self.catalog = Arc::clone(&catalog);
         self.access.clear();
         let mut changed = Vec::new();
         for (oid, watched) in &mut self.tables {
@@ -348,18 +347,7 @@ impl Fanout {
                 changed.push(*oid);
             }
         }
-        let published = |catalog: &Catalog| {
-            let mut tables: Vec<Oid> = catalog
-                .tables
-                .values()
-                .filter(|t| t.published)
-                .map(|t| t.oid)
-                .collect();
-            tables.sort_unstable();
-            tables
-        };
-        let tables_changed = published(&before) != published(&catalog);
-        self.resubscribe(&changed, tables_changed);
+        self.resubscribe(&changed);
         for oid in changed {
             if let Some(watched) = self.tables.get_mut(&oid)
                 && described != Some(oid)
@@ -372,9 +360,9 @@ impl Fanout {
         }
     }
 
-    /// Resolves anew every channel that watches one of `changed`, or that named no table where the
-    /// set of published tables changed.
-    fn resubscribe(&mut self, changed: &[Oid], tables_changed: bool) {
+    /// Resolves anew every channel that watches one of `changed`, or that named no table: one that
+    /// it could not have before may be published, granted or named so now.
+    fn resubscribe(&mut self, changed: &[Oid]) {
         let versions: HashMap<Oid, (u64, Option<Doubt>, bool)> = self
             .tables
             .iter()
@@ -391,7 +379,7 @@ impl Fanout {
             .filter(|(_, _, state)| {
                 let open = |wish: &Wanted| wish.schema.is_none() || wish.table.is_none();
                 state.members.iter().any(|(oid, _)| changed.contains(oid))
-                    || (tables_changed && state.wanted.iter().any(open))
+                    || state.wanted.iter().any(open)
             })
             .map(|(session, channel, _)| (session, channel))
             .collect();

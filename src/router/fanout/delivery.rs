@@ -91,6 +91,7 @@ impl Fanout {
                 Some(question) => self.ask(place, role, found, question).await,
                 None => self.unjudged(place, role, &found, delete, undecided),
             },
+            Sight::Unmatched => self.unjudged(place, role, &found, false, undecided),
         }
     }
 
