@@ -75,7 +75,15 @@ select jsonb_build_object(
   'tables', coalesce((
     select jsonb_agg(jsonb_build_object(
       'oid', c.oid, 'schema', n.nspname, 'name', c.relname, 'published', t.published, 'published_columns', t.columns,
-      'partitioned', c.relkind = 'p', 'row_filter', t.row_filter,
+      'partitioned', c.relkind = 'p',
+      -- The transactions that last wrote what is read here of the table: whether one of them is
+      -- younger than a row of the stream.
+      'written_by', (
+        select jsonb_agg(distinct x.xmin::text) from (
+          select c.xmin union all
+          select p.version from policies p where p.polrelid = c.oid union all
+          select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
+      'row_filter', t.row_filter,
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       'ancestors', coalesce((
         select jsonb_agg(a.relid::oid order by a.relid)
@@ -159,6 +167,10 @@ select jsonb_build_object(
     from (select distinct oid from types) t
     join pg_type y on y.oid = t.oid
     join pg_namespace n on n.oid = y.typnamespace), '[]'),
+  -- Casts that somebody made from text: what is asked casts text outputs back to their types.
+  'casts', coalesce((
+    select jsonb_agg(k.casttarget order by k.casttarget) from pg_cast k
+    where k.castsource = 'text'::regtype and k.castmethod = 'f' and k.oid >= 16384), '[]'),
   'collations', coalesce((
     -- Where equality is not equality of bytes.
     select jsonb_agg(k.oid order by k.oid) from pg_collation k where not k.collisdeterministic), '[]')

@@ -130,7 +130,9 @@ impl Access {
                 self.rules = Rules::Nothing(refused);
                 return;
             }
-            unaskable = unaskable.or_else(|| unstored(judged, &applicable));
+            unaskable = unaskable
+                .or_else(|| unstored(judged, &applicable))
+                .or_else(|| miscast(catalog, judged, &applicable));
             questions.push(Asked {
                 table: judged,
                 condition: condition(&applicable),
@@ -218,6 +220,23 @@ fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
             )
         })
     })
+}
+
+/// Why the policies cannot be asked: somebody made a cast from text to the type of a column that
+/// they read, which may be another value than the type's text output stands for.
+fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<String> {
+    columns_read(table, policies)
+        .into_iter()
+        .find_map(|column| {
+            let base = catalog.base_type(column.type_oid).map(|base| base.oid);
+            let made = |oid: &Oid| *oid == column.type_oid || Some(*oid) == base;
+            catalog.casts.iter().any(made).then(|| {
+                format!(
+                    "column {} of {} is of a type with a cast from text",
+                    column.name, table.name
+                )
+            })
+        })
 }
 
 /// The policies as one predicate, or the names of those that are not compiled and why.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::datum::{Collation, Labels, Types, UserType};
-use crate::pg::{Lsn, Oid};
+use crate::pg::{Lsn, Oid, Xid};
 
 /// What `sql/catalog.sql` returns: published tables (and the ancestors of published partitions)
 /// with their columns, policies and rights, and what those are made of.
@@ -29,6 +29,8 @@ pub struct Catalog {
     pub types: HashMap<Oid, Arc<Type>>,
     /// The functions that policies call, outside PostgreSQL's own.
     pub functions: HashMap<Oid, Function>,
+    /// Types to which somebody made a cast from text that runs a function.
+    pub casts: Vec<Oid>,
     /// Collations under which equal texts may differ in bytes.
     pub nondeterministic_collations: Vec<Oid>,
     /// What is known of types and collations natively.
@@ -76,6 +78,9 @@ pub struct Table {
     pub force_row_security: bool,
     /// The tables that it is a partition of, directly or not.
     pub ancestors: Vec<Oid>,
+    /// The transactions (32 bits) that last wrote its rows of the catalog.
+    #[serde(deserialize_with = "numbers")]
+    pub written_by: Vec<u32>,
     /// Its columns in order, without dropped ones.
     pub columns: Vec<Column>,
     /// The attribute numbers of its primary key.
@@ -88,7 +93,23 @@ pub struct Table {
     pub rights: Vec<Rights>,
 }
 
+fn numbers<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(|text| text.parse().map_err(serde::de::Error::custom))
+        .collect()
+}
+
 impl Table {
+    /// Whether a transaction younger than `xid` has written what the catalog says of the table:
+    /// then a row of `xid` may be older than that.
+    #[must_use]
+    pub fn written_after(&self, xid: Xid) -> bool {
+        self.written_by
+            .iter()
+            .any(|writer| xid.widen(*writer) > xid)
+    }
+
     /// The name as SQL, quoted.
     #[must_use]
     pub fn sql_name(&self) -> String {
@@ -249,6 +270,7 @@ struct Document {
     types: Vec<Type>,
     functions: Vec<Function>,
     collations: Vec<Oid>,
+    casts: Vec<Oid>,
 }
 
 #[derive(Deserialize)]
@@ -308,6 +330,7 @@ impl Catalog {
                 .map(|function| (function.oid, function))
                 .collect(),
             nondeterministic_collations: document.collations,
+            casts: document.casts,
             unusual_search_path,
             request_settings,
         })

@@ -23,7 +23,7 @@ use crate::change::{ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Entry, Log, LogError, Offset};
 use crate::metrics::{HiddenReason, Metrics};
-use crate::pg::{Lsn, Oid};
+use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
@@ -78,6 +78,8 @@ pub struct Fanout {
     literals: Literals,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
+    /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
+    doubts: HashMap<Oid, Doubt>,
     sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
 }
@@ -147,6 +149,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         literals: Literals::default(),
         access: HashMap::new(),
         tables: HashMap::new(),
+        doubts: HashMap::new(),
         sessions: HashMap::new(),
         parked: FuturesUnordered::new(),
     };
@@ -252,17 +255,25 @@ impl Fanout {
                     return;
                 }
                 self.adopt(Some(oid));
-                self.verify(oid, &change.relation);
+                self.verify(oid, &change.relation, entry.batch.xid);
             }
             self.change(entry, offset, change).await;
         }
     }
 
-    fn verify(&mut self, oid: Oid, relation: &Relation) {
+    fn verify(&mut self, oid: Oid, relation: &Relation, xid: Xid) {
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
         watched.verified = relation.version;
+        if watched.table.written_after(xid) {
+            // The catalog is already past this row: between the two the rules may have changed
+            // once more.
+            watched.doubt = Some(Doubt {
+                until: self.catalog.read_at,
+                version: relation.version,
+            });
+        }
         watched.shapes.clear();
         watched.fits = relation.columns.iter().all(|column| {
             let known = watched.table.column(&column.name);

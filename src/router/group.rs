@@ -200,6 +200,7 @@ impl Group {
             return;
         }
         let kin = self.kin.remove(member.who);
+        self.unindexed.remove(&member.who);
         for (slot, index) in &mut self.by_slot {
             let value = kin
                 .projections

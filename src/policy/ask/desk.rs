@@ -30,6 +30,9 @@ struct Connection {
     client: Client,
     visible: Statement,
     become_client: Statement,
+    /// Questions as plain statements. PostgreSQL may analyse one anew under the client's role,
+    /// which may not use every schema that it names: then it is put the long way.
+    prepared: HashMap<Arc<str>, Statement>,
 }
 
 /// A batch's questions by their text; `None` for what PostgreSQL does not take as a question.
@@ -132,6 +135,9 @@ impl Desk {
     ) -> Result<(), Trouble> {
         let timeout = self.timeout;
         let connection = self.connected().await?;
+        if !one_by_one {
+            connection.prepare(groups).await?;
+        }
         connection
             .client
             .batch_execute(&format!(
@@ -175,6 +181,7 @@ impl Desk {
                 client,
                 visible,
                 become_client,
+                prepared: HashMap::new(),
             });
         }
         self.connection
@@ -182,6 +189,9 @@ impl Desk {
             .ok_or_else(|| Trouble::Broken("there is no connection".to_owned()))
     }
 }
+
+/// Plain questions kept prepared; past this all are prepared anew.
+const MAX_PREPARED: usize = 500;
 
 impl Connection {
     async fn answer(
@@ -206,17 +216,38 @@ impl Connection {
         if !visible {
             return Err(Trouble::NotVisible);
         }
-        let statements = self.learn(groups).await?;
         if one_by_one {
+            let statements = self.learn(groups).await?;
             for group in groups {
                 self.answer_row_by_row(group, &statements, answers).await?;
             }
             return Ok(());
         }
-        self.answer_pipelined(groups, &statements, answers).await
+        self.answer_pipelined(groups, answers).await
     }
 
-    /// Makes what is missing to put these questions.
+    /// Prepares the questions that are not prepared yet, under the relay's own login. What
+    /// PostgreSQL does not take is left out.
+    async fn prepare(&mut self, groups: &[Group]) -> Result<(), Trouble> {
+        for group in groups {
+            if self.prepared.contains_key(&group.query) {
+                continue;
+            }
+            if self.prepared.len() >= MAX_PREPARED {
+                self.prepared.clear();
+            }
+            match self.client.prepare(&group.query).await {
+                Ok(statement) => {
+                    self.prepared.insert(Arc::clone(&group.query), statement);
+                }
+                Err(error) if error.as_db_error().is_some() => {}
+                Err(error) => return Err(broken(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes questions that a client's role can put whatever PostgreSQL thinks of their names.
     ///
     /// A policy may call a function of a schema that the client's role may not use: PostgreSQL
     /// resolved that name when the policy was made. So a question must not be parsed under the
@@ -237,8 +268,8 @@ impl Connection {
                 .await
                 .map_err(broken)?;
             let create = format!(
-                "create function pg_temp.{name}(images text[]) returns setof bigint language sql \
-                 stable begin atomic {}; end",
+                "create function pg_temp.{name}(text[]) returns setof bigint language sql \
+                 volatile begin atomic {}; end",
                 group.query
             );
             let statement = match self.client.execute(&create, &[]).await {
@@ -270,7 +301,6 @@ impl Connection {
     async fn answer_pipelined(
         &self,
         groups: &[Group],
-        statements: &Statements,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
         // Parameters have to outlive the pipeline.
@@ -291,9 +321,10 @@ impl Connection {
             })
             .collect();
         let mut under_way = Vec::with_capacity(groups.len());
+        let mut outcome = Ok(());
         for (group, (who, images)) in groups.iter().zip(&bound) {
-            let Some(statement) = statements.get(&group.query).and_then(Option::as_ref) else {
-                group.settle_all(Answer::Failed, answers);
+            let Some(statement) = self.prepared.get(&group.query) else {
+                outcome = Err(Trouble::Raised);
                 continue;
             };
             // A query is sent when it is first polled: in this order, without waiting.
@@ -305,7 +336,6 @@ impl Connection {
             let _pending = futures_util::poll!(&mut query);
             under_way.push((group, switch, query));
         }
-        let mut outcome = Ok(());
         for (group, switch, query) in under_way {
             if let Err(error) = finished(switch).await {
                 outcome = outcome.and(Err(trouble(&error)));
@@ -346,6 +376,7 @@ impl Connection {
             let answer = match answered {
                 Ok(rows) if rows.is_empty() => Answer::Hidden,
                 Ok(_) => Answer::Visible,
+                Err(error) if transient(&error) => Answer::Failed,
                 Err(error) => match trouble(&error) {
                     Trouble::Raised => Answer::Raised,
                     other => return Err(other),
@@ -429,6 +460,15 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
         }
     }
     groups
+}
+
+/// Whether an error says nothing about the policy: a deadlock, a lock that was not to be had, a
+/// file that cannot be read, a fault of the server.
+fn transient(error: &tokio_postgres::Error) -> bool {
+    let code = error.code().map(SqlState::code).unwrap_or_default();
+    ["40", "55", "58", "XX"]
+        .iter()
+        .any(|class| code.starts_with(class))
 }
 
 /// Whether an error is the policy's (or the row's), or the connection's.

@@ -44,13 +44,13 @@ pub struct Asked<'a> {
     pub reads: Vec<&'a Column>,
 }
 
-/// The SQL that says which rows of `images` (an array of what [`of`] makes) pass all of `asked`,
+/// The SQL that says which rows of `$1` (an array of what [`of`] makes) pass all of `asked`,
 /// by their places counted from 1. Each value is cast from its text output to its column's type;
 /// generated columns are computed as PostgreSQL computes them.
 #[must_use]
 pub fn query(asked: &[Asked<'_>]) -> String {
     let mut sql = "select \"rowcast image\".\"rowcast place\" \
-                   from pg_catalog.unnest(images) with ordinality \
+                   from pg_catalog.unnest($1::pg_catalog.text[]) with ordinality \
                    as \"rowcast image\"(\"rowcast row\", \"rowcast place\") where "
         .to_owned();
     for (place, asked) in asked.iter().enumerate() {

@@ -225,7 +225,7 @@ impl Fanout {
                 table: Arc::clone(table),
                 groups: HashMap::new(),
                 verified: 0,
-                doubt: None,
+                doubt: self.doubts.remove(&oid),
                 fits: true,
                 shapes: HashMap::new(),
             });
@@ -264,6 +264,7 @@ impl Fanout {
                 }
             }
             if watched.groups.is_empty() {
+                self.doubts.extend(watched.doubt.map(|doubt| (oid, doubt)));
                 self.tables.remove(&oid);
             }
         }
