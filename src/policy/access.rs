@@ -371,21 +371,27 @@ fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<S
         .map(|function| format!("permission denied for function {}", function.name))
 }
 
-/// (any permissive) and (all restrictive), in SQL. Without a permissive policy nothing is visible.
+/// (all restrictive) and (any permissive), in SQL. Without a permissive policy nothing is visible.
+///
+/// In the order in which PostgreSQL itself puts them, since it stops at what decides and a policy
+/// behind that may raise an error: the restrictive ones by name, then the permissive ones by name
+/// backwards (its cache of policies is built front to back).
 fn condition(policies: &[&Policy]) -> String {
-    let join = |permissive: bool, word: &str| {
-        let parts: Vec<String> = policies
+    let parts = |permissive: bool| -> Vec<String> {
+        policies
             .iter()
             .filter(|policy| policy.permissive == permissive)
             .filter_map(|policy| Some(format!("({})", policy.condition.as_ref()?)))
-            .collect();
-        (!parts.is_empty()).then(|| format!("({})", parts.join(word)))
+            .collect()
     };
-    let any = join(true, " or ").unwrap_or_else(|| "false".to_owned());
-    match join(false, " and ") {
-        Some(all) => format!("({any} and {all})"),
-        None => any,
-    }
+    let (mut all, mut any) = (parts(false), parts(true));
+    any.reverse();
+    all.push(if any.is_empty() {
+        "false".to_owned()
+    } else {
+        format!("({})", any.join(" or "))
+    });
+    format!("({})", all.join(" and "))
 }
 
 /// Everything that decides for this role and table, and the table's columns, as one number.

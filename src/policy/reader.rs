@@ -166,7 +166,8 @@ impl CatalogReader {
     /// [`CatalogError`] for trouble other than the text.
     pub async fn literal(&mut self, type_sql: &str, text: &str) -> Result<Literal, CatalogError> {
         let connection = self.connected().await?;
-        let query = format!("select (($1::text)::{type_sql})::text");
+        // Not a cast to text: that of a boolean is `true`, where the stream has `t`.
+        let query = format!("select pg_catalog.format('%s', ($1::text)::{type_sql})");
         match connection.client.query_one(&query, &[&text]).await {
             Ok(row) => Ok(Literal::Value(row.try_get::<_, String>(0)?)),
             Err(error) => match error.as_db_error() {

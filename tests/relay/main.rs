@@ -17,6 +17,8 @@ mod asked;
 
 mod catalog;
 
+mod differential;
+
 mod rows;
 
 mod redteam;
