@@ -3,6 +3,8 @@
 
 mod group;
 
+mod filter_index;
+
 pub mod outbox;
 
 mod resolve;
