@@ -13,7 +13,7 @@ help: ## Show this list
 demo: ## Run the demo: a private PostgreSQL, a worker, the relay and a page
 	@scripts/prepare.sh rust postgres
 	@test -x target/release/rowcast || echo 'Compiling; the first time takes some minutes.'
-	@cargo build --release --quiet
+	@cargo build --release
 # exec: Ctrl-C then reaches the demo alone, which ends everything it has started.
 	@exec target/release/rowcast demo $(ARGS)
 
@@ -30,7 +30,7 @@ test-clients: ## The real supabase-js, and the demo's page in Chromium
 
 test-mutants: ## Break the relay on purpose and see that a test notices each time
 	@scripts/prepare.sh rust postgres
-	cargo test --features mutants --test mutants -- --test-threads=1
+	tests/mutants.sh
 
 bench: ## Measure latency, throughput and memory
 	@scripts/prepare.sh rust postgres

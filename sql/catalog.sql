@@ -6,7 +6,10 @@
 -- search_path must be empty, so that pg_get_expr qualifies every name outside pg_catalog.
 with recursive
 published as (
-  select c.oid, p.rowfilter is not null as row_filter
+  -- Row filters are new in PostgreSQL 15, as is their column.
+  select c.oid, to_jsonb(p) ->> 'rowfilter' is not null as row_filter,
+    -- Without generated columns, which old streams do not carry.
+    to_jsonb(p) -> 'attnames' as columns
   from pg_publication_tables p
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
@@ -14,9 +17,9 @@ published as (
 ),
 -- A partition published on its own is judged by its ancestors' policies too.
 tables as (
-  select oid, true as published, row_filter from published
+  select oid, true as published, row_filter, columns from published
   union
-  select a.relid, false, false
+  select a.relid, false, false, null
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
 ),
@@ -52,7 +55,12 @@ functions(oid) as (
 select jsonb_build_object(
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
+    'deletes', coalesce((select p.pubdelete from pg_publication p where p.pubname = $1), false),
     'collate', (select d.datcollate from pg_database d where d.datname = current_database()),
+    -- Absent before PostgreSQL 15, where there was only libc.
+    'provider', (select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
+                 from pg_database d where d.datname = current_database()),
+    'ctype', (select d.datctype from pg_database d where d.datname = current_database()),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)
       from pg_db_role_setting s
@@ -61,12 +69,21 @@ select jsonb_build_object(
     select jsonb_agg(jsonb_build_object(
       'oid', r.oid, 'name', r.rolname, 'bypass', r.bypass,
       -- Whether questions can be asked under this role.
-      'settable', pg_has_role(session_user, r.oid, 'member')
+      'settable', pg_has_role(session_user, r.oid,
+        case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end)
     ) order by r.oid) from roles r), '[]'),
   'tables', coalesce((
     select jsonb_agg(jsonb_build_object(
-      'oid', c.oid, 'schema', n.nspname, 'name', c.relname, 'published', t.published,
-      'partitioned', c.relkind = 'p', 'row_filter', t.row_filter,
+      'oid', c.oid, 'schema', n.nspname, 'name', c.relname, 'published', t.published, 'published_columns', t.columns,
+      'partitioned', c.relkind = 'p',
+      -- The transactions that last wrote what is read here of the table: whether one of them is
+      -- younger than a row of the stream.
+      'written_by', (
+        select jsonb_agg(distinct x.xmin::text) from (
+          select c.xmin union all
+          select p.version from policies p where p.polrelid = c.oid union all
+          select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
+      'row_filter', t.row_filter,
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       'ancestors', coalesce((
         select jsonb_agg(a.relid::oid order by a.relid)
@@ -75,6 +92,7 @@ select jsonb_build_object(
         select jsonb_agg(jsonb_build_object(
           'number', a.attnum, 'name', a.attname, 'type', a.atttypid, 'modifier', a.atttypmod,
           'collation', a.attcollation,
+          'type_sql', format_type(a.atttypid, a.atttypmod),
           'generated', case when a.attgenerated <> '' then (
             select pg_get_expr(d.adbin, d.adrelid) from pg_attrdef d
             where d.adrelid = a.attrelid and d.adnum = a.attnum) end
@@ -149,6 +167,10 @@ select jsonb_build_object(
     from (select distinct oid from types) t
     join pg_type y on y.oid = t.oid
     join pg_namespace n on n.oid = y.typnamespace), '[]'),
+  -- Casts that somebody made from text: what is asked casts text outputs back to their types.
+  'casts', coalesce((
+    select jsonb_agg(k.casttarget order by k.casttarget) from pg_cast k
+    where k.castsource = 'text'::regtype and k.castmethod = 'f' and k.oid >= 16384), '[]'),
   'collations', coalesce((
     -- Where equality is not equality of bytes.
     select jsonb_agg(k.oid order by k.oid) from pg_collation k where not k.collisdeterministic), '[]')

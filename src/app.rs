@@ -1,6 +1,7 @@
 //! The only wiring: what the daemon is made of, what runs, and in which order it stops.
 //!
-//! Shutdown follows the path of a change: the source first, then the router, then the sockets.
+//! Shutdown: the source first, so that nothing new comes; then the sockets take leave, while the
+//! router still serves them; then the rest.
 
 mod core;
 mod feed;
@@ -73,6 +74,8 @@ pub async fn run(
         public: address(&public, config.listen),
         admin: address(&operators, config.admin_listen),
     };
+    // Clients are served once changes flow, operators at once: they want to know what is waited for.
+    info!(address = %addresses.admin, "serving operators");
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::default();
     let desk = admin::routes(readiness.clone(), Arc::clone(&metrics));
@@ -106,11 +109,7 @@ pub async fn run(
 
     let outcome = tokio::select! {
         () = &mut shutdown => Ok(()),
-        Some(ended) = core.tasks.join_next() => Err(match ended {
-            Ok(Ok(task)) => Fault::Ended(task),
-            Ok(Err(fault)) => fault,
-            Err(_panicked) => Fault::Ended("panicked"),
-        }),
+        fault = core.broken() => Err(fault),
         _ = &mut serving => Err(Fault::Ended("listener")),
         _ = &mut operating => Err(Fault::Ended("admin")),
     };

@@ -15,9 +15,11 @@ use crate::log::Log;
 use crate::log::memory::{Bounds, MemoryLog};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
+use crate::pg::refusal::Retry;
 use crate::policy::ask::asker;
 use crate::policy::reader::CatalogReader;
 use crate::policy::watch::{CatalogWatch, watch};
+use crate::retry::Backoff;
 use crate::router::{Foundation, Router, router};
 
 /// What a task that ended says: its name, or what it died of.
@@ -117,6 +119,16 @@ impl Core {
         })
     }
 
+    /// Waits until a part ends that must not end, and says which, or of what. Cancel safe.
+    pub async fn broken(&mut self) -> Fault {
+        match self.tasks.join_next().await {
+            Some(Ok(Ok(task))) => Fault::Ended(task),
+            Some(Ok(Err(fault))) => fault,
+            Some(Err(_panicked)) => Fault::Ended("panicked"),
+            None => Fault::Ended("everything"),
+        }
+    }
+
     /// Stops reading from PostgreSQL: what is in the log is acknowledged and the slot is released.
     pub async fn stop_source(&mut self) {
         self.readiness.set(SourceState::Draining);
@@ -161,10 +173,19 @@ async fn catalog(
         "service_role".to_owned(),
     ];
     roles.push(config.default_role.clone());
-    let reader = CatalogReader::new(database.clone(), publication.to_owned(), roles);
-    let (catalog, reading) = watch(reader, Arc::clone(metrics), config.catalog_interval)
-        .await
-        .map_err(|error| Fault::Database(chain(&error)))?;
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let (catalog, reading) = loop {
+        let reader = CatalogReader::new(database.clone(), publication.to_owned(), roles.clone());
+        match watch(reader, Arc::clone(metrics), config.catalog_interval).await {
+            Ok(watching) => break watching,
+            Err(error) if error.retry() == Retry::Soon => {
+                let reason = chain(&error);
+                warn!(reason, "cannot read the catalog yet");
+                tokio::time::sleep(backoff.after_failure()).await;
+            }
+            Err(error) => return Err(Fault::Database(chain(&error))),
+        }
+    };
     tasks.spawn(async move {
         reading.await;
         Ok("catalog")

@@ -44,10 +44,7 @@ impl Feed {
                 Ok::<_, SourceError>((opened, publication))
             };
             match attempt.await {
-                Ok(opened) => {
-                    self.flowing();
-                    return Ok(opened);
-                }
+                Ok(opened) => return Ok(opened),
                 Err(error) if error.retry() == Retry::Never => {
                     return Err(Fault::Database(chain(&error)));
                 }
@@ -65,6 +62,7 @@ impl Feed {
     ) -> Result<(), Fault> {
         let mut source = first;
         let mut backoff = backoff();
+        self.flowing();
         loop {
             let ended = tokio::select! {
                 ended = self.pour(&mut source, &mut backoff) => ended,
@@ -82,7 +80,10 @@ impl Feed {
                     return Err(Fault::Ended("log"));
                 }
             };
-            self.wait(&mut backoff, &error).await;
+            tokio::select! {
+                () = self.wait(&mut backoff, &error) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
             source = loop {
                 let opening = Source::open(&self.database, &self.slot, publication);
                 let opened = tokio::select! {

@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// Starts logging. `filter` has been checked; one that is wrong all the same means `info`.
-pub(super) fn start(filter: &str, format: LogFormat) {
+/// Starts logging, and returns whether each line is a JSON object. `filter` has been checked; one
+/// that is wrong all the same means `info`.
+pub(super) fn start(filter: &str, format: LogFormat) -> bool {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let json = match format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
@@ -25,6 +26,7 @@ pub(super) fn start(filter: &str, format: LogFormat) {
             .with_ansi(std::io::stderr().is_terminal())
             .try_init()
     };
+    json
 }
 
 /// Starts logging for a command that people run by hand: warnings, unless `ROWCAST_LOG` asks for

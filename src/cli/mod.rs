@@ -58,6 +58,9 @@ enum Command {
     /// The bare relay that `bench --baseline` compares with
     #[command(hide = true)]
     BenchBaseline(bench::baseline::Arguments),
+    /// The relay of `bench --in-process`
+    #[command(hide = true)]
+    BenchInProcess,
 }
 
 /// Runs the command that the arguments name.
@@ -96,6 +99,10 @@ pub fn main() -> ExitCode {
         Command::BenchBaseline(arguments) => {
             logging::for_a_tool();
             block_on(Threads::One, bench::baseline::run(arguments))
+        }
+        Command::BenchInProcess => {
+            logging::for_a_tool();
+            block_on(Threads::All, bench::in_process::run())
         }
     }
 }

@@ -118,21 +118,26 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         }
         None => {}
     }
-    logging::start(&loaded.config.log, loaded.config.log_format);
+    let json = logging::start(&loaded.config.log, loaded.config.log_format);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    block_on(Threads::All, relay(loaded.config))
+    block_on(Threads::All, relay(loaded.config, json))
 }
 
-/// The daemon itself.
-async fn relay(config: Config) -> ExitCode {
+/// The daemon itself. Where its log is `json`, so is its last word: whatever reads the log expects
+/// every line to be an object.
+async fn relay(config: Config, json: bool) -> ExitCode {
     tracing::debug!(?config, "settings");
     let ready = |addresses: app::Addresses| {
         tracing::info!(public = %addresses.public, admin = %addresses.admin, "ready");
     };
     match app::run(config, axum::Router::new(), ready, super::stop_signal()).await {
         Ok(()) => ExitCode::SUCCESS,
+        Err(fault) if json && tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!("{fault}");
+            ExitCode::from(exit_code(&fault))
+        }
         Err(fault) => fail(exit_code(&fault), format_args!("{fault}")),
     }
 }

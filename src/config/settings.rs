@@ -154,7 +154,7 @@ pub static SETTINGS: &[Setting] = &[
         "admin_listen",
         "ADDRESS",
         Some("127.0.0.1:4001"),
-        "Where /livez, /readyz and /metrics are. Only this machine, because metrics are nobody \
+        "Where /healthz, /readyz and /metrics are. Only this machine, because metrics are nobody \
          else's business.",
         |config, text| {
             config.admin_listen = value::address(text)?;
@@ -185,8 +185,8 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "default_role",
         "ROLE",
-        Some("anon"),
-        "The database role of a token without a role claim: the least that there is.",
+        Some("authenticated"),
+        "The database role of a token without a role claim: somebody signed it, so somebody is known.",
         |config, text| {
             config.default_role = value::name(text)?;
             Ok(())

@@ -39,6 +39,8 @@ struct Inner {
     bytes: usize,
     appended: Lsn,
     open: Open,
+    /// Where the log went on after changes were lost.
+    lost: Option<Offset>,
 }
 
 /// The transaction whose last batch is still to come.
@@ -66,6 +68,7 @@ impl MemoryLog {
                 bytes: 0,
                 appended: Lsn(0),
                 open: Open::default(),
+                lost: None,
             }),
             tail: watch::Sender::new(Offset(0)),
         }
@@ -79,8 +82,9 @@ impl MemoryLog {
     fn take(&self, batch: Batch) {
         let next = {
             let mut inner = self.lock();
-            if batch.end_lsn <= inner.appended {
-                // Sent again after a reconnect.
+            if batch.commit_lsn < inner.appended {
+                // Sent again after a reconnect. By where the commit begins: the next one may begin
+                // where this one ends.
                 return;
             }
             let (end_lsn, last) = (batch.end_lsn, batch.last);
@@ -160,6 +164,9 @@ impl Inner {
     }
 
     fn read(&self, from: Offset, limit: usize) -> Result<Vec<Arc<Entry>>, LogError> {
+        if let Some(next) = self.lost.filter(|next| from < *next) {
+            return Err(LogError::Lost { next });
+        }
         if from < self.oldest {
             return Err(LogError::Trimmed {
                 oldest: self.oldest,
@@ -200,6 +207,7 @@ impl Log for MemoryLog {
             // One offset that was never given: whoever stands before it has a gap.
             inner.next = Offset(inner.next.0 + 1);
             inner.oldest = inner.next;
+            inner.lost = Some(inner.next);
             // A slot made anew may begin behind what the lost one had reached.
             inner.appended = Lsn(0);
             inner.next
@@ -312,6 +320,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_transaction_that_begins_to_commit_where_another_ended_is_not_taken_for_it() {
+        let log = log(100);
+        let mut second = batch(2, 1, false);
+        log.append(batch(1, 1, true)).await.unwrap();
+        (second.commit_lsn, second.end_lsn) = (Lsn(15), Lsn(15));
+        log.append(second.clone()).await.unwrap();
+        (second.end_lsn, second.last) = (Lsn(20), true);
+        log.append(second).await.unwrap();
+        assert_eq!(offsets(&log, 0).await, [(0, 1), (1, 1), (2, 1)]);
+    }
+
+    #[tokio::test]
     async fn a_transaction_cut_off_by_a_reconnect_is_not_doubled() {
         let log = log(100);
         log.append(batch(1, 2, false)).await.unwrap();
@@ -350,7 +370,7 @@ mod tests {
         log.lose();
         assert!(matches!(
             log.read(Offset(1), 1).await,
-            Err(LogError::Trimmed { oldest: Offset(2) })
+            Err(LogError::Lost { next: Offset(2) })
         ));
         log.append(batch(1, 1, true)).await.unwrap();
         assert_eq!(offsets(&log, 2).await, [(2, 1)]);

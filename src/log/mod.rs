@@ -52,6 +52,12 @@ pub enum LogError {
         /// The oldest offset that can be read.
         oldest: Offset,
     },
+    /// The offset lies before changes that never came: the source lost its place.
+    #[error("changes before offset {next} are lost")]
+    Lost {
+        /// Where the log goes on.
+        next: Offset,
+    },
     /// The offset lies past the end: it belongs to another log.
     #[error("the log ends at offset {next}")]
     Ahead {
@@ -77,7 +83,7 @@ pub trait Log: Send + Sync + fmt::Debug {
     fn abandon(&self);
 
     /// Notes that changes between the last one taken and the next are lost. Readers that have
-    /// not read what is kept get [`LogError::Trimmed`].
+    /// not read what is kept get [`LogError::Lost`].
     fn lose(&self);
 
     /// The end of the last transaction taken; older ones that come again are to be skipped.

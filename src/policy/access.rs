@@ -1,17 +1,18 @@
 //! What one role may see of one table: its rights, and the policies that apply to it, compiled
 //! where that is exact and put as a question where it is not.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::ask::{JSON, image_query};
+use super::ask::image::{self, Asked};
 use super::catalog::{Catalog, Column, Policy, Rights, Table};
 use super::compile::{Function, Reference, Scope, compile};
 use super::predicate::Predicate;
 use crate::change::{ColumnSet, Relation};
+use crate::pg::Oid;
 
 /// What one role may see of one table.
 #[derive(Debug)]
@@ -46,7 +47,8 @@ pub enum Rules {
     },
 }
 
-/// The number of the catalog of functions, as `pg_depend` names it.
+/// The numbers of catalogs, as `pg_depend` names them.
+const PG_CLASS: u32 = 1259;
 const PG_PROC: u32 = 1255;
 
 impl Access {
@@ -97,7 +99,7 @@ impl Access {
 
     fn judge(&mut self, catalog: &Catalog, table: &Table, role: &str) {
         let mut predicates = SmallVec::new();
-        let mut questions: Vec<(&Table, String)> = Vec::new();
+        let mut questions: Vec<Asked<'_>> = Vec::new();
         let mut asked = false;
         let mut unaskable = None;
         if !catalog.roles.get(role).is_some_and(|role| role.settable) {
@@ -128,9 +130,14 @@ impl Access {
                 self.rules = Rules::Nothing(refused);
                 return;
             }
-            self.note_reads(judged, &applicable);
-            unaskable = unaskable.or_else(|| unstored(judged, &applicable));
-            questions.push((judged, condition(&applicable)));
+            unaskable = unaskable
+                .or_else(|| unstored(judged, &applicable))
+                .or_else(|| miscast(catalog, judged, &applicable));
+            questions.push(Asked {
+                table: judged,
+                condition: condition(&applicable),
+                reads: columns_read(judged, &applicable),
+            });
             match compiled(catalog, judged, &applicable) {
                 Ok(predicate) => predicates.push(Arc::new(predicate)),
                 Err(refusals) => {
@@ -139,8 +146,20 @@ impl Access {
                 }
             }
         }
+        self.reads = questions
+            .iter()
+            .flat_map(image::needs)
+            .map(|column| column.name.clone())
+            .collect();
         self.reads.sort();
         self.reads.dedup();
+        if let Some(left_out) = self.reads.iter().find(|column| !table.publishes(column)) {
+            self.rules = Rules::Nothing(format!(
+                "policies of {} read column {left_out}, which the publication leaves out",
+                table.name
+            ));
+            return;
+        }
         self.rules = match unaskable {
             _ if questions.is_empty() => return,
             Some(reason) if asked => Rules::Nothing(reason),
@@ -152,29 +171,27 @@ impl Access {
             None => Rules::Judged {
                 predicates,
                 asked,
-                query: Some(question(catalog, table, &questions)),
+                query: Some(image::query(&questions).into()),
             },
         };
     }
+}
 
-    /// Adds the columns that the policies read, from what PostgreSQL noted as their dependencies.
-    fn note_reads(&mut self, table: &Table, policies: &[&Policy]) {
-        const PG_CLASS: u32 = 1259;
-        for (catalog, object, column) in policies.iter().flat_map(|policy| &policy.depends) {
-            if catalog.0 != PG_CLASS || *object != table.oid {
-                continue;
-            }
-            let read = table.columns.iter().filter(|candidate| {
-                // Column 0 is the table itself; every policy depends on it.
-                *column != 0 && i32::from(candidate.number) == *column
-            });
-            self.reads.extend(read.map(|column| column.name.clone()));
-        }
-        if policies.iter().any(|policy| reads_whole_row(policy)) {
-            self.reads
-                .extend(table.columns.iter().map(|column| column.name.clone()));
-        }
-    }
+/// The columns that the policies read, from what PostgreSQL noted as their dependencies.
+fn columns_read<'a>(table: &'a Table, policies: &[&Policy]) -> Vec<&'a Column> {
+    let depends = |column: &Column| {
+        policies
+            .iter()
+            .flat_map(|policy| &policy.depends)
+            .any(|(class, object, number)| {
+                class.0 == PG_CLASS && *object == table.oid && *number == i32::from(column.number)
+            })
+    };
+    table
+        .columns
+        .iter()
+        .filter(|column| depends(column))
+        .collect()
 }
 
 /// Whether a policy reads a row as a whole, for which no column dependency stands.
@@ -188,14 +205,9 @@ fn reads_whole_row(policy: &Policy) -> bool {
 /// Why the policies cannot be asked about a row of the stream: they read what only a stored row
 /// has.
 fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
-    let generated = table
-        .columns
-        .iter()
-        .any(|column| column.generated.is_some());
     policies.iter().find_map(|policy| {
-        let tree = policy.tree.as_deref()?;
-        let system_column = tree.contains(":varattno -");
-        (system_column || generated && reads_whole_row(policy)).then(|| {
+        let system_column = policy.tree.as_ref()?.contains(":varattno -");
+        (system_column || reads_whole_row(policy)).then(|| {
             format!(
                 "policy {} of {} reads {}, which a change does not carry",
                 policy.name,
@@ -203,29 +215,28 @@ fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
                 if system_column {
                     "a system column"
                 } else {
-                    "a row with generated columns whole"
+                    "its row as a whole"
                 },
             )
         })
     })
 }
 
-/// The query that asks all `questions` about a row of `table`.
-fn question(catalog: &Catalog, table: &Table, questions: &[(&Table, String)]) -> Arc<str> {
-    let own = questions.iter().find(|(judged, _)| judged.oid == table.oid);
-    let mut query = query_of(
-        catalog,
-        table,
-        own.map_or("true", |(_, condition)| condition),
-    );
-    for (ancestor, condition) in questions
-        .iter()
-        .filter(|(judged, _)| judged.oid != table.oid)
-    {
-        query.push_str(" and ");
-        query.push_str(&exists(catalog, ancestor, condition));
-    }
-    query.into()
+/// Why the policies cannot be asked: somebody made a cast from text to the type of a column that
+/// they read, which may be another value than the type's text output stands for.
+fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<String> {
+    columns_read(table, policies)
+        .into_iter()
+        .find_map(|column| {
+            let base = catalog.base_type(column.type_oid).map(|base| base.oid);
+            let made = |oid: &Oid| *oid == column.type_oid || Some(*oid) == base;
+            catalog.casts.iter().any(made).then(|| {
+                format!(
+                    "column {} of {} is of a type with a cast from text",
+                    column.name, table.name
+                )
+            })
+        })
 }
 
 /// The policies as one predicate, or the names of those that are not compiled and why.
@@ -234,11 +245,16 @@ fn compiled(
     table: &Table,
     policies: &[&Policy],
 ) -> Result<Predicate, Vec<(String, String)>> {
-    let scope = scope(catalog, table);
+    let scope = scope(catalog, table, policies);
     let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for policy in policies {
         // With only a WITH CHECK it says nothing about what may be read.
         let Some(tree) = &policy.tree else { continue };
+        if catalog.request_settings {
+            let reason = "a setting of the database or a role begins with \"request.\"".to_owned();
+            refused.push((policy.name.clone(), reason));
+            continue;
+        }
         let expr = compile(tree, &scope)
             .map_err(|refusal| refusal.reason)
             .and_then(|compiled| {
@@ -264,7 +280,15 @@ fn compiled(
     }
 }
 
-fn scope(catalog: &Catalog, table: &Table) -> Scope {
+/// What the policies of a table may be compiled against. Only functions that they name themselves
+/// are inlined: whether the role may execute those is checked, and their change is noticed.
+fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Scope {
+    let named: BTreeSet<Oid> = policies
+        .iter()
+        .flat_map(|policy| &policy.depends)
+        .filter(|(class, _, _)| class.0 == PG_PROC)
+        .map(|(_, function, _)| *function)
+        .collect();
     let columns = table
         .columns
         .iter()
@@ -281,6 +305,7 @@ fn scope(catalog: &Catalog, table: &Table) -> Scope {
     let functions = catalog
         .functions
         .values()
+        .filter(|function| named.contains(&function.oid))
         .filter(|function| function.language == "sql" && function.kind == 'f' && !function.set)
         .filter_map(|function| {
             let inlined = Function {
@@ -299,7 +324,7 @@ fn scope(catalog: &Catalog, table: &Table) -> Scope {
         columns,
         types: catalog.native.clone(),
         functions,
-        settings: catalog.settings.clone(),
+        settings: HashMap::new(),
     }
 }
 
@@ -346,60 +371,27 @@ fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<S
         .map(|function| format!("permission denied for function {}", function.name))
 }
 
-/// (any permissive) and (all restrictive), in SQL. Without a permissive policy nothing is visible.
-/// The last by name comes first, as when PostgreSQL applies them: where one policy raises an error
-/// and another says yes, the order decides.
+/// (all restrictive) and (any permissive), in SQL. Without a permissive policy nothing is visible.
+///
+/// In the order in which PostgreSQL itself puts them, since it stops at what decides and a policy
+/// behind that may raise an error: the restrictive ones by name, then the permissive ones by name
+/// backwards (its cache of policies is built front to back).
 fn condition(policies: &[&Policy]) -> String {
-    let join = |permissive: bool, word: &str| {
-        let parts: Vec<String> = policies
+    let parts = |permissive: bool| -> Vec<String> {
+        policies
             .iter()
-            .rev()
             .filter(|policy| policy.permissive == permissive)
             .filter_map(|policy| Some(format!("({})", policy.condition.as_ref()?)))
-            .collect();
-        (!parts.is_empty()).then(|| format!("({})", parts.join(word)))
+            .collect()
     };
-    let any = join(true, " or ").unwrap_or_else(|| "false".to_owned());
-    match join(false, " and ") {
-        Some(all) => format!("({any} and {all})"),
-        None => any,
-    }
-}
-
-fn query_of(catalog: &Catalog, table: &Table, condition: &str) -> String {
-    let columns: Vec<(String, Option<String>)> = table
-        .columns
-        .iter()
-        .map(|column| (column.name.clone(), column.generated.clone()))
-        .collect();
-    let base = base(catalog, table);
-    image_query(&table.name, &columns, &base, condition)
-}
-
-/// What a row of `table` has where its image says nothing: the `null` of JSON in columns that can
-/// hold it, NULL in all others.
-fn base(catalog: &Catalog, table: &Table) -> String {
-    let is_json = |column: &Column| {
-        let base = catalog.base_type(column.type_oid);
-        base.is_some_and(|base| JSON.contains(&base.oid.0))
-    };
-    let table_sql = table.sql_name();
-    if !table.columns.iter().any(is_json) {
-        return format!("null::{table_sql}");
-    }
-    let value = |column| if is_json(column) { "'null'" } else { "null" };
-    let values: Vec<&str> = table.columns.iter().map(value).collect();
-    format!("row({})::{table_sql}", values.join(", "))
-}
-
-/// The same row as one of an ancestor's, and the ancestor's policies.
-fn exists(catalog: &Catalog, ancestor: &Table, condition: &str) -> String {
-    format!(
-        "exists (select 1 from pg_catalog.json_populate_record({}, \
-         \"rowcast image\".\"rowcast row\"::pg_catalog.json) as {} where {condition})",
-        base(catalog, ancestor),
-        crate::pg::quote_identifier(&ancestor.name),
-    )
+    let (mut all, mut any) = (parts(false), parts(true));
+    any.reverse();
+    all.push(if any.is_empty() {
+        "false".to_owned()
+    } else {
+        format!("({})", any.join(" or "))
+    });
+    format!("({})", all.join(" and "))
 }
 
 /// Everything that decides for this role and table, and the table's columns, as one number.
@@ -422,7 +414,12 @@ fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
                     table.force_row_security,
                     &table.ancestors
                 ),
-                (&table.columns, &table.key, &table.identity),
+                (
+                    &table.columns,
+                    &table.key,
+                    &table.identity,
+                    &table.published_columns
+                ),
                 (&table.policies, rights),
             )
         )
@@ -433,10 +430,11 @@ fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
             format!("{function:?}").hash(&mut hasher);
         }
         let columns = table.columns.iter().map(|column| column.type_oid);
-        for ty in columns.filter_map(|oid| catalog.types.get(&oid)) {
-            format!("{ty:?}").hash(&mut hasher);
+        for oid in columns {
+            // Of a domain also what it is over: an enum's labels are there.
+            format!("{:?}", (catalog.types.get(&oid), catalog.base_type(oid))).hash(&mut hasher);
         }
     }
-    format!("{:?}", catalog.roles.get(role)).hash(&mut hasher);
+    format!("{:?}", (catalog.roles.get(role), catalog.request_settings)).hash(&mut hasher);
     hasher.finish()
 }

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::compile::Setting;
 use crate::datum::{Collation, Labels, Types, UserType};
-use crate::pg::{Lsn, Oid};
+use crate::pg::{Lsn, Oid, Xid};
 
 /// What `sql/catalog.sql` returns: published tables (and the ancestors of published partitions)
 /// with their columns, policies and rights, and what those are made of.
@@ -18,6 +17,8 @@ pub struct Catalog {
     /// Where the write-ahead log ended after this was read: whatever commits behind it finds this
     /// catalog or a newer one.
     pub read_at: Lsn,
+    /// Whether the publication publishes deletes.
+    pub deletes: bool,
     /// The server's major version.
     pub major: u16,
     /// The published tables and the ancestors of published partitions.
@@ -28,12 +29,15 @@ pub struct Catalog {
     pub types: HashMap<Oid, Arc<Type>>,
     /// The functions that policies call, outside PostgreSQL's own.
     pub functions: HashMap<Oid, Function>,
+    /// Types to which somebody made a cast from text that runs a function.
+    pub casts: Vec<Oid>,
     /// Collations under which equal texts may differ in bytes.
     pub nondeterministic_collations: Vec<Oid>,
     /// What is known of types and collations natively.
     pub native: Types,
-    /// Settings that policies may read and that are not what they are everywhere.
-    pub settings: HashMap<String, Setting>,
+    /// Whether some setting of the database or a role sets what only requests should: then what
+    /// policies read of a request is not known from its claims alone.
+    pub request_settings: bool,
     /// Whether some setting of the database or a role moves `pg_catalog` back in the search path,
     /// so that names in unpinned function bodies could mean something else than they seem to.
     pub unusual_search_path: bool,
@@ -63,6 +67,8 @@ pub struct Table {
     pub name: String,
     /// Whether it is in the publication; an ancestor of a published partition need not be.
     pub published: bool,
+    /// The columns that the publication carries; `None` for all.
+    pub published_columns: Option<Vec<String>>,
     /// Whether the publication has a row filter on it.
     #[serde(default)]
     pub row_filter: bool,
@@ -72,6 +78,9 @@ pub struct Table {
     pub force_row_security: bool,
     /// The tables that it is a partition of, directly or not.
     pub ancestors: Vec<Oid>,
+    /// The transactions (32 bits) that last wrote its rows of the catalog.
+    #[serde(deserialize_with = "numbers")]
+    pub written_by: Vec<u32>,
     /// Its columns in order, without dropped ones.
     pub columns: Vec<Column>,
     /// The attribute numbers of its primary key.
@@ -84,7 +93,23 @@ pub struct Table {
     pub rights: Vec<Rights>,
 }
 
+fn numbers<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .iter()
+        .map(|text| text.parse().map_err(serde::de::Error::custom))
+        .collect()
+}
+
 impl Table {
+    /// Whether a transaction younger than `xid` has written what the catalog says of the table:
+    /// then a row of `xid` may be older than that.
+    #[must_use]
+    pub fn written_after(&self, xid: Xid) -> bool {
+        self.written_by
+            .iter()
+            .any(|writer| xid.widen(*writer) > xid)
+    }
+
     /// The name as SQL, quoted.
     #[must_use]
     pub fn sql_name(&self) -> String {
@@ -99,6 +124,14 @@ impl Table {
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Whether the publication carries a column.
+    #[must_use]
+    pub fn publishes(&self, column: &str) -> bool {
+        self.published_columns
+            .as_ref()
+            .is_none_or(|columns| columns.iter().any(|c| c == column))
     }
 
     /// Whether old rows carry a column.
@@ -130,6 +163,8 @@ pub struct Column {
     pub modifier: i32,
     /// Its collation, 0 for none.
     pub collation: Oid,
+    /// Its type with the modifier, as SQL.
+    pub type_sql: String,
     /// The expression that a generated column is computed by.
     pub generated: Option<String>,
 }
@@ -235,12 +270,16 @@ struct Document {
     types: Vec<Type>,
     functions: Vec<Function>,
     collations: Vec<Oid>,
+    casts: Vec<Oid>,
 }
 
 #[derive(Deserialize)]
 struct Database {
+    deletes: bool,
     version: u32,
     collate: String,
+    ctype: String,
+    provider: char,
     settings: Vec<(Oid, Oid, Option<Vec<String>>)>,
 }
 
@@ -257,10 +296,17 @@ impl Catalog {
             .iter()
             .flat_map(|(_, _, settings)| settings.iter().flatten())
             .any(|setting| setting.starts_with("search_path=") && setting.contains("pg_catalog"));
+        let request_settings = document
+            .database
+            .settings
+            .iter()
+            .flat_map(|(_, _, settings)| settings.iter().flatten())
+            .any(|setting| setting.starts_with("request."));
         let native = native_types(&document);
         Ok(Self {
             hash,
             native,
+            deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
             tables: document
@@ -284,8 +330,9 @@ impl Catalog {
                 .map(|function| (function.oid, function))
                 .collect(),
             nondeterministic_collations: document.collations,
+            casts: document.casts,
             unusual_search_path,
-            settings: HashMap::new(),
+            request_settings,
         })
     }
 
@@ -331,9 +378,22 @@ fn native_types(document: &Document) -> Types {
             native.collations.insert(collation, known);
         }
     }
-    if matches!(document.database.collate.as_str(), "C" | "POSIX") {
-        native.collations.insert(DEFAULT_COLLATION, Collation::C);
-    }
+    let (collate, ctype) = (&document.database.collate, &document.database.ctype);
+    let libc = document.database.provider == 'c';
+    let bytes = |locale: &str| libc && matches!(locale, "C" | "POSIX");
+    let default = if bytes(collate) && bytes(ctype) {
+        Collation::C
+    } else {
+        // The languages whose i is not everybody's.
+        let odd = ["tr", "az", "lt"]
+            .iter()
+            .any(|language| ctype.to_lowercase().starts_with(language));
+        Collation {
+            plain_case: !odd,
+            ..Collation::DEFAULT
+        }
+    };
+    native.collations.insert(DEFAULT_COLLATION, default);
     let by_oid: HashMap<Oid, &Type> = document.types.iter().map(|ty| (ty.oid, ty)).collect();
     for ty in &document.types {
         if let Some(labels) = &ty.labels {

@@ -292,7 +292,8 @@ fn folded(expr: Expr) -> Result<Expr, Refusal> {
         other => other,
     };
     let children = expr.children();
-    if children.is_empty() || !children.iter().all(|child| matches!(child, Expr::Const(_))) {
+    let constant = children.iter().all(|child| matches!(child, Expr::Const(_)));
+    if children.is_empty() || !constant || matches!(expr, Expr::Body(..)) {
         return Ok(expr);
     }
     match expr.outcome(Inputs::default()) {

@@ -187,6 +187,13 @@ impl Expr {
         }
     }
 
+    /// Whether a column is read.
+    #[must_use]
+    pub fn reads_row(&self) -> bool {
+        matches!(self, Self::Column(_) | Self::Cell(_) | Self::Part(_))
+            || self.children().into_iter().any(Self::reads_row)
+    }
+
     /// The same expression with something else directly inside.
     #[must_use]
     pub(super) fn map(&self, inner: &mut impl FnMut(&Self) -> Self) -> Self {

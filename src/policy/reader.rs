@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::catalog::{Catalog, Function};
 use crate::pg::connect::{ConnectError, Database};
+use crate::pg::refusal::Retry;
 use crate::pg::{Lsn, Oid, Xid, quote_identifier};
 use crate::retry::Backoff;
 
@@ -35,6 +36,22 @@ pub enum CatalogError {
     /// The answer is not what the query returns.
     #[error("the catalog is not as expected")]
     Malformed(#[from] serde_json::Error),
+}
+
+impl CatalogError {
+    /// Whether waiting may help.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Connect(error) => error.retry(),
+            // Refused for what it asks: it will ask the same again.
+            Self::Postgres(error) => match error.code().map(SqlState::code) {
+                Some(code) if code.starts_with("42") => Retry::Never,
+                _ => Retry::Soon,
+            },
+            Self::Malformed(_) => Retry::Never,
+        }
+    }
 }
 
 /// What a text is as a value of some type, as PostgreSQL says.

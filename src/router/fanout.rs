@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -22,8 +22,8 @@ use crate::auth::Principal;
 use crate::change::{ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Entry, Log, LogError, Offset};
-use crate::metrics::Metrics;
-use crate::pg::{Lsn, Oid};
+use crate::metrics::{HiddenReason, Metrics};
+use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
@@ -78,6 +78,8 @@ pub struct Fanout {
     literals: Literals,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
+    /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
+    doubts: HashMap<Oid, Doubt>,
     sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
 }
@@ -119,7 +121,8 @@ struct Unparked {
     joining: u64,
     role_read: bool,
     literals: Vec<(Unread, Literal)>,
-    trouble: Option<String>,
+    /// Whether there was an answer at all.
+    answered: bool,
 }
 
 /// Makes a router and the task behind it.
@@ -146,6 +149,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         literals: Literals::default(),
         access: HashMap::new(),
         tables: HashMap::new(),
+        doubts: HashMap::new(),
         sessions: HashMap::new(),
         parked: FuturesUnordered::new(),
     };
@@ -166,6 +170,13 @@ impl Fanout {
                     self.command(command);
                 }
                 self.follow().await;
+                // Neither of these may wait for a stream that never pauses.
+                while let Some(Some(unparked)) = self.parked.next().now_or_never() {
+                    self.unpark(unparked);
+                }
+                if self.watch.changed().now_or_never().is_some() {
+                    self.adopt(None);
+                }
                 // Everything else on this thread gets its turn between two runs.
                 tokio::task::yield_now().await;
                 continue;
@@ -202,7 +213,7 @@ impl Fanout {
                 self.next = oldest;
                 self.expel_everybody(Resync::Trimmed);
             }
-            Err(LogError::Ahead { next }) => {
+            Err(LogError::Lost { next } | LogError::Ahead { next }) => {
                 self.next = next;
                 self.expel_everybody(Resync::SlotLost);
             }
@@ -225,6 +236,15 @@ impl Fanout {
                 Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
             };
             if let Some(reason) = lost {
+                let hidden = match reason {
+                    Resync::Undecodable => Some(HiddenReason::Undecodable),
+                    Resync::TooLarge => Some(HiddenReason::TooLarge),
+                    _ => None,
+                };
+                if let Some(hidden) = hidden {
+                    let watching = watched.groups.values().map(|group| group.members().count());
+                    self.metrics.hidden(hidden, watching.sum::<usize>() as u64);
+                }
                 self.expel_table(oid, reason);
                 continue;
             }
@@ -235,17 +255,25 @@ impl Fanout {
                     return;
                 }
                 self.adopt(Some(oid));
-                self.verify(oid, &change.relation);
+                self.verify(oid, &change.relation, entry.batch.xid);
             }
             self.change(entry, offset, change).await;
         }
     }
 
-    fn verify(&mut self, oid: Oid, relation: &Relation) {
+    fn verify(&mut self, oid: Oid, relation: &Relation, xid: Xid) {
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
         watched.verified = relation.version;
+        if watched.table.written_after(xid) {
+            // The catalog is already past this row: between the two the rules may have changed
+            // once more.
+            watched.doubt = Some(Doubt {
+                until: self.catalog.read_at,
+                version: relation.version,
+            });
+        }
         watched.shapes.clear();
         watched.fits = relation.columns.iter().all(|column| {
             let known = watched.table.column(&column.name);

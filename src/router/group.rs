@@ -7,6 +7,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use super::filter_index::FilterIndex;
 use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
@@ -35,7 +36,7 @@ pub(super) struct Member {
 
 /// Where a member is in its [`Group`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct MemberKey(usize);
+pub(super) struct MemberKey(pub(super) usize);
 
 /// Principals whom no policy of the table can tell apart.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ pub(super) struct Group {
     unindexed: HashSet<usize>,
     members: Slab<Member>,
     by_filter: FilterIndex,
+    /// A test of every column that filters read, and how many tests there are.
+    tested: HashMap<String, (Test, usize)>,
     bound: Option<BoundRules>,
 }
 
@@ -97,6 +100,8 @@ pub(super) enum Sight {
     Raised,
     /// The stream does not carry what decides.
     Undecided,
+    /// It may or might be seen, but whether the filter asks for it cannot be told.
+    Unmatched,
 }
 
 /// The row that decides, and what is known around it.
@@ -132,6 +137,7 @@ impl Group {
             unindexed: HashSet::new(),
             members: Slab::new(),
             by_filter: FilterIndex::default(),
+            tested: HashMap::new(),
             bound: None,
         }
     }
@@ -158,6 +164,10 @@ impl Group {
         let who = self.kin_of(principal);
         let key = MemberKey(self.members.vacant_key());
         self.by_filter.add(key, &bindings);
+        for test in bindings.iter().flat_map(|binding| &*binding.filter) {
+            let tested = self.tested.entry(test.column.clone());
+            tested.or_insert_with(|| (test.clone(), 0)).1 += 1;
+        }
         if let Some(kin) = self.kin.get_mut(who) {
             kin.members.insert(key);
         }
@@ -175,6 +185,14 @@ impl Group {
             return;
         };
         self.by_filter.remove(key, &member.bindings);
+        for test in member.bindings.iter().flat_map(|binding| &*binding.filter) {
+            if let Some((_, tests)) = self.tested.get_mut(&test.column) {
+                *tests -= 1;
+                if *tests == 0 {
+                    self.tested.remove(&test.column);
+                }
+            }
+        }
         let Some(kin) = self.kin.get_mut(member.who) else {
             return;
         };
@@ -183,6 +201,7 @@ impl Group {
             return;
         }
         let kin = self.kin.remove(member.who);
+        self.unindexed.remove(&member.who);
         for (slot, index) in &mut self.by_slot {
             let value = kin
                 .projections
@@ -233,7 +252,9 @@ impl Group {
     }
 
     fn access_key(&self, principal: &Principal, projections: SmallVec<[Projection; 1]>) -> KinKey {
-        let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. });
+        // Where a question may come, all claims matter: it carries one kin's claims for all of it.
+        let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. })
+            || projections.iter().any(Projection::is_undecided);
         (projections, asked.then(|| principal.claims.clone()))
     }
 
@@ -269,6 +290,22 @@ impl Group {
                 }
             }
         }
+        let unmatched = self
+            .unmatched(subject)
+            .into_iter()
+            .filter_map(|(who, members)| {
+                let kin = self.kin.get(who)?;
+                let seen = match self.sight(kin, facts.as_deref()) {
+                    Sight::Hidden | Sight::Raised => false,
+                    Sight::Visible | Sight::Asked | Sight::Undecided | Sight::Unmatched => true,
+                };
+                seen.then(|| Match {
+                    principal: Arc::clone(&kin.principal),
+                    sight: Sight::Unmatched,
+                    members,
+                    sees_old: false,
+                })
+            });
         by_kin
             .into_iter()
             .filter_map(|(who, members)| {
@@ -285,7 +322,37 @@ impl Group {
                     sees_old,
                 })
             })
+            .chain(unmatched)
             .collect()
+    }
+
+    /// Those of whose filters it cannot be told whether they ask for the row.
+    fn unmatched(&self, subject: &Subject<'_>) -> HashMap<usize, Vec<(MemberKey, Matched)>> {
+        let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
+        let deleted = matches!(subject.change.kind, Kind::Delete { .. });
+        let unreadable = |test: &Test| test.unreadable(subject.relation, subject.row, deleted);
+        if !self.tested.values().any(|(test, _)| unreadable(test)) {
+            return by_kin;
+        }
+        for (key, member) in &self.members {
+            let unclear: Matched = member
+                .bindings
+                .iter()
+                .filter(|binding| {
+                    let matches = |test: &Test| test.matches(subject.relation, subject.row);
+                    let mut tests = binding.filter.iter();
+                    binding.events.includes(&subject.change.kind)
+                        && binding.filter.iter().any(unreadable)
+                        && tests.all(|test| unreadable(test) || matches(test))
+                })
+                .map(|binding| binding.id)
+                .collect();
+            if !unclear.is_empty() {
+                let members = by_kin.entry(member.who).or_default();
+                members.push((MemberKey(key), unclear));
+            }
+        }
+        by_kin
     }
 
     /// Everybody who asked for this kind of change, whatever the row.
@@ -402,85 +469,4 @@ impl Group {
 enum Candidates {
     Kin(Vec<usize>),
     Members(Vec<MemberKey>),
-}
-
-/// Members by the value that their filters demand of a column; those without such a demand apart.
-#[derive(Debug, Default)]
-struct FilterIndex {
-    anything: HashSet<MemberKey>,
-    by_column: HashMap<String, Column>,
-}
-
-#[derive(Debug)]
-struct Column {
-    /// Reads the column of a row; every test of one column and table reads alike.
-    reader: Test,
-    members: HashMap<Datum, HashSet<MemberKey>>,
-}
-
-impl FilterIndex {
-    fn add(&mut self, key: MemberKey, bindings: &[Binding]) {
-        for binding in bindings {
-            let Some((test, values)) = demand(binding) else {
-                self.anything.insert(key);
-                continue;
-            };
-            let column = self
-                .by_column
-                .entry(test.column.clone())
-                .or_insert_with(|| Column {
-                    reader: test.clone(),
-                    members: HashMap::new(),
-                });
-            for value in values {
-                column.members.entry(value.clone()).or_default().insert(key);
-            }
-        }
-    }
-
-    fn remove(&mut self, key: MemberKey, bindings: &[Binding]) {
-        self.anything.remove(&key);
-        for (test, values) in bindings.iter().filter_map(demand) {
-            let Some(column) = self.by_column.get_mut(&test.column) else {
-                continue;
-            };
-            for value in values {
-                if let Some(members) = column.members.get_mut(value) {
-                    members.remove(&key);
-                    if members.is_empty() {
-                        column.members.remove(value);
-                    }
-                }
-            }
-            if column.members.is_empty() {
-                self.by_column.remove(&test.column);
-            }
-        }
-    }
-
-    fn candidates(&self, relation: &Relation, row: &Row) -> Vec<MemberKey> {
-        let mut found: Vec<MemberKey> = self.anything.iter().copied().collect();
-        let unfiltered = found.len();
-        for column in self.by_column.values() {
-            if let Some(value) = column.reader.value(relation, row)
-                && let Some(members) = column.members.get(&value)
-            {
-                found.extend(members);
-            }
-        }
-        if found.len() > unfiltered {
-            found.sort_unstable_by_key(|key| key.0);
-            found.dedup();
-        }
-        found
-    }
-}
-
-/// The equality that a binding's filter begins with, if there is one: a row that fails it cannot
-/// match.
-fn demand(binding: &Binding) -> Option<(&Test, Vec<&Datum>)> {
-    binding
-        .filter
-        .iter()
-        .find_map(|test| Some((test, test.equalities()?.collect())))
 }

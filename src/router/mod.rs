@@ -3,6 +3,8 @@
 
 mod group;
 
+mod filter_index;
+
 pub mod outbox;
 
 mod resolve;
@@ -44,6 +46,12 @@ pub enum Event {
         refusal: Option<Refusal>,
         /// What the client should know of what it subscribed to, in sentences.
         notices: Vec<String>,
+    },
+    /// [`Router::join`] could not be decided because the database cannot be reached: nothing is in
+    /// force for the channel, and its client is to try again.
+    Unavailable {
+        /// The channel.
+        channel: ChannelId,
     },
     /// A change for a channel.
     Change {

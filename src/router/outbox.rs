@@ -141,6 +141,12 @@ impl Outbox {
         self.lock().closed
     }
 
+    /// Whether something did not fit: [`Outbox::take`] will end in [`Overflow`].
+    #[must_use]
+    pub fn has_overflowed(&self) -> bool {
+        self.lock().overflowed
+    }
+
     /// Puts an event at the end.
     pub fn push(&self, event: Event) {
         self.put(Slot::Ready(event));

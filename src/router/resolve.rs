@@ -92,10 +92,10 @@ pub(super) fn resolve(
         let tables = tables(catalog, rulebook, wish, &mut access)?;
         for (table, access) in tables {
             let filter = filter(catalog, literals, wish, &table, &access, &mut unread)?;
-            if wish.events.deletes() && !rulebook.unjudged_deletes {
+            if wish.events.deletes() && catalog.deletes {
                 resolved
                     .notices
-                    .extend(unjudged_delete(wish, &table, &access));
+                    .extend(unjudged_delete(rulebook, wish, &table, &access));
             }
             let binding = Binding {
                 id: wish.id,
@@ -184,7 +184,7 @@ fn filter(
             // A column that the role may not read is as unknown to it as one that is not there.
             let column = table
                 .column(&condition.column)
-                .filter(|column| access.may_read(&column.name));
+                .filter(|column| access.may_read(&column.name) && table.publishes(&column.name));
             let Some(column) = column else {
                 return Some(Err(exception(&format!(
                     "invalid column for filter {}",
@@ -260,8 +260,15 @@ fn test(
 }
 
 /// What to say where deletes will not come because old rows do not carry what decides.
-fn unjudged_delete(wish: &Wanted, table: &Table, access: &Access) -> Option<String> {
-    let needed = access.reads.iter().map(String::as_str).chain(
+fn unjudged_delete(
+    rulebook: Rulebook,
+    wish: &Wanted,
+    table: &Table,
+    access: &Access,
+) -> Option<String> {
+    let policies = access.reads.iter().map(String::as_str);
+    // With the key sent regardless only a filter can stand in the way.
+    let needed = policies.filter(|_| !rulebook.unjudged_deletes).chain(
         wish.filter
             .iter()
             .map(|condition| condition.column.as_str()),

@@ -242,6 +242,29 @@ impl Session {
                     }));
                 }
             }
+            Event::Unavailable { channel } => {
+                let Some(at) = self.position(channel) else {
+                    return;
+                };
+                // An error, unlike an end, has the client try again by itself.
+                let channel = self.channels.remove(at);
+                actions.push(Action::Leave(channel.id));
+                match channel.joining {
+                    Some(joining) => answer_refused_join(
+                        channel.join_ref,
+                        *joining,
+                        channel.topic,
+                        "UnableToConnectToProject: Realtime was unable to connect to the project \
+                         database"
+                            .to_owned(),
+                        actions,
+                    ),
+                    None => actions.push(Action::Reply(Reply::Failed {
+                        join_ref: channel.join_ref,
+                        topic: channel.topic,
+                    })),
+                }
+            }
             Event::Resync { channel, reason } => {
                 let Some(at) = self.position(channel) else {
                     return;

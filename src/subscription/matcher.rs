@@ -107,6 +107,20 @@ impl Test {
         }
     }
 
+    /// Whether the row has a value that cannot be held against the condition: the stream does not
+    /// carry it, or it is none of the type as it was when the condition was typed (a new label).
+    /// What a deleted row does not carry is not among this: the join has said that it does not
+    /// match.
+    #[must_use]
+    pub fn unreadable(&self, relation: &Relation, row: &Row, deleted: bool) -> bool {
+        let position = relation.position(&self.column);
+        match position.and_then(|position| row.get(position)) {
+            Some(Value::Text(text)) => Datum::from_output(&self.of, text).is_err(),
+            Some(Value::Unchanged) => !deleted,
+            Some(Value::Null) | None => false,
+        }
+    }
+
     /// Whether the condition is true of a value. NULL (and what is not carried) makes every
     /// comparison other than true, so there is no match.
     #[must_use]

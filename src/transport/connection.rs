@@ -26,6 +26,9 @@ const RUN: usize = 64;
 const MAX_UNVERIFIED: usize = 16;
 /// How long the client may take to answer a close.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a write may make no progress to a client that is to be closed as too slow anyway: until
+/// then its full outbox is kept for it.
+const FORGONE: Duration = Duration::from_secs(5);
 /// The wall clock may jump, so the expiry of tokens is looked at again this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -346,7 +349,7 @@ impl Connection {
         tokio::select! {
             biased;
             fed = self.socket.feed(message) => fed.map_err(reason_of),
-            () = stall(self.progress.as_deref(), limit) => Err(Close::Slow),
+            () = stall(self.progress.as_deref(), &self.outbox, limit) => Err(Close::Slow),
         }
     }
 
@@ -355,7 +358,7 @@ impl Connection {
         tokio::select! {
             biased;
             flushed = self.socket.flush() => flushed.map_err(reason_of),
-            () = stall(self.progress.as_deref(), limit) => Err(Close::Slow),
+            () = stall(self.progress.as_deref(), &self.outbox, limit) => Err(Close::Slow),
         }
     }
 
@@ -385,13 +388,17 @@ impl Connection {
     }
 }
 
-/// Resolves once nothing was written for `limit`. Never polled while writes get on.
-async fn stall(progress: Option<&Progress>, limit: Duration) {
+/// Resolves once nothing was written for `limit`, or for [`FORGONE`] where the outbox has
+/// overflowed. Never polled while writes get on.
+async fn stall(progress: Option<&Progress>, outbox: &Outbox, limit: Duration) {
     let written = || progress.map_or(0, Progress::written);
+    let (mut before, mut since) = (written(), Instant::now());
     loop {
-        let before = written();
-        tokio::time::sleep(limit).await;
-        if written() == before {
+        tokio::time::sleep(limit.min(FORGONE)).await;
+        let now = written();
+        if now != before {
+            (before, since) = (now, Instant::now());
+        } else if since.elapsed() >= limit || outbox.has_overflowed() {
             return;
         }
     }

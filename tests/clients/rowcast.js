@@ -168,11 +168,11 @@ export class Rowcast {
   }
 
   /** Waits until standard output matches, or says how the process ended instead. */
-  async printed(pattern, limit = 60_000) {
+  async printed(pattern, limit = 60_000, text = () => this.output) {
     let check
     const matched = new Promise((resolve) => {
       check = () => {
-        const match = pattern.exec(this.output)
+        const match = pattern.exec(text())
         if (match) resolve(match)
       }
       this.#changed.add(check)
@@ -236,7 +236,9 @@ export async function startServe(demo, { port, secret = randomBytes(32).toString
   })
   relay.secret = secret
   relay.anon = mint(secret, { role: 'anon' })
-  await relay.ready()
+  relay.url = `http://${address}`
+  // A daemon says so in its log, in whatever form the log has.
+  await relay.printed(/\bready\b/, 60_000, () => relay.output + relay.errors)
   return relay
 }
 

@@ -143,6 +143,8 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "false",
                 "null::boolean",
                 "(u = auth.uid())",
+                "owns(u, t)",
+                "(j ? 'a')",
                 "(i = 1)",
             ],
             &[

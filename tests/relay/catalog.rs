@@ -70,6 +70,28 @@ async fn alter_policy_in_the_same_transaction_as_the_row_holds_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_between_two_changes_of_a_policy_is_not_judged_by_the_later_one() {
+    let (mut relay, _ann, mut ben) = started().await;
+    for id in 2..12 {
+        relay
+            .run(&format!(
+                "begin; alter policy own on notes using (false); commit;
+                 begin; {}; commit;
+                 begin; alter policy own on notes using (true); commit",
+                insert(id, ANN)
+            ))
+            .await;
+        let seen = brief(&relay.seen(&ben).await);
+        assert!(!seen.contains(&format!("INSERT {id}")), "{seen:?}");
+        if !seen.is_empty() {
+            ben.join(&relay.core).await.unwrap();
+        }
+    }
+    relay.run(&insert(100, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 100"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drop_policy_shows_nothing_any_more() {
     let (mut relay, ann, _ben) = started().await;
     relay.run("drop policy own on notes").await;

@@ -275,6 +275,7 @@ impl Watcher {
                     self.notices = notices;
                     return Ok(());
                 }
+                Event::Unavailable { .. } => return Err("unavailable".to_owned()),
                 Event::Change { .. } | Event::Resync { .. } => {}
             }
         }
@@ -315,7 +316,7 @@ impl Watcher {
                     // Nothing follows on this joining.
                     return seen;
                 }
-                Event::Joined { .. } => {}
+                Event::Unavailable { .. } | Event::Joined { .. } => {}
             }
         }
     }

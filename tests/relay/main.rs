@@ -13,8 +13,12 @@ mod harness;
 
 mod visibility;
 
+mod asked;
+
 mod catalog;
 
 mod differential;
 
 mod rows;
+
+mod redteam;

@@ -25,6 +25,7 @@ const DOCS: &str = "
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_user_sees_only_the_rows_of_its_policy() {
     let mut relay = Relay::start(NOTES, "notes").await;
+    relay.run("grant select on notes to service_role").await;
     let ann = relay
         .watch("authenticated", &json!({"sub": ANN}), "notes")
         .await;

@@ -11,7 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use crate::change::{Kind, Value};
 use crate::cli::{EXIT_UNAVAILABLE, fail};
+use crate::pg::connect::Database;
+use crate::source::{Source, SourceEvent};
 
 /// Arguments of `rowcast bench-baseline`; `DATABASE_URL` comes from the environment.
 #[derive(Args)]
@@ -32,13 +35,37 @@ const CAPACITY: usize = 65_536;
 
 /// Runs the bare relay until it is ended.
 pub async fn run(arguments: Arguments) -> ExitCode {
-    fail(
-        EXIT_UNAVAILABLE,
-        format_args!(
-            "this build cannot read slot {} of publication {} for {}",
-            arguments.slot, arguments.publication, arguments.listen
-        ),
-    )
+    match relay(&arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(EXIT_UNAVAILABLE, format_args!("{error:#}")),
+    }
+}
+
+async fn relay(arguments: &Arguments) -> anyhow::Result<()> {
+    let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
+    let database = Database::parse(&url)?;
+    let opened = Source::open(&database, &arguments.slot, &arguments.publication).await?;
+    let mut source = opened.source;
+    let sockets = Sockets::listen(arguments.listen).await?;
+    loop {
+        let end = match source.next().await? {
+            SourceEvent::Progress(end) => end,
+            SourceEvent::Batch(batch) => {
+                for change in &batch.changes {
+                    if let Kind::Insert { new } = &change.kind {
+                        let names = change.relation.columns.iter().map(|column| &*column.name);
+                        let texts = new.values().map(|value| match value {
+                            Value::Text(text) => Some(text),
+                            Value::Null | Value::Unchanged => None,
+                        });
+                        sockets.send(frame(names.zip(texts)));
+                    }
+                }
+                batch.end_lsn
+            }
+        };
+        source.acknowledge(end);
+    }
 }
 
 /// The sockets of the bare relay.

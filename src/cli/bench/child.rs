@@ -1,21 +1,15 @@
-//! The relays under test: processes of their own, so that their CPU time and memory are theirs
-//! alone.
+//! A process of this program's own.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
+use tokio::process::{self, ChildStdin, ChildStdout, Command};
 
-use super::database::{BASELINE_SLOT, NAME, SLOT};
-use super::process;
-use crate::cli::health;
-use crate::config::Secret;
+use super::process as kernel;
 
 /// A slot has to be made, which waits for every transaction in progress.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -23,103 +17,21 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of a child's log that are kept to explain its end.
 const LINES: usize = 20;
 
-/// A relay that runs.
+/// This program, running once more.
 #[derive(Debug)]
-pub struct Relay {
-    child: Child,
+pub struct Child {
+    child: process::Child,
     pid: u32,
-    /// Where its clients connect.
-    pub address: SocketAddr,
     log: Arc<Mutex<VecDeque<String>>>,
 }
 
-impl Relay {
-    /// Starts `rowcast serve` and waits until it is ready.
+impl Child {
+    /// Starts what a command of [`this_program`] says.
     ///
     /// # Errors
-    /// Where it ends or is not ready after a minute; with the end of its log.
-    pub async fn rowcast(
-        database: &Secret,
-        jwt_secret: &Secret,
-        connections: u64,
-    ) -> anyhow::Result<Self> {
-        let (address, admin) = (free_address().await?, free_address().await?);
-        let mut command = this_program()?;
-        command
-            .arg("serve")
-            .env("DATABASE_URL", database.expose())
-            .env("JWT_SECRET", jwt_secret.expose())
-            .env("ROWCAST_LISTEN", address.to_string())
-            .env("ROWCAST_ADMIN_LISTEN", admin.to_string())
-            .env("ROWCAST_SLOT", SLOT)
-            .env("ROWCAST_PUBLICATION", NAME)
-            .env("ROWCAST_MAX_CONNECTIONS", (connections + 100).to_string())
-            .env("ROWCAST_LOG", "warn")
-            .env("ROWCAST_LOG_FORMAT", "text");
-        let mut relay = Self::start(command, address)?;
-        let url = format!("http://{admin}/readyz");
-        relay
-            .wait_until(async || matches!(health::ask(&url).await, Ok((200, _))))
-            .await?;
-        Ok(relay)
-    }
-
-    /// Starts the bare relay and waits until it listens, which it does once the rows flow.
-    ///
-    /// # Errors
-    /// As [`Relay::rowcast`].
-    pub async fn baseline(database: &Secret) -> anyhow::Result<Self> {
-        let address = free_address().await?;
-        let mut command = this_program()?;
-        command
-            .arg("bench-baseline")
-            .args(["--listen", &address.to_string()])
-            .args(["--slot", BASELINE_SLOT, "--publication", NAME])
-            .env("DATABASE_URL", database.expose());
-        let mut relay = Self::start(command, address)?;
-        relay
-            .wait_until(async || TcpStream::connect(address).await.is_ok())
-            .await?;
-        Ok(relay)
-    }
-
-    /// CPU time so far, in seconds.
-    ///
-    /// # Errors
-    /// Where it has ended.
-    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        process::cpu_seconds(self.pid)
-    }
-
-    /// Memory in RAM, in bytes.
-    ///
-    /// # Errors
-    /// Where it has ended.
-    pub fn rss_bytes(&self) -> anyhow::Result<u64> {
-        process::rss_bytes(self.pid)
-    }
-
-    /// Fails with the end of its log where it has ended.
-    ///
-    /// # Errors
-    /// Where it has ended.
-    pub fn check(&mut self) -> anyhow::Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("{}", self.obituary(status)),
-        }
-    }
-
-    /// Ends it.
-    pub async fn stop(mut self) {
-        // Where it has ended already there is nothing to do.
-        let _ended = self.child.kill().await;
-    }
-
-    fn start(mut command: Command, address: SocketAddr) -> anyhow::Result<Self> {
+    /// Where it cannot be started.
+    pub fn start(mut command: Command) -> anyhow::Result<Self> {
         let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -139,15 +51,69 @@ impl Relay {
                 }
             });
         }
-        Ok(Self {
-            child,
-            pid,
-            address,
-            log,
-        })
+        Ok(Self { child, pid, log })
     }
 
-    async fn wait_until(&mut self, ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
+    /// Its stdin and stdout, where the command has them piped; once.
+    ///
+    /// # Errors
+    /// Where there are none.
+    pub fn pipes(&mut self) -> anyhow::Result<(ChildStdin, ChildStdout)> {
+        let pipes = self.child.stdin.take().zip(self.child.stdout.take());
+        pipes.context("A relay has no pipes")
+    }
+
+    /// CPU time so far, in seconds.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        kernel::cpu_seconds(self.pid)
+    }
+
+    /// Memory in RAM, in bytes.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn rss_bytes(&self) -> anyhow::Result<u64> {
+        kernel::rss_bytes(self.pid)
+    }
+
+    /// Fails with the end of its log where it has ended.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{}", self.obituary(status)),
+        }
+    }
+
+    /// Puts the end of the log in place of an error that it explains: that the process has ended.
+    ///
+    /// # Errors
+    /// Where there was one.
+    pub async fn explain<T>(&mut self, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        if result.is_err() {
+            // Its pipes close before it is known to have ended, and what it said last is in one.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            self.check()?;
+        }
+        result
+    }
+
+    /// Ends it.
+    pub async fn stop(mut self) {
+        // Where it has ended already there is nothing to do.
+        let _ended = self.child.kill().await;
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// Where it ends, or is not ready after a minute.
+    pub async fn wait_until(&mut self, ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -176,8 +142,12 @@ impl Relay {
     }
 }
 
-/// This program, with an environment free of settings that are meant for another relay.
-fn this_program() -> anyhow::Result<Command> {
+/// This program, with an environment free of settings that are meant for another relay, and with
+/// neither stdin nor stdout.
+///
+/// # Errors
+/// Where it cannot be found.
+pub fn this_program() -> anyhow::Result<Command> {
     let program = std::env::current_exe().context("This program cannot be found")?;
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -190,11 +160,9 @@ fn this_program() -> anyhow::Result<Command> {
         }
     }
     // A rowcast.toml in this folder is meant for another relay, too.
-    command.current_dir(std::env::temp_dir());
+    command
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     Ok(command)
-}
-
-async fn free_address() -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    Ok(listener.local_addr()?)
 }

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::plan::{MEMBERS, Policy, user_id};
 use crate::config::Secret;
+use crate::pg::connect::Database;
 
 /// The role of every subscriber.
 pub const ROLE: &str = "rowcast_bench_reader";
@@ -22,16 +23,8 @@ pub const BASELINE_SLOT: &str = "rowcast_bench_baseline";
 /// # Errors
 /// Where there is none to be had.
 pub async fn connect(url: &Secret) -> anyhow::Result<Client> {
-    let (client, connection) = tokio_postgres::connect(url.expose(), tokio_postgres::NoTls)
-        .await
-        .context("PostgreSQL cannot be reached")?;
-    // Ends when the client is dropped.
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection of the benchmark ended");
-        }
-    });
-    Ok(client)
+    let database = Database::parse(url.expose())?;
+    Ok(database.connect("rowcast bench").await?)
 }
 
 /// Makes schema, table, policy, role and publication, after taking away what an earlier run may
@@ -90,7 +83,7 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
              create table {NAME}.members (
                  org_id integer,
                  user_id uuid,
-                 primary key (org_id, user_id)
+                 primary key (user_id, org_id)
              );
              alter table {NAME}.rows enable row level security;
              create policy visible on {NAME}.rows for select to {ROLE} using ({using});

@@ -96,6 +96,14 @@ pub fn read_bare(text: &str) -> serde_json::Result<Frame> {
     Ok(row(&serde_json::from_str(text)?))
 }
 
+/// Reads what the relay's frames carry as `data`.
+///
+/// # Errors
+/// Where it is not in that form.
+pub fn read_data(data: &[u8]) -> serde_json::Result<Frame> {
+    Ok(row(&serde_json::from_slice(data)?))
+}
+
 fn row(data: &Data<'_>) -> Frame {
     data.record
         .sent

@@ -1,12 +1,13 @@
 //! Times, and how they are distributed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// The clock of a run: nanoseconds since it began. Rows carry it, so it only has to be the same in
-/// the writer and the receivers, which are one process.
+/// The clock of a run: nanoseconds since it began. Rows carry it, so it has to be the same in the
+/// writer and the receivers; where those are another process, a [`Reading`] carries it over.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     origin: Instant,
@@ -30,8 +31,46 @@ impl Clock {
     /// The moment that a reading of this clock means.
     #[must_use]
     pub fn at(&self, nanos: u64) -> Instant {
-        self.origin + std::time::Duration::from_nanos(nanos)
+        self.origin + Duration::from_nanos(nanos)
     }
+
+    /// What another process needs to have the same clock. To be used at once: until then the
+    /// machine's time of day must not be set.
+    ///
+    /// # Errors
+    /// Where the machine's time is before 1970.
+    pub fn read(&self) -> anyhow::Result<Reading> {
+        Ok(Reading {
+            clock: self.now(),
+            unix: unix_nanos()?,
+        })
+    }
+
+    /// The clock that another process of this machine read.
+    ///
+    /// # Errors
+    /// Where the time of day was set in between.
+    pub fn of(reading: Reading) -> anyhow::Result<Self> {
+        let since = unix_nanos()?.saturating_sub(reading.unix);
+        let origin = Instant::now()
+            .checked_sub(Duration::from_nanos(reading.clock.saturating_add(since)))
+            .context("The machine's time was set meanwhile")?;
+        Ok(Self { origin })
+    }
+}
+
+/// A clock's reading and the time of day at the same moment, in nanoseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Reading {
+    clock: u64,
+    unix: u64,
+}
+
+fn unix_nanos() -> anyhow::Result<u64> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("The machine's time is before 1970")?;
+    Ok(u64::try_from(since.as_nanos())?)
 }
 
 /// A distribution of times, from a microsecond to an hour, to three digits.
@@ -56,6 +95,23 @@ impl Times {
     pub fn add(&mut self, other: &Self) {
         // Both have the same bounds, so nothing can fall outside.
         let _added = self.0.add(&other.0);
+    }
+
+    /// Every time that was counted, in microseconds, and how often: what another process needs to
+    /// [`Times::put`] them together again.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(u64, u64)> {
+        self.0
+            .iter_recorded()
+            .map(|step| (step.value_iterated_to(), step.count_at_value()))
+            .collect()
+    }
+
+    /// Adds what [`Times::counts`] gave.
+    pub fn put(&mut self, counts: &[(u64, u64)]) {
+        for (micros, count) in counts {
+            self.0.saturating_record_n(*micros, *count);
+        }
     }
 
     /// The figures of a report; `None` where nothing was counted.
@@ -89,6 +145,26 @@ pub struct Percentiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_carry_a_distribution_over() {
+        let mut times = Times::new().unwrap();
+        for micros in [1, 7, 7, 1_234, 99_999_999] {
+            times.record(micros * 1_000);
+        }
+        let mut copy = Times::new().unwrap();
+        copy.put(&times.counts());
+        assert_eq!(copy.percentiles(), times.percentiles());
+    }
+
+    #[test]
+    fn a_reading_carries_the_clock_over() {
+        let clock = Clock::start();
+        let copy = Clock::of(clock.read().unwrap()).unwrap();
+        let (before, between, after) = (clock.now(), copy.now(), clock.now());
+        let slack = 5_000_000;
+        assert!(before < between + slack && between < after + slack);
+    }
 
     #[test]
     fn percentiles_are_in_microseconds() {

@@ -7,11 +7,17 @@
 
 pub mod baseline;
 
+pub mod books;
+
 pub mod child;
+
+pub mod crowd;
 
 pub mod database;
 
 pub mod frame;
+
+pub mod in_process;
 
 pub mod latency;
 
@@ -20,6 +26,8 @@ pub mod plan;
 pub mod process;
 
 pub mod progress;
+
+pub mod relay;
 
 pub mod report;
 
@@ -37,22 +45,26 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use self::child::Relay;
+use self::crowd::{Crowd, Recipe};
 use self::latency::Clock;
-use self::plan::{Filter, Plan, Policy};
+use self::plan::{Filter, Plan, Policy, Written};
 use self::progress::Progress;
+use self::relay::Relay;
 use self::report::{Idle, Line, Ratio, Report, Settings};
 use self::round::{Figures, Round};
 use self::subscriber::System;
 use self::writer::Pace;
 use super::{fail, stop_signal};
 use crate::config::{Secret, parse_duration};
+use crate::pg::throwaway::{self, Throwaway};
 
 /// Arguments of `rowcast bench`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Method: the relay runs as a process of its own, so its CPU time and memory (from /proc) are its \
-own. Subscribers are real WebSockets, each with a token of its own. Who must see a row follows \
+own. Subscribers are real WebSockets, each with a token of its own; with --in-process they live in \
+the relay's process, which then is everything of it but sockets, frames and tokens, and whose CPU \
+time and memory include taking and checking the messages. Who must see a row follows \
 from the row's number; every message is checked, and a missing, duplicated, leaked or disordered \
 one makes the exit code 1. Latency counts from when a row was due by the schedule, not from when \
 it was written, so a stall is not left out; it includes the commit, whose share is shown. Order is \
@@ -64,9 +76,10 @@ Examples:
   rowcast bench --subscribers 1 --rate 1000 --baseline
   rowcast bench --compare 1,1000 --rate 500
   rowcast bench --subscribers 1000 --policy open --rate 0 --rows 2000
+  rowcast bench --in-process --compare 1,1000,100000
   rowcast bench --idle 5000 --json")]
 pub struct Arguments {
-    /// The database to measure with; the benchmark makes and removes schema, role, publication
+    /// The database to measure with, instead of a throw-away PostgreSQL; the benchmark makes and removes schema, role, publication
     /// and slots called rowcast_bench in it. Its wal_level must be logical
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
@@ -100,13 +113,13 @@ pub struct Arguments {
     /// Measure the memory of so many idle joined connections instead
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     idle: Option<u64>,
-    /// Run the bare relay in turns with this one
+    /// Run the bare relay in turns with this one; not with --in-process, as it is all sockets
     #[arg(long)]
     baseline: bool,
     /// How often each measurement is made [default: 3 with --baseline or --compare, else 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// Subscribers without sockets, inside the relay's process
+    /// Subscribers without sockets, inside the relay's process, for numbers above what sockets allow
     #[arg(long)]
     in_process: bool,
     /// Print JSON
@@ -121,12 +134,7 @@ fn time(text: &str) -> Result<Duration, String> {
 
 /// Runs the benchmark.
 pub async fn run(arguments: Arguments) -> ExitCode {
-    let report = tokio::select! {
-        report = measure(&arguments) => report,
-        // Dropping the other branch ends the relays; what is left in the database goes with the
-        // next run, or with the throw-away database.
-        () = stop_signal() => Err(anyhow::anyhow!("stopped before the end")),
-    };
+    let report = measure(&arguments).await;
     match report {
         Err(error) => fail(1, format_args!("{error:#}")),
         Ok(report) => {
@@ -151,26 +159,56 @@ pub async fn run(arguments: Arguments) -> ExitCode {
 }
 
 async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
-    if arguments.in_process {
-        bail!("--in-process is not in this build; leave it out to measure with sockets.");
-    }
+    ensure!(
+        !(arguments.in_process && arguments.baseline),
+        "--baseline compares sockets with sockets, and --in-process has none; leave one of them \
+         out."
+    );
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
-    enough_files(most)?;
-    let Some(url) = &arguments.database_url else {
-        bail!("--database-url is missing: this build has no throw-away PostgreSQL.");
+    if !arguments.in_process {
+        enough_sockets(most)?;
+    }
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    // Looked at once, so that from here on a signal no longer ends the process: half a cluster,
+    // or half of the tables, would be left behind.
+    tokio::select! {
+        biased;
+        () = &mut stop => bail!("stopped before the start"),
+        () = std::future::ready(()) => {}
+    }
+    let mut progress = Progress::start();
+    // Lives to the end of the run and goes with it.
+    let (database, cluster) = match &arguments.database_url {
+        Some(url) => (Secret::new(url.as_str()), None),
+        None => {
+            progress.step("starting a throw-away PostgreSQL");
+            let cluster = Throwaway::start(throwaway::Options {
+                // What a commit costs is a part of what is measured.
+                fsync: true,
+                ..throwaway::Options::default()
+            })
+            .await?;
+            (Secret::new(cluster.url("postgres")), Some(cluster))
+        }
     };
-    let database = Secret::new(url.as_str());
     let admin = database::connect(&database).await?;
     database::set_up(&admin, arguments.policy, most).await?;
-    let mut progress = Progress::start();
-    let report = run_on(arguments, &counts, &database, &mut progress).await;
+    let report = tokio::select! {
+        report = run_on(arguments, &counts, &database, &mut progress) => report,
+        // Dropping the other branch ends the relays, so their slots can be removed below.
+        () = &mut stop => Err(anyhow::anyhow!("stopped before the end")),
+    };
     progress.finish();
     // What is left would hold back WAL, so it goes even after a failure; the failure says more
     // than a second one.
     let taken_down = database::take_down(&admin).await;
     let report = report?;
     taken_down.context("The benchmark's remains cannot be removed")?;
+    if let Some(cluster) = cluster {
+        cluster.stop().await;
+    }
     Ok(report)
 }
 
@@ -184,13 +222,21 @@ fn counts(arguments: &Arguments) -> Vec<u64> {
     }
 }
 
-/// Sockets are files, and running out of them half-way looks like a fault of the relay.
-fn enough_files(subscribers: u64) -> anyhow::Result<()> {
+/// Sockets are files and have a port each, and running out of either half-way looks like a fault of
+/// the relay.
+fn enough_sockets(subscribers: u64) -> anyhow::Result<()> {
     if let Some(limit) = process::open_files_limit() {
         ensure!(
             subscribers + 100 <= limit,
             "{subscribers} subscribers need as many open files and some more; the limit is \
-             {limit} (`ulimit -n`)."
+             {limit} (`ulimit -n`). With --in-process they need none."
+        );
+    }
+    if let Some(ports) = process::local_ports() {
+        ensure!(
+            subscribers + 100 <= ports,
+            "{subscribers} subscribers need as many local ports and some more; there are {ports} \
+             (`sysctl net.ipv4.ip_local_port_range`). With --in-process they need none."
         );
     }
     Ok(())
@@ -240,7 +286,11 @@ async fn run_on(
         rand::random::<u128>()
     ));
     progress.step("starting the relay");
-    let mut relay = Relay::rowcast(database, &jwt_secret, most).await?;
+    let mut relay = if arguments.in_process {
+        Relay::in_process(database).await?
+    } else {
+        Relay::rowcast(database, &jwt_secret, most).await?
+    };
     let rounds = match arguments.rounds {
         Some(rounds) => rounds,
         None if arguments.baseline || arguments.compare.len() > 1 => 3,
@@ -248,6 +298,7 @@ async fn run_on(
     };
     let mut report = Report {
         settings: Settings {
+            in_process: arguments.in_process,
             rate: arguments.rate,
             policy: arguments.policy.as_str(),
             filter: arguments.filter.as_str(),
@@ -260,9 +311,15 @@ async fn run_on(
         idle: None,
     };
     if let Some(connections) = arguments.idle {
-        let plan = plan(arguments, System::Rowcast, connections);
-        report.idle = Some(idle(&relay, plan, &jwt_secret, progress).await?);
-        relay.stop().await;
+        let recipe = Recipe {
+            system: System::Rowcast,
+            jwt_secret: &jwt_secret,
+            plan: plan(arguments, System::Rowcast, connections),
+            number: 0,
+            clock: Clock::start(),
+        };
+        report.idle = Some(idle(&mut relay, recipe, progress).await?);
+        relay.child.stop().await;
         return Ok(report);
     }
     let mut baseline = if arguments.baseline {
@@ -287,17 +344,19 @@ async fn run_on(
                 scenario.subscribers
             ));
             let figures = Round {
-                system: scenario.system,
                 relay,
+                recipe: Recipe {
+                    system: scenario.system,
+                    jwt_secret: &jwt_secret,
+                    plan: plan(arguments, scenario.system, scenario.subscribers),
+                    number,
+                    clock,
+                },
                 database,
-                jwt_secret: &jwt_secret,
-                plan: plan(arguments, scenario.system, scenario.subscribers),
                 pace: Pace {
                     rate: arguments.rate,
                     duration: arguments.duration,
                 },
-                number,
-                clock,
             }
             .run(progress)
             .await?;
@@ -307,9 +366,9 @@ async fn run_on(
             }
         }
     }
-    relay.stop().await;
+    relay.child.stop().await;
     if let Some(baseline) = baseline {
-        baseline.stop().await;
+        baseline.child.stop().await;
     }
     for scenario in &scenarios {
         if let Some(figures) = &scenario.figures {
@@ -366,33 +425,30 @@ fn plan(arguments: &Arguments, system: System, subscribers: u64) -> Plan {
     }
 }
 
-/// What a connection that only waits costs the relay's memory.
+/// What a subscriber that only waits costs the relay's memory.
 async fn idle(
-    relay: &Relay,
-    plan: Plan,
-    jwt_secret: &Secret,
+    relay: &mut Relay,
+    recipe: Recipe<'_>,
     progress: &mut Progress,
 ) -> anyhow::Result<Idle> {
-    /// What the first connections make the relay allocate once is not what one costs.
+    /// What the first subscribers make the relay allocate once is not what one costs.
     const WARM_UP: u64 = 50;
     /// Until what joining needed has been given back.
     const SETTLE: Duration = Duration::from_secs(2);
 
     progress.step("warming up");
-    let few = Plan {
-        subscribers: WARM_UP,
-        ..plan
-    };
-    let warm = round::connect(System::Rowcast, relay, &few, jwt_secret, progress).await?;
-    drop(warm);
+    let mut few = recipe;
+    few.plan.subscribers = WARM_UP;
+    let warm = Crowd::gather(relay, few, progress).await?;
+    warm.finish(relay, &Written::default()).await?;
     tokio::time::sleep(SETTLE).await;
-    let before = relay.rss_bytes()?;
-    progress.step("connecting");
-    let connected = round::connect(System::Rowcast, relay, &plan, jwt_secret, progress).await?;
+    let before = relay.child.rss_bytes()?;
+    progress.step("joining");
+    let joined = Crowd::gather(relay, recipe, progress).await?;
     tokio::time::sleep(SETTLE).await;
-    let after = relay.rss_bytes()?;
-    drop(connected);
-    Ok(Idle::new(plan.subscribers, before, after))
+    let after = relay.child.rss_bytes()?;
+    joined.finish(relay, &Written::default()).await?;
+    Ok(Idle::new(recipe.plan.subscribers, before, after))
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //! nobody has to be asked who must see what.
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// Who may see a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Policy {
     /// Its owner: `user_id = auth.uid()`.
     User,
@@ -27,7 +28,7 @@ impl Policy {
 }
 
 /// Whether subscribers ask for a part of the rows only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum Filter {
     /// For all of them.
     None,
@@ -53,7 +54,7 @@ pub const BUCKETS: u64 = 4;
 pub const MEMBERS: u64 = 10;
 
 /// What is written and who gets it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Plan {
     /// Subscribers, each a user of its own, numbered from 0.
     pub subscribers: u64,
@@ -175,7 +176,7 @@ pub fn user_id(user: u64) -> String {
 }
 
 /// Which rows were committed: for each writer, how many of its transactions.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Written {
     /// Transactions by writer.
     pub transactions: Vec<u64>,

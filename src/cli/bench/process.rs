@@ -38,6 +38,15 @@ pub fn open_files_limit() -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// How many connections to one address this machine can have.
+#[must_use]
+pub fn local_ports() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ends = text.split_whitespace().map(str::parse::<u64>);
+    let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
+    Some(last.saturating_sub(first) + 1)
+}
+
 fn ticks(stat: &str) -> Option<u32> {
     // The second field is the program's name in parentheses, which may itself hold parentheses and
     // spaces. `utime` and `stime` are fields 14 and 15.
@@ -83,5 +92,6 @@ mod tests {
         assert!(cpu_seconds(pid).unwrap() >= 0.0);
         assert!(rss_bytes(pid).unwrap() > 100_000);
         assert!(open_files_limit().unwrap() > 0);
+        assert!(local_ports().unwrap() > 0);
     }
 }

@@ -24,6 +24,8 @@ pub struct Report {
 /// What was asked for.
 #[derive(Debug, Serialize)]
 pub struct Settings {
+    /// Whether the subscribers were in the relay's process, without sockets.
+    pub in_process: bool,
     /// Rows a second; 0 for flat out.
     pub rate: u64,
     /// Who may see a row.
@@ -43,7 +45,7 @@ pub struct Settings {
 pub struct Line {
     /// `rowcast` or `baseline`.
     pub system: &'static str,
-    /// Sockets.
+    /// Subscribers.
     pub subscribers: u64,
     /// Rows committed.
     pub rows: u64,
@@ -190,16 +192,30 @@ impl Report {
         put(
             &mut text,
             &format!(
-                "{rate}, {} row(s) a transaction, {} writer(s), policy {}, filter {}, {} round(s)",
+                "{rate}, {} row(s) a transaction, {} writer(s), policy {}, filter {}, {} round(s){}",
                 settings.transaction_size,
                 settings.writers,
                 settings.policy,
                 settings.filter,
-                settings.rounds
+                settings.rounds,
+                if settings.in_process {
+                    ", in-process"
+                } else {
+                    ""
+                }
             ),
         );
         if !self.results.is_empty() {
             self.put_results(&mut text);
+        }
+        for line in self.results.iter().filter(|line| self.lags(line)) {
+            put(
+                &mut text,
+                &format!(
+                    "\n{} {}: the schedule was not kept; the latencies are those of an overload.",
+                    line.system, line.subscribers
+                ),
+            );
         }
         for ratio in &self.ratios {
             put(
@@ -219,7 +235,7 @@ impl Report {
             put(
                 &mut text,
                 &format!(
-                    "\nidle: {} joined connections, {:.1} KiB each (RSS {:.1} MiB before, {:.1} \
+                    "\nidle: {} joined subscribers, {:.1} KiB each (RSS {:.1} MiB before, {:.1} \
                      MiB after)",
                     idle.connections,
                     idle.bytes_per_connection / 1024.0,
@@ -229,6 +245,11 @@ impl Report {
             );
         }
         text
+    }
+
+    /// Whether a line's rows took markedly longer than the schedule said.
+    fn lags(&self, line: &Line) -> bool {
+        self.settings.rate > 0 && line.changes_per_second < 0.9 * float(self.settings.rate)
     }
 
     fn put_results(&self, text: &mut String) {
@@ -352,6 +373,7 @@ mod tests {
         let baseline = Line::new("baseline", 1, &figures(0.01, 1_000_000));
         Report {
             settings: Settings {
+                in_process: false,
                 rate: 1_000,
                 policy: "user",
                 filter: "none",

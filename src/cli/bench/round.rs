@@ -1,30 +1,22 @@
 //! One round: connect, write, wait until everything has arrived, and count.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use futures_util::{StreamExt, stream};
-use serde_json::Map;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use anyhow::bail;
 
-use super::child::Relay;
-use super::database::ROLE;
-use super::latency::{Clock, Times};
-use super::plan::{Plan, user_id};
+use super::books::Books;
+use super::crowd::{Crowd, Recipe};
+use super::latency::Times;
 use super::progress::Progress;
-use super::subscriber::{Books, Subscriber, System, bucket};
-use super::verifier::{Tally, Verifier};
+use super::relay::Relay;
+use super::verifier::Tally;
 use super::writer::{Pace, Writers};
-use crate::cli::token;
 use crate::config::Secret;
 
-/// Handshakes at once: enough to be quick, few enough to measure the relay and not its backlog.
-const CONNECTING: usize = 32;
-
-/// How long the last messages may take without any progress before they count as missing.
+/// How long the last messages may take without any progress before they count as missing; where
+/// rows were written for longer than that, the same again, as so much may have piled up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a round listens on for what should not come, after everything has.
@@ -47,7 +39,8 @@ pub struct Figures {
     pub seconds: f64,
     /// The relay's CPU time meanwhile, in seconds.
     pub cpu_seconds: f64,
-    /// The relay's memory afterwards, in bytes: the most of all rounds.
+    /// The relay's memory afterwards, in bytes: the least of all rounds, as it may not have given
+    /// back what a larger one of another kind needed.
     pub rss_bytes: u64,
 }
 
@@ -61,69 +54,21 @@ impl Figures {
         self.commits.add(&other.commits);
         self.seconds += other.seconds;
         self.cpu_seconds += other.cpu_seconds;
-        self.rss_bytes = self.rss_bytes.max(other.rss_bytes);
+        self.rss_bytes = self.rss_bytes.min(other.rss_bytes);
     }
-}
-
-/// Connects subscribers, each as a user of its own.
-///
-/// # Errors
-/// The first that fails.
-pub async fn connect(
-    system: System,
-    relay: &Relay,
-    plan: &Plan,
-    jwt_secret: &Secret,
-    progress: &mut Progress,
-) -> anyhow::Result<Vec<(u64, Subscriber)>> {
-    let address = relay.address;
-    let total = plan.subscribers;
-    let mut connecting = stream::iter(0..total)
-        .map(|number| {
-            let bucket = bucket(plan, number);
-            async move {
-                let token = token_of(number, jwt_secret)?;
-                let subscriber = Subscriber::connect(system, address, &token, bucket)
-                    .await
-                    .with_context(|| format!("Subscriber {number} of {total}"))?;
-                anyhow::Ok((number, subscriber))
-            }
-        })
-        .buffer_unordered(CONNECTING);
-    let mut subscribers = Vec::new();
-    while let Some(subscriber) = connecting.next().await {
-        subscribers.push(subscriber?);
-        progress.update(|| format!("joined {} of {total}", subscribers.len()));
-    }
-    Ok(subscribers)
-}
-
-fn token_of(user: u64, jwt_secret: &Secret) -> anyhow::Result<String> {
-    let mut claims = Map::new();
-    claims.insert("sub".into(), user_id(user).into());
-    claims.insert("role".into(), ROLE.into());
-    token::sign(claims, Duration::from_secs(24 * 3600), jwt_secret).map_err(anyhow::Error::msg)
 }
 
 /// What a round needs.
 #[derive(Debug)]
 pub struct Round<'a> {
-    /// Whom it is about.
-    pub system: System,
     /// The relay.
     pub relay: &'a mut Relay,
+    /// Its subscribers.
+    pub recipe: Recipe<'a>,
     /// Where rows are written.
     pub database: &'a Secret,
-    /// The relay's secret.
-    pub jwt_secret: &'a Secret,
-    /// Who gets what.
-    pub plan: Plan,
     /// How fast.
     pub pace: Pace,
-    /// A number that no other round of this run has.
-    pub number: u32,
-    /// The run's clock.
-    pub clock: Clock,
 }
 
 impl Round<'_> {
@@ -132,76 +77,74 @@ impl Round<'_> {
     /// # Errors
     /// Where the relay, a socket or the database fails. Wrong messages are no error but figures.
     pub async fn run(self, progress: &mut Progress) -> anyhow::Result<Figures> {
-        let (plan, clock) = (self.plan, self.clock);
-        let subscribers =
-            connect(self.system, self.relay, &plan, self.jwt_secret, progress).await?;
-        let books = Arc::new(Books::new(self.number, clock)?);
-        let stop = CancellationToken::new();
-        let mut receivers = JoinSet::new();
-        for (number, subscriber) in subscribers {
-            let verifier = Verifier::new(plan, number);
-            let (books, stop) = (Arc::clone(&books), stop.clone());
-            receivers.spawn(async move { subscriber.receive(verifier, &books, stop).await });
-        }
+        let Recipe {
+            plan,
+            number,
+            clock,
+            ..
+        } = self.recipe;
+        let relay = self.relay;
+        let crowd = Crowd::gather(relay, self.recipe, progress).await?;
+        let books = Arc::clone(&crowd.books);
         let writers = Writers::open(self.database, plan.writers).await?;
         let expected = Arc::new(AtomicU64::new(0));
 
-        let cpu_before = self.relay.cpu_seconds()?;
-        let started = Instant::now();
-        let writing = writers.write(plan, self.pace, self.number, clock, Arc::clone(&expected));
+        let cpu_before = relay.child.cpu_seconds()?;
+        let started = clock.now();
+        let writing = writers.write(plan, self.pace, number, clock, Arc::clone(&expected));
         tokio::pin!(writing);
         let mut tick = tokio::time::interval(Duration::from_millis(250));
         let outcome = loop {
             tokio::select! {
                 outcome = &mut writing => break outcome?,
                 _ = tick.tick() => {
-                    self.relay.check()?;
+                    relay.child.check()?;
                     progress.update(|| shown(&books, &expected, started));
                 }
             }
         };
-        let seconds = await_messages(&books, &expected, started, progress).await?;
-        let cpu_seconds = self.relay.cpu_seconds()? - cpu_before;
-        let rss_bytes = self.relay.rss_bytes()?;
+        let patience = PATIENCE.max(Duration::from_nanos(outcome.nanos));
+        await_messages(&books, &expected, started, patience, progress).await;
+        let cpu_seconds = relay.child.cpu_seconds()? - cpu_before;
+        let rss_bytes = relay.child.rss_bytes()?;
         tokio::time::sleep(GRACE).await;
 
-        stop.cancel();
-        let mut tally = Tally::default();
-        while let Some(verifier) = receivers.join_next().await {
-            tally.add(&verifier?.finish(&outcome.written));
-        }
-        let latency = books
-            .latency
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let tally = crowd.finish(relay, &outcome.written).await?;
         if tally.missing > 0 {
-            // Missing messages of a socket that was closed are no news; why it was closed is.
-            if let Some(why) = broken(&books) {
-                bail!("A subscriber's socket ended: {why}");
+            // Missing messages of a subscriber that ended are no news; why it ended is.
+            if let Some(why) = books.why_broken() {
+                let hint = if self.pace.rate == 0 {
+                    " (rows written flat out can come faster than they are taken; --rate sets a \
+                     pace)"
+                } else {
+                    ""
+                };
+                bail!("A subscriber ended: {why}{hint}");
             }
         }
+        let last = books.last.load(Ordering::Relaxed);
+        let nanos = last.saturating_sub(started).max(outcome.nanos);
         Ok(Figures {
             rows: outcome.written.rows(&plan),
             expected: expected.load(Ordering::Relaxed),
             tally,
-            latency,
+            latency: books.latency(),
             commits: outcome.commits,
-            seconds,
+            seconds: Duration::from_nanos(nanos).as_secs_f64(),
             cpu_seconds,
             rss_bytes,
         })
     }
 }
 
-/// Waits until every message has arrived, or none has for [`PATIENCE`]. Returns the seconds from
-/// `started` to the last that did.
+/// Waits until every message has arrived, or none has for as long as `patience`.
 async fn await_messages(
     books: &Books,
     expected: &AtomicU64,
-    started: Instant,
+    started: u64,
+    patience: Duration,
     progress: &mut Progress,
-) -> anyhow::Result<f64> {
+) {
     let mut arrived = 0;
     let mut last = Instant::now();
     loop {
@@ -210,25 +153,20 @@ async fn await_messages(
             arrived = now;
             last = Instant::now();
         }
-        let done = books.delivered.load(Ordering::Relaxed) >= expected.load(Ordering::Relaxed);
-        if done || last.elapsed() > PATIENCE {
-            return Ok((last - started).as_secs_f64());
+        let done = books.delivered.load(Ordering::Acquire) >= expected.load(Ordering::Relaxed);
+        if done || last.elapsed() > patience || books.why_broken().is_some() {
+            return;
         }
         progress.update(|| shown(books, expected, started));
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-fn broken(books: &Books) -> Option<String> {
-    let broken = books.broken.lock().unwrap_or_else(PoisonError::into_inner);
-    broken.clone()
-}
-
-fn shown(books: &Books, expected: &AtomicU64, started: Instant) -> String {
+fn shown(books: &Books, expected: &AtomicU64, started: u64) -> String {
     format!(
         "{:.0} s: {} of {} messages",
-        started.elapsed().as_secs_f64(),
-        books.delivered.load(Ordering::Relaxed),
+        Duration::from_nanos(books.clock.now().saturating_sub(started)).as_secs_f64(),
+        books.delivered.load(Ordering::Acquire),
         expected.load(Ordering::Relaxed)
     )
 }

@@ -1,8 +1,6 @@
 //! One subscriber: a socket of its own, joined as a user of its own.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -15,12 +13,11 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_util::sync::CancellationToken;
 
+use super::books::Books;
 use super::database::NAME;
 use super::frame::{self, Frame};
-use super::latency::{Clock, Times};
 use super::plan::{Filter, Plan};
 use super::verifier::Verifier;
-use super::writer::round_and_row;
 
 /// Whom a subscriber talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,23 +26,6 @@ pub enum System {
     Rowcast,
     /// The bare relay.
     Baseline,
-}
-
-/// What all subscribers of a round share.
-#[derive(Debug)]
-pub struct Books {
-    /// The round.
-    pub round: u32,
-    /// Its clock.
-    pub clock: Clock,
-    /// Messages that arrived where they belong.
-    pub delivered: AtomicU64,
-    /// All messages that arrived.
-    pub arrived: AtomicU64,
-    /// From when a row was due to when it arrived.
-    pub latency: Mutex<Times>,
-    /// Why a socket ended before it was told to: the first of them.
-    pub broken: Mutex<Option<String>>,
 }
 
 /// Between two heartbeats, as Supabase's client does it.
@@ -112,7 +92,7 @@ impl Subscriber {
     async fn join(&mut self, token: &str, bucket: Option<u64>) -> anyhow::Result<()> {
         let mut binding = json!({"event": "INSERT", "schema": NAME, "table": "rows"});
         if let (Some(bucket), Some(binding)) = (bucket, binding.as_object_mut()) {
-            binding.insert("filter".into(), format!("bucket=eq.{bucket}").into());
+            binding.insert("filter".into(), filter(bucket).into());
         }
         let join = json!(["1", "1", "realtime:bench", "phx_join", {
             "config": {
@@ -184,42 +164,9 @@ impl Subscriber {
             }
         };
         if let Some(why) = broken {
-            let mut first = books.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert(why);
+            books.note(why);
         }
         verifier
-    }
-}
-
-impl Books {
-    /// Empty books.
-    ///
-    /// # Errors
-    /// Never; see [`Times::new`].
-    pub fn new(round: u32, clock: Clock) -> anyhow::Result<Self> {
-        Ok(Self {
-            round,
-            clock,
-            delivered: AtomicU64::new(0),
-            arrived: AtomicU64::new(0),
-            latency: Mutex::new(Times::new()?),
-            broken: Mutex::new(None),
-        })
-    }
-
-    fn take(&self, verifier: &mut Verifier, id: u64, sent: u64) {
-        let now = self.clock.now();
-        self.arrived.fetch_add(1, Ordering::Relaxed);
-        let (round, row) = round_and_row(id);
-        if round != u64::from(self.round) {
-            verifier.take_stray();
-        } else if verifier.take(row) {
-            self.latency
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .record(now.saturating_sub(sent));
-            self.delivered.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 
@@ -227,6 +174,12 @@ impl Books {
 #[must_use]
 pub fn bucket(plan: &Plan, subscriber: u64) -> Option<u64> {
     (plan.filter == Filter::Eq).then(|| Plan::wanted_bucket(subscriber))
+}
+
+/// The filter that asks for a bucket.
+#[must_use]
+pub fn filter(bucket: u64) -> String {
+    format!("bucket=eq.{bucket}")
 }
 
 fn kind(error: &tokio_tungstenite::tungstenite::Error) -> String {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::baseline::{Sockets, frame};
+use super::books::Books;
 use super::plan::{Filter, Plan, Policy, Written};
-use super::subscriber::{Books, Subscriber, System};
+use super::subscriber::{Subscriber, System};
 use super::verifier::Verifier;
 use super::writer::row_id;
 use super::*;

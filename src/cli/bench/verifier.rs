@@ -1,9 +1,11 @@
 //! Holds what a subscriber got against what it must get.
 
+use serde::{Deserialize, Serialize};
+
 use super::plan::{Plan, Written};
 
 /// What became of the messages.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Rows that arrived where they belong, each counted once.
     pub delivered: u64,

@@ -110,7 +110,10 @@ impl Compiler<'_> {
         match setting.or_else(|| Setting::of(&name)) {
             Some(Setting::Claims) => Ok(Expr::Claims),
             Some(Setting::Role) => Ok(Expr::Role),
-            Some(Setting::Unset) if missing_ok => Ok(Expr::NULL),
+            // NULL, but no constant: the planner does not look at settings.
+            Some(Setting::Unset) if missing_ok => {
+                Ok(Expr::Body(Vec::new(), false, Box::new(Expr::NULL)))
+            }
             Some(Setting::Unset) => Ok(Expr::Fail(crate::datum::Trouble::Error)),
             None => Err(Refusal::new(format!("setting {name} is not known"))),
         }

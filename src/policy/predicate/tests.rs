@@ -1,1 +1,146 @@
+use super::*;
+use crate::auth::Claims;
+use crate::change::{Column, ReplicaIdentity, Value};
+use crate::datum::{Collation, Type};
+use crate::pg::Oid;
+use crate::policy::expr::{Comparison, Function};
 
+const SUB: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
+
+fn column(name: &str, type_oid: u32, of: Type) -> Expr {
+    Expr::Column(Arc::new(ColumnRef {
+        name: Arc::from(name),
+        type_oid: Oid(type_oid),
+        of,
+    }))
+}
+
+fn claim(name: &str) -> Expr {
+    let claims = Expr::Call(Function::Input(Type::Jsonb), vec![Expr::Claims]);
+    Expr::Call(
+        Function::GetText,
+        vec![claims, Expr::constant(Datum::text(name))],
+    )
+}
+
+fn equal(a: Expr, b: Expr) -> Expr {
+    Expr::Compare(Comparison::Eq, Box::new((a, b)))
+}
+
+/// `user_id = (claims ->> 'sub')::uuid`
+fn owner() -> Expr {
+    let sub = Expr::Call(Function::Input(Type::Uuid), vec![claim("sub")]);
+    equal(column("user_id", 2950, Type::Uuid), sub)
+}
+
+fn public() -> Expr {
+    column("is_public", 16, Type::Bool)
+}
+
+fn relation(types: [u32; 2]) -> Relation {
+    let columns = ["user_id", "is_public"].into_iter().zip(types);
+    let columns = columns.map(|(name, oid)| Column {
+        name: Arc::from(name),
+        type_oid: Oid(oid),
+        type_modifier: -1,
+        identity: true,
+    });
+    Relation {
+        oid: Oid(1),
+        schema: Arc::from("public"),
+        name: Arc::from("t"),
+        replica_identity: ReplicaIdentity::Full,
+        columns: columns.collect(),
+        version: 1,
+    }
+}
+
+fn principal(claims: &str) -> Principal {
+    Principal {
+        role: Arc::from("authenticated"),
+        claims: Claims::verified(claims),
+        expires_at: None,
+    }
+}
+
+fn bound(permissive: Vec<Expr>, restrictive: Vec<Expr>) -> Bound {
+    let predicate = Arc::new(Predicate::new(permissive, restrictive));
+    predicate.bind(&relation([2950, 16])).unwrap()
+}
+
+#[test]
+fn an_owner_is_found_by_one_probe() {
+    let bound = bound(vec![owner()], vec![]);
+    let row: Row = [Value::Text(SUB), Value::Null].into_iter().collect();
+    let facts = bound.read(&row);
+    let Audience::Probes(probes) = facts.audience() else {
+        panic!("probes");
+    };
+    assert_eq!(bound.predicate().probed_slots(), [probes[0].slot]);
+    for (claims, verdict) in [
+        (
+            format!(r#"{{"sub": "{}"}}"#, SUB.to_uppercase()),
+            Verdict::True,
+        ),
+        (
+            r#"{"sub": "00000000-0000-0000-0000-000000000000"}"#.to_owned(),
+            Verdict::False,
+        ),
+        (r#"{"sub": null}"#.to_owned(), Verdict::Null),
+        (r#"{"sub": "nobody"}"#.to_owned(), Verdict::Error),
+    ] {
+        let projection = bound.predicate().project(&principal(&claims));
+        assert_eq!(facts.judge(&projection), verdict, "{claims}");
+        let found = projection.slot(probes[0].slot) == Some(&probes[0].datum);
+        assert_eq!(found, verdict == Verdict::True, "{claims}");
+    }
+}
+
+#[test]
+fn what_the_row_decides_needs_no_probe() {
+    let either = bound(vec![owner(), public()], vec![]);
+    let shown: Row = [Value::Null, Value::Text("t")].into_iter().collect();
+    let hidden: Row = [Value::Null, Value::Text("f")].into_iter().collect();
+    assert_eq!(either.read(&shown).audience(), Audience::Everyone);
+    assert_eq!(either.read(&hidden).audience(), Audience::Nobody);
+    let both = bound(vec![owner()], vec![public()]);
+    let owned: Row = [Value::Text(SUB), Value::Text("t")].into_iter().collect();
+    assert!(matches!(both.read(&owned).audience(), Audience::Probes(_)));
+    assert_eq!(both.read(&hidden).audience(), Audience::Nobody);
+}
+
+#[test]
+fn a_value_that_the_stream_does_not_carry_is_undecided() {
+    let bound = bound(vec![owner()], vec![]);
+    let row: Row = [Value::Unchanged, Value::Null].into_iter().collect();
+    let facts = bound.read(&row);
+    let projection = bound.predicate().project(&principal("{}"));
+    assert_eq!(facts.judge(&projection), Verdict::Undecided);
+    assert_eq!(facts.audience(), Audience::Scan);
+}
+
+#[test]
+fn a_column_that_changed_its_type_is_not_bound() {
+    let predicate = Arc::new(Predicate::new(vec![owner()], vec![]));
+    assert!(predicate.bind(&relation([25, 16])).is_none());
+    let elsewhere = column("gone", 25, Type::Text(Collation::DEFAULT));
+    let predicate = Arc::new(Predicate::new(
+        vec![Expr::IsNull(Box::new(elsewhere), true)],
+        vec![],
+    ));
+    assert!(predicate.bind(&relation([2950, 16])).is_none());
+}
+
+#[test]
+fn without_a_permissive_policy_nobody_sees_anything() {
+    let predicate = Predicate::new(vec![], vec![Expr::constant(Datum::Bool(true))]);
+    assert_eq!(predicate.is_constant(), Some(Verdict::False));
+}
+
+#[test]
+fn projections_differ_where_only_the_text_of_a_number_does() {
+    let predicate = Predicate::new(vec![equal(claim("n"), column("t", 25, Type::Name))], vec![]);
+    let project = |claims: &str| predicate.project(&principal(claims));
+    assert!(project(r#"{"n": 1.0}"#) == project(r#"{"n": 1.0, "iat": 7}"#));
+    assert!(project(r#"{"n": 1.0}"#) != project(r#"{"n": 1.00}"#));
+}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tracing::{debug, warn};
@@ -10,12 +11,18 @@ use super::{Channel, Doubt, Fanout, Unparked, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
-use crate::policy::catalog::Catalog;
-use crate::policy::reader::CatalogError;
+use crate::policy::watch::CatalogWatch;
+use crate::retry::Backoff;
 use crate::router::group::{Binding, Group};
 use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
 use crate::router::{ChannelId, Command, Event, Join, Refusal, Resync, SessionId};
 use crate::subscription::Wanted;
+
+/// Joins that may wait for PostgreSQL at once; past this clients are told to try again.
+const MAX_PARKED: usize = 4096;
+
+/// How long a join waits for PostgreSQL.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl Fanout {
     pub(super) fn command(&mut self, command: Command) {
@@ -115,35 +122,33 @@ impl Fanout {
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
     fn park(&mut self, join: Join, joining: u64, unread: Vec<Unread>) {
+        if self.parked.len() >= MAX_PARKED {
+            self.unavailable(&join);
+            return;
+        }
         let watch = self.watch.clone();
         self.parked.push(Box::pin(async move {
             let mut unparked = Unparked {
                 joining,
                 role_read: unread.is_empty(),
                 literals: Vec::new(),
-                trouble: None,
+                answered: false,
                 join,
             };
-            if unread.is_empty() {
-                let role = unparked.join.principal.role.as_ref().to_owned();
-                if let Err(error) = watch.role(role).await {
-                    unparked.trouble = Some(trouble(error));
-                }
-            }
-            for unread in unread {
-                match watch
-                    .literal(unread.type_sql.clone(), unread.text.clone())
-                    .await
-                {
-                    Ok(literal) => unparked.literals.push((unread, literal)),
-                    Err(error) => {
-                        unparked.trouble = Some(trouble(error));
-                        break;
-                    }
-                }
-            }
+            let answering = answer(&watch, &mut unparked, unread);
+            // Clients give up a join after ten seconds and try again: better they hear why.
+            let answered = tokio::time::timeout(JOIN_TIMEOUT, answering).await;
+            unparked.answered = answered.is_ok();
             unparked
         }));
+    }
+
+    fn unavailable(&mut self, join: &Join) {
+        warn!("a join could not be decided: the database does not answer");
+        self.withdraw(join.outbox.session(), join.channel);
+        join.outbox.push(Event::Unavailable {
+            channel: join.channel,
+        });
     }
 
     pub(super) fn unpark(&mut self, unparked: Unparked) {
@@ -152,7 +157,7 @@ impl Fanout {
             joining,
             role_read,
             literals,
-            trouble,
+            answered,
         } = unparked;
         for (unread, literal) in literals {
             self.literals.insert(unread.of, unread.text, literal);
@@ -166,16 +171,11 @@ impl Fanout {
             debug!("a channel was left while it was joining");
             return;
         }
-        match (trouble, join.wanted.first()) {
-            (Some(trouble), Some(first)) => {
-                if let Unresolved::Refused(refusal) = refused(first, &trouble) {
-                    self.refuse(&join, refusal);
-                }
-            }
-            _ => {
-                self.adopt(None);
-                self.join(join, joining, role_read);
-            }
+        if answered {
+            self.adopt(None);
+            self.join(join, joining, role_read);
+        } else {
+            self.unavailable(&join);
         }
     }
 
@@ -225,7 +225,7 @@ impl Fanout {
                 table: Arc::clone(table),
                 groups: HashMap::new(),
                 verified: 0,
-                doubt: None,
+                doubt: self.doubts.remove(&oid),
                 fits: true,
                 shapes: HashMap::new(),
             });
@@ -264,6 +264,7 @@ impl Fanout {
                 }
             }
             if watched.groups.is_empty() {
+                self.doubts.extend(watched.doubt.map(|doubt| (oid, doubt)));
                 self.tables.remove(&oid);
             }
         }
@@ -326,7 +327,7 @@ impl Fanout {
         if Arc::ptr_eq(&catalog, &self.catalog) {
             return;
         }
-        let before = std::mem::replace(&mut self.catalog, Arc::clone(&catalog));
+        self.catalog = Arc::clone(&catalog);
         self.access.clear();
         let mut changed = Vec::new();
         for (oid, watched) in &mut self.tables {
@@ -347,18 +348,7 @@ impl Fanout {
                 changed.push(*oid);
             }
         }
-        let published = |catalog: &Catalog| {
-            let mut tables: Vec<Oid> = catalog
-                .tables
-                .values()
-                .filter(|t| t.published)
-                .map(|t| t.oid)
-                .collect();
-            tables.sort_unstable();
-            tables
-        };
-        let tables_changed = published(&before) != published(&catalog);
-        self.resubscribe(&changed, tables_changed);
+        self.resubscribe(&changed);
         for oid in changed {
             if let Some(watched) = self.tables.get_mut(&oid)
                 && described != Some(oid)
@@ -371,9 +361,9 @@ impl Fanout {
         }
     }
 
-    /// Resolves anew every channel that watches one of `changed`, or that named no table where the
-    /// set of published tables changed.
-    fn resubscribe(&mut self, changed: &[Oid], tables_changed: bool) {
+    /// Resolves anew every channel that watches one of `changed`, or that named no table: one that
+    /// it could not have before may be published, granted or named so now.
+    fn resubscribe(&mut self, changed: &[Oid]) {
         let versions: HashMap<Oid, (u64, Option<Doubt>, bool)> = self
             .tables
             .iter()
@@ -390,7 +380,7 @@ impl Fanout {
             .filter(|(_, _, state)| {
                 let open = |wish: &Wanted| wish.schema.is_none() || wish.table.is_none();
                 state.members.iter().any(|(oid, _)| changed.contains(oid))
-                    || (tables_changed && state.wanted.iter().any(open))
+                    || state.wanted.iter().any(open)
             })
             .map(|(session, channel, _)| (session, channel))
             .collect();
@@ -421,9 +411,23 @@ impl Fanout {
     }
 }
 
-fn trouble(error: Option<CatalogError>) -> String {
-    if let Some(error) = error {
-        warn!(%error, "a join could not be resolved");
+/// Gets what a join waits for; tries again for as long as it is polled.
+async fn answer(watch: &CatalogWatch, unparked: &mut Unparked, unread: Vec<Unread>) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    if unread.is_empty() {
+        let role = unparked.join.principal.role.as_ref();
+        while watch.role(role.to_owned()).await.is_err() {
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
     }
-    "the database cannot be reached, please try again".to_owned()
+    for unread in unread {
+        loop {
+            let (type_sql, text) = (unread.type_sql.clone(), unread.text.clone());
+            if let Ok(literal) = watch.literal(type_sql, text).await {
+                unparked.literals.push((unread, literal));
+                break;
+            }
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
+    }
 }

@@ -91,6 +91,7 @@ impl Fanout {
                 Some(question) => self.ask(place, role, found, question).await,
                 None => self.unjudged(place, role, &found, delete, undecided),
             },
+            Sight::Unmatched => self.unjudged(place, role, &found, false, undecided),
         }
     }
 
@@ -153,21 +154,18 @@ impl Fanout {
                 .get(position)
                 .is_some_and(|value| value != Value::Unchanged)
         };
+        // A column that is not in the stream (a column list leaves it out) is not carried either.
         let decidable = group
             .access
             .reads
             .iter()
-            .all(|name| match relation.position(name) {
-                Some(position) => carried(position),
-                // Computed from the others.
-                None => (0..relation.columns.len()).all(carried),
-            });
+            .all(|name| relation.position(name).is_some_and(carried));
         decidable.then(|| Question {
             xid: place.entry.batch.xid,
             query: Arc::clone(query),
             role: Arc::clone(role),
             claims: found.principal.claims.clone(),
-            image: image(relation, place.row, &self.catalog).into(),
+            image: image::of(relation, place.row).into(),
             deadline: Instant::now() + self.settings.ask_timeout,
             answer: Reply::new(|_| {}),
         })

@@ -1,0 +1,268 @@
+//! Subscribers that are nothing but an outbox and somebody who empties it.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{Claims, Principal};
+use crate::cli::bench::books::Books;
+use crate::cli::bench::database::{NAME, ROLE};
+use crate::cli::bench::frame::{self, Frame};
+use crate::cli::bench::plan::{Plan, Written, user_id};
+use crate::cli::bench::subscriber::{bucket, filter};
+use crate::cli::bench::verifier::{Tally, Verifier};
+use crate::router::{ChannelId, Event, Join, Outbox, Router, SessionId};
+use crate::subscription::{Events, Wanted, filter as condition};
+
+/// Joins under way at once.
+const JOINING: usize = 1_024;
+
+/// No join takes this long unless something is wrong.
+const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Events taken at once.
+const BATCH: usize = 256;
+
+/// The one binding of a subscriber.
+const BINDING: u32 = 1;
+
+/// Makes subscribers, and lets them go.
+#[derive(Debug)]
+pub struct Sessions {
+    router: Router,
+    next: u64,
+    max_events: usize,
+    max_bytes: usize,
+}
+
+/// The subscribers of a round.
+#[derive(Debug)]
+pub struct Audience {
+    outboxes: Vec<Arc<Outbox>>,
+    receivers: TaskTracker,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    books: Arc<Books>,
+    /// Set when the round is over.
+    written: OnceLock<Written>,
+    tally: Mutex<Tally>,
+}
+
+impl Sessions {
+    /// Nobody yet. Every outbox will have these bounds.
+    #[must_use]
+    pub const fn new(router: Router, max_events: usize, max_bytes: usize) -> Self {
+        Self {
+            router,
+            next: 0,
+            max_events,
+            max_bytes,
+        }
+    }
+
+    /// Joins a round's subscribers, each as a user of its own; `progress` hears how many have.
+    ///
+    /// # Errors
+    /// The first join that is refused or not answered, or what `progress` says.
+    pub async fn join(
+        &mut self,
+        plan: Plan,
+        books: Books,
+        mut progress: impl FnMut(u64) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Audience> {
+        let shared = Arc::new(Shared {
+            books: Arc::new(books),
+            written: OnceLock::new(),
+            tally: Mutex::new(Tally::default()),
+        });
+        let receivers = TaskTracker::new();
+        let mut outboxes = Vec::new();
+        let first = self.next;
+        self.next += plan.subscribers;
+        let mut joining = stream::iter(0..plan.subscribers)
+            .map(|number| {
+                let session = SessionId(first + number);
+                let outbox = Outbox::new(session, self.max_events, self.max_bytes);
+                let router = &self.router;
+                async move {
+                    timeout(JOIN_PATIENCE, join(router, &outbox, &plan, number))
+                        .await
+                        .context("A subscriber's join was not answered")?
+                        .with_context(|| format!("Subscriber {number}"))?;
+                    anyhow::Ok((number, outbox))
+                }
+            })
+            .buffer_unordered(JOINING);
+        while let Some(joined) = joining.next().await {
+            let (number, outbox) = joined?;
+            receivers.spawn(receive(
+                Arc::clone(&outbox),
+                Verifier::new(plan, number),
+                Arc::clone(&shared),
+            ));
+            outboxes.push(outbox);
+            progress(outboxes.len() as u64)?;
+        }
+        receivers.close();
+        Ok(Audience {
+            outboxes,
+            receivers,
+            shared,
+        })
+    }
+
+    /// Ends a round: the numbers, and the books.
+    ///
+    /// # Errors
+    /// Where the router has ended.
+    pub async fn finish(
+        &self,
+        audience: Audience,
+        written: Written,
+    ) -> anyhow::Result<(Tally, Arc<Books>)> {
+        let shared = audience.shared;
+        ensure!(shared.written.set(written).is_ok(), "A round ended twice");
+        for outbox in &audience.outboxes {
+            outbox.wake();
+        }
+        audience.receivers.wait().await;
+        for outbox in audience.outboxes {
+            outbox.close();
+            self.router.disconnect(outbox.session()).await?;
+        }
+        let tally = *shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((tally, Arc::clone(&shared.books)))
+    }
+}
+
+impl Audience {
+    /// What its subscribers write down.
+    #[must_use]
+    pub fn books(&self) -> &Books {
+        &self.shared.books
+    }
+}
+
+async fn join(
+    router: &Router,
+    outbox: &Arc<Outbox>,
+    plan: &Plan,
+    number: u64,
+) -> anyhow::Result<()> {
+    let claims = json!({"role": ROLE, "sub": user_id(number)});
+    let filter = match bucket(plan, number) {
+        Some(bucket) => condition::parse(&filter(bucket))?,
+        None => Vec::new(),
+    };
+    router
+        .join(Join {
+            outbox: Arc::clone(outbox),
+            channel: ChannelId(1),
+            principal: Arc::new(Principal {
+                role: ROLE.into(),
+                claims: Claims::verified(claims.to_string()),
+                expires_at: None,
+            }),
+            wanted: vec![Wanted {
+                id: BINDING,
+                events: Events::Insert,
+                schema: Some(NAME.to_owned()),
+                table: Some("rows".to_owned()),
+                filter,
+            }],
+        })
+        .await?;
+    let mut events = Vec::new();
+    loop {
+        // One only: what is behind the answer is for the books.
+        outbox.take(&mut events, 1)?;
+        match events.pop() {
+            Some(Event::Joined { refusal: None, .. }) => return Ok(()),
+            Some(Event::Joined {
+                refusal: Some(refusal),
+                ..
+            }) => bail!("A join was refused: {}", refusal.reason),
+            Some(_) => {}
+            None => outbox.readable().await,
+        }
+    }
+}
+
+/// Takes what comes until the round is over, and then holds it against what was written.
+async fn receive(outbox: Arc<Outbox>, mut verifier: Verifier, shared: Arc<Shared>) {
+    loop {
+        // Looked at before the outbox: what came before the end is still taken.
+        let written = shared.written.get();
+        empty(&outbox, &mut verifier, &shared.books);
+        if let Some(written) = written {
+            let tally = verifier.finish(written);
+            let mut all = shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            all.add(&tally);
+            return;
+        }
+        outbox.readable().await;
+    }
+}
+
+fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
+    let mut events = Vec::new();
+    loop {
+        match outbox.take(&mut events, BATCH) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(overflow) => {
+                books.note(overflow.to_string());
+                return;
+            }
+        }
+        for event in events.drain(..) {
+            match event {
+                Event::Change { data, bindings, .. } if bindings[..] == [BINDING] => {
+                    match read(data) {
+                        Ok(Frame::Row { id, sent }) => books.take(verifier, id, sent),
+                        Ok(_) => books.note("a change of an unknown form".to_owned()),
+                        Err(error) => books.note(format!("a change of an unknown form: {error}")),
+                    }
+                }
+                Event::Change { .. } => books.note("a change for another binding".to_owned()),
+                Event::Resync { reason, .. } => books.note(format!("resync {}", reason.as_str())),
+                Event::Joined { .. } => books.note("joined twice".to_owned()),
+                Event::Unavailable { .. } => books.note("the database is away".to_owned()),
+            }
+        }
+    }
+}
+
+/// Reads a change; the one that this thread read last at once. Everybody who receives the same
+/// shares its bytes, so that reading them again would be measured for the relay's work.
+fn read(data: Bytes) -> serde_json::Result<Frame> {
+    thread_local! {
+        static LAST: RefCell<Option<(Bytes, u64, u64)>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| {
+        if let Some((bytes, id, sent)) = last {
+            // They are held here, so no others can lie in their place.
+            if bytes.as_ptr() == data.as_ptr() && bytes.len() == data.len() {
+                return Ok(Frame::Row {
+                    id: *id,
+                    sent: *sent,
+                });
+            }
+        }
+        let frame = frame::read_data(&data)?;
+        if let Frame::Row { id, sent } = frame {
+            *last = Some((data, id, sent));
+        }
+        Ok(frame)
+    })
+}

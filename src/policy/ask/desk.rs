@@ -1,0 +1,498 @@
+//! One connection that answers batches of questions.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{MaybeDone, maybe_done};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+use tracing::{debug, warn};
+
+use super::{Answer, Question};
+use crate::auth::Claims;
+use crate::metrics::Metrics;
+use crate::pg::connect::Database;
+use crate::retry::Backoff;
+
+pub(super) struct Desk {
+    database: Database,
+    metrics: Arc<Metrics>,
+    timeout: Duration,
+    connection: Option<Connection>,
+}
+
+struct Connection {
+    client: Client,
+    visible: Statement,
+    become_client: Statement,
+    /// Questions as plain statements. PostgreSQL may analyse one anew under the client's role,
+    /// which may not use every schema that it names: then it is put the long way.
+    prepared: HashMap<Arc<str>, Statement>,
+}
+
+/// A batch's questions by their text; `None` for what PostgreSQL does not take as a question.
+type Statements = HashMap<Arc<str>, Option<Statement>>;
+
+type Query<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, tokio_postgres::Error>> + Send + 'a>>;
+
+/// Waits for a query that was sent before.
+async fn finished(
+    mut query: Pin<Box<MaybeDone<Query<'_>>>>,
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    query.as_mut().await;
+    query
+        .as_mut()
+        .take_output()
+        .expect("it has just ended, and its output is taken once")
+}
+
+type Parameter<'a> = &'a (dyn ToSql + Sync);
+
+/// All questions of a batch that one statement answers.
+struct Group {
+    role: Arc<str>,
+    claims: Claims,
+    query: Arc<str>,
+    images: Vec<Arc<str>>,
+    /// For each image the places in the batch of the questions about it.
+    asked_by: Vec<Vec<usize>>,
+}
+
+/// Why a batch could not be settled.
+enum Trouble {
+    /// The stream is ahead of what a snapshot shows.
+    NotVisible,
+    /// A statement raised an error: which of the groups and rows it was is found one by one.
+    Raised,
+    /// The connection, or something that no row is to blame for.
+    Broken(String),
+}
+
+impl Desk {
+    pub(super) const fn new(database: Database, metrics: Arc<Metrics>, timeout: Duration) -> Self {
+        Self {
+            database,
+            metrics,
+            timeout,
+            connection: None,
+        }
+    }
+
+    pub(super) async fn settle(&mut self, batch: Vec<Question>) {
+        self.metrics.questions.inc_by(batch.len() as u64);
+        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(200));
+        let groups = grouped(&batch);
+        let mut answers = vec![Answer::Failed; batch.len()];
+        // One deadline for the batch: the latest, since its questions came together.
+        let deadline = batch
+            .iter()
+            .map(|question| question.deadline)
+            .max()
+            .unwrap_or_else(Instant::now);
+        let mut one_by_one = false;
+        loop {
+            let attempt = self.attempt(&batch, &groups, one_by_one, &mut answers);
+            match tokio::time::timeout_at(deadline, attempt).await {
+                Ok(Ok(())) => break,
+                Ok(Err(Trouble::Raised)) => {
+                    one_by_one = true;
+                    continue;
+                }
+                Ok(Err(Trouble::NotVisible)) => debug!("a commit was decoded before it is visible"),
+                Ok(Err(Trouble::Broken(error))) => {
+                    self.connection = None;
+                    warn!(error, "questions to PostgreSQL failed");
+                }
+                Err(_elapsed) => {
+                    // What is under way on this connection is of no use any more.
+                    self.connection = None;
+                    answers.fill(Answer::TimedOut);
+                    warn!(
+                        questions = batch.len(),
+                        "PostgreSQL did not answer in time, the rows in question are hidden"
+                    );
+                    break;
+                }
+            }
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
+        for (question, answer) in batch.into_iter().zip(answers) {
+            question.answer.give(answer);
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        batch: &[Question],
+        groups: &[Group],
+        one_by_one: bool,
+        answers: &mut [Answer],
+    ) -> Result<(), Trouble> {
+        let timeout = self.timeout;
+        let connection = self.connected().await?;
+        if !one_by_one {
+            connection.prepare(groups).await?;
+        }
+        connection
+            .client
+            .batch_execute(&format!(
+                "begin; set local statement_timeout = {}",
+                timeout.as_millis().max(1)
+            ))
+            .await
+            .map_err(broken)?;
+        let outcome = connection.answer(batch, groups, one_by_one, answers).await;
+        connection
+            .client
+            .batch_execute("rollback")
+            .await
+            .map_err(broken)?;
+        outcome
+    }
+
+    async fn connected(&mut self) -> Result<&mut Connection, Trouble> {
+        let usable = |connection: &Connection| !connection.client.is_closed();
+        if !self.connection.as_ref().is_some_and(usable) {
+            let client = self
+                .database
+                .connect("rowcast ask")
+                .await
+                .map_err(|error| Trouble::Broken(error.to_string()))?;
+            let visible = client
+                .prepare(
+                    "select coalesce(bool_and(pg_visible_in_snapshot(x::xid8, pg_current_snapshot())), true) \
+                     from unnest($1::text[]) x",
+                )
+                .await
+                .map_err(broken)?;
+            let become_client = client
+                .prepare(
+                    "select pg_catalog.set_config('role', $1, true), \
+                     pg_catalog.set_config('request.jwt.claims', $2, true)",
+                )
+                .await
+                .map_err(broken)?;
+            self.connection = Some(Connection {
+                client,
+                visible,
+                become_client,
+                prepared: HashMap::new(),
+            });
+        }
+        self.connection
+            .as_mut()
+            .ok_or_else(|| Trouble::Broken("there is no connection".to_owned()))
+    }
+}
+
+/// Plain questions kept prepared; past this all are prepared anew.
+const MAX_PREPARED: usize = 500;
+
+impl Connection {
+    async fn answer(
+        &self,
+        batch: &[Question],
+        groups: &[Group],
+        one_by_one: bool,
+        answers: &mut [Answer],
+    ) -> Result<(), Trouble> {
+        let mut xids: Vec<String> = batch
+            .iter()
+            .map(|question| question.xid.to_string())
+            .collect();
+        xids.sort_unstable();
+        xids.dedup();
+        let visible: bool = self
+            .client
+            .query_one(&self.visible, &[&xids])
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(broken)?;
+        if !visible {
+            return Err(Trouble::NotVisible);
+        }
+        if one_by_one {
+            let statements = self.learn(groups).await?;
+            for group in groups {
+                self.answer_row_by_row(group, &statements, answers).await?;
+            }
+            return Ok(());
+        }
+        self.answer_pipelined(groups, answers).await
+    }
+
+    /// Prepares the questions that are not prepared yet, under the relay's own login. What
+    /// PostgreSQL does not take is left out.
+    async fn prepare(&mut self, groups: &[Group]) -> Result<(), Trouble> {
+        for group in groups {
+            if self.prepared.contains_key(&group.query) {
+                continue;
+            }
+            if self.prepared.len() >= MAX_PREPARED {
+                self.prepared.clear();
+            }
+            match self.client.prepare(&group.query).await {
+                Ok(statement) => {
+                    self.prepared.insert(Arc::clone(&group.query), statement);
+                }
+                Err(error) if error.as_db_error().is_some() => {}
+                Err(error) => return Err(broken(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes questions that a client's role can put whatever PostgreSQL thinks of their names.
+    ///
+    /// A policy may call a function of a schema that the client's role may not use: PostgreSQL
+    /// resolved that name when the policy was made. So a question must not be parsed under the
+    /// client's role either, also not when PostgreSQL plans it anew: it becomes the resolved body
+    /// of a temporary function, made under the relay's own login.
+    ///
+    /// The function lives no longer than the batch: one that is committed depends on every table,
+    /// column, type and function that the policy names, and nobody could drop or alter those.
+    async fn learn(&self, groups: &[Group]) -> Result<Statements, Trouble> {
+        let mut statements = Statements::new();
+        for group in groups {
+            if statements.contains_key(&group.query) {
+                continue;
+            }
+            let name = format!("rowcast_ask_{}", statements.len());
+            self.client
+                .batch_execute("savepoint rowcast_ask")
+                .await
+                .map_err(broken)?;
+            let create = format!(
+                "create function pg_temp.{name}(text[]) returns setof bigint language sql \
+                 volatile begin atomic {}; end",
+                group.query
+            );
+            let statement = match self.client.execute(&create, &[]).await {
+                Ok(_) => {
+                    let ask = format!("select place from pg_temp.{name}($1) as answer(place)");
+                    Some(self.client.prepare(&ask).await.map_err(broken)?)
+                }
+                Err(error) if error.as_db_error().is_some() => {
+                    let hint = if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+                        "the relay's login needs TEMPORARY on the database and USAGE on the schemas \
+                         that policies name"
+                    } else {
+                        "its rows are hidden"
+                    };
+                    warn!(error = %reason(&error), hint, "a policy cannot be asked");
+                    self.client
+                        .batch_execute("rollback to savepoint rowcast_ask")
+                        .await
+                        .map_err(broken)?;
+                    None
+                }
+                Err(error) => return Err(broken(error)),
+            };
+            statements.insert(Arc::clone(&group.query), statement);
+        }
+        Ok(statements)
+    }
+
+    async fn answer_pipelined(
+        &self,
+        groups: &[Group],
+        answers: &mut [Answer],
+    ) -> Result<(), Trouble> {
+        // Parameters have to outlive the pipeline.
+        let parameters: Vec<(&str, &str, Vec<&str>)> = groups
+            .iter()
+            .map(|group| {
+                let images = group.images.iter().map(|image| &**image).collect();
+                (&*group.role, group.claims.as_json(), images)
+            })
+            .collect();
+        let bound: Vec<([Parameter<'_>; 2], [Parameter<'_>; 1])> = parameters
+            .iter()
+            .map(|(role, claims, images)| {
+                (
+                    [role as &(dyn ToSql + Sync), claims],
+                    [images as &(dyn ToSql + Sync)],
+                )
+            })
+            .collect();
+        let mut under_way = Vec::with_capacity(groups.len());
+        let mut outcome = Ok(());
+        for (group, (who, images)) in groups.iter().zip(&bound) {
+            let Some(statement) = self.prepared.get(&group.query) else {
+                outcome = Err(Trouble::Raised);
+                continue;
+            };
+            // A query is sent when it is first polled: in this order, without waiting.
+            let switch: Query<'_> = Box::pin(self.client.query(&self.become_client, who));
+            let mut switch = Box::pin(maybe_done(switch));
+            let _pending = futures_util::poll!(&mut switch);
+            let query: Query<'_> = Box::pin(self.client.query(statement, images));
+            let mut query = Box::pin(maybe_done(query));
+            let _pending = futures_util::poll!(&mut query);
+            under_way.push((group, switch, query));
+        }
+        for (group, switch, query) in under_way {
+            if let Err(error) = finished(switch).await {
+                outcome = outcome.and(Err(trouble(&error)));
+            }
+            match finished(query).await {
+                Ok(rows) => group.settle(&rows, answers),
+                Err(error) => outcome = outcome.and(Err(trouble(&error))),
+            }
+        }
+        outcome
+    }
+
+    async fn answer_row_by_row(
+        &self,
+        group: &Group,
+        statements: &Statements,
+        answers: &mut [Answer],
+    ) -> Result<(), Trouble> {
+        let Some(statement) = statements.get(&group.query).and_then(Option::as_ref) else {
+            group.settle_all(Answer::Failed, answers);
+            return Ok(());
+        };
+        for (image, asked_by) in group.images.iter().zip(&group.asked_by) {
+            self.client
+                .batch_execute("savepoint rowcast_row")
+                .await
+                .map_err(broken)?;
+            let images = [&**image].to_vec();
+            let claims = group.claims.as_json();
+            let switched = self
+                .client
+                .query(&self.become_client, &[&&*group.role, &claims])
+                .await;
+            let answered = match switched {
+                Ok(_) => self.client.query(statement, &[&images]).await,
+                Err(error) => Err(error),
+            };
+            let answer = match answered {
+                Ok(rows) if rows.is_empty() => Answer::Hidden,
+                Ok(_) => Answer::Visible,
+                Err(error) if transient(&error) => Answer::Failed,
+                Err(error) => match trouble(&error) {
+                    Trouble::Raised => Answer::Raised,
+                    other => return Err(other),
+                },
+            };
+            self.client
+                .batch_execute("rollback to savepoint rowcast_row")
+                .await
+                .map_err(broken)?;
+            for place in asked_by {
+                if let Some(slot) = answers.get_mut(*place) {
+                    *slot = answer;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Group {
+    fn settle_all(&self, answer: Answer, answers: &mut [Answer]) {
+        for place in self.asked_by.iter().flatten() {
+            if let Some(slot) = answers.get_mut(*place) {
+                *slot = answer;
+            }
+        }
+    }
+
+    fn settle(&self, rows: &[Row], answers: &mut [Answer]) {
+        let mut visible = vec![false; self.images.len()];
+        for row in rows {
+            let place = row
+                .try_get::<_, i64>(0)
+                .ok()
+                .and_then(|place| usize::try_from(place).ok());
+            if let Some(flag) = place.and_then(|place| visible.get_mut(place.wrapping_sub(1))) {
+                *flag = true;
+            }
+        }
+        for (visible, asked_by) in visible.into_iter().zip(&self.asked_by) {
+            for place in asked_by {
+                if let Some(slot) = answers.get_mut(*place) {
+                    *slot = if visible {
+                        Answer::Visible
+                    } else {
+                        Answer::Hidden
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Questions with equal role, claims and policies go into one statement, equal rows once.
+fn grouped(batch: &[Question]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    let mut by_key: HashMap<(&str, &str, &str), usize> = HashMap::new();
+    let mut by_image: HashMap<(usize, &str), usize> = HashMap::new();
+    for (place, question) in batch.iter().enumerate() {
+        let key = (&*question.role, question.claims.as_json(), &*question.query);
+        let at = *by_key.entry(key).or_insert_with(|| {
+            groups.push(Group {
+                role: Arc::clone(&question.role),
+                claims: question.claims.clone(),
+                query: Arc::clone(&question.query),
+                images: Vec::new(),
+                asked_by: Vec::new(),
+            });
+            groups.len() - 1
+        });
+        let Some(group) = groups.get_mut(at) else {
+            continue;
+        };
+        let image = *by_image.entry((at, &question.image)).or_insert_with(|| {
+            group.images.push(Arc::clone(&question.image));
+            group.asked_by.push(Vec::new());
+            group.images.len() - 1
+        });
+        if let Some(asked_by) = group.asked_by.get_mut(image) {
+            asked_by.push(place);
+        }
+    }
+    groups
+}
+
+/// Whether an error says nothing about the policy: a deadlock, a lock that was not to be had, a
+/// file that cannot be read, a fault of the server.
+fn transient(error: &tokio_postgres::Error) -> bool {
+    let code = error.code().map(SqlState::code).unwrap_or_default();
+    ["40", "55", "58", "XX"]
+        .iter()
+        .any(|class| code.starts_with(class))
+}
+
+/// Whether an error is the policy's (or the row's), or the connection's.
+fn trouble(error: &tokio_postgres::Error) -> Trouble {
+    match error.code().map(SqlState::code) {
+        // In a failed transaction, cancelled, or the server is going away or out of something.
+        Some(code)
+            if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") =>
+        {
+            Trouble::Broken(reason(error))
+        }
+        Some(_) => Trouble::Raised,
+        None => Trouble::Broken(reason(error)),
+    }
+}
+
+fn broken(error: tokio_postgres::Error) -> Trouble {
+    Trouble::Broken(reason(&error))
+}
+
+/// PostgreSQL's error without its detail, which may hold row values.
+fn reason(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |refused| format!("SQLSTATE {}", refused.code().code()),
+    )
+}

@@ -1,0 +1,228 @@
+//! Policies that PostgreSQL has to be asked about: each of these once showed too much or too little.
+
+use rowcast::subscription::Events;
+use serde_json::json;
+
+use crate::harness::{ANN, Relay, brief};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_users_whose_claims_are_not_decided_natively_are_two_questions() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key, email text);
+         alter table t enable row level security;
+         create policy p on t using (lower(email) = lower(auth.jwt() ->> 'email'));
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let a = relay
+        .watch("authenticated", &json!({"email": "Ä@x.de"}), "t")
+        .await;
+    let o = relay
+        .watch("authenticated", &json!({"email": "Ö@x.de"}), "t")
+        .await;
+    let plain = relay
+        .watch("authenticated", &json!({"email": "A@x.de"}), "t")
+        .await;
+    relay
+        .run("insert into t values (1, 'ä@x.de'), (2, 'ö@x.de'), (3, 'a@X.de')")
+        .await;
+    assert_eq!(brief(&relay.seen(&a).await), ["INSERT 1"]);
+    assert_eq!(brief(&relay.seen(&o).await), ["INSERT 2"]);
+    assert_eq!(brief(&relay.seen(&plain).await), ["INSERT 3"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_that_the_publication_leaves_out_is_not_taken_for_null() {
+    let relay = Relay::start(
+        "create table t (id int primary key, title text, secret bool);
+         alter table t enable row level security;
+         create policy p on t using (secret is not true and title ~ '.');
+         create table u (id int primary key, secret bool);
+         grant select on t, u to authenticated",
+        "t (id, title), u (id)",
+    )
+    .await;
+    let refused = |table, filter| {
+        let claims = json!({});
+        let relay = &relay;
+        async move {
+            let asked = relay.watch_filtered("authenticated", &claims, table, Events::All, filter);
+            asked.await.err().unwrap()
+        }
+    };
+    assert!(
+        refused("t", "")
+            .await
+            .contains("which the publication leaves out")
+    );
+    assert!(
+        refused("u", "secret=eq.true")
+            .await
+            .contains("invalid column for filter secret")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn generated_columns_are_computed_for_the_table_and_for_its_root() {
+    let mut relay = Relay::start(
+        "create table root (id int, state text, archived bool generated always as (state = 'old') stored)
+           partition by range (id);
+         create table leaf partition of root for values from (0) to (1000);
+         alter table root enable row level security;
+         create policy p on root using (archived is not true and length(state) > 0);
+         create table own (id int primary key, n int, twice int generated always as (n * 2) stored);
+         alter table own enable row level security;
+         create policy p on own using (twice > 5 and length(n::text) > 0);
+         grant select on root, leaf, own to authenticated",
+        "leaf, own",
+    )
+    .await;
+    let leaf = relay.watch("authenticated", &json!({}), "leaf").await;
+    let own = relay.watch("authenticated", &json!({}), "own").await;
+    relay
+        .run(
+            "insert into root values (1, 'new'), (2, 'old'); insert into own values (1, 1), (2, 3)",
+        )
+        .await;
+    assert_eq!(brief(&relay.seen(&leaf).await), ["INSERT 1"]);
+    assert_eq!(brief(&relay.seen(&own).await), ["INSERT 2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_json_null_is_not_sql_null() {
+    let mut relay = Relay::start(
+        "create table t (id int primary key, hold jsonb);
+         alter table t enable row level security;
+         create policy p on t using (hold is null and length('x') = 1);
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let all = relay.watch("authenticated", &json!({}), "t").await;
+    relay
+        .run("insert into t values (1, 'null'), (2, null), (3, '{}')")
+        .await;
+    assert_eq!(brief(&relay.seen(&all).await), ["INSERT 2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_inside_a_function_is_never_stale_and_needs_its_own_right() {
+    let mut relay = Relay::start(
+        "create function my_id() returns uuid language sql stable
+           begin atomic select auth.uid(); end;
+         create function is_me(u uuid) returns bool language sql stable
+           begin atomic select u = my_id(); end;
+         create table t (id int primary key, user_id uuid);
+         alter table t enable row level security;
+         create policy p on t using (is_me(user_id));
+         create table other (id int primary key, user_id uuid);
+         alter table other enable row level security;
+         create policy p on other using (user_id = my_id());
+         grant select on t, other to authenticated, anon",
+        "t, other",
+    )
+    .await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "t")
+        .await;
+    let anon = relay.watch("anon", &json!({"sub": ANN}), "t").await;
+    let other = relay
+        .watch("authenticated", &json!({"sub": ANN}), "other")
+        .await;
+    relay
+        .run(&format!("insert into t values (1, '{ANN}')"))
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    assert_eq!(brief(&relay.seen(&anon).await), ["INSERT 1"]);
+    relay.run("revoke execute on function my_id() from public; grant execute on function my_id() to authenticated").await;
+    relay
+        .run(&format!("insert into t values (2, '{ANN}')"))
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2"]);
+    assert!(
+        relay.seen(&anon).await.is_empty(),
+        "permission denied for the inner function"
+    );
+    relay
+        .run("create or replace function my_id() returns uuid language sql stable begin atomic select null::uuid; end")
+        .await;
+    relay
+        .run(&format!("insert into t values (3, '{ANN}')"))
+        .await;
+    assert!(relay.seen(&ann).await.is_empty());
+    drop(other);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_policy_reads_need_not_be_carried() {
+    let mut relay = Relay::start(
+        "create domain filled as text check (value is not null);
+         create table t (id int primary key, n int, large filled, owner text);
+         alter table t alter large set storage external;
+         alter table t enable row level security;
+         create policy p on t using (length(owner) = 3);
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let all = relay.watch("authenticated", &json!({}), "t").await;
+    relay
+        .run("insert into t values (1, 1, repeat('x', 10000), 'ann'); update t set n = 2")
+        .await;
+    assert_eq!(brief(&relay.seen(&all).await), ["INSERT 1", "UPDATE 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_in_a_schema_that_the_role_may_not_use_still_decides() {
+    let mut relay = Relay::start(
+        "create schema hidden;
+         create table hidden.members (org int, user_id uuid);
+         create function hidden.is_member(o int) returns bool language plpgsql stable security definer
+           as 'begin return exists (select from hidden.members m where m.org = o and m.user_id = auth.uid()); end';
+         create table t (id int primary key, org int);
+         alter table t enable row level security;
+         create policy p on t using (hidden.is_member(org));
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let ann = relay
+        .watch("authenticated", &json!({"sub": ANN}), "t")
+        .await;
+    relay
+        .run(&format!("insert into hidden.members values (7, '{ANN}')"))
+        .await;
+    relay.run("insert into t values (1, 7), (2, 8)").await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    // PostgreSQL plans the question anew now, under the client's role.
+    relay
+        .run("alter table t add column extra int; analyze t; analyze hidden.members")
+        .await;
+    relay.run("insert into t values (3, 7), (4, 8)").await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 3"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_reach_the_question_as_they_are() {
+    let mut relay = Relay::start(
+        "create type pair as (a int, b text);
+         create table t (id int primary key, c char(5), n numeric(8,2), b bytea, p pair, l text[], at timestamptz, j json);
+         alter table t enable row level security;
+         create policy p on t using (
+           length(c) = 2 and n::text = '1.50' and encode(b, 'hex') = 'de00ad' and (p).b = 'x,\"y' and
+           l[2] is null and l[1] = 'a\"b' and extract(hour from at at time zone 'utc') = 10 and
+           j::text = '{\"a\":1,  \"a\":2}');
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let all = relay.watch("authenticated", &json!({}), "t").await;
+    relay
+        .run(
+            "insert into t values (1, 'ab', 1.5, '\\xde00ad', row(1, 'x,\"y'), array['a\"b', null],
+               '2024-01-01 12:00:00+02', '{\"a\":1,  \"a\":2}')",
+        )
+        .await;
+    assert_eq!(brief(&relay.seen(&all).await), ["INSERT 1"]);
+}
