@@ -31,7 +31,8 @@ impl Expected {
         format!("{kind} {id}")
     }
 
-    fn must(&self) -> bool {
+    /// Whether it has to arrive.
+    pub(super) fn must(&self) -> bool {
         self.sight == Sight::Visible(true) && !self.optional
     }
 

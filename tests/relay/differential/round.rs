@@ -20,6 +20,8 @@ pub(super) struct Tally {
     pub(super) visible: u64,
     pub(super) hidden: u64,
     pub(super) raising: u64,
+    /// Shown though that was not demanded: the row raises an error, or a delete carries a key only.
+    pub(super) allowed: usize,
     /// Cases under a policy that is not compiled.
     pub(super) asked: u64,
     pub(super) rules: u64,
@@ -283,6 +285,8 @@ impl Round {
                     text,
                 });
             }
+            let demanded = expected.iter().filter(|one| one.must()).count();
+            self.tally.allowed += seen.len().saturating_sub(demanded);
             if expelled {
                 one.watcher = None;
             }

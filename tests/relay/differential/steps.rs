@@ -13,9 +13,12 @@ use crate::harness::{ANN, BEN};
 
 const KEYS: std::ops::Range<i32> = 1..14;
 
-/// Plays about `cases` cases on a fresh database; with a failure comes everything that was done.
-pub(super) async fn play(random: &mut StdRng, cases: u64) -> Result<Tally, (Failure, Vec<String>)> {
-    let asked = *[0.0, 0.0, 0.1, 0.5].choose(random).unwrap();
+/// Plays about `cases` cases on a fresh database, with a share of conditions that are `asked`; with a failure comes everything that was done.
+pub(super) async fn play(
+    random: &mut StdRng,
+    asked: f64,
+    cases: u64,
+) -> Result<Tally, (Failure, Vec<String>)> {
     let mut names = 0;
     let mut fresh = |random: &mut StdRng| {
         names += 1;
