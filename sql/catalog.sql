@@ -6,9 +6,9 @@
 -- search_path must be empty, so that pg_get_expr qualifies every name outside pg_catalog.
 with recursive
 published as (
-  -- Row filters are new in PostgreSQL 15, as is their column.
-  select c.oid, to_jsonb(p) ->> 'rowfilter' is not null as row_filter,
+    select c.oid,
     -- Without generated columns, which old streams do not carry.
+    -- The view tells them from PostgreSQL 15 on.
     to_jsonb(p) -> 'attnames' as columns
   from pg_publication_tables p
   join pg_namespace n on n.nspname = p.schemaname
@@ -17,14 +17,14 @@ published as (
 ),
 -- A partition published on its own is judged by its ancestors' policies too.
 tables as (
-  select oid, true as published, row_filter, columns from published
+  select oid, true as published, columns from published
   union
-  select a.relid, false, false, null
+  select a.relid, false, null
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
 ),
 roles as (
-  select r.oid, r.rolname, r.rolsuper or r.rolbypassrls as bypass, r.rolsuper
+  select r.oid, r.rolname, r.rolsuper or r.rolbypassrls as bypass
   from pg_roles r where r.rolname = any ($2::text[])
 ),
 -- The types of all columns, and what those are made of.
@@ -75,7 +75,6 @@ select jsonb_build_object(
   'tables', coalesce((
     select jsonb_agg(jsonb_build_object(
       'oid', c.oid, 'schema', n.nspname, 'name', c.relname, 'published', t.published, 'published_columns', t.columns,
-      'partitioned', c.relkind = 'p',
       -- The transactions that last wrote what is read here of the table: whether one of them is
       -- younger than a row of the stream.
       'written_by', (
@@ -83,7 +82,6 @@ select jsonb_build_object(
           select c.xmin union all
           select p.version from policies p where p.polrelid = c.oid union all
           select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
-      'row_filter', t.row_filter,
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       'ancestors', coalesce((
         select jsonb_agg(a.relid::oid order by a.relid)

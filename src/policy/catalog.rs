@@ -31,8 +31,6 @@ pub struct Catalog {
     pub functions: HashMap<Oid, Function>,
     /// Types to which somebody made a cast from text that runs a function.
     pub casts: Vec<Oid>,
-    /// Collations under which equal texts may differ in bytes.
-    pub nondeterministic_collations: Vec<Oid>,
     /// What is known of types and collations natively.
     pub native: Types,
     /// Whether some setting of the database or a role sets what only requests should: then what
@@ -69,9 +67,6 @@ pub struct Table {
     pub published: bool,
     /// The columns that the publication carries; `None` for all.
     pub published_columns: Option<Vec<String>>,
-    /// Whether the publication has a row filter on it.
-    #[serde(default)]
-    pub row_filter: bool,
     /// `row level security` is enabled.
     pub row_security: bool,
     /// … and holds for the owner as well.
@@ -329,7 +324,6 @@ impl Catalog {
                 .into_iter()
                 .map(|function| (function.oid, function))
                 .collect(),
-            nondeterministic_collations: document.collations,
             casts: document.casts,
             unusual_search_path,
             request_settings,

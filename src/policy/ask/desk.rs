@@ -289,7 +289,9 @@ impl Connection {
                         .batch_execute("rollback to savepoint rowcast_ask")
                         .await
                         .map_err(broken)?;
-                    None
+                    // Without the right to make it, most questions can still be put plainly.
+                    let refused = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+                    self.prepared.get(&group.query).filter(|_| refused).cloned()
                 }
                 Err(error) => return Err(broken(error)),
             };

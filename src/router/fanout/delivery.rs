@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Fanout;
-use crate::change::{Change, Kind, OldRow, Row, Value};
+use crate::change::{Change, ColumnSet, Kind, OldRow, Row, Value};
 use crate::encode::{OldRecord, Shape};
 use crate::log::{Entry, Offset};
 use crate::metrics::HiddenReason;
@@ -44,11 +44,14 @@ impl Fanout {
             row: &row,
             old: old.as_deref(),
         };
-        let place = Place {
+        let mut place = Place {
             entry,
             offset,
             change,
             row: &row,
+            columns: None,
+            bodies: Vec::new(),
+            image: None,
         };
         let roles: Vec<Arc<str>> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
@@ -61,7 +64,7 @@ impl Fanout {
                 continue;
             };
             for found in group.route(&subject) {
-                self.settle(&place, &role, found, &mut undecided).await;
+                self.settle(&mut place, &role, found, &mut undecided).await;
             }
         }
         for (session, channel) in undecided {
@@ -72,7 +75,7 @@ impl Fanout {
     /// Acts on what the compiled policies say of one row for one kin.
     async fn settle(
         &mut self,
-        place: &Place<'_>,
+        place: &mut Place<'_>,
         role: &Arc<str>,
         found: Match,
         undecided: &mut Vec<(SessionId, ChannelId)>,
@@ -112,7 +115,7 @@ impl Fanout {
     /// The stream does not carry what decides.
     fn unjudged(
         &mut self,
-        place: &Place<'_>,
+        place: &mut Place<'_>,
         role: &Arc<str>,
         found: &Match,
         delete: bool,
@@ -138,7 +141,7 @@ impl Fanout {
         }
     }
 
-    fn question(&self, place: &Place<'_>, role: &Arc<str>, found: &Match) -> Option<Question> {
+    fn question(&self, place: &mut Place<'_>, role: &Arc<str>, found: &Match) -> Option<Question> {
         let relation = &place.change.relation;
         let watched = self.tables.get(&relation.oid)?;
         let group = watched.groups.get(role)?;
@@ -160,12 +163,18 @@ impl Fanout {
             .reads
             .iter()
             .all(|name| relation.position(name).is_some_and(carried));
-        decidable.then(|| Question {
+        if !decidable {
+            return None;
+        }
+        let image = place
+            .image
+            .get_or_insert_with(|| image::of(relation, place.row).into());
+        Some(Question {
             xid: place.entry.batch.xid,
             query: Arc::clone(query),
             role: Arc::clone(role),
             claims: found.principal.claims.clone(),
-            image: image::of(relation, place.row).into(),
+            image: Arc::clone(image),
             deadline: Instant::now() + self.settings.ask_timeout,
             answer: Reply::new(|_| {}),
         })
@@ -174,7 +183,7 @@ impl Fanout {
     /// Puts a question and holds the place of the change in each outbox until the answer is there.
     async fn ask(
         &mut self,
-        place: &Place<'_>,
+        place: &mut Place<'_>,
         role: &Arc<str>,
         found: Match,
         mut question: Question,
@@ -211,7 +220,7 @@ impl Fanout {
     /// Puts a change into the outboxes of `members`; returns where it went.
     fn hand_out(
         &mut self,
-        place: &Place<'_>,
+        place: &mut Place<'_>,
         role: &Arc<str>,
         members: &[(MemberKey, SmallVec<[u32; 4]>)],
         old: OldRecord,
@@ -250,32 +259,53 @@ impl Fanout {
         reached
     }
 
-    /// The change as bytes, for everybody under this role.
-    fn data(&mut self, place: &Place<'_>, role: &Arc<str>, old: OldRecord) -> Option<Bytes> {
+    /// The change as bytes, for everybody under this role: written once for each set of columns,
+    /// however many there are to receive it.
+    fn data(&mut self, place: &mut Place<'_>, role: &Arc<str>, old: OldRecord) -> Option<Bytes> {
         let relation = &place.change.relation;
         let watched = self.tables.get_mut(&relation.oid)?;
-        let access = &watched.groups.get(role)?.access;
-        let columns = access.columns(relation);
-        let key = (relation.version, columns);
-        let shape = match watched.shapes.get(&key) {
-            Some(shape) => Arc::clone(shape),
-            None => {
-                let shape = Shape::new(relation, &watched.table, &self.catalog, &key.1);
-                let shape = Arc::new(shape);
-                watched.shapes.insert(key, Arc::clone(&shape));
-                shape
+        let columns = match &place.columns {
+            Some((known, columns)) if known == role => columns.clone(),
+            _ => {
+                let columns = watched.groups.get(role)?.access.columns(relation);
+                place.columns = Some((Arc::clone(role), columns.clone()));
+                columns
             }
         };
-        shape.encode(place.change, place.entry.batch.committed_at, old)
+        let written = |(of, before, _): &&Body| *before == old && *of == columns;
+        if let Some((_, _, data)) = place.bodies.iter().find(written) {
+            return Some(data.clone());
+        }
+        let key = (relation.version, columns.clone());
+        let shape = watched.shapes.entry(key).or_insert_with(|| {
+            Arc::new(Shape::new(
+                relation,
+                &watched.table,
+                &self.catalog,
+                &columns,
+            ))
+        });
+        let data = shape.encode(place.change, place.entry.batch.committed_at, old)?;
+        place.bodies.push((columns, old, data.clone()));
+        Some(data)
     }
 }
 
-/// Where in the stream a change is, and the row that decides about it.
+/// A change as bytes, for these columns and this much of the row before.
+type Body = (ColumnSet, OldRecord, Bytes);
+
+/// Where in the stream a change is, the row that decides about it, and what has been made of it so
+/// far: recipients share it.
 struct Place<'a> {
     entry: &'a Entry,
     offset: Offset,
     change: &'a Change,
     row: &'a Row,
+    /// The columns of the role in hand.
+    columns: Option<(Arc<str>, ColumnSet)>,
+    bodies: Vec<Body>,
+    /// The row as questions carry it.
+    image: Option<Arc<str>>,
 }
 
 /// The row that decides and, for an update, what is carried of the one before. Values that an
