@@ -5,6 +5,7 @@
 
 mod core;
 mod feed;
+mod lobby;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use core::Core;
+use lobby::Lobby;
 
 use crate::admin::{self, Readiness};
 use crate::auth::Authenticator;
@@ -67,15 +69,17 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Fault> {
     // Binds first: a port that is taken is known before anything else.
-    let public = bind(config.listen, "ROWCAST_LISTEN").await?;
+    let (public, waiting) = twice(config.listen, "ROWCAST_LISTEN").await?;
     let operators = bind(config.admin_listen, "ROWCAST_ADMIN_LISTEN").await?;
     let address = |listener: &TcpListener, fallback| listener.local_addr().unwrap_or(fallback);
     let addresses = Addresses {
         public: address(&public, config.listen),
         admin: address(&operators, config.admin_listen),
     };
-    // Clients are served once changes flow, operators at once: they want to know what is waited for.
-    info!(address = %addresses.admin, "serving operators");
+    // Clients are served once changes flow and told to come back until then, operators at once: they
+    // want to know what is waited for.
+    info!(address = %addresses.admin, public = %addresses.public, "serving operators");
+    let lobby = Lobby::open(waiting);
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::default();
     let desk = admin::routes(readiness.clone(), Arc::clone(&metrics));
@@ -96,6 +100,7 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
     };
     let mut core = core?;
+    lobby.close().await;
     let front = transport::Front::new(
         core.router.clone(),
         authenticator,
@@ -129,6 +134,24 @@ pub async fn run(
     stop_rest.cancel();
     info!("stopped");
     outcome
+}
+
+/// Two listeners on one socket: one for the time before there is something to serve.
+async fn twice(
+    address: SocketAddr,
+    key: &'static str,
+) -> Result<(TcpListener, TcpListener), Fault> {
+    let listener = bind(address, key).await?;
+    let split = || {
+        let one = listener.into_std()?;
+        let other = one.try_clone()?;
+        Ok((TcpListener::from_std(one)?, TcpListener::from_std(other)?))
+    };
+    split().map_err(|error| Fault::Listen {
+        address,
+        key,
+        error,
+    })
 }
 
 async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, Fault> {

@@ -231,7 +231,7 @@ impl Daemon {
         }
     }
 
-    async fn address(&self, message: &str, field: &str) -> SocketAddr {
+    pub(crate) async fn address(&self, message: &str, field: &str) -> SocketAddr {
         let line = self.logged(message).await;
         line[field].as_str().unwrap().parse().unwrap()
     }

@@ -6,7 +6,7 @@ use rowcast::pg::throwaway::{Options, Throwaway};
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::harness::{ANN, Daemon, Database, SECRET, connect, token, until};
+use crate::harness::{ANN, Daemon, Database, SECRET, connect, get, token, until};
 
 #[tokio::test]
 async fn an_outage_loses_nothing_and_repeats_nothing_and_clients_stay() {
@@ -109,6 +109,14 @@ async fn a_second_relay_waits_and_takes_over() {
             .contains("is active for PID"),
         "{line}"
     );
+    let public = second.address("serving operators", "public").await;
+    assert_eq!(
+        get(public, "/healthz").await,
+        (200, "ok".to_owned()),
+        "it lives"
+    );
+    let (status, body) = get(public, "/realtime/v1/websocket").await;
+    assert_eq!(status, 503, "clients hear that it is not ready: {body}");
     let (status, body) = second.ask("/readyz").await;
     assert_eq!(status, 503);
     assert!(body.contains("is active for PID"), "{body}");
