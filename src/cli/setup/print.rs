@@ -23,7 +23,8 @@ impl Sheet {
         };
         sheet.comment(&format!(
             "{} in database {database}, run by {login}. Nothing has been changed yet.\n\
-             Every piece may be run by itself, in this order, and more than once.",
+             Every piece may be run by itself, in this order. Run again, PostgreSQL says of some that \
+             they are there\nalready; printed again, they are left out.",
             capital(what)
         ));
         sheet.text.push('\n');
