@@ -146,7 +146,7 @@ statements(place, detail, statement) as (
   union all
   -- Published already, by whomever.
   select 4, n.nspname || '.' || l.relname, format(
-    E'-- administrator: %3$s is published and has no replica identity: UPDATE and DELETE on it fail until one is there.\n'
+    E'-- administrator: the published table %3$s has no replica identity: UPDATE and DELETE on it fail until one is there.\n'
     'alter table %1$I.%2$I replica identity full;',
     n.nspname, l.relname, regexp_replace(format('%I.%I', n.nspname, l.relname), '[[:cntrl:]]', '?', 'g'))
   from leaves l join pg_namespace n on n.oid = l.relnamespace
@@ -178,7 +178,8 @@ statements(place, detail, statement) as (
   where to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null
   union all
   select 7, '', regexp_replace(format('-- note: no table is named, so none is published. %s', coalesce(
-    'With row-level security and a replica identity, and so fit: ' || string_agg(format('--table %L', format('%I.%I', n.nspname, c.relname)), ' ' order by n.nspname, c.relname),
+    'With row-level security and a replica identity, and so fit: ' || string_agg(format('--table %L', format('%I.%I', n.nspname, c.relname)), ' ' order by n.nspname, c.relname)
+        filter (where c.oid is not null),
     'None has row-level security and a replica identity; see "Who sees what" in the README.')), '[[:cntrl:]]', '?', 'g')
   from publication p cross join settings s
   left join (pg_class c join pg_namespace n on n.oid = c.relnamespace)

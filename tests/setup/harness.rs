@@ -70,21 +70,22 @@ pub(crate) const TABLES: [&str; 8] = [
     "app.parts",
 ];
 
-/// Everything in the catalog that setup could change, in lines.
+/// Everything in the catalog that setup could change, in lines. Rights that were never granted mean
+/// the default ones; once something was granted and revoked PostgreSQL writes those out.
 const CATALOG: &str = r#"
 with lines(line) as (
   select format('role %s %s', r.rolname, row(r.rolsuper, r.rolinherit, r.rolcreaterole, r.rolcreatedb, r.rolcanlogin,
     r.rolreplication, r.rolbypassrls, r.rolconnlimit, r.rolvaliduntil, shobj_description(r.oid, 'pg_authid'))) from pg_roles r
   union all select format('member %s of %s %s by %s', m.member::regrole, m.roleid::regrole, m.admin_option, m.grantor::regrole) from pg_auth_members m
   union all select format('setting %s', row(s.*)) from pg_db_role_setting s
-  union all select format('database %s %s', d.datname, (select array_agg(format('%s', a) order by a::text) from aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a)) from pg_database d where d.datname = current_database()
+  union all select format('database %s %s', d.datname, (select array_agg(format('%s %s by %s', a.privilege_type, a.grantee::regrole, a.grantor::regrole) order by a.privilege_type, a.grantee::regrole::text) from aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a)) from pg_database d where d.datname = current_database()
   union all select format('default rights %s', row(d.defaclrole::regrole, d.defaclnamespace::regnamespace, d.defaclobjtype, d.defaclacl)) from pg_default_acl d
   union all select format('schema %s %s %s %s', n.nspname, n.nspowner::regrole, obj_description(n.oid, 'pg_namespace'),
-      (select array_agg(format('%s', a) order by a::text) from aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a))
+      (select array_agg(format('%s %s by %s', a.privilege_type, a.grantee::regrole, a.grantor::regrole) order by a.privilege_type, a.grantee::regrole::text) from aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a))
     from pg_namespace n where n.nspname !~ '^pg_(toast|temp)'
   union all select format('class %s %s %s', c.oid::regclass, row(c.relkind, c.relowner::regrole, c.relreplident, c.relrowsecurity,
       c.relforcerowsecurity, c.relpersistence, c.reloptions, obj_description(c.oid, 'pg_class')),
-      (select array_agg(format('%s', a) order by a::text) from aclexplode(c.relacl) a))
+      (select array_agg(format('%s %s by %s', a.privilege_type, a.grantee::regrole, a.grantor::regrole) order by a.privilege_type, a.grantee::regrole::text) from aclexplode(coalesce(c.relacl, acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner))) a))
     from pg_class c where c.relnamespace not in ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'pg_toast'::regnamespace)
   union all select format('column %s %s %s %s', a.attrelid::regclass, a.attname, a.attnotnull, col_description(a.attrelid, a.attnum))
     from pg_attribute a join pg_class c on c.oid = a.attrelid where c.oid >= 16384 and a.attnum > 0 and c.relkind <> 't'

@@ -200,7 +200,7 @@ async fn a_publication_that_was_there_is_not_changed() {
     assert_eq!(said.code, 69, "{}", said.out);
     assert!(
         said.out
-            .contains("app.nokey is published and has no replica identity"),
+            .contains("The published table app.nokey has no replica identity"),
         "{}",
         said.out
     );

@@ -153,7 +153,7 @@ async fn bad_arguments_end_it_with_64_and_a_sentence() {
         (&[], "DATABASE_URL"),
         (&["--only", "everything"], "possible values"),
         (&["--password-file", "/nowhere/at/all"], "cannot be read"),
-        (&["--database-url", "nonsense"], "DATABASE_URL"),
+        (&["--database-url", "nonsense"], "must be a URL"),
     ] {
         let said = setup(&[], arguments).await;
         assert_eq!(said.code, 64, "{arguments:?}: {}", said.error);

@@ -100,9 +100,10 @@ impl Outcome {
         Ok(())
     }
 
-    /// Keeps for the end what others must run.
+    /// Keeps for the end what others must run, before what is kept already: the clients' roles come
+    /// before the grants to them.
     pub(super) fn apart(&mut self, steps: Vec<Step>) {
-        self.apart.extend(steps);
+        self.apart.splice(0..0, steps);
     }
 
     /// Says the sentences, keeps what is for others, and returns what is to be run.

@@ -50,9 +50,9 @@ impl Sheet {
         self.text.push_str(script.text);
     }
 
-    /// Steps that are all for others.
+    /// Steps that are all for others, and come before what is kept for them already.
     pub(super) fn steps_apart(&mut self, steps: Vec<Step>) {
-        self.apart.extend(steps);
+        self.apart.splice(0..0, steps);
     }
 
     /// Steps in their place; what is for others is kept for the end.
