@@ -210,6 +210,8 @@ pub struct Type {
     pub category: char,
     /// The element type of an array, 0 otherwise.
     pub element: Oid,
+    /// Whether it is the extension `hstore`'s.
+    pub hstore: bool,
     /// What separates an array's elements.
     pub delimiter: char,
     /// The type that a domain is over, 0 otherwise.
