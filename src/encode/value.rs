@@ -118,11 +118,13 @@ impl Codecs<'_> {
                 },
             });
         }
-        let Some(attributes) = ty.attributes.as_ref().filter(|_| ty.kind == 'c') else {
+        if ty.kind != 'c' {
             return Arc::new(Codec::Text);
-        };
-        let mut attributes: Box<[Attribute]> = attributes
+        }
+        let mut attributes: Box<[Attribute]> = ty
+            .attributes
             .iter()
+            .flatten()
             .map(|(name, attribute)| {
                 let mut label = Vec::new();
                 write_string(&mut label, name);

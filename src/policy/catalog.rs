@@ -218,7 +218,7 @@ pub struct Type {
     pub base: Oid,
     /// The labels of an enum in sort order: number, label, order.
     pub labels: Option<Vec<(Oid, String, f64)>>,
-    /// The attributes of a composite type: name, type.
+    /// The attributes of a composite type: name, type. `None` where it has none.
     pub attributes: Option<Vec<(String, Oid)>>,
 }
 
