@@ -16,6 +16,9 @@ mod harness;
 
 mod generate;
 
+#[cfg(not(feature = "mutants"))]
+mod decided;
+
 mod types;
 
 mod world;

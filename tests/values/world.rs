@@ -23,7 +23,8 @@ const FOREIGN_SETTINGS: &str = "do $$ declare setting text; begin
   end loop; end $$;";
 
 /// What the values are compared under.
-const ORACLE: &str = "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres';
+pub(crate) const ORACLE: &str =
+    "set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres';
   set bytea_output = 'hex'; set extra_float_digits = 1;
   create function canonical(text) returns text language plpgsql as
   $$ begin return ($1::jsonb)::text; exception when others then return 'not JSON: ' || $1; end $$;

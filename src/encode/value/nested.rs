@@ -141,7 +141,7 @@ fn dimension(
                 let special = |byte| matches!(byte, b'{' | b'}' | b'"' | b'\\');
                 let raw = from.before(|byte| byte == delimiter || special(byte))?;
                 if raw.eq_ignore_ascii_case("null") {
-                    if Mutant::NullElementIsLost.active() {
+                    if Mutant::NullElementIsEmpty.active() {
                         out.extend_from_slice(b"[]");
                     } else {
                         out.extend_from_slice(b"null");
