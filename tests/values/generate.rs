@@ -618,10 +618,7 @@ pub(crate) fn random(kind: &str, rng: &mut StdRng) -> String {
             let n = rng.random_range(0..40);
             bits(rng, n)
         }
-        "uuid" => {
-            let all = hex(rng, 16, "");
-            all
-        }
+        "uuid" => hex(rng, 16, ""),
         "snapshot" => {
             let first = rng.random_range(1..1_000_000_u64);
             format!(
