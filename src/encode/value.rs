@@ -16,7 +16,7 @@ use crate::policy::mutant::Mutant;
 const MAX_DEPTH: usize = 64;
 
 /// How the values of a type are written.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Codec {
     Bool,
     /// The text is a JSON number unless it is NaN or infinite.
@@ -60,8 +60,7 @@ mod oid {
     pub(super) const JSONB: u32 = 3802;
 }
 
-/// Codecs of one catalog. A type that occurs many times in another is looked at once: composites
-/// of composites would otherwise take time without bound.
+/// Codecs of one catalog. A type that occurs many times in another is looked at once.
 struct Codecs<'catalog> {
     catalog: &'catalog Catalog,
     known: HashMap<Oid, Arc<Codec>>,

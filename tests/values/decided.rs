@@ -183,6 +183,31 @@ async fn a_row_before_an_update_is_written_as_the_row_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn composites_of_composites_and_domains_of_domains_are_what_to_jsonb_says() {
+    let (relay, delivered) = rows_of(
+        "create type nest_0 as (a text, b int[]);
+         do $$ begin
+           for n in 1..6 loop
+             execute format('create type nest_%s as (a nest_%s, b nest_%s[])', n, n - 1, n - 1);
+           end loop;
+           for n in 1..40 loop
+             execute format('create domain deep_%s as %s', n, case n when 1 then 'nest_6' else 'deep_' || n - 1 end);
+           end loop;
+         end $$;
+         create table t (id int primary key, top nest_6, deep deep_40)",
+        "insert into t values (1, '(,)', null), (2, '(\"(,{NULL})\",\"{\"\"(,)\"\"}\")', null);
+         insert into t select 3, null, row(row(row(row(row(row(row('\"{', '{1}'), null), null),
+           array[row(row(row('x', null), null), null)::nest_2]), null), null), null)::nest_6",
+    )
+    .await;
+    assert_eq!(delivered.ids, [1, 2, 3]);
+    assert_eq!(
+        differences(&relay, "t", &delivered).await,
+        Vec::<String>::new()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_composite_type_that_changes_shows_its_new_attributes() {
     let schema = "create type pair as (a int, b text); create table t (id int primary key, pair pair, pairs pair[]);
                   grant select on t to anon";
