@@ -92,6 +92,7 @@ impl Core {
                 require_rls: config.require_rls,
                 delete_without_identity: config.delete_without_identity,
                 ask_timeout: config.ask_timeout,
+                max_record_bytes: config.max_record_bytes,
             },
         );
         let routing = stop_router.clone();

@@ -51,6 +51,8 @@ pub struct Settings {
     pub delete_without_identity: DeleteWithoutIdentity,
     /// How long a question may take.
     pub ask_timeout: Duration,
+    /// A change that is larger goes out without its large values, in bytes.
+    pub max_record_bytes: usize,
 }
 
 /// What the router stands on.

@@ -192,6 +192,7 @@ pub(crate) fn config(url: &str) -> Config {
         delete_without_identity: DeleteWithoutIdentity::Suppress,
         log_max_changes: 1_000_000,
         log_max_bytes: 256 << 20,
+        max_record_bytes: 1 << 20,
         max_connections: 100,
         max_channels: 100,
         max_joins_per_second: 100,
