@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
 use crate::policy::ask::asker;
+use crate::policy::generated::Computer;
 use crate::policy::reader::CatalogReader;
 use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
@@ -86,6 +87,7 @@ impl Core {
                 log: Arc::clone(&feed.log) as Arc<dyn Log>,
                 catalog,
                 asker,
+                computer: Computer::new(database.clone(), config.ask_timeout),
                 metrics: Arc::clone(&metrics),
             },
             crate::router::Settings {

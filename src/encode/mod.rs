@@ -224,8 +224,7 @@ impl Shape {
             .filter_map(|(column, missing)| missing.then_some(&*column.name))
             .collect();
         let too_large = small.then(|| TOO_LARGE.to_owned());
-        let not_carried =
-            (!names.is_empty()).then(|| format!("{NOT_CARRIED}{}", names.join(", ")));
+        let not_carried = (!names.is_empty()).then(|| format!("{NOT_CARRIED}{}", names.join(", ")));
         let errors: Vec<String> = too_large.into_iter().chain(not_carried).collect();
         if errors.is_empty() {
             out.extend_from_slice(b"null");
@@ -290,9 +289,8 @@ impl<'a> Rows<'a> {
         }
         match self.before {
             Some(before) => carried(before, column),
-            // Without an old row in the stream the key did not change.
-            None => column
-                .key
+            // Without an old row in the stream the replica identity did not change.
+            None => (column.key && column.identity)
                 .then(|| self.new?.get(column.position))
                 .flatten(),
         }

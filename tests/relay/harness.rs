@@ -294,6 +294,14 @@ impl Watcher {
             .expect("an event in time")
     }
 
+    /// Waits for a resync without anything in the stream to wait for; returns its reason.
+    pub(crate) async fn resync(&self) -> &'static str {
+        match self.event().await {
+            Event::Resync { reason, .. } => reason.as_str(),
+            other => panic!("a resync was expected, not {other:?}"),
+        }
+    }
+
     pub(crate) async fn until(&self, fence: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
         loop {

@@ -19,6 +19,12 @@ mod catalog;
 
 mod differential;
 
+mod alter;
+
+mod generated;
+
+mod partitions;
+
 mod rows;
 
 mod redteam;
