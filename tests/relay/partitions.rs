@@ -3,6 +3,7 @@
 use rowcast::subscription::Events;
 use serde_json::json;
 
+use crate::generated::PUBLISH_GENERATED;
 use crate::harness::{ANN, BEN, Relay, brief};
 
 /// What follows the last table in `create publication … for table`.
@@ -185,8 +186,14 @@ async fn leaves_come_and_go_in_mid_stream() {
     relay.run("alter table t detach partition t_jp").await;
     assert_eq!(watcher.resync().await, "truncated");
     watcher.join(&relay.core).await.unwrap();
+    // PostgreSQL 14 goes on giving out its rows as the root's.
     relay
-        .run("insert into t_jp values (3, 'jp', null, 'c'); insert into t values (4, 'us', null, 'd')")
+        .run(
+            "do $$ begin if current_setting('server_version_num')::int >= 150000 then
+               insert into t_jp values (3, 'jp', null, 'c');
+             end if; end $$;
+             insert into t values (4, 'us', null, 'd')",
+        )
         .await;
     assert_eq!(brief(&relay.seen(&watcher).await), ["INSERT 4"]);
     relay
@@ -253,6 +260,7 @@ async fn generated_columns_of_partitions_are_computed_for_the_root() {
         VIA_ROOT,
     )
     .await;
+    relay.run(PUBLISH_GENERATED).await;
     let watcher = relay.watch("anon", &json!({}), "t").await;
     relay
         .run("insert into t values (1), (11); delete from t")

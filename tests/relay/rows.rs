@@ -462,3 +462,22 @@ async fn nothing_is_lost_when_the_replication_connection_is_cut() {
     assert_eq!(brief(&relay.seen(&watcher).await), expected);
     assert!(relay.core.metrics.source_retries.get() > 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_the_log_cannot_hold_is_said_and_costs_nothing_after_it() {
+    let mut relay = Relay::with(
+        "create table t (id int primary key, body text); grant select on t to anon",
+        "t",
+        |config| config.log_max_bytes = 8 << 20,
+    )
+    .await;
+    let mut watcher = relay.watch("anon", &json!({}), "t").await;
+    relay
+        .run("insert into t values (1, repeat('x', 20000000))")
+        .await;
+    assert_eq!(brief(&relay.seen(&watcher).await), ["resync too_large"]);
+    watcher.join(&relay.core).await.unwrap();
+    relay.run("update t set id = 2").await;
+    relay.run("insert into t values (3, 'x')").await;
+    assert_eq!(brief(&relay.seen(&watcher).await), ["UPDATE 2", "INSERT 3"]);
+}
