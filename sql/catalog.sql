@@ -25,7 +25,7 @@ tables as (
 ),
 -- The partitions that hold the rows of a published root.
 leaves as (
-  select t.oid as root, l.oid, l.relreplident, l.relfilenode
+  select t.oid as root, l.oid, l.xmin as version, l.relreplident, l.relfilenode
   from tables t
   join pg_class c on c.oid = t.oid and c.relkind = 'p'
   cross join lateral pg_partition_tree(c.oid) as part(relid, parent, leaf, level)
@@ -90,6 +90,7 @@ select jsonb_build_object(
         select jsonb_agg(distinct x.xmin::text) from (
           select c.xmin union all
           select p.version from policies p where p.polrelid = c.oid union all
+          select l.version from leaves l where l.root = c.oid union all
           select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       'ancestors', coalesce((
