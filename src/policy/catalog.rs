@@ -109,6 +109,15 @@ impl Table {
             .any(|writer| xid.widen(*writer) > xid)
     }
 
+    /// Whether `xid` itself has written what the catalog says of the table: its rows may lie before
+    /// that or behind it.
+    #[must_use]
+    pub fn written_by(&self, xid: Xid) -> bool {
+        self.written_by
+            .iter()
+            .any(|writer| xid.widen(*writer) == xid)
+    }
+
     /// The name as SQL, quoted.
     #[must_use]
     pub fn sql_name(&self) -> String {

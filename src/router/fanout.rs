@@ -29,7 +29,7 @@ use crate::change::{ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Entry, Log, LogError, Offset};
 use crate::metrics::{HiddenReason, Metrics};
-use crate::pg::{Lsn, Oid, Xid};
+use crate::pg::{Lsn, Oid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
@@ -113,6 +113,8 @@ struct Watched {
     described: Option<Arc<Relation>>,
     /// How its rows become what they are, where they are not that already.
     layout: Option<Arc<Layout>>,
+    /// Whether columns were computed for the verified version by what was known of the table then.
+    computed: bool,
     shapes: HashMap<(u64, ColumnSet), Arc<Shape>>,
 }
 
@@ -286,7 +288,7 @@ impl Fanout {
                     return;
                 }
                 self.adopt(Some(oid));
-                self.verify(oid, &change.relation, entry.batch.xid);
+                self.verify(oid, &change.relation, entry);
             }
             let change = self.complete(entry, offset, change, &mut ahead).await;
             self.change(entry, offset, &change).await;
@@ -305,22 +307,35 @@ impl Fanout {
         channels.any(|channel| channel.wanted.iter().any(Wanted::is_open))
     }
 
-    fn verify(&mut self, oid: Oid, relation: &Arc<Relation>, xid: Xid) {
+    fn verify(&mut self, oid: Oid, relation: &Arc<Relation>, entry: &Entry) {
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
-        watched.verified = relation.version;
+        let (xid, version) = (entry.batch.xid, relation.version);
+        let layout = Layout::of(relation, &watched.table).map(Arc::new);
+        let computed = layout
+            .as_ref()
+            .is_some_and(|layout| layout.query().is_some());
         if watched.table.written_after(xid) {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
             watched.doubt = Some(Doubt {
                 until: self.catalog.read_at,
-                version: relation.version,
+                version,
+            });
+        } else if watched.table.written_by(xid) && (computed || watched.computed) {
+            // The description does not tell whether this row lies before or behind what its own
+            // transaction did to the columns that are computed.
+            watched.doubt = Some(Doubt {
+                until: entry.batch.commit_lsn,
+                version,
             });
         }
+        watched.verified = version;
         watched.shapes.clear();
         watched.described = Some(Arc::clone(relation));
-        watched.layout = Layout::of(relation, &watched.table).map(Arc::new);
+        watched.layout = layout;
+        watched.computed = computed;
         watched.fits = relation.columns.iter().all(|column| {
             let known = watched.table.column(&column.name);
             known.is_some_and(|known| known.type_oid == column.type_oid)

@@ -203,7 +203,15 @@ impl Layout {
     }
 
     /// The change with its rows as they are.
-    pub(super) fn complete(&self, change: &Change, supplement: &Supplement) -> Change {
+    pub(super) fn complete(&self, change: &Change, mut supplement: Supplement) -> Change {
+        if matches!(change.kind, Kind::Update { .. }) {
+            // An old value beside one that is not known would be taken for one that did not change.
+            for (number, old) in supplement.old.iter_mut().enumerate() {
+                if supplement.new.get(number).is_none_or(Option::is_none) {
+                    *old = None;
+                }
+            }
+        }
         let (new_values, old_values) = (&supplement.new, &supplement.old);
         let kind = match &change.kind {
             Kind::Insert { new } => Kind::Insert {
@@ -268,4 +276,112 @@ fn filled(row: &Row, before: Option<&Row>) -> Option<Row> {
                 })
                 .collect()
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::Oid;
+
+    fn text(text: &str) -> Value<'_> {
+        Value::Text(text)
+    }
+
+    /// A table `t (id, twice generated from id, body)` whose stream carries id and body.
+    fn layout() -> (Layout, Arc<Relation>) {
+        let column = |number: i16, name: &str, generated: Option<&str>| {
+            serde_json::json!({
+                "number": number, "name": name, "type": "25", "modifier": -1, "collation": "100",
+                "type_sql": "text", "generated": generated,
+                "computed_from": generated.map(|_| [1]),
+            })
+        };
+        let table: Table = serde_json::from_value(serde_json::json!({
+            "oid": "9", "schema": "s", "name": "t", "published": true, "published_columns": null,
+            "row_security": false, "force_row_security": false, "ancestors": [],
+            "written_by": [], "key": [1], "identity": null, "leaves": null, "policies": [],
+            "rights": [],
+            "columns": [
+                column(1, "id", None), column(3, "twice", Some("id || id")), column(4, "body", None)
+            ],
+        }))
+        .unwrap();
+        let described = |name: &str| Column {
+            name: name.into(),
+            type_oid: Oid(25),
+            type_modifier: -1,
+            identity: true,
+        };
+        let relation = Relation {
+            oid: Oid(9),
+            schema: "s".into(),
+            name: "t".into(),
+            replica_identity: ReplicaIdentity::Full,
+            columns: vec![described("id"), described("body")],
+            version: 1,
+        };
+        (Layout::of(&relation, &table).unwrap(), Arc::new(relation))
+    }
+
+    fn update(relation: &Arc<Relation>) -> Change {
+        Change {
+            relation: Arc::clone(relation),
+            kind: Kind::Update {
+                old: Some(OldRow::Full([text("1"), text("a")].into_iter().collect())),
+                new: [text("2"), Value::Unchanged].into_iter().collect(),
+            },
+        }
+    }
+
+    #[test]
+    fn computed_values_stand_at_their_columns_place() {
+        let (layout, relation) = layout();
+        let supplement = Supplement {
+            new: vec![Some(Some("22".to_owned()))],
+            old: vec![Some(None)],
+        };
+        let change = layout.complete(&update(&relation), supplement);
+        let names: Vec<_> = change.relation.columns.iter().map(|c| &*c.name).collect();
+        assert_eq!(names, ["id", "twice", "body"]);
+        let Kind::Update {
+            old: Some(old),
+            new,
+        } = change.kind
+        else {
+            panic!("an update stays one")
+        };
+        let new: Vec<_> = new.values().collect();
+        assert_eq!(new, [text("2"), text("22"), Value::Unchanged]);
+        let old: Vec<_> = old.row().values().collect();
+        assert_eq!(old, [text("1"), Value::Null, text("a")]);
+    }
+
+    #[test]
+    fn an_old_value_never_fills_in_for_a_new_one_that_is_not_known() {
+        let (layout, relation) = layout();
+        let supplement = Supplement {
+            new: vec![None],
+            old: vec![Some(Some("11".to_owned()))],
+        };
+        let change = layout.complete(&update(&relation), supplement);
+        let Kind::Update {
+            old: Some(old),
+            new,
+        } = change.kind
+        else {
+            panic!("an update stays one")
+        };
+        assert_eq!(new.get(1), Some(Value::Unchanged));
+        assert_eq!(old.row().get(1), Some(Value::Unchanged));
+    }
+
+    #[test]
+    fn an_image_holds_the_inputs_and_nothing_else() {
+        let (layout, relation) = layout();
+        let [new, old] = layout.images(&update(&relation), 100);
+        assert_eq!(new.unwrap().json, "{\"id\":\"2\"}");
+        assert_eq!(old.unwrap().json, "{\"id\":\"1\"}");
+        let [new, _] = layout.images(&update(&relation), 0);
+        assert!(new.is_none(), "larger than what is computed on");
+    }
 }

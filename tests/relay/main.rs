@@ -25,6 +25,8 @@ mod generated;
 
 mod partitions;
 
+mod random_alters;
+
 mod rows;
 
 mod redteam;

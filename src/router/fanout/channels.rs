@@ -230,6 +230,7 @@ impl Fanout {
                 fits: true,
                 described: None,
                 layout: None,
+                computed: false,
                 shapes: HashMap::new(),
             });
             let group = watched
@@ -381,7 +382,11 @@ impl Fanout {
             .tables
             .iter()
             .map(|(oid, watched)| {
-                let of_stream = (watched.described.clone(), watched.layout.clone());
+                let of_stream = (
+                    watched.described.clone(),
+                    watched.layout.clone(),
+                    watched.computed,
+                );
                 (
                     *oid,
                     (watched.verified, watched.doubt, watched.fits, of_stream),
@@ -428,7 +433,7 @@ impl Fanout {
         for (oid, (verified, doubt, fits, of_stream)) in versions {
             if let Some(watched) = self.tables.get_mut(&oid) {
                 (watched.verified, watched.doubt, watched.fits) = (verified, doubt, fits);
-                (watched.described, watched.layout) = of_stream;
+                (watched.described, watched.layout, watched.computed) = of_stream;
             }
         }
     }

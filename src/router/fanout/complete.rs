@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Fanout, Watched};
-use crate::change::{Change, Kind};
+use crate::change::Change;
 use crate::log::{Entry, Offset};
 use crate::pg::Oid;
 use crate::policy::catalog::Catalog;
@@ -70,16 +70,8 @@ impl Fanout {
                 .versions
                 .insert(change.relation.version, Arc::clone(&layout));
         }
-        let mut supplement = ahead.by_offset.remove(&offset).unwrap_or_default();
-        if matches!(change.kind, Kind::Update { .. }) {
-            // An old value beside one that is not known would be taken for one that did not change.
-            for (number, old) in supplement.old.iter_mut().enumerate() {
-                if supplement.new.get(number).is_none_or(Option::is_none) {
-                    *old = None;
-                }
-            }
-        }
-        Cow::Owned(layout.complete(change, &supplement))
+        let supplement = ahead.by_offset.remove(&offset).unwrap_or_default();
+        Cow::Owned(layout.complete(change, supplement))
     }
 }
 
