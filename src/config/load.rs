@@ -13,9 +13,12 @@ use super::{Config, Secret};
 pub struct ConfigError(String);
 
 /// Names in the environment that begin like a setting and belong to something else: the first to
-/// `--config`, the others to the tests.
-const OTHER_VARIABLES: [&str; 5] = [
+/// `--config`, those after it to `rowcast setup`, the others to the tests.
+const OTHER_VARIABLES: [&str; 8] = [
     "ROWCAST_CONFIG",
+    "ROWCAST_RELAY_PASSWORD",
+    "ROWCAST_RELAY_PASSWORD_FILE",
+    "ROWCAST_SETUP_TABLES",
     "ROWCAST_SEED",
     "ROWCAST_CASES",
     "ROWCAST_BIN",
