@@ -13,9 +13,12 @@ use super::{Config, Secret};
 pub struct ConfigError(String);
 
 /// Names in the environment that begin like a setting and belong to something else: the first to
-/// `--config`, the others to the tests.
-const OTHER_VARIABLES: [&str; 5] = [
+/// `--config`, three to `rowcast tail`, the others to the tests.
+const OTHER_VARIABLES: [&str; 8] = [
     "ROWCAST_CONFIG",
+    "ROWCAST_URL",
+    "ROWCAST_TOKEN",
+    "ROWCAST_TOKEN_FILE",
     "ROWCAST_SEED",
     "ROWCAST_CASES",
     "ROWCAST_BIN",
