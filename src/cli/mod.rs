@@ -10,6 +10,8 @@ mod logging;
 
 mod serve;
 
+mod setup;
+
 mod tail;
 
 mod token;
@@ -34,6 +36,7 @@ pub const EXIT_SOFTWARE: u8 = 70;
     about = "Carries row changes from PostgreSQL to the browsers that may see them",
     after_help = "Examples:\n  \
         rowcast demo\n  \
+        DATABASE_URL=postgres://localhost/app rowcast setup --print --table public.todos\n  \
         DATABASE_URL=postgres://localhost/app JWT_SECRET=… rowcast serve\n  \
         JWT_SECRET=… rowcast token --sub 3fa85f64-5717-4562-b3fc-2c963f66afa6\n  \
         JWT_SECRET=… rowcast tail todos --role service_role\n  \
@@ -50,6 +53,8 @@ struct Arguments {
 enum Command {
     /// Run the relay
     Serve(serve::Arguments),
+    /// Make in a database what the relay needs, or print the SQL, or undo it
+    Setup(setup::Arguments),
     /// Show what it does: a database of its own, a page with two users, tokens to paste
     Demo(demo::Options),
     /// Print a token for trying things out
@@ -95,6 +100,10 @@ pub fn main() -> ExitCode {
                     Err(error) => fail(EXIT_FAILURE, format_args!("{error:#}")),
                 }
             })
+        }
+        Command::Setup(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, setup::run(arguments))
         }
         Command::Tail(arguments) => {
             logging::for_a_tool();

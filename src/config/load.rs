@@ -13,9 +13,13 @@ use super::{Config, Secret};
 pub struct ConfigError(String);
 
 /// Names in the environment that begin like a setting and belong to something else: the first to
-/// `--config`, three to `rowcast tail`, one to `rowcast demo`, the others to the tests.
-const OTHER_VARIABLES: [&str; 9] = [
+/// `--config`, then those of `rowcast setup`, `rowcast tail` and `rowcast demo`; the others to the
+/// tests.
+const OTHER_VARIABLES: [&str; 12] = [
     "ROWCAST_CONFIG",
+    "ROWCAST_RELAY_PASSWORD",
+    "ROWCAST_RELAY_PASSWORD_FILE",
+    "ROWCAST_SETUP_TABLES",
     "ROWCAST_URL",
     "ROWCAST_TOKEN",
     "ROWCAST_TOKEN_FILE",

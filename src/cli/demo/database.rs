@@ -25,6 +25,20 @@ const EXAMPLE: [(&str, &str); 3] = [
     ),
 ];
 
+/// The demo's relay logs in as whoever loads the example, and has to act as the clients' roles to ask
+/// what they may see. A superuser needs no grant, and whoever may not grant has been granted the
+/// roles by somebody else.
+const BECOME_CLIENTS: &str = "
+do $$
+begin
+  if not (select rolsuper from pg_roles where rolname = current_user) then
+    execute format('grant anon, authenticated to %I', current_user);
+  end if;
+exception when insufficient_privilege then
+  raise notice 'could not grant anon and authenticated to %', current_user;
+end
+$$";
+
 /// The demo's database, ready for connections.
 #[derive(Debug)]
 pub(super) struct Database {
@@ -68,7 +82,10 @@ impl Database {
                 .await
                 .with_context(|| format!("cannot load {name}"))?;
         }
-        Ok(())
+        client
+            .batch_execute(BECOME_CLIENTS)
+            .await
+            .context("cannot grant the clients' roles")
     }
 
     /// Adds the example's rows where they are missing; its tables are there.
