@@ -176,7 +176,7 @@ statements(place, detail, statement) as (
   where to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null
   union all
   select 7, '', format(E'-- note: no table is named, so none is published. %s', coalesce(
-    'With row-level security and a replica identity, and so fit: ' || string_agg(format('--table %L', format('%I.%I', n.nspname, c.relname)), ' ' order by n.nspname, c.relname),
+    'With row-level security and a replica identity, and so fit: ' || string_agg(format('--table %L', format('%I.%I', n.nspname, c.relname)), ' ' order by n.nspname, c.relname) filter (where c.oid is not null),
     'None has row-level security and a replica identity; see "Who sees what" in the README.'))
   from publication p cross join settings s
   left join (pg_class c join pg_namespace n on n.oid = c.relnamespace)
