@@ -23,6 +23,8 @@ mod run;
 
 mod supabase;
 
+mod demo;
+
 use std::path::{Path, PathBuf};
 
 /// A file of the repository.

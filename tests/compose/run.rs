@@ -539,7 +539,8 @@ async fn the_demo_writes_and_watches_through_the_stacks_own_relay() {
     containers.remove("rowcast").unwrap().stop(&signal).await;
 }
 
-async fn get(address: SocketAddr, path: &str) -> String {
+/// The body of a page.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
