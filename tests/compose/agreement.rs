@@ -21,7 +21,7 @@ fn check(text: &str, environment: &Environment) -> Result<(), String> {
         }
         for (other, dependency) in &service.depends_on {
             let restarts = stack.file.services[other].restart.as_deref() != Some("no");
-            let completes = dependency.condition == Condition::ServiceCompletedSuccessfully;
+            let completes = dependency.condition == Condition::Completed;
             if completes == restarts {
                 return fault(format!(
                     "waits for the wrong thing of {other}, which restarts: {restarts}"

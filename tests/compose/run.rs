@@ -475,9 +475,10 @@ async fn the_demo_writes_and_watches_through_the_stacks_own_relay() {
     let mut containers = BTreeMap::new();
     for service in running.stack.file.order(&["demo"]).unwrap() {
         let completes = running.stack.file.services.values().any(|other| {
-            other.depends_on.get(service).is_some_and(|dependency| {
-                dependency.condition == Condition::ServiceCompletedSuccessfully
-            })
+            other
+                .depends_on
+                .get(service)
+                .is_some_and(|dependency| dependency.condition == Condition::Completed)
         });
         if service == "db" {
             running.database_is_healthy().await;

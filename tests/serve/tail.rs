@@ -1,12 +1,18 @@
 //! `rowcast tail`: the real binary at a real relay.
 
+use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rowcast::auth::mint;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{ANN, BEN, Daemon, Database, SECRET, soon, token, unix_now, until};
 
@@ -417,5 +423,63 @@ async fn a_relay_that_is_not_there_yet_is_waited_for() {
     tail.noted("cannot be reached").await;
     let daemon = database.daemon(&[("ROWCAST_LISTEN", &address)]).await;
     tail.noted("following public.open at ws://").await;
+    daemon.terminate().await;
+}
+
+/// A proxy that ends TLS in front of a relay, with a certificate for `localhost`.
+async fn tls_proxy(relay: SocketAddr, certificate: &rcgen::CertifiedKey<rcgen::KeyPair>) -> u16 {
+    let chain = vec![certificate.cert.der().clone()];
+    let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that does not trust it goes away.
+                let Ok(mut client) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let mut server = TcpStream::connect(relay).await.unwrap();
+                let _ended = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_relay_behind_tls_is_followed_if_its_certificate_is_trusted() {
+    let database = Database::new("rowcast").await;
+    let daemon = database.daemon(&[]).await;
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let port = tls_proxy(daemon.public().await, &certificate).await;
+    let trusted = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(trusted.path(), certificate.cert.pem()).unwrap();
+    let url = format!("https://localhost:{port}");
+    let arguments = ["open", "--sub", ANN, "--url", &url, "-n", "1"];
+    let secret = ("JWT_SECRET", SECRET);
+    let mut tail = Tail::start(
+        &arguments,
+        &[secret, ("SSL_CERT_FILE", trusted.path().to_str().unwrap())],
+    );
+    tail.noted("following public.open at wss://localhost").await;
+    database.insert_open(1).await;
+    assert!(tail.block(2).await.contains("INSERT public.open id=1"));
+    assert_eq!(tail.ended().await.code(), Some(0));
+
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(trusted.path(), other.cert.pem()).unwrap();
+    let environment = [secret, ("SSL_CERT_FILE", trusted.path().to_str().unwrap())];
+    let (code, notes) = Tail::refused(&arguments, &environment).await;
+    assert_eq!(code, Some(1), "{notes}");
+    assert!(notes.contains("cannot be trusted"), "{notes}");
     daemon.terminate().await;
 }

@@ -1,20 +1,25 @@
 //! One connection to the relay: a socket, a channel on it, and what comes.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::json;
 use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::{HeaderValue, Response};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, Response, Uri};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::{History, Output, Plan, note};
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE};
@@ -74,7 +79,12 @@ pub(super) async fn follow(plan: &Plan, out: &mut Output, history: &mut History)
     end
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+/// TCP, or TLS over it.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+type Socket = WebSocketStream<Box<dyn Stream>>;
 
 async fn connect(plan: &Plan, token: &str, history: &History) -> Result<Socket, End> {
     let none = |_| End::wrong("The relay's URL cannot be connected to.");
@@ -87,12 +97,73 @@ async fn connect(plan: &Plan, token: &str, history: &History) -> Result<Socket, 
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE_BYTES))
         .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    let connecting = tokio_tungstenite::connect_async_with_config(request, Some(config), true);
+    let connecting = async {
+        let stream = dial(plan, request.uri()).await?;
+        tokio_tungstenite::client_async_with_config(request, stream, Some(config))
+            .await
+            .map_err(|error| refused(plan, history, &error))
+    };
     match timeout(PATIENCE, connecting).await {
         Ok(Ok((socket, _))) => Ok(socket),
-        Ok(Err(error)) => Err(refused(plan, history, &error)),
+        Ok(Err(end)) => Err(end),
         Err(_) => Err(End::Lost(format!("{} does not answer", place(plan)))),
     }
+}
+
+/// A connection to the relay's host, encrypted where the address says so.
+async fn dial(plan: &Plan, uri: &Uri) -> Result<Box<dyn Stream>, End> {
+    let place = place(plan);
+    let unreachable = |error: std::io::Error| {
+        // What rustls says of a certificate that it does not trust, now or later.
+        let distrust = error.get_ref().is_some_and(|inner| {
+            matches!(
+                inner.downcast_ref(),
+                Some(rustls::Error::InvalidCertificate(_))
+            )
+        });
+        if distrust {
+            End::Refused {
+                code: EXIT_FAILURE,
+                text: format!("{place} cannot be trusted: {error}"),
+            }
+        } else {
+            End::Lost(format!("{place} cannot be reached: {error}"))
+        }
+    };
+    let is_encrypted = uri.scheme_str() == Some("wss");
+    let port = uri
+        .port_u16()
+        .unwrap_or(if is_encrypted { 443 } else { 80 });
+    // An IPv6 address stands in brackets in an address, and nowhere else.
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(unreachable)?;
+    // A frame that waits for more to come would come late.
+    stream.set_nodelay(true).map_err(unreachable)?;
+    if !is_encrypted {
+        return Ok(Box::new(stream));
+    }
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| End::wrong("The relay's URL cannot be connected to."))?;
+    let mut roots = RootCertStore::empty();
+    let (added, _unusable) =
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if added == 0 {
+        return Err(End::Refused {
+            code: EXIT_FAILURE,
+            text: "There are no certificates of public authorities on this machine; SSL_CERT_FILE \
+                   names a file with some."
+                .to_owned(),
+        });
+    }
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(name, stream).await.map_err(unreachable)?;
+    Ok(Box::new(stream))
 }
 
 /// The relay's address without its path.
@@ -108,12 +179,6 @@ fn refused(plan: &Plan, history: &History, error: &Error) -> End {
     let response = match error {
         Error::Http(response) => response,
         Error::Io(error) => return End::Lost(format!("{place} cannot be reached: {error}")),
-        Error::Tls(error) => {
-            return End::Refused {
-                code: EXIT_FAILURE,
-                text: format!("{place} cannot be trusted: {error}"),
-            };
-        }
         Error::Url(_) => return End::wrong("The relay's URL cannot be connected to."),
         // The error's own text may quote the request, and with it the token.
         _ => return End::Lost(format!("{place} breaks off the handshake")),
