@@ -46,6 +46,9 @@ begin
     end if;
     create schema auth;
     comment on schema auth is 'Made by rowcast setup: who is asking.';
+    -- Whoever looks after the database writes policies that name these functions.
+    execute format('grant usage on schema auth to %I',
+      (select pg_get_userbyid(datdba) from pg_database where datname = current_database()));
   end if;
 end
 $$;

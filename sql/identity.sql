@@ -34,7 +34,8 @@ with settings as (
 ),
 publication as (
   select s.publication as name, p.oid, obj_description(p.oid, 'pg_publication') as comment,
-         p.oid is null or pg_has_role(current_user, p.pubowner, 'usage') as owned
+         case when p.oid is null then has_database_privilege(current_database(), 'create')
+              else pg_has_role(current_user, p.pubowner, 'usage') end as owned
   from settings s left join pg_publication p on p.pubname = s.publication
 ),
 clients as (
@@ -168,8 +169,9 @@ planned as (
          case when c.made then coalesce(substring(obj_description(c.indexrelid, 'pg_class') from 'before: (.*)$'), 'default')
               else c.before end as original,
          array_to_string(array(select quote_ident(name) from unnest(c.indexed) as x(name)), ', ') as column_list,
-         array_to_string(array(select quote_ident(name) from unnest(c.missing) as x(name)), ', ') as missing_list,
-         case when c.owned then '' else format(E'-- administrator: only the table''s owner %I may do this; without it DELETEs reach nobody whose policies or filters read the columns.\n', c.owner) end as tag
+         regexp_replace(array_to_string(array(select quote_ident(name) from unnest(c.missing) as x(name)), ', '), '[[:cntrl:]]', '?', 'g') as missing_list,
+         case when c.owned then '' else format(E'-- administrator: only the table''s owner %I may do this; without it DELETEs reach nobody whose policies or filters read the columns.\n', regexp_replace(c.owner, '[[:cntrl:]]', '?', 'g')) end as tag,
+         regexp_replace(format('%I.%I', c.nspname, c.relname), '[[:cntrl:]]', '?', 'g') as shown
   from chosen c
   left join pg_class x on x.relname = c.wanted and x.relnamespace = (select relnamespace from pg_class where oid = c.oid)
   left join pg_index i on i.indexrelid = x.oid and i.indrelid = c.oid
@@ -183,16 +185,15 @@ noted as (
 ),
 statements(place, detail, step, statement) as (
   -- An index is built beside the traffic: that waits for older transactions, and holds up nobody.
-  select 1, nspname || '.' || relname, 1, tag || format(E'-- %s', 'The build waits for older transactions and holds up nobody: without a limit.')
-    || E'\nset lock_timeout = 0;'
+  select 1, nspname || '.' || relname, 1, tag || E'-- The build waits for older transactions and holds up nobody: without a limit.\nset lock_timeout = 0;'
   from planned where by_index and owned and (standing is null or not valid)
   union all
   select 1, nspname || '.' || relname, 2, tag || format(E'-- Left behind by a build that was broken off.\ndrop index concurrently %I.%I;', nspname, wanted)
   from planned where by_index and standing is not null and not valid
   union all
   select 1, nspname || '.' || relname, 3, tag || format(
-    E'-- Policies or filters read %s, which a DELETE on %I.%I does not carry.\ncreate unique index concurrently %I on %2$I.%3$I (%5$s);',
-    missing_list, nspname, relname, wanted, column_list)
+    E'-- Policies or filters read %s, which a DELETE on %s does not carry.\ncreate unique index concurrently %I on %I.%I (%s);',
+    missing_list, shown, wanted, nspname, relname, column_list)
   from planned where by_index and (standing is null or not valid)
   union all
   select 1, nspname || '.' || relname, 4, tag || E'-- From here on, nobody waits longer than this for a lock.\nset lock_timeout = ''2s'';'
@@ -225,17 +226,17 @@ statements(place, detail, step, statement) as (
   where n.ours and exists (select from planned p where not p.by_index and p.owned and not n.before ? format('%I.%I', p.nspname, p.relname))
   union all
   select 3, p.nspname || '.' || p.relname, 1, case
-      when not n.ours and p.tag = '' then E'-- administrator: the publication has a comment of its own, where setup would have noted what was before; without this DELETEs reach nobody whose policies or filters read the columns.\n'
+      when p.tag = '' and not (n.ours and n.owned) then E'-- administrator: setup may not note in the publication''s comment what was before; without this DELETEs reach nobody whose policies or filters read the columns.\n'
       else p.tag end || format(
-    E'-- Policies or filters read %s, which a DELETE on %I.%I does not carry, and an index over key and these\n'
-    '-- columns cannot be its identity (%s). Costs the whole old row in the log for each UPDATE and DELETE.\n'
+    E'-- Policies or filters read %1$s, which a DELETE on %5$s does not carry, and an index over key and these\n'
+    '-- columns cannot be its identity (%4$s). Costs the whole old row in the log for each UPDATE and DELETE.\n'
     'alter table %2$I.%3$I replica identity full;',
     p.missing_list, p.nspname, p.relname,
     case when p.partitioned then 'partitions have no index in common that is one'
-         else 'it takes NOT NULL columns of a small size' end)
+         else 'it takes NOT NULL columns of a small size' end, p.shown)
   from planned p, noted n where not p.by_index
   union all
-  select 4, f.text, 1, format('-- refused: filter column %s: there is no such column of a published table.', f.text)
+  select 4, f.text, 1, format('-- refused: filter column %s: there is no such column of a published table.', regexp_replace(f.text, '[[:cntrl:]]', '?', 'g'))
   from filters f
   where not exists (select from tables t join pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
                     where t.nspname = f.name[1] and t.relname = f.name[2] and a.attname = f.name[3])

@@ -25,7 +25,8 @@ publication as (
   select p.oid, s.publication as name, p.oid is not null as exists, coalesce(p.puballtables, false) as everything,
          coalesce(p.pubviaroot, true) as via_root,
          p.oid is null or coalesce(obj_description(p.oid, 'pg_publication') like 'Made by rowcast setup%', false) as made,
-         p.oid is null or pg_has_role(current_user, p.pubowner, 'usage') as owned,
+         case when p.oid is null then has_database_privilege(current_database(), 'create')
+              else pg_has_role(current_user, p.pubowner, 'usage') end as owned,
          case when p.oid is null then true else p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate end as complete
   from settings s left join pg_publication p on p.pubname = s.publication
 ),
@@ -128,7 +129,7 @@ statements(place, detail, statement) as (
     E'%s-- %s\nalter publication %I add table only %I.%I;',
     case
       when not p.made then E'-- administrator: the publication was there before setup, which does not change it; without this the table cannot be subscribed to.\n'
-      when not c.owned then format(E'-- administrator: only the table''s owner %I may add it; without this it cannot be subscribed to.\n', c.owner)
+      when not c.owned then format(E'-- administrator: only the table''s owner %I may add it; without this it cannot be subscribed to.\n', regexp_replace(c.owner, '[[:cntrl:]]', '?', 'g'))
       when not p.owned then E'-- administrator: only the publication''s owner may add to it; without this the table cannot be subscribed to.\n'
       else '' end,
     case when k.relrowsecurity then 'Its policies decide who sees which row.'
@@ -137,16 +138,17 @@ statements(place, detail, statement) as (
   from checked c cross join publication p join pg_class k on k.oid = c.oid
   where c.refusal is null and not c.published and not p.everything
   union all
-  select 3, c.text, format('-- %s: %s is not published: %s.', case when c.named then 'refused' else 'note' end, c.text, c.refusal)
+  select 3, c.text, format('-- %s: %s is not published: %s.', case when c.named then 'refused' else 'note' end,
+      regexp_replace(c.text, '[[:cntrl:]]', '?', 'g'), regexp_replace(c.refusal, '[[:cntrl:]]', '?', 'g'))
   from checked c where c.refusal is not null and not c.published
   union all
-  select 3, s.text, format('-- refused: there is no schema %s.', s.text) from schemas s where s.oid is null
+  select 3, s.text, format('-- refused: there is no schema %s.', regexp_replace(s.text, '[[:cntrl:]]', '?', 'g')) from schemas s where s.oid is null
   union all
   -- Published already, by whomever.
   select 4, n.nspname || '.' || l.relname, format(
-    E'-- administrator: %1$I.%2$I is published and has no replica identity: UPDATE and DELETE on it fail until one is there.\n'
+    E'-- administrator: the published table %3$s has no replica identity: UPDATE and DELETE on it fail until one is there.\n'
     'alter table %1$I.%2$I replica identity full;',
-    n.nspname, l.relname)
+    n.nspname, l.relname, regexp_replace(format('%I.%I', n.nspname, l.relname), '[[:cntrl:]]', '?', 'g'))
   from leaves l join pg_namespace n on n.oid = l.relnamespace
   where not l.identified
     and exists (select from publication p join pg_publication_tables x on x.pubname = p.name
@@ -164,20 +166,21 @@ statements(place, detail, statement) as (
   from publication p where p.exists and not p.complete
   union all
   -- Columns of PostgreSQL 15, hence by way of JSON.
-  select 6, c.relname, format('-- note: publication %I shows only some %s of %I.%I: clients and policies do not see the others.',
+  select 6, c.relname, regexp_replace(format('-- note: publication %I shows only some %s of %I.%I: clients and policies do not see the others.',
     p.name,
     concat_ws(' and ', case when to_jsonb(r) ->> 'prqual' is not null then 'rows' end,
                        case when to_jsonb(r) ->> 'prattrs' is not null then 'columns' end),
-    n.nspname, c.relname)
+    n.nspname, c.relname), '[[:cntrl:]]', '?', 'g')
   from publication p
   join pg_publication_rel r on r.prpubid = p.oid
   join pg_class c on c.oid = r.prrelid
   join pg_namespace n on n.oid = c.relnamespace
   where to_jsonb(r) ->> 'prqual' is not null or to_jsonb(r) ->> 'prattrs' is not null
   union all
-  select 7, '', format(E'-- note: no table is named, so none is published. %s', coalesce(
-    'With row-level security and a replica identity, and so fit: ' || string_agg(format('--table %L', format('%I.%I', n.nspname, c.relname)), ' ' order by n.nspname, c.relname) filter (where c.oid is not null),
-    'None has row-level security and a replica identity; see "Who sees what" in the README.'))
+  select 7, '', regexp_replace(format('-- note: no table is named, so none is published. %s', coalesce(
+    'With row-level security and a replica identity, and so fit: ' || string_agg(format('--table %L', format('%I.%I', n.nspname, c.relname)), ' ' order by n.nspname, c.relname)
+        filter (where c.oid is not null),
+    'None has row-level security and a replica identity; see "Who sees what" in the README.')), '[[:cntrl:]]', '?', 'g')
   from publication p cross join settings s
   left join (pg_class c join pg_namespace n on n.oid = c.relnamespace)
     on c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p' and c.relrowsecurity

@@ -36,11 +36,13 @@ me as (
 ),
 relay as (
   select s.login, r.oid, r.rolname is not null as exists,
+         -- Why nothing is granted to it by whoever runs this.
+         case when r.oid is null and not m.creates_roles then 'the login has to be made first'
+              when shobj_description(r.oid, 'pg_authid') like 'Made by rowcast setup%' or r.oid is null then null
+              else 'the login was there before setup, which does not change it' end as hold,
          coalesce(r.rolsuper, false) as super,
-         coalesce(r.rolreplication, false) or coalesce(r.rolsuper, false) as replicates,
-         -- What setup did not make it does not change either.
-         r.oid is null or coalesce(shobj_description(r.oid, 'pg_authid') like 'Made by rowcast setup%', false) as made
-  from settings s left join pg_roles r on r.rolname = s.login
+         coalesce(r.rolreplication, false) or coalesce(r.rolsuper, false) as replicates
+  from settings s cross join me m left join pg_roles r on r.rolname = s.login
 ),
 clients as (
   select n.name, r.oid,
@@ -109,7 +111,7 @@ statements(place, detail, statement) as (
   select 2, '', format(
     E'%s-- To read the replication slot.\n%s;',
     case
-      when not r.made then E'-- administrator: the login was there before setup, which does not change it; without this it cannot read the log.\n'
+      when r.hold is not null then format(E'-- administrator: %s; without this it cannot read the log.\n', r.hold)
       when rds.oid is not null and not (m.rolsuper or coalesce(pg_has_role(current_user, rds.oid, 'member with admin option'), false))
         then E'-- administrator: only rds_superuser may grant it; without it the relay cannot read the log.\n'
       when rds.oid is null and not m.gives_replication
@@ -129,7 +131,7 @@ statements(place, detail, statement) as (
     else format(
       E'%1$s-- To ask PostgreSQL, as %2$I, what a policy says that is not compiled.\ngrant %2$I to %3$I%4$s;',
       case
-        when not r.made then E'-- administrator: the login was there before setup, which does not change it; without this, subscriptions under the role to tables whose policies are asked are refused.\n'
+        when r.hold is not null then format(E'-- administrator: %s; without this, subscriptions under the role to tables whose policies are asked are refused.\n', r.hold)
         when not c.grantable then E'-- administrator: only who administers the role may grant it; without it, subscriptions under the role to tables whose policies are asked are refused.\n'
         else '' end,
       c.name, r.login,
@@ -143,10 +145,9 @@ statements(place, detail, statement) as (
   union all
   select 4, needed.privilege, format(
     E'%s-- %s\ngrant %s on database %I to %I;',
-    case when not r.made or not (m.rolsuper or pg_has_role(current_user, d.datdba, 'usage'))
+    case when r.hold is not null or not pg_has_role(current_user, d.datdba, 'usage')
          then format(E'-- administrator: %s; without it %s.\n',
-           case when not r.made then 'the login was there before setup, which does not change it' else 'only the database''s owner may grant it' end,
-           needed.lost)
+           coalesce(r.hold, 'only the database''s owner may grant it'), needed.lost)
          else '' end,
     needed.reason, needed.privilege, d.datname, r.login)
   from relay r cross join me m
@@ -160,8 +161,9 @@ statements(place, detail, statement) as (
   union all
   select 5, n.nspname, format(
     E'%s-- Policies name what is in this schema, and no client''s role can use it.\ngrant usage on schema %I to %I;',
-    case when not r.made or not pg_has_role(current_user, n.nspowner, 'usage')
-         then E'-- administrator: only the schema''s owner may grant it; without it those policies cannot be asked and their rows are hidden.\n'
+    case when r.hold is not null or not pg_has_role(current_user, n.nspowner, 'usage')
+         then format(E'-- administrator: %s; without it those policies cannot be asked and their rows are hidden.\n',
+           coalesce(r.hold, 'only the schema''s owner may grant it'))
          else '' end,
     n.nspname, r.login)
   from relay r
@@ -175,7 +177,10 @@ statements(place, detail, statement) as (
   -- BYPASSRLS would do so on all that the clients' roles may read.
   select 6, l.nspname || '.' || l.relname, format(
     E'%s-- Prepares for mirrored lookup tables: policies of published tables read this one.\ngrant select on table %I.%I to %I;',
-    case when not r.made or not l.owned then E'-- administrator: only the table''s owner may grant it; without it policies that read the table are asked, as in this version, and never mirrored.\n' else '' end,
+    case when r.hold is not null or not l.owned
+         then format(E'-- administrator: %s; without it policies that read the table are asked, as in this version, and never mirrored.\n',
+           coalesce(r.hold, 'only the table''s owner may grant it'))
+         else '' end,
     l.nspname, l.relname, r.login)
   from lookups l, relay r, settings s
   where s.lookups and not coalesce(has_table_privilege(r.oid, l.oid, 'select'), false)
@@ -183,15 +188,18 @@ statements(place, detail, statement) as (
   select 7, l.nspname || '.' || l.relname, format(
     E'%1$s-- … and all of its rows: the relay decides with them who sees what, as PostgreSQL does.\n'
     'create policy %2$I on %3$I.%4$I for select to %5$I using (true);\ncomment on policy %2$I on %3$I.%4$I is %6$L;',
-    case when not r.made or not l.owned then E'-- administrator: only the table''s owner may make it; without it policies that read the table are asked, as in this version, and never mirrored.\n' else '' end,
+    case when r.hold is not null or not l.owned
+         then format(E'-- administrator: %s; without it policies that read the table are asked, as in this version, and never mirrored.\n',
+           coalesce(r.hold, 'only the table''s owner may make it'))
+         else '' end,
     'rowcast reads lookups', l.nspname, l.relname, r.login, 'Made by rowcast setup.')
   from lookups l, relay r, settings s
   where s.lookups and l.relrowsecurity
     and not exists (select from pg_policy p where p.polrelid = l.oid and p.polname = 'rowcast reads lookups')
   union all
-  select 8, l.nspname || '.' || l.relname, format(
+  select 8, l.nspname || '.' || l.relname, regexp_replace(format(
     '-- note: a restrictive policy for everybody narrows what %1$I reads of %2$I.%3$I; only BYPASSRLS ("alter role %1$I bypassrls", by a superuser) reads past it, on every table that the clients'' roles may read.',
-    r.login, l.nspname, l.relname)
+    r.login, l.nspname, l.relname), '[[:cntrl:]]', '?', 'g')
   from lookups l, relay r, settings s
   where s.lookups and l.restricted
 )

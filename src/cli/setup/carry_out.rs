@@ -100,14 +100,18 @@ impl Outcome {
         Ok(())
     }
 
-    /// Keeps for the end what others must run.
+    /// Keeps for the end what others must run, before what is kept already: the clients' roles come
+    /// before the grants to them.
     pub(super) fn apart(&mut self, steps: Vec<Step>) {
-        self.apart.extend(steps);
+        self.apart.splice(0..0, steps);
     }
 
     /// Says the sentences, keeps what is for others, and returns what is to be run.
     fn to_run(&mut self, steps: Vec<Step>) -> Vec<Step> {
-        if steps.is_empty() {
+        if steps
+            .iter()
+            .all(|step| matches!(step.kind, Kind::Administrator | Kind::Advice))
+        {
             println!("  nothing to do");
         }
         let mut to_run = Vec::new();
@@ -128,7 +132,12 @@ impl Outcome {
     fn settle(&mut self, step: Step, ran: Ran) {
         match ran {
             Ran::Done => {
-                for line in step.sql.lines() {
+                // What PostgreSQL keeps of a password lets it be guessed at leisure.
+                let shown = match step.sql.split_once(" password 'SCRAM") {
+                    Some((statement, _)) => format!("{statement} password '…';"),
+                    None => step.sql,
+                };
+                for line in shown.lines() {
                     println!("  {line}");
                 }
             }

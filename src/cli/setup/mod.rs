@@ -397,6 +397,7 @@ struct Session {
     client: Client,
     database: String,
     login: String,
+    creates_roles: bool,
 }
 
 impl Session {
@@ -416,7 +417,8 @@ impl Session {
         let row = client
             .query_one(
                 "select current_database()::text, current_user::text, pg_is_in_recovery(), \
-                 current_setting('server_version_num')::int4, current_setting('server_version')",
+                 current_setting('server_version_num')::int4, current_setting('server_version'), \
+                 (select rolsuper or rolcreaterole from pg_roles where rolname = current_user)",
                 &[],
             )
             .await?;
@@ -434,6 +436,7 @@ impl Session {
         Ok(Self {
             database: row.try_get(0)?,
             login: row.try_get(1)?,
+            creates_roles: row.try_get(5)?,
             client,
         })
     }
@@ -472,8 +475,10 @@ impl Session {
     /// What a file comes to, with the password of the login that it makes.
     async fn steps(&self, script: Script, plan: &Plan) -> Result<Vec<Step>, Fault> {
         let mut steps = script.steps(&self.client).await?;
-        if script == script::ROLE {
-            steps.extend(self.password_step(plan).await?);
+        if script == script::ROLE
+            && let Some(step) = self.password_step(plan).await?
+        {
+            steps.push(step);
         }
         Ok(steps)
     }
@@ -486,26 +491,20 @@ impl Session {
             .client
             .query_opt(
                 "select coalesce(shobj_description(r.oid, 'pg_authid') like 'Made by rowcast setup%', \
-                 false), r.rolreplication, m.rolsuper, \
-                 current_setting('server_version_num')::int4 < 160000 \
+                 false), r.rolreplication and not m.rolsuper \
+                 and current_setting('server_version_num')::int4 < 160000 \
                  from pg_roles r, pg_roles m where r.rolname = $1::text and m.rolname = current_user",
                 &[&plan.role],
             )
             .await?;
         let (made, guarded) = match &found {
-            Some(row) => {
-                let made: bool = row.try_get(0)?;
-                let replicates: bool = row.try_get(1)?;
-                let superuser: bool = row.try_get(2)?;
-                let before_16: bool = row.try_get(3)?;
-                (made, before_16 && replicates && !superuser)
-            }
+            Some(row) => (row.try_get(0)?, row.try_get(1)?),
             None => (true, false),
         };
         let Some(password) = &plan.password else {
             return Ok(found.is_none().then(|| {
                 Step::note(format!(
-                    "login {role} has no password yet; \"\\password {role}\" in psql asks for one, \
+                    "login {role} has no password yet: \\password {role} in psql asks for one, \
                      and --password-file and ROWCAST_RELAY_PASSWORD set one."
                 ))
             }));
@@ -513,6 +512,11 @@ impl Session {
         if !made {
             return Ok(Some(Step::note(format!(
                 "login {role} was there before setup, which leaves its password as it is."
+            ))));
+        }
+        if found.is_none() && !self.creates_roles {
+            return Ok(Some(Step::note(format!(
+                "login {role} gets its password when it is there: run setup again then."
             ))));
         }
         if guarded {

@@ -23,7 +23,8 @@ impl Sheet {
         };
         sheet.comment(&format!(
             "{} in database {database}, run by {login}. Nothing has been changed yet.\n\
-             Every piece may be run by itself, in this order, and more than once.",
+             Every piece may be run by itself, in this order. Run again, PostgreSQL says of some that \
+             they are there\nalready; printed again, they are left out.",
             capital(what)
         ));
         sheet.text.push('\n');
@@ -49,9 +50,9 @@ impl Sheet {
         self.text.push_str(script.text);
     }
 
-    /// Steps that are all for others.
+    /// Steps that are all for others, and come before what is kept for them already.
     pub(super) fn steps_apart(&mut self, steps: Vec<Step>) {
-        self.apart.extend(steps);
+        self.apart.splice(0..0, steps);
     }
 
     /// Steps in their place; what is for others is kept for the end.

@@ -128,6 +128,10 @@ impl Step {
             if let Some((kind, word)) = tagged {
                 step.kind = kind;
                 step.word = word.to_owned();
+            } else if matches!(step.kind, Kind::Note | Kind::Refused) {
+                // A sentence never turns into a statement, whatever names it quotes.
+                step.word.push(' ');
+                step.word.push_str(line);
             } else if let Some(comment) = line.strip_prefix("-- ").filter(|_| step.sql.is_empty()) {
                 if !step.reason.is_empty() {
                     step.reason.push('\n');
@@ -183,7 +187,7 @@ mod tests {
         );
         let step = Step::read("-- Why.\nalter table a replica identity full;");
         assert_eq!((step.kind, step.word.as_str()), (Kind::Run, ""));
-        let step = Step::read("-- refused: no.");
+        let step = Step::read("-- refused: no.\ndrop table b;");
         assert_eq!((step.kind, step.sql.as_str()), (Kind::Refused, ""));
     }
 
