@@ -370,8 +370,16 @@ async fn a_given_token_that_ends_ends_it_and_a_made_one_is_renewed() {
         ("ROWCAST_TOKEN_FILE", file.path().to_str().unwrap()),
     ];
     let mut given = Tail::start(&["open"], &environment);
+    // One whose file is renewed by somebody else.
+    let renewed = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(file.path(), renewed.path()).unwrap();
+    let renewed_path = renewed.path().to_str().unwrap();
+    let arguments = ["open", "--token-file", renewed_path, "-n", "1"];
+    let mut from_file = Tail::start(&arguments, &environment);
     let mut made = Tail::of(&daemon, ANN, &["note", "--ttl", "4s"]).await;
     given.noted("following").await;
+    from_file.noted("following").await;
+    std::fs::write(renewed.path(), token(ANN)).unwrap();
     assert_eq!(given.ended().await.code(), Some(1));
     given.noted("Token has expired").await;
     // By now the first token of the other one has ended too.
@@ -385,6 +393,9 @@ async fn a_given_token_that_ends_ends_it_and_a_made_one_is_renewed() {
     assert!(made.block(3).await.contains("INSERT public.note id=1"));
     let notes = made.notes();
     assert_eq!(notes.matches("following").count(), 1, "{notes}");
+    from_file.noted("following public.open again").await;
+    database.insert_open(1).await;
+    assert!(from_file.block(2).await.contains("id=1"));
     daemon.terminate().await;
 }
 

@@ -204,7 +204,10 @@ async fn the_login_that_setup_makes_has_what_the_relay_needs_and_no_more() {
         .admin("revoke connect on database app from rowcast")
         .await;
     let (code, log) = relay(&place).await.err().expect("no connection");
-    assert!(code == 69 && log.contains("permission denied for database"), "{code}: {log}");
+    assert!(
+        code == 69 && log.contains("permission denied for database"),
+        "{code}: {log}"
+    );
     place
         .admin("grant connect on database app to rowcast")
         .await;

@@ -67,13 +67,14 @@ pub(super) async fn follow(plan: &Plan, out: &mut Output, history: &mut History)
         let socket = connect(plan, &token, history).await?;
         let channel = Channel {
             plan,
+            token: &token,
             socket,
             history,
             beating: false,
             subscribed: false,
             ended: None,
         };
-        channel.run(&token, out).await
+        channel.run(out).await
     };
     let (Ok(end) | Err(end)) = ended.await;
     end
@@ -261,6 +262,8 @@ struct Changed<'a> {
 
 struct Channel<'a> {
     plan: &'a Plan,
+    /// The one that it was opened with.
+    token: &'a str,
     socket: Socket,
     history: &'a mut History,
     /// Whether a heartbeat is out and not answered.
@@ -271,10 +274,10 @@ struct Channel<'a> {
 }
 
 impl Channel<'_> {
-    async fn run(mut self, token: &str, out: &mut Output) -> Result<End, End> {
+    async fn run(mut self, out: &mut Output) -> Result<End, End> {
         self.send(&json!(["1", "1", TOPIC, "phx_join", {
             "config": { "postgres_changes": self.plan.bindings, "private": false },
-            "access_token": token
+            "access_token": self.token
         }]))
         .await?;
         let patience = Instant::now() + PATIENCE;
@@ -415,7 +418,7 @@ impl Channel<'_> {
     fn closed(&mut self) -> End {
         let why = self.ended.take();
         match why {
-            Some(why) if self.plan.holder.renew_after().is_none() => End::Refused {
+            Some(why) if !self.plan.holder.has_another(self.token) => End::Refused {
                 code: EXIT_FAILURE,
                 text: format!(
                     "The relay ended it: {why}. With --sub or --role and JWT_SECRET, tokens are \

@@ -72,6 +72,15 @@ impl Holder {
         Ok(token)
     }
 
+    /// Whether there is another token than this one, which has ended.
+    pub(super) fn has_another(&self, ended: &str) -> bool {
+        match self {
+            Self::Token(_) => false,
+            Self::File(_) => self.token().is_ok_and(|token| token != ended),
+            Self::Minted { .. } => true,
+        }
+    }
+
     /// When a token that is used from now on is to be replaced, so that it does not end in
     /// between.
     pub(super) fn renew_after(&self) -> Option<Duration> {

@@ -60,7 +60,7 @@ pub(super) struct Arguments {
     /// this machine can see a process's arguments
     #[arg(long, value_name = "TOKEN", conflicts_with_all = ["token_file", "sub", "role", "claims"])]
     token: Option<String>,
-    /// The same, from a file, which is read again at each reconnect [env: ROWCAST_TOKEN_FILE]
+    /// The same, from a file, which is read again when the token ends [env: ROWCAST_TOKEN_FILE]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sub", "role", "claims"])]
     token_file: Option<PathBuf>,
     /// See what this user sees: a token is made with JWT_SECRET, and renewed
