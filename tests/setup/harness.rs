@@ -97,7 +97,7 @@ with lines(line) as (
     from pg_proc f where f.oid >= 16384 and f.prokind = 'f'
   union all select format('publication %s %s', p.pubname, row(p.pubowner::regrole, p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete,
       p.pubtruncate, p.pubviaroot, obj_description(p.oid, 'pg_publication'))) from pg_publication p
-  union all select format('published %s %s', p.pubname, row(r.prrelid::regclass, r.prqual, r.prattrs)) from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+  union all select format('published %s %s', p.pubname, row(r.prrelid::regclass, to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs')) from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
   union all select format('trigger %s', pg_get_triggerdef(t.oid)) from pg_trigger t
   union all select format('comment %s', row(d.classoid::regclass, d.objsubid, d.description)) from pg_description d where d.objoid >= 16384
   union all select format('slot %s', s.slot_name) from pg_replication_slots s

@@ -68,7 +68,7 @@ async fn a_login_that_was_there_is_not_changed() {
         "{}",
         said.out
     );
-    assert!(said.out.contains("grant owner to rowcast;"), "{}", said.out);
+    assert!(said.out.contains("grant owner to rowcast"), "{}", said.out);
     assert!(
         said.out.contains("leaves its password as it is"),
         "{}",

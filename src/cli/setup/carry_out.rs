@@ -65,7 +65,7 @@ impl Outcome {
         steps: Vec<Step>,
     ) -> Result<(), Fault> {
         client.batch_execute("begin").await?;
-        for step in self.to_run(steps) {
+        for step in self.sort_out(steps) {
             client.batch_execute("savepoint step").await?;
             match attempt(client, &step).await {
                 Ok(ran) => {
@@ -93,7 +93,7 @@ impl Outcome {
         client: &Client,
         steps: Vec<Step>,
     ) -> Result<(), Fault> {
-        for step in self.to_run(steps) {
+        for step in self.sort_out(steps) {
             let ran = attempt(client, &step).await?;
             self.settle(step, ran);
         }
@@ -107,7 +107,7 @@ impl Outcome {
     }
 
     /// Says the sentences, keeps what is for others, and returns what is to be run.
-    fn to_run(&mut self, steps: Vec<Step>) -> Vec<Step> {
+    fn sort_out(&mut self, steps: Vec<Step>) -> Vec<Step> {
         if steps
             .iter()
             .all(|step| matches!(step.kind, Kind::Administrator | Kind::Advice))

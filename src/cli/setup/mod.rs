@@ -403,10 +403,11 @@ struct Session {
 impl Session {
     async fn open(client: Client, plan: &Plan) -> Result<Self, Fault> {
         // An empty search path: everything in the files is named in full, and nobody else's
-        // functions are called in their place.
+        // functions are called in their place. The queries are large and run in a few
+        // milliseconds; compiling them takes seconds.
         client
             .batch_execute(&format!(
-                "set search_path = ''; set default_transaction_read_only = off; {LOCK_TIMEOUT}"
+                "set jit = off; set search_path = ''; set default_transaction_read_only = off; {LOCK_TIMEOUT}"
             ))
             .await?;
         for (name, value) in &plan.settings {
