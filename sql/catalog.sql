@@ -195,7 +195,12 @@ select jsonb_build_object(
   'types', coalesce((
     select jsonb_agg(jsonb_build_object(
       'oid', y.oid, 'schema', n.nspname, 'name', y.typname, 'kind', y.typtype, 'category', y.typcategory,
-      'element', case when y.typcategory = 'A' and y.typelem <> 0 then y.typelem else 0 end,
+      'element', case when y.typsubscript = 'array_subscript_handler'::regproc then y.typelem else 0 end,
+      -- Wherever it was installed, and whatever it is called.
+      'hstore', exists (
+        select 1 from pg_cast k join pg_proc f on f.oid = k.castfunc
+        where k.castsource = y.oid and k.casttarget = 'json'::regtype
+          and f.prosrc = 'hstore_to_json' and f.probin is not null),
       'delimiter', y.typdelim, 'base', y.typbasetype, 'collation', y.typcollation,
       'labels', (select jsonb_agg(jsonb_build_array(e.oid, e.enumlabel, e.enumsortorder) order by e.enumsortorder)
                  from pg_enum e where e.enumtypid = y.oid),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::policy::catalog::{Catalog, Table};
+use crate::policy::mutant::Mutant;
 use value::Codec;
 
 /// How much of the row before an update or delete goes out.
@@ -76,10 +77,12 @@ impl Shape {
             if !columns.is_empty() {
                 head.push(b',');
             }
-            let type_name = catalog
-                .types
-                .get(&column.type_oid)
-                .map_or("text", |ty| ty.name.as_str());
+            let ty = if Mutant::DomainIsNamedByBase.active() {
+                catalog.base_type(column.type_oid)
+            } else {
+                catalog.types.get(&column.type_oid)
+            };
+            let type_name = ty.map_or("text", |ty| ty.name.as_str());
             head.extend_from_slice(b"{\"name\":");
             write_string(&mut head, &column.name);
             head.extend_from_slice(b",\"type\":");
@@ -307,6 +310,10 @@ fn carried<'a>(old: &'a OldRow, column: &ShapeColumn) -> Option<Value<'a>> {
 
 /// Writes a text as a JSON string.
 fn write_string(out: &mut Vec<u8>, text: &str) {
+    if Mutant::EscapeIsForgotten.active() {
+        out.extend_from_slice(format!("\"{text}\"").as_bytes());
+        return;
+    }
     // Writing to a Vec does not fail, and a str is always valid JSON string content.
     let _written = serde_json::to_writer(out, text);
 }

@@ -243,13 +243,15 @@ pub struct Type {
     pub category: char,
     /// The element type of an array, 0 otherwise.
     pub element: Oid,
+    /// Whether it is the extension `hstore`'s.
+    pub hstore: bool,
     /// What separates an array's elements.
     pub delimiter: char,
     /// The type that a domain is over, 0 otherwise.
     pub base: Oid,
     /// The labels of an enum in sort order: number, label, order.
     pub labels: Option<Vec<(Oid, String, f64)>>,
-    /// The attributes of a composite type: name, type.
+    /// The attributes of a composite type: name, type. `None` where it has none.
     pub attributes: Option<Vec<(String, Oid)>>,
 }
 
