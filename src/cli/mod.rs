@@ -12,6 +12,8 @@ mod serve;
 
 mod setup;
 
+mod tail;
+
 mod token;
 
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ pub const EXIT_SOFTWARE: u8 = 70;
         DATABASE_URL=postgres://localhost/app rowcast setup --print --table public.todos\n  \
         DATABASE_URL=postgres://localhost/app JWT_SECRET=… rowcast serve\n  \
         JWT_SECRET=… rowcast token --sub 3fa85f64-5717-4562-b3fc-2c963f66afa6\n  \
+        JWT_SECRET=… rowcast tail todos --role service_role\n  \
         rowcast bench --subscribers 1000 --rate 1000 --duration 10s\n\n\
         Exit codes: 64 wrong arguments or settings, 69 PostgreSQL unreachable or unfit, 70 a part \
         of the daemon ended, 1 anything else."
@@ -56,6 +59,8 @@ enum Command {
     Demo(demo::Options),
     /// Print a token for trying things out
     Token(token::Arguments),
+    /// Show changes in the terminal as they come
+    Tail(tail::Arguments),
     /// Measure the relay, and check that everybody gets what is theirs and nothing else
     Bench(bench::Arguments),
     /// Ask a running relay whether it is ready; exit code 0 or 1
@@ -99,6 +104,10 @@ pub fn main() -> ExitCode {
         Command::Setup(arguments) => {
             logging::for_a_tool();
             block_on(Threads::One, setup::run(arguments))
+        }
+        Command::Tail(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, tail::run(arguments))
         }
         Command::Health(arguments) => block_on(Threads::One, health::run(arguments)),
         Command::Bench(arguments) => {
