@@ -1,0 +1,243 @@
+//! What PostgreSQL makes of a filter, asked once when it is subscribed: whether there is such an
+//! operator, whether its value is one, whether the role may use it. So nothing of that can fail at
+//! each row later.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Transaction};
+use tracing::debug;
+
+use crate::pg::connect::Database;
+use crate::pg::{quote_identifier, quote_literal};
+use crate::subscription::{Condition, matcher};
+
+/// How long PostgreSQL may take to understand a filter. A regular expression can be slow to
+/// compile, and clients choose them.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// One condition on one column, to be read by PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Probe {
+    /// The condition, as worded by the client.
+    pub condition: Condition,
+    /// The column's type without domains, as SQL, without a modifier.
+    pub type_sql: String,
+    /// The column's collation as SQL, where it is not the default one.
+    pub collation_sql: Option<String>,
+    /// Where PostgreSQL is to decide the condition on rows: how. Otherwise only its values are
+    /// read.
+    pub asked: Option<Asked>,
+}
+
+/// How PostgreSQL is to decide a condition on rows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// The operator's schema.
+    pub schema: String,
+    /// The role that it is to be decided under; `None` for the relay's own login.
+    pub role: Option<String>,
+}
+
+/// What PostgreSQL says to a [`Probe`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading {
+    /// The values in their type's own text output.
+    Values(Vec<Option<String>>),
+    /// It does not take it.
+    Refused {
+        /// SQLSTATE.
+        code: String,
+        /// PostgreSQL's words.
+        message: String,
+    },
+}
+
+impl Reading {
+    /// Whether the same words mean the same at another time.
+    #[must_use]
+    pub fn lasts(probe: &Probe) -> bool {
+        // What date and time types take for a moment.
+        let moments = ["now", "today", "tomorrow", "yesterday"];
+        probe.condition.values.iter().flatten().all(|text| {
+            let text = text.to_ascii_lowercase();
+            !moments.iter().any(|moment| text.contains(moment))
+        })
+    }
+}
+
+pub(super) type Inquiry = (Probe, oneshot::Sender<Option<Reading>>);
+
+/// The session that filters are read over, connected to when it is first needed.
+pub(super) struct Prober {
+    database: Database,
+    client: Option<Client>,
+}
+
+impl Prober {
+    pub(super) const fn new(database: Database) -> Self {
+        Self {
+            database,
+            client: None,
+        }
+    }
+
+    /// Answers; with `None` where there was trouble other than the filter.
+    pub(super) async fn serve(&mut self, (probe, done): Inquiry) {
+        if done.is_closed() {
+            return;
+        }
+        let reading = match self.read(&probe).await {
+            Ok(reading) => Some(reading),
+            Err(error) => {
+                debug!(error, "a filter could not be read");
+                self.client = None;
+                None
+            }
+        };
+        // Whoever asked may be gone.
+        let _gone = done.send(reading);
+    }
+
+    async fn read(&mut self, probe: &Probe) -> Result<Reading, String> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            let client = self.database.connect("rowcast filter").await;
+            self.client = Some(client.map_err(|error| error.to_string())?);
+        }
+        let client = self.client.as_mut().ok_or("there is no connection")?;
+        let transaction = client.transaction().await.map_err(words)?;
+        let timeout = format!("set local statement_timeout = {}", TIMEOUT.as_millis());
+        transaction.batch_execute(&timeout).await.map_err(words)?;
+        let reading = read(&transaction, probe).await;
+        transaction.rollback().await.map_err(words)?;
+        match reading {
+            Ok(values) => Ok(Reading::Values(values)),
+            Err(error) => refusal(probe, &error).ok_or_else(|| words(error)),
+        }
+    }
+}
+
+fn words(error: tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        // Without the message, which may hold the client's value.
+        |refused| format!("SQLSTATE {}", refused.code().code()),
+    )
+}
+
+/// PostgreSQL's refusal, where it is the filter that is refused.
+fn refusal(probe: &Probe, error: &tokio_postgres::Error) -> Option<Reading> {
+    let refused = error.as_db_error()?;
+    let code = refused.code().code();
+    let slow = *refused.code() == SqlState::QUERY_CANCELED;
+    if slow && !probe.condition.operator.takes_pattern() {
+        // Another one may find PostgreSQL less busy.
+        return None;
+    }
+    let ours = ["22", "42", "0A", "2B", "54"];
+    (slow || ours.iter().any(|class| code.starts_with(class))).then(|| Reading::Refused {
+        code: code.to_owned(),
+        message: if slow {
+            format!(
+                "PostgreSQL did not understand it within {} s",
+                TIMEOUT.as_secs()
+            )
+        } else {
+            refused.message().to_owned()
+        },
+    })
+}
+
+async fn read(
+    transaction: &Transaction<'_>,
+    probe: &Probe,
+) -> Result<Vec<Option<String>>, tokio_postgres::Error> {
+    let Probe {
+        condition,
+        type_sql,
+        collation_sql,
+        asked,
+    } = probe;
+    let Some(asked) = asked else {
+        return outputs(transaction, type_sql, &condition.values).await;
+    };
+    let collate = collation_sql
+        .as_ref()
+        .map_or_else(String::new, |name| format!(" collate {name}"));
+    let held = |sample: &str, condition: &str| {
+        format!(
+            "select {condition} from (select {sample}::{type_sql}{collate} as {}) as sample",
+            quote_identifier(&probe.condition.column)
+        )
+    };
+    // Which type the operator takes on its right, the way PostgreSQL resolves an untyped literal.
+    let taken = match condition.operator.symbol() {
+        Some(symbol) => {
+            let untyped = format!(
+                "{} operator({}.{symbol}) $1",
+                quote_identifier(&condition.column),
+                quote_identifier(&asked.schema)
+            );
+            let statement = transaction.prepare(&held("null", &untyped)).await?;
+            statement.params().first().cloned()
+        }
+        None => None,
+    };
+    let values = match taken {
+        Some(_) if condition.operator.takes_pattern() => condition.values.clone(),
+        Some(taken) => {
+            let taken = format!(
+                "{}.{}",
+                quote_identifier(taken.schema()),
+                quote_identifier(taken.name())
+            );
+            outputs(transaction, &taken, &condition.values).await?
+        }
+        None => condition.values.clone(),
+    };
+    // Once for real: whether the role may execute it, whether the pattern is one. Not with NULL,
+    // for which nothing is executed.
+    let sample = if condition.operator.takes_pattern() {
+        "''".to_owned()
+    } else {
+        let first = values.iter().flatten().next();
+        first.map_or_else(|| "null".to_owned(), |text| quote_literal(text))
+    };
+    let check = held(&sample, &matcher::sql(condition, &asked.schema, &values));
+    let statement = transaction.prepare(&check).await?;
+    if let Some(role) = &asked.role {
+        transaction
+            .execute("select pg_catalog.set_config('role', $1, true)", &[role])
+            .await?;
+    }
+    transaction.query(&statement, &[]).await?;
+    Ok(values)
+}
+
+/// Values as a type's own text output. Read by the type's input function, as a literal is.
+async fn outputs(
+    transaction: &Transaction<'_>,
+    type_sql: &str,
+    values: &[Option<String>],
+) -> Result<Vec<Option<String>>, tokio_postgres::Error> {
+    let known: Vec<String> = values
+        .iter()
+        .flatten()
+        // Not a cast to text: that of a boolean is `true`, where the stream has `t`.
+        .map(|text| {
+            format!(
+                "pg_catalog.format('%s', {}::{type_sql})",
+                quote_literal(text)
+            )
+        })
+        .collect();
+    if known.is_empty() {
+        return Ok(values.to_vec());
+    }
+    let query = format!("select array[{}]::pg_catalog.text[]", known.join(", "));
+    let row = transaction.query_one(&query, &[]).await?;
+    let mut outputs = row.try_get::<_, Vec<String>>(0)?.into_iter();
+    let output = |value: &Option<String>| value.as_ref().and_then(|_| outputs.next());
+    Ok(values.iter().map(output).collect())
+}
