@@ -59,6 +59,8 @@ enum Way {
     Truth(Option<bool>),
     /// `is distinct from null`
     Known,
+    /// `= any ('{}')`: false of everything, also of NULL
+    Never,
     /// `=`, `<>`, and `in` with any number of values
     Equal {
         of: Type,
@@ -222,6 +224,7 @@ impl Test {
                 Some(_) => Said::Told(Some(Mutant::IsNullFlipped.active())),
             },
             Way::Known => Said::Told(Some(value.is_some())),
+            Way::Never => Said::Told(Some(Mutant::EmptyListMatches.active())),
             Way::Truth(wanted) => {
                 let truth = match value {
                     None => None,
@@ -270,10 +273,6 @@ impl Test {
     }
 
     fn equal(&self, of: &Type, values: &[Option<Datum>], value: Option<&str>) -> Said {
-        if values.is_empty() {
-            // `= any ('{}')` is false of everything, also of NULL.
-            return Said::Told(Some(Mutant::EmptyListMatches.active()));
-        }
         let Some(text) = value else {
             return Said::Told(None);
         };
@@ -325,6 +324,7 @@ fn way(condition: &Condition, target: &Target<'_>, values: &[Option<String>]) ->
             };
         }
         Operator::IsDistinct if values == [None] => return Way::Known,
+        Operator::In if values.is_empty() => return Way::Never,
         _ => {}
     }
     if !Test::is_native(condition, target) {

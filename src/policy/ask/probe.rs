@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::debug;
 
 use crate::pg::connect::Database;
@@ -103,15 +103,22 @@ impl Prober {
     async fn read(&mut self, probe: &Probe) -> Result<Reading, String> {
         if self.client.as_ref().is_none_or(Client::is_closed) {
             let client = self.database.connect("rowcast filter").await;
-            self.client = Some(client.map_err(|error| error.to_string())?);
+            let client = client.map_err(|error| error.to_string())?;
+            let timeout = format!("set statement_timeout = {}", TIMEOUT.as_millis());
+            client.batch_execute(&timeout).await.map_err(words)?;
+            self.client = Some(client);
         }
-        let client = self.client.as_mut().ok_or("there is no connection")?;
-        let transaction = client.transaction().await.map_err(words)?;
-        let timeout = format!("set local statement_timeout = {}", TIMEOUT.as_millis());
-        transaction.batch_execute(&timeout).await.map_err(words)?;
-        let reading = read(&transaction, probe).await;
-        transaction.rollback().await.map_err(words)?;
-        match reading {
+        let client = self.client.as_ref().ok_or("there is no connection")?;
+        let values = &probe.condition.values;
+        let values = match &probe.asked {
+            None => outputs(client, &probe.type_sql, values).await,
+            Some(asked) => {
+                let values = check(client, probe, asked).await;
+                client.batch_execute("rollback").await.map_err(words)?;
+                values
+            }
+        };
+        match values {
             Ok(values) => Ok(Reading::Values(values)),
             Err(error) => refusal(probe, &error).ok_or_else(|| words(error)),
         }
@@ -149,19 +156,18 @@ fn refusal(probe: &Probe, error: &tokio_postgres::Error) -> Option<Reading> {
     })
 }
 
-async fn read(
-    transaction: &Transaction<'_>,
+/// Reads a condition that PostgreSQL is to decide, in a transaction that it leaves open.
+async fn check(
+    client: &Client,
     probe: &Probe,
+    asked: &Asked,
 ) -> Result<Vec<Option<String>>, tokio_postgres::Error> {
     let Probe {
         condition,
         type_sql,
         collation_sql,
-        asked,
+        ..
     } = probe;
-    let Some(asked) = asked else {
-        return outputs(transaction, type_sql, &condition.values).await;
-    };
     let collate = collation_sql
         .as_ref()
         .map_or_else(String::new, |name| format!(" collate {name}"));
@@ -171,53 +177,49 @@ async fn read(
             quote_identifier(&probe.condition.column)
         )
     };
+    client.batch_execute("begin").await?;
     // Which type the operator takes on its right, the way PostgreSQL resolves an untyped literal.
-    let taken = match condition.operator.symbol() {
-        Some(symbol) => {
-            let untyped = format!(
-                "{} operator({}.{symbol}) $1",
-                quote_identifier(&condition.column),
-                quote_identifier(&asked.schema)
-            );
-            let statement = transaction.prepare(&held("null", &untyped)).await?;
-            statement.params().first().cloned()
-        }
-        None => None,
-    };
-    let values = match taken {
-        Some(_) if condition.operator.takes_pattern() => condition.values.clone(),
+    let mut taken = None;
+    if let Some(symbol) = condition.operator.symbol() {
+        let untyped = format!(
+            "{} operator({}.{symbol}) $1",
+            quote_identifier(&condition.column),
+            quote_identifier(&asked.schema)
+        );
+        let statement = client.prepare(&held("null", &untyped)).await?;
+        taken = statement.params().first().cloned();
+    }
+    let pattern = condition.operator.takes_pattern();
+    let values = match taken.filter(|_| !pattern) {
         Some(taken) => {
-            let taken = format!(
-                "{}.{}",
-                quote_identifier(taken.schema()),
-                quote_identifier(taken.name())
-            );
-            outputs(transaction, &taken, &condition.values).await?
+            let (schema, name) = (quote_identifier(taken.schema()), taken.name());
+            let taken = format!("{schema}.{}", quote_identifier(name));
+            outputs(client, &taken, &condition.values).await?
         }
         None => condition.values.clone(),
     };
     // Once for real: whether the role may execute it, whether the pattern is one. Not with NULL,
     // for which nothing is executed.
-    let sample = if condition.operator.takes_pattern() {
-        "''".to_owned()
-    } else {
-        let first = values.iter().flatten().next();
-        first.map_or_else(|| "null".to_owned(), |text| quote_literal(text))
+    let first = values.iter().flatten().next();
+    let sample = match first {
+        Some(_) if pattern => "''".to_owned(),
+        Some(text) => quote_literal(text),
+        None => "null".to_owned(),
     };
-    let check = held(&sample, &matcher::sql(condition, &asked.schema, &values));
-    let statement = transaction.prepare(&check).await?;
+    // Named under the relay's own login: the role need not be able to use the type's schema.
+    let question = held(&sample, &matcher::sql(condition, &asked.schema, &values));
+    let statement = client.prepare(&question).await?;
     if let Some(role) = &asked.role {
-        transaction
-            .execute("select pg_catalog.set_config('role', $1, true)", &[role])
-            .await?;
+        let become_client = format!("set local role {}", quote_identifier(role));
+        client.batch_execute(&become_client).await?;
     }
-    transaction.query(&statement, &[]).await?;
+    client.query(&statement, &[]).await?;
     Ok(values)
 }
 
 /// Values as a type's own text output. Read by the type's input function, as a literal is.
 async fn outputs(
-    transaction: &Transaction<'_>,
+    client: &Client,
     type_sql: &str,
     values: &[Option<String>],
 ) -> Result<Vec<Option<String>>, tokio_postgres::Error> {
@@ -232,12 +234,15 @@ async fn outputs(
             )
         })
         .collect();
-    if known.is_empty() {
-        return Ok(values.to_vec());
-    }
-    let query = format!("select array[{}]::pg_catalog.text[]", known.join(", "));
-    let row = transaction.query_one(&query, &[]).await?;
-    let mut outputs = row.try_get::<_, Vec<String>>(0)?.into_iter();
-    let output = |value: &Option<String>| value.as_ref().and_then(|_| outputs.next());
+    let messages = client
+        .simple_query(&format!("select {}", known.join(", ")))
+        .await?;
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let mut places = 0..known.len();
+    let mut output = || row?.get(places.next()?).map(str::to_owned);
+    let output = |value: &Option<String>| value.as_ref().and_then(|_| output());
     Ok(values.iter().map(output).collect())
 }
