@@ -354,10 +354,16 @@ impl Reader<'_> {
         }
         let asked = !native;
         let probe = Probe {
+            // Without what makes no difference, so that others share the answer.
             condition: Condition {
-                // Neither is what is read.
+                column: "value".to_owned(),
+                operator: if asked {
+                    condition.operator
+                } else {
+                    Operator::Eq
+                },
                 negated: false,
-                ..condition.clone()
+                values: condition.values.clone(),
             },
             type_sql: format!(
                 "{}.{}",
