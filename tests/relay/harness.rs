@@ -294,6 +294,11 @@ impl Watcher {
             .expect("an event in time")
     }
 
+    /// What comes before the next resync, and that.
+    pub(crate) async fn until_resync(&self) -> Vec<Seen> {
+        self.until(u64::MAX).await
+    }
+
     pub(crate) async fn until(&self, fence: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
         loop {
