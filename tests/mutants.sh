@@ -1,6 +1,9 @@
 #!/bin/sh
-# Switches every deliberate fault of the policy evaluator on in turn and fails unless the
-# differential test notices each. ROWCAST_MUTANT names one, ROWCAST_CASES sets the size.
+# Switches every deliberate fault of the policy evaluator and of filters on in turn and fails unless
+# the differential test of each notices. ROWCAST_MUTANT names one, ROWCAST_CASES and ROWCAST_FILTERS
+# set the sizes.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr -- --nocapture every_mutant_is_noticed
+for test in expr filters; do
+	cargo test --features mutants --test "$test" -- --nocapture every_mutant_is_noticed
+done
