@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::SLOT;
 use crate::app::{self, Fault};
-use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Secret};
+use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret};
 
 /// What differs from one demo to the next.
 #[derive(Debug)]
@@ -67,6 +67,10 @@ fn config(settings: Settings) -> Config {
         log_max_changes: 100_000,
         log_max_bytes: 64 << 20,
         max_connections: 1000,
+        max_connections_per_user: 0,
+        max_connections_per_address: 0,
+        trusted_proxies: Proxies::default(),
+        allowed_origins: Origins::Any,
         max_channels: 100,
         max_joins_per_second: 100,
         max_frame_bytes: 1 << 20,

@@ -237,6 +237,16 @@ impl Fanout {
         self.metrics.subscriptions.inc_by(state.bindings);
     }
 
+    /// The tables that a channel's bindings are in force on.
+    fn watched_by(&self, session: SessionId, channel: ChannelId) -> Vec<Oid> {
+        let channels = self.sessions.get(&session);
+        let state = channels.and_then(|channels| channels.get(&channel));
+        let members = state.map_or(&[] as &[_], |state| &state.members);
+        let mut tables: Vec<Oid> = members.iter().map(|(oid, _)| *oid).collect();
+        tables.sort_unstable();
+        tables
+    }
+
     /// Takes a channel's bindings out of force; the channel stays known.
     fn withdraw(&mut self, session: SessionId, channel: ChannelId) {
         let Some(state) = self
@@ -382,10 +392,12 @@ impl Fanout {
             })
             .map(|(session, channel, _)| (session, channel))
             .collect();
+        let mut watched_before = Vec::with_capacity(affected.len());
         for (session, channel) in &affected {
+            watched_before.push(self.watched_by(*session, *channel));
             self.withdraw(*session, *channel);
         }
-        for (session, channel) in affected {
+        for ((session, channel), before) in affected.into_iter().zip(watched_before) {
             let Some(state) = self
                 .sessions
                 .get(&session)
@@ -394,10 +406,19 @@ impl Fanout {
                 continue;
             };
             let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
-            let refused = state.refused.clone();
+            let (refused, outbox) = (state.refused.clone(), Arc::clone(&state.outbox));
             match self.resolve(&principal, &wanted) {
                 Ok(resolved) if resolved.refusals == refused => {
+                    let notices = resolved.notices.clone();
                     self.put_in_force(session, channel, resolved);
+                    // Whoever asked for all tables is told that these are others now.
+                    if self.watched_by(session, channel) != before {
+                        outbox.push(Event::Joined {
+                            channel,
+                            refusals: refused,
+                            notices,
+                        });
+                    }
                 }
                 // The client joins again and learns there what fits now and what no longer does.
                 Ok(_) | Err(_) => self.expel(session, channel, Resync::SchemaChanged),
