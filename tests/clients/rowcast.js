@@ -9,8 +9,9 @@ import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 
-import { createClient } from '@supabase/supabase-js'
+import * as newest from '@supabase/supabase-js'
 import pg from 'pg'
+import * as yearBefore from 'supabase-js-year-before'
 import WebSocket from 'ws'
 
 const BINARY =
@@ -294,11 +295,26 @@ export class Tables {
 
 // The client ------------------------------------------------------------------------------------
 
+const { devDependencies } = JSON.parse(readFileSync(new URL('package.json', import.meta.url)))
+const version = (name) => devDependencies[name].split('@').at(-1)
+
+/**
+ * The clients that every rule is tested with: the newest that this Node runs in both versions of
+ * the protocol, and the newest of a year before it, which knows the first only. That one ends the
+ * rejoining of its channels when it opens its socket anew (`disconnect` calls `teardown`), whatever
+ * the server is.
+ */
+export const CLIENTS = [
+  { library: newest, package: '@supabase/supabase-js', vsn: '2.0.0', rejoins: true },
+  { library: newest, package: '@supabase/supabase-js', vsn: '1.0.0', rejoins: true },
+  { library: yearBefore, package: 'supabase-js-year-before', vsn: '1.0.0', rejoins: false },
+].map((kind) => ({ ...kind, name: `supabase-js ${version(kind.package)}, vsn ${kind.vsn}` }))
+
 /** The unmodified client, acting as whoever the token names. */
-export async function connectClient(url, anon, token, realtime = {}) {
-  const client = createClient(url, anon, {
+export async function connectClient(url, anon, token, realtime = {}, { library, vsn } = CLIENTS[0]) {
+  const client = library.createClient(url, anon, {
     auth: { persistSession: false, autoRefreshToken: false },
-    realtime: { transport: WebSocket, ...realtime },
+    realtime: { transport: WebSocket, vsn, ...realtime },
   })
   if (token) await client.realtime.setAuth(token)
   return client
