@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::group::{Group, MemberKey};
-use super::resolve::{Literals, Unread};
+use super::resolve::Readings;
 use super::{
     ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Router, SessionId,
 };
@@ -28,8 +28,8 @@ use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
+use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::catalog::{Catalog, Table};
-use crate::policy::reader::Literal;
 use crate::policy::watch::CatalogWatch;
 use crate::subscription::Wanted;
 
@@ -77,7 +77,7 @@ pub struct Fanout {
     /// Commits before this happened when nobody could have subscribed yet.
     started_at: Lsn,
     next: Offset,
-    literals: Literals,
+    readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
     /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
@@ -113,6 +113,8 @@ struct Channel {
     wanted: Arc<[Wanted]>,
     /// What of it is not in force.
     refused: Vec<Refusal>,
+    /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
+    readings: Readings,
     members: Vec<(Oid, MemberKey)>,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
     joining: u64,
@@ -124,7 +126,9 @@ struct Unparked {
     join: Join,
     joining: u64,
     role_read: bool,
-    literals: Vec<(Unread, Literal)>,
+    /// What it was told before.
+    told: Readings,
+    readings: Vec<(Probe, Reading)>,
     /// Whether there was an answer at all.
     answered: bool,
 }
@@ -150,7 +154,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         settings,
         commands: incoming,
         catalog,
-        literals: Literals::default(),
+        readings: Readings::default(),
         access: HashMap::new(),
         tables: HashMap::new(),
         doubts: HashMap::new(),

@@ -7,7 +7,7 @@ use super::reply::{Reply, Status, System};
 use super::request::Wire;
 use crate::auth::Principal;
 use crate::router::{ChannelId, Refusal};
-use crate::subscription::{Condition, Events, Wanted};
+use crate::subscription::{Condition, Events, Operator, Wanted};
 
 /// What the server's own messages are marked with.
 pub(super) const ROWCAST: &str = "rowcast";
@@ -130,8 +130,15 @@ fn inspected(wanted: &Wanted) -> String {
         Events::Delete => "DELETE",
     };
     let filters: Vec<String> = wanted.filter.iter().map(inspected_condition).collect();
+    let select = wanted.select.as_ref().map_or_else(
+        || "nil".to_owned(),
+        |names| {
+            let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+            format!("[{}]", names.join(", "))
+        },
+    );
     format!(
-        "[event: {event}, schema: {}, table: {}, filters: [{}], select: nil]",
+        "[event: {event}, schema: {}, table: {}, filters: [{}], select: {select}]",
         wanted.schema.as_deref().unwrap_or("*"),
         wanted.table.as_deref().unwrap_or("*"),
         filters.join(", ")
@@ -139,21 +146,30 @@ fn inspected(wanted: &Wanted) -> String {
 }
 
 fn inspected_condition(condition: &Condition) -> String {
+    let null = if condition.operator == Operator::In {
+        "NULL"
+    } else {
+        "null"
+    };
     let values: Vec<&str> = condition
         .values
         .iter()
-        .map(|value| value.as_deref().unwrap_or("NULL"))
+        .map(|value| value.as_deref().unwrap_or(null))
         .collect();
-    let value = if values.len() == 1 {
-        values.concat()
-    } else {
+    let value = if condition.operator == Operator::In {
         format!("{{{}}}", values.join(","))
+    } else {
+        values.concat()
     };
-    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     format!(
-        "{{{}, \"{}\", {}, false}}",
+        "{{{}, \"{}\", {}, {}}}",
         quoted(&condition.column),
         condition.operator.as_str(),
-        quoted(&value)
+        quoted(&value),
+        condition.negated
     )
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

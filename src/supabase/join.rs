@@ -16,6 +16,8 @@ const MAX_BINDINGS: usize = 1000;
 
 /// What Supabase says where a join's payload makes no sense to it.
 const UNKNOWN: &str = "Unknown Error on Channel";
+/// Columns of a selection that are read: as many as a table can have.
+const MAX_SELECTED: usize = 1600;
 
 pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
     let mut join = JoinRequest::default();
@@ -133,14 +135,19 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         (Some(schema), table) => (schema, table.flatten()),
     };
     match members.get("select") {
-        Some(select) if select.get().starts_with('"') => {
+        // Passing over it would deliver what was not asked for.
+        Some(select) if !is_null(select) && !select.get().starts_with('[') => {
             return Err("Error parsing `select` params: expected a list of column name strings, e.g. select: [\"col1\", \"col2\"]".to_owned());
         }
-        // An empty list selects nothing in particular.
-        Some(select) if !is_null(select) && !is_empty_list(select) => {
-            return Err("Error parsing `select` params: column selection is not supported yet by this server".to_owned());
-        }
         _ => {}
+    }
+    // An empty list selects nothing in particular.
+    let select = members
+        .get("select")
+        .map(selected)
+        .filter(|names| !names.is_empty());
+    if select.is_some() && (schema.is_none() || table.is_none()) {
+        return Err("Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name.".to_owned());
     }
     let filter = match members.get("filter") {
         Some(filter) if !is_null(filter) => match string(filter) {
@@ -156,6 +163,7 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         schema,
         table,
         filter,
+        select,
     })
 }
 
@@ -176,6 +184,9 @@ fn inspected(members: &Members<'_>) -> String {
     format!("%{{{}}}", shown.join(", "))
 }
 
-fn is_empty_list(value: &RawValue) -> bool {
-    serde_json::from_str::<Elements<'_, 0>>(value.get()).is_ok_and(|list| list.total == 0)
+/// The strings of a list, and of anything else none.
+fn selected(value: &RawValue) -> Vec<String> {
+    let list = serde_json::from_str::<Elements<'_, MAX_SELECTED>>(value.get());
+    list.map(|list| list.kept.iter().filter_map(|name| string(name)).collect())
+        .unwrap_or_default()
 }

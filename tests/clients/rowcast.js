@@ -204,6 +204,13 @@ export class Rowcast {
     assert.equal(await listens(hostname, port), false, 'its port is closed')
   }
 
+  /** Holds it still until SIGCONT: it keeps its sockets and answers nothing. */
+  async pause() {
+    this.child.kill('SIGSTOP')
+    const state = () => readFileSync(`/proc/${this.child.pid}/stat`, 'utf8').split(') ').at(-1)[0]
+    if (existsSync('/proc/self/stat')) await until(() => state() === 'T', 'its standstill')
+  }
+
   /** What a crash does. */
   async kill() {
     this.child.kill('SIGKILL')

@@ -123,6 +123,7 @@ impl Relay {
             schema: Some("public".to_owned()),
             table: (table != "*").then(|| table.to_owned()),
             filter,
+            select: None,
         };
         let principal = Arc::new(Principal {
             role: role.into(),

@@ -3,6 +3,7 @@
 use crate::change::{Relation, Row, Value};
 use crate::pg::quote_identifier as quoted;
 use crate::policy::catalog::{Column, Table};
+use crate::subscription::mutant::Mutant;
 
 /// A row as the JSON object that [`query`] reads: every value as its type's text output in a JSON
 /// string. What the stream does not carry is left out; whoever asks has seen to it that no policy
@@ -86,8 +87,19 @@ fn source(asked: &Asked<'_>) -> String {
     let values: Vec<String> = needs(asked)
         .into_iter()
         .map(|column| {
+            let collate = column
+                .collation_sql
+                .as_ref()
+                .map_or_else(String::new, |name| {
+                    // A column of a sub-select passes its collation on as one of a table does.
+                    if Mutant::CollationIsForgotten.active() {
+                        String::new()
+                    } else {
+                        format!(" collate {name}")
+                    }
+                });
             format!(
-                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})::{} as {}",
+                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})::{}{collate} as {}",
                 crate::pg::quote_literal(&column.name),
                 column.type_sql,
                 quoted(&column.name)

@@ -1,0 +1,1 @@
+//! What else a binding may wish.
