@@ -31,14 +31,15 @@ const PATTERNS: [(&str, &str); 4] = [
     ("imatch", "~*"),
 ];
 
-/// A filter of one to three conditions on column `c` (or the key). `value` makes texts for it,
+/// A filter of one to three conditions on column `c` (the later ones may be on the key). `value` makes texts for it,
 /// `textual` says that patterns make sense.
 pub(crate) fn case(
     rng: &mut StdRng,
+    c: &str,
     textual: bool,
     value: &mut dyn FnMut(&mut StdRng) -> String,
 ) -> Case {
-    let mut parts = vec![condition(rng, textual, value)];
+    let mut parts = vec![condition(rng, c, textual, value)];
     while parts.len() < 3 && rng.random_bool(0.2) {
         let part = if rng.random_bool(0.5) {
             let bound = rng.random_range(0..12);
@@ -50,7 +51,7 @@ pub(crate) fn case(
                 ends_in_escape: false,
             }
         } else {
-            condition(rng, textual, value)
+            condition(rng, c, textual, value)
         };
         parts.push(part);
     }
@@ -67,6 +68,7 @@ pub(crate) fn case(
 
 fn condition(
     rng: &mut StdRng,
+    c: &str,
     textual: bool,
     value: &mut dyn FnMut(&mut StdRng) -> String,
 ) -> Case {
@@ -87,23 +89,23 @@ fn condition(
             (
                 name,
                 scalar(&text, rng),
-                format!("c {symbol} {}", literal(&text)),
+                format!("{c} {symbol} {}", literal(&text)),
             )
         }
         7..10 => {
-            let (list, sql) = list(rng, value);
+            let (list, sql) = list(rng, c, value);
             ("in", list, sql)
         }
         10 | 11 => {
             let keyword = ["null", "null", "true", "false", "unknown"][rng.random_range(0..5)];
-            ("is", keyword.to_owned(), format!("c is {keyword}"))
+            ("is", keyword.to_owned(), format!("{c} is {keyword}"))
         }
         12..14 => {
             if rng.random_bool(0.2) {
                 (
                     "isdistinct",
                     "null".to_owned(),
-                    "c is distinct from null".to_owned(),
+                    format!("{c} is distinct from null"),
                 )
             } else {
                 let text = of_type(rng, value);
@@ -115,7 +117,7 @@ fn condition(
                 (
                     "isdistinct",
                     worded,
-                    format!("c is distinct from {}", literal(&text)),
+                    format!("{c} is distinct from {}", literal(&text)),
                 )
             }
         }
@@ -132,13 +134,13 @@ fn condition(
             (
                 name,
                 scalar(&text, rng),
-                format!("c {symbol} {}", literal(&text)),
+                format!("{c} {symbol} {}", literal(&text)),
             )
         }
     };
     let not = if negated { "not." } else { "" };
     Case {
-        filter: format!("c={not}{op}.{operand}"),
+        filter: format!("{c}={not}{op}.{operand}"),
         sql: if negated {
             format!("(not ({sql}))")
         } else {
@@ -192,11 +194,15 @@ fn regex(rng: &mut StdRng, value: &mut dyn FnMut(&mut StdRng) -> String) -> Stri
     }
 }
 
-fn list(rng: &mut StdRng, value: &mut dyn FnMut(&mut StdRng) -> String) -> (String, String) {
+fn list(
+    rng: &mut StdRng,
+    c: &str,
+    value: &mut dyn FnMut(&mut StdRng) -> String,
+) -> (String, String) {
     let length = rng.random_range(0..5);
     if length == 0 {
         // False of everything, and as impossible as any other comparison where there is none.
-        return ("()".to_owned(), "(c = null) is true".to_owned());
+        return ("()".to_owned(), format!("({c} = null) is true"));
     }
     let (mut words, mut literals) = (Vec::new(), Vec::new());
     for _ in 0..length {
@@ -216,7 +222,10 @@ fn list(rng: &mut StdRng, value: &mut dyn FnMut(&mut StdRng) -> String) -> (Stri
             text
         });
     }
-    let equal: Vec<String> = literals.iter().map(|text| format!("c = {text}")).collect();
+    let equal: Vec<String> = literals
+        .iter()
+        .map(|text| format!("{c} = {text}"))
+        .collect();
     (format!("({})", words.join(",")), equal.join(" or "))
 }
 

@@ -1,7 +1,7 @@
 //! A row of the stream as PostgreSQL can read it again, and the query that asks about it.
 
 use crate::change::{Relation, Row, Value};
-use crate::pg::quote_identifier as quoted;
+use crate::pg::{Oid, quote_identifier as quoted};
 use crate::policy::catalog::{Column, Table};
 use crate::subscription::mutant::Mutant;
 
@@ -81,6 +81,8 @@ pub fn needs<'a>(asked: &Asked<'a>) -> Vec<&'a Column> {
     }
 }
 
+const REGCLASS: Oid = Oid(2205);
+
 /// One row with the columns that are read, under the table's own name.
 fn source(asked: &Asked<'_>) -> String {
     let alias = quoted(&asked.table.name);
@@ -98,9 +100,18 @@ fn source(asked: &Asked<'_>) -> String {
                         format!(" collate {name}")
                     }
                 });
+            let text = format!(
+                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})",
+                crate::pg::quote_literal(&column.name)
+            );
+            // The cast from text to regclass does not take all that its output is.
+            let text = if column.type_oid == REGCLASS {
+                format!("pg_catalog.regclassin(pg_catalog.textout({text}))")
+            } else {
+                text
+            };
             format!(
-                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})::{}{collate} as {}",
-                crate::pg::quote_literal(&column.name),
+                "{text}::{}{collate} as {}",
                 column.type_sql,
                 quoted(&column.name)
             )
