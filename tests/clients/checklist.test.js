@@ -43,6 +43,9 @@ const SCHEMA = `
   create table toast_full (id bigint primary key, a int, long text);
   alter table toast_full alter long set storage external;
   alter table toast_full replica identity full;
+  create table typed (id bigint primary key, i2 int2, o oid, by bytea, f float8, nan float8, nu numeric(10, 2),
+    c char(5), bi bit(4), flag boolean, ts timestamp, tz timestamptz, d date, iv interval, j json, jb jsonb,
+    arr int[], texts text[], r int4range, ip inet, u uuid);
   create table emptied (id bigint primary key);
   create schema other;
   create table other.elsewhere (id bigint primary key);
@@ -52,12 +55,12 @@ const SCHEMA = `
   create table unpublished (id bigint primary key);
   create table late (id bigint primary key);
   grant usage on schema other, "We.ird, T" to anon, authenticated, service_role;
-  grant select on plain, full_row, owned, keyless, keyless_full, toast, toast_full, emptied,
+  grant select on plain, full_row, owned, keyless, keyless_full, toast, toast_full, typed, emptied,
     other.elsewhere, "We.ird, T"."My Table", unpublished, late to anon, authenticated, service_role;
   grant select (id, open) on columns to anon, authenticated;
   grant select (a) on hidden_key to anon, authenticated;
   alter publication rowcast add table plain, full_row, owned, columns, keyless, keyless_full,
-    hidden_key, toast, toast_full, emptied, other.elsewhere, "We.ird, T"."My Table";`
+    hidden_key, toast, toast_full, typed, emptied, other.elsewhere, "We.ird, T"."My Table";`
 
 const on = (table, rest = {}) => ({ event: '*', schema: 'public', table, ...rest })
 const config = (...bindings) => ({ postgres_changes: bindings })
@@ -111,7 +114,7 @@ for (const kind of CLIENTS) describe(kind.name, () => {
     return { sent, sockets, transport: Recording }
   }
 
-  /** Writes one row and waits until `heard` has the change that `of` accepts. */
+  /** Writes one row and returns its key. */
   async function insert(table, columns = {}) {
     const id = (row += 1)
     const names = ['id', ...Object.keys(columns)]
@@ -588,7 +591,7 @@ for (const kind of CLIENTS) describe(kind.name, () => {
     [87, on('plain', { filter: 'nope=eq.1' }), `${wrong} ${given('plain', '{"nope", "eq", "1", false}')}. Exception: ERROR P0001 (raise_exception) invalid column for filter nope`],
     [87, on('plain', { filter: 'b=foo.hey' }), 'Error parsing `filter` params: ["foo", "hey"]'],
     [87, on('plain', { filter: 'undefined' }), 'Error parsing `filter` params: ["undefined"]'],
-    [87, on('plain', { filter: 'b=eq.x' }), `${wrong} ${given('plain', '{"b", "eq", "x", false}')}. Exception: ERROR P0001 (raise_exception) invalid input syntax for type integer: "x"`],
+    [87, on('plain', { filter: 'b=eq.x' }), `${wrong} ${given('plain', '{"b", "eq", "x", false}')}. Exception: ERROR 22P02 (invalid_text_representation) invalid input syntax for type integer: "x"`],
     [87, { event: '*' }, 'No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: %{"event" => "*"}'],
   ]) {
     test(`row ${number}: ${JSON.stringify(binding)} is refused in Supabase's words and errs alone`, async () => {
@@ -613,6 +616,116 @@ for (const kind of CLIENTS) describe(kind.name, () => {
     await changes.count(4, (change) => of(there)(change) || of(here)(change), 'four callbacks')
     const heard = (id) => changes.items.filter(of(id)).map(({ binding }) => binding).sort()
     assert.deepEqual([heard(there), heard(here)], [[0, 1], [0, 2]])
+  })
+
+  test('rows 89 and 91: each operator, negated too, for inserts, updates and deletes; NULL', async () => {
+    // Row x is ('foo', 1), row y is ('Bar', 5), row z is (null, null).
+    const expected = {
+      'b=eq.1': 'x', 'b=neq.1': 'y', 'b=lt.5': 'x', 'b=lte.5': 'xy', 'b=gt.1': 'y', 'b=gte.1': 'xy',
+      'b=in.(1,7)': 'x', 'a=like.f%': 'x', 'a=ilike.F%': 'x', 'a=is.null': 'z', 'a=match.^f': 'x',
+      'a=imatch.^F': 'x', 'b=isdistinct.1': 'yz',
+      'b=not.eq.1': 'y', 'b=not.neq.1': 'x', 'b=not.lt.5': 'y', 'b=not.lte.1': 'y', 'b=not.gt.1': 'x',
+      'b=not.gte.5': 'x', 'b=not.in.(1,7)': 'y', 'a=not.like.f%': 'y', 'a=not.ilike.F%': 'y',
+      'a=not.is.null': 'xy', 'a=not.match.^f': 'y', 'a=not.imatch.^F': 'y', 'b=not.isdistinct.1': 'x',
+    }
+    const filters = Object.keys(expected)
+    const bindings = [on('full_row'), ...filters.map((filter) => on('full_row', { filter }))]
+    const { changes, system } = await subscribe(await person(ANN), 'row-89', bindings, { refusals: true })
+    const ids = {
+      x: await insert('full_row', { a: 'foo', b: 1 }),
+      y: await insert('full_row', { a: 'Bar', b: 5 }),
+      z: await insert('full_row'),
+    }
+    const own = Object.values(ids)
+    await tables.query('update full_row set a = a where id = any($1)', [own])
+    await tables.query('delete from full_row where id = any($1)', [own])
+    const fence = await insert('full_row')
+    await changes.first((change) => change.binding === 0 && of(fence)(change), 'the fence', 20_000)
+    assert.ok(!system.items.some(isError), JSON.stringify(system.items.filter(isError)))
+    for (const eventType of ['INSERT', 'UPDATE', 'DELETE']) {
+      for (const [index, filter] of filters.entries()) {
+        const seen = Object.keys(ids).filter((name) =>
+          changes.items.some((change) => change.binding === index + 1 && of(ids[name], eventType)(change)),
+        )
+        assert.equal(seen.join(''), expected[filter], `${eventType} ${filter}`)
+      }
+    }
+  })
+
+  test("row 90: commas mean AND, and the client's own builder quotes what is none", async () => {
+    const { postgresChangesFilter } = CLIENTS[0].library
+    const filters = [
+      postgresChangesFilter().eq('a', 'one, (two)').gt('b', 1),
+      postgresChangesFilter().match('a', '^z{1,3}$').not('b', 'is', null),
+      postgresChangesFilter().in('a', ['one, (two)', ' " ']),
+    ].map((filter) => (kind.library.postgresChangesFilter ? filter : filter.build()))
+    const { changes } = await subscribe(await person(ANN), 'row-90', [
+      on('plain'),
+      ...filters.map((filter) => on('plain', { filter })),
+    ])
+    const ids = [
+      await insert('plain', { a: 'one, (two)', b: 2 }),
+      await insert('plain', { a: 'one, (two)', b: 1 }),
+      await insert('plain', { a: 'zz', b: 1 }),
+      await insert('plain', { a: 'zzzz', b: 1 }),
+      await insert('plain', { a: ' " ', b: 9 }),
+    ]
+    const fence = await insert('plain')
+    await changes.first(of(fence), 'the fence')
+    const heard = ids.map((id) => changes.items.filter(of(id)).map(({ binding }) => binding))
+    assert.deepEqual(heard, [[0, 1, 3], [0, 3], [0, 2], [0], [0, 3]])
+  })
+
+  test('row 92: a hundred values in a list, and no more', async () => {
+    const list = (length) => `b=in.(${Array.from({ length }, (_, at) => at + 1000)})`
+    const bindings = [100, 101].map((length) => on('plain', { filter: list(length) }))
+    const { changes, system } = await subscribe(await person(ANN), 'row-92', bindings, { refusals: true })
+    const { message, binding } = await system.first(isError, 'the refusal')
+    assert.match(message, /too many values for `in` filter\. Maximum 100/)
+    assert.equal(binding.id, 2)
+    const id = await insert('plain', { b: 1099 })
+    await changes.first(of(id), 'a change of the list of a hundred')
+  })
+
+  test('row 93: a selection shows its columns and the key, in rows, old rows and columns', async () => {
+    const socket = await raw()
+    const binding = on('full_row', { select: ['b'], filter: 'a=eq.row 93' })
+    const { response } = await socket.join('1', 'realtime:row-93', config(binding, on('full_row', { filter: 'a=eq.row 93' })))
+    assert.deepEqual(response.postgres_changes[0], { id: 1, ...binding })
+    const id = await insert('full_row', { a: 'row 93', b: 1 })
+    await tables.query('update full_row set b = 2 where id = $1', [id])
+    const change = (ids, type) => ([, , , event, payload]) =>
+      event === 'postgres_changes' && payload.ids.join() === ids && payload.data.type === type
+    const { data } = (await socket.frames.first(change('1', 'UPDATE'), 'the update'))[4]
+    assert.deepEqual([data.record, data.old_record], [{ id, b: 2 }, { id, b: 1 }])
+    assert.deepEqual(data.columns.map(({ name }) => name), ['id', 'b'])
+    // Another selection of the same channel is another message.
+    const whole = (await socket.frames.first(change('2', 'UPDATE'), 'the whole update'))[4].data
+    assert.deepEqual(whole.record, { id, a: 'row 93', b: 2 })
+  })
+
+  test('row 94: a selection of all tables, of a text and of no column is refused', async () => {
+    const { system } = await subscribe(
+      await person(ANN),
+      'row-94',
+      [
+        { event: '*', schema: '*', select: ['a'] },
+        on('plain', { select: 'a' }),
+        on('columns', { select: ['id', 'secret'] }),
+      ],
+      { refusals: true },
+    )
+    await system.count(3, isError, 'three refusals')
+    const messages = new Map(system.items.filter(isError).map(({ binding, message }) => [binding.id, message]))
+    assert.equal(
+      messages.get(1),
+      'Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name.',
+    )
+    assert.equal(
+      messages.get(2),
+      'Error parsing `select` params: expected a list of column name strings, e.g. select: ["col1", "col2"]',
+    )
+    assert.match(messages.get(3), /invalid column for select secret$/)
   })
 
   // Who sees what -------------------------------------------------------------------------------
@@ -666,6 +779,79 @@ for (const kind of CLIENTS) describe(kind.name, () => {
     assert.deepEqual(data.record, { id, open: 'x' })
     assert.deepEqual(data.columns.map(({ name }) => name), ['id', 'open'])
     assert.ok(!socket.texts.items.some((text) => text.includes('not yours')))
+  })
+
+  test('row 101: who may not read the key gets the columns that it may', async () => {
+    const socket = await raw()
+    await socket.join('1', 'realtime:row-101', config(on('hidden_key')), { access_token: tokenFor(relay, ANN) })
+    await insert('hidden_key', { a: 'x' })
+    const { data } = (await socket.frames.first(([, , , event]) => event === 'postgres_changes', 'the change'))[4]
+    assert.deepEqual([data.record, data.errors], [{ a: 'x' }, null])
+  })
+
+  test('row 102: tables without a key are served', async () => {
+    const socket = await raw()
+    await socket.join('1', 'realtime:row-102', config(on('keyless'), on('keyless_full')))
+    await tables.query(`insert into keyless values (1, 'x')`)
+    await tables.query(`insert into keyless_full values (1, 'x')`)
+    await tables.query(`delete from keyless_full`)
+    const change = (table, type) => async () => {
+      const is = ([, , , event, { data } = {}]) => event === 'postgres_changes' && data.table === table && data.type === type
+      return (await socket.frames.first(is, `${type} of ${table}`))[4].data
+    }
+    const inserted = await change('keyless', 'INSERT')()
+    assert.deepEqual([inserted.record, inserted.errors], [{ a: 1, b: 'x' }, null])
+    const deleted = await change('keyless_full', 'DELETE')()
+    assert.deepEqual([deleted.old_record, deleted.errors], [{ a: 1, b: 'x' }, null])
+  })
+
+  test('row 103: of a row that is too large the small values come, with an error that says so', async () => {
+    const { changes } = await subscribe(await person(ANN), 'row-103', [on('plain')])
+    const id = await insert('plain', { a: 'x'.repeat(1_100_000), b: 1 })
+    const { new: record, errors } = await changes.first(of(id), 'the change')
+    assert.deepEqual(errors, ['Error 413: Payload Too Large'])
+    assert.equal(record.b, 1)
+    assert.ok(!('a' in record))
+  })
+
+  test('row 104: an untouched value that is stored elsewhere is absent and named, or filled', async () => {
+    const socket = await raw()
+    await socket.join('1', 'realtime:row-104', config(on('toast', { event: 'UPDATE' }), on('toast_full', { event: 'UPDATE' })))
+    const long = 'x'.repeat(10_000)
+    for (const table of ['toast', 'toast_full']) {
+      const id = await insert(table, { a: 1, long })
+      await tables.query(`update ${table} set a = 2 where id = $1`, [id])
+      const is = ([, , , event, { data } = {}]) => event === 'postgres_changes' && data.table === table
+      const { data } = (await socket.frames.first(is, `the update of ${table}`))[4]
+      assert.deepEqual(data.columns.map(({ name }) => name), ['id', 'a', 'long'])
+      if (table === 'toast') {
+        assert.deepEqual(data.record, { id, a: 2 })
+        assert.deepEqual(data.errors, ['Error 206: Partial Content, not carried by the stream: long'])
+      } else {
+        assert.deepEqual([data.record, data.errors], [{ id, a: 2, long }, null])
+      }
+    }
+  })
+
+  test('row 105: values of many types', async () => {
+    const socket = await raw()
+    await socket.join('1', 'realtime:row-105', config(on('typed')))
+    const id = (row += 1)
+    await tables.query(`insert into typed values (${id}, 7, 42, '\\xdead', 1.5, 'NaN', 1.5, 'abc', '0101', true,
+      '2024-02-29 12:34:56.123456', '2024-02-29 12:34:56.5+02', '2024-02-29', '1 year 2 mons', '{"a" : [1, null]}',
+      '"123"', '{1,null,3}', '{"a b",c}', '[1,10)', '10.0.0.1', '3fa85f64-5717-4562-b3fc-2c963f66afa6')`)
+    const { data } = (await socket.frames.first(([, , , event]) => event === 'postgres_changes', 'the change'))[4]
+    assert.deepEqual(data.record, {
+      id, i2: 7, o: '42', by: 'dead', f: 1.5, nan: 'NaN', nu: 1.5, c: 'abc  ', bi: '0101', flag: true,
+      ts: '2024-02-29T12:34:56.123456', tz: '2024-02-29T10:34:56.5+00:00', d: '2024-02-29', iv: '1 year 2 mons',
+      j: { a: [1, null] }, jb: '123', arr: [1, null, 3], texts: ['a b', 'c'], r: '[1,10)', ip: '10.0.0.1',
+      u: '3fa85f64-5717-4562-b3fc-2c963f66afa6',
+    })
+    assert.ok(socket.texts.items.some((text) => text.includes('"nu":1.50')), 'with its scale')
+    assert.deepEqual(data.columns.map(({ type }) => type), [
+      ...['int8', 'int2', 'oid', 'bytea', 'float8', 'float8', 'numeric', 'bpchar', 'bit', 'bool', 'timestamp'],
+      ...['timestamptz', 'date', 'interval', 'json', 'jsonb', '_int4', '_text', 'int4range', 'inet', 'uuid'],
+    ])
   })
 
   test('row 106: numbers keep their digits on the wire', async () => {
