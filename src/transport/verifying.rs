@@ -17,10 +17,12 @@ const MAX_WAITING: usize = 1024;
 /// For which channels and which of their tokens, and what became of it.
 pub(super) type Verified = (Vec<(ChannelId, u32)>, Result<Principal, TokenError>);
 
+type Running = BoxFuture<'static, (Arc<str>, Result<Principal, TokenError>)>;
+
 #[derive(Default)]
 pub(super) struct Verifying {
     waiting: Vec<Waiting>,
-    running: FuturesUnordered<BoxFuture<'static, (Arc<str>, Result<Principal, TokenError>)>>,
+    running: FuturesUnordered<Running>,
 }
 
 struct Waiting {

@@ -2,6 +2,7 @@
 // the row in its name. Tests without a number are in realtime.test.js.
 
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
 import { after, before, describe, test } from 'node:test'
 
 import WebSocket from 'ws'
@@ -66,6 +67,26 @@ const on = (table, rest = {}) => ({ event: '*', schema: 'public', table, ...rest
 const config = (...bindings) => ({ postgres_changes: bindings })
 const isError = ({ status }) => status === 'error'
 const isSubscribed = ({ extension, status }) => extension === 'postgres_changes' && status === 'ok'
+
+test('every row has a test or a sentence that says why not, and every test that is named exists', () => {
+  const read = (path) => readFileSync(new URL(path, import.meta.url), 'utf8')
+  const source = read('checklist.test.js')
+  const rows = new Set()
+  for (const [, numbers, , verdict] of read('../../docs/compatibility.md').matchAll(/^\| ([\d–, ]+) \| (.+?) \| (.+) \|$/gm)) {
+    for (const range of numbers.split(', ')) {
+      const [first, last = first] = range.split('–').map(Number)
+      for (let number = first; number <= last; number += 1) rows.add(number)
+    }
+    const named = [...verdict.matchAll(/\brows? \d+(?: to \d+|(?:, \d+)* and \d+)?/g)].map(([name]) => name)
+    for (const name of named) {
+      // Rows 86 and 87 are made from a list.
+      const [, number] = name.split(' ')
+      assert.ok(source.includes(`${name}:`) || source.includes(`    [${number}, `), name)
+    }
+    assert.ok(named.length > 0 || /Not yet|realtime\.test\.js|`tests\//.test(verdict), verdict)
+  }
+  assert.deepEqual([...rows].sort((a, b) => a - b), Array.from({ length: 115 }, (_, at) => at + 1))
+})
 
 for (const kind of CLIENTS) describe(kind.name, () => {
   let demo, relay, tables
