@@ -130,7 +130,13 @@ pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: 
         judge(&sql, subject, &mut report).await;
     }
     timing.push(std::time::Instant::now());
-    eprintln!("{:?}", timing.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>());
+    eprintln!(
+        "{:?}",
+        timing
+            .windows(2)
+            .map(|two| two[1] - two[0])
+            .collect::<Vec<_>>()
+    );
     report.questions = metrics.questions.get();
     core.stop().await;
     drop(sql);

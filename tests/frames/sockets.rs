@@ -66,13 +66,13 @@ async fn survives(server: &Server, serializer: Serializer, generator: &mut Gener
         // The generator may have taken what a second allows, and all channels: in that case the
         // refusal is an answer too.
         client.send(join_frame("realtime:good", 777)).await;
-        loop {
-            let frame = client.next().await;
-            if frame[1] == "777" && frame[3] == "phx_reply" {
-                assert!(frame[4]["status"].is_string());
-                break;
-            }
-        }
+        // Not read as a value: what clients say and hear back may hold half a character, which
+        // JSON may and a value may not.
+        while !client
+            .text()
+            .await
+            .starts_with(r#"["777","777","realtime:good","phx_reply",{"status":"#)
+        {}
     }
     true
 }

@@ -399,8 +399,8 @@ async fn one_bad_binding_errs_alone_and_is_named() {
             "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: %{\"event\" => \"*\"}",
         ),
         (
-            r#"{"event":"*","table":"t","select":["a"]}"#,
-            "Error parsing `select` params: column selection is not supported yet by this server",
+            r#"{"event":"*","table":"t","select":"a"}"#,
+            "Error parsing `select` params: expected a list of column name strings, e.g. select: [\"col1\", \"col2\"]",
         ),
     ] {
         client
