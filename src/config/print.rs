@@ -82,6 +82,7 @@ fn current(config: &Config, name: &str) -> Option<String> {
         },
         "log_max_changes" => config.log_max_changes.to_string(),
         "log_max_bytes" => format!("{}B", config.log_max_bytes),
+        "max_record_bytes" => format!("{}B", config.max_record_bytes),
         "max_connections" => config.max_connections.to_string(),
         "max_connections_per_user" => config.max_connections_per_user.to_string(),
         "max_connections_per_address" => config.max_connections_per_address.to_string(),

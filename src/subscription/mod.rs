@@ -73,3 +73,11 @@ pub struct Wanted {
     /// The columns that are wanted besides the primary key's; `None` for all.
     pub select: Option<Vec<String>>,
 }
+
+impl Wanted {
+    /// Whether it means tables that it does not name.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.schema.is_none() || self.table.is_none()
+    }
+}

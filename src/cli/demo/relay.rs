@@ -66,6 +66,7 @@ fn config(settings: Settings) -> Config {
         delete_without_identity: DeleteWithoutIdentity::Suppress,
         log_max_changes: 100_000,
         log_max_bytes: 64 << 20,
+        max_record_bytes: 1 << 20,
         max_connections: 1000,
         max_connections_per_user: 0,
         max_connections_per_address: 0,
