@@ -221,7 +221,12 @@ select jsonb_build_object(
     select jsonb_agg(distinct jsonb_build_array(o.oprleft, o.oprname, n.nspname))
     from pg_operator o join pg_namespace n on n.oid = o.oprnamespace
     where o.oid >= 16384 and o.oprleft in (select oid from types)
-      and o.oprname in ('=', '<>', '<', '<=', '>', '>=', '~~', '~~*', '~', '~*')), '[]'),
+      and o.oprname in ('=', '<>', '<', '<=', '>', '>=', '~~', '~~*', '~', '~*')
+      -- A literal is taken for the left side's own type first, wherever that has such an operator.
+      and (o.oprright = o.oprleft or not exists (
+        select from pg_operator own
+        where own.oid < 16384 and own.oprname = o.oprname
+          and own.oprleft = o.oprleft and own.oprright = o.oprleft))), '[]'),
   -- Casts that somebody made from text: what is asked casts text outputs back to their types.
   'casts', coalesce((
     select jsonb_agg(k.casttarget order by k.casttarget) from pg_cast k

@@ -116,7 +116,9 @@ impl Drop for Reply {
 pub struct Asker {
     policies: Arc<[Lane]>,
     filters: Arc<[Lane]>,
-    probes: mpsc::Sender<Inquiry>,
+    values: mpsc::Sender<Inquiry>,
+    /// Apart, because PostgreSQL can be slow to read one.
+    patterns: mpsc::Sender<Inquiry>,
 }
 
 struct Lane {
@@ -129,7 +131,12 @@ impl Asker {
     /// Has PostgreSQL read a filter; `None` where it could not be put.
     pub async fn read(&self, probe: Probe) -> Option<Reading> {
         let (done, reading) = oneshot::channel();
-        self.probes.send((probe, done)).await.ok()?;
+        let probes = if probe.condition.operator.takes_pattern() {
+            &self.patterns
+        } else {
+            &self.values
+        };
+        probes.send((probe, done)).await.ok()?;
         reading.await.ok()?
     }
 
@@ -207,20 +214,26 @@ pub fn asker(
     };
     let policies = lanes(Subject::Policies, LANES);
     let filters = lanes(Subject::Filter, FILTER_LANES);
-    let (probes, mut inquiries) = mpsc::channel(PROBES);
-    let mut prober = Prober::new(database);
-    let reading = async move {
-        while let Some(inquiry) = inquiries.recv().await {
-            prober.serve(inquiry).await;
-        }
+    let prober = || {
+        let (probes, mut inquiries) = mpsc::channel(PROBES);
+        let mut prober = Prober::new(database.clone());
+        let reading = async move {
+            while let Some(inquiry) = inquiries.recv().await {
+                prober.serve(inquiry).await;
+            }
+        };
+        (probes, reading)
     };
+    let ((values, reading_values), (patterns, reading_patterns)) = (prober(), prober());
     let task = async move {
-        futures_util::future::join(futures_util::future::join_all(desks), reading).await;
+        let answering = futures_util::future::join_all(desks);
+        futures_util::future::join3(answering, reading_values, reading_patterns).await;
     };
     let asker = Asker {
         policies,
         filters,
-        probes,
+        values,
+        patterns,
     };
     (asker, task)
 }

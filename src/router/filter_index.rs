@@ -9,7 +9,7 @@ use slab::Slab;
 use super::group::MemberKey;
 use crate::change::{Relation, Row};
 use crate::datum::Datum;
-use crate::subscription::matcher::{Filter, Outcome, Test};
+use crate::subscription::matcher::{Filter, Outcome, Test, Values};
 
 /// Where a filter is in its [`FilterIndex`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,16 +166,22 @@ impl FilterIndex {
     ) -> Outcome {
         match self.filter(key) {
             Some(filter) if filter.tests().is_empty() => Outcome::Yes,
-            Some(filter) => *outcomes
-                .entry(key)
-                .or_insert_with(|| filter.outcome(relation, row, deleted)),
+            Some(filter) => {
+                let values = &mut outcomes.values;
+                let outcome = || filter.outcome(relation, row, deleted, values);
+                *outcomes.by_filter.entry(key).or_insert_with(outcome)
+            }
             None => Outcome::No,
         }
     }
 }
 
 /// What filters say of the row in hand.
-pub(super) type Outcomes = HashMap<FilterKey, Outcome>;
+#[derive(Debug, Default)]
+pub(super) struct Outcomes {
+    by_filter: HashMap<FilterKey, Outcome>,
+    values: Values,
+}
 
 /// The equality that a filter begins with, if there is one: a row that fails it cannot match.
 fn demand(filter: &Filter) -> Option<(&Test, Vec<&Datum>)> {

@@ -288,7 +288,7 @@ impl Group {
         self.bind(subject.relation);
         let facts = self.facts(subject.row);
         let old = subject.old.map(|old| self.facts(old));
-        let mut outcomes = Outcomes::new();
+        let mut outcomes = Outcomes::default();
         let mut by_kin: HashMap<usize, Heard> = HashMap::new();
         match self.candidates(subject, facts.as_deref(), &mut outcomes) {
             Candidates::Kin(kin) => {

@@ -24,7 +24,13 @@ pub(super) struct Readings(HashMap<Probe, Reading>);
 const MAX_READINGS: usize = 10_000;
 
 impl Readings {
+    /// All that a join waited for has to be there when it is resolved again: nothing is forgotten.
     pub(super) fn insert(&mut self, probe: Probe, reading: Reading) {
+        self.0.insert(probe, reading);
+    }
+
+    /// For others, who can ask again.
+    pub(super) fn share(&mut self, probe: Probe, reading: Reading) {
         if self.0.len() >= MAX_READINGS {
             self.0.clear();
         }
@@ -374,7 +380,7 @@ impl Reader<'_> {
             asked: if asked {
                 Some(Asked {
                     schema: target.schema.to_owned(),
-                    role: self.asking_role(base.oid, target.schema)?,
+                    role: self.asking_role(column, target.schema)?,
                 })
             } else {
                 None
@@ -397,13 +403,14 @@ impl Reader<'_> {
     }
 
     /// The role that PostgreSQL is asked under: the client's. Where the relay may not become that,
-    /// its own does for types and operators that nobody made.
-    fn asking_role(&self, base: Oid, schema: &str) -> Result<Option<String>, String> {
+    /// its own, but only for what nobody made: types, operators, and what computes the column.
+    fn asking_role(&self, column: &Column, schema: &str) -> Result<Option<String>, String> {
         let role = self.catalog.roles.get(self.role);
         if role.is_some_and(|role| role.settable) {
             return Ok(Some(self.role.to_owned()));
         }
-        if base.0 < FIRST_MADE && schema == "pg_catalog" {
+        let made = column.type_oid.0 >= FIRST_MADE || column.generated.is_some();
+        if !made && schema == "pg_catalog" {
             return Ok(None);
         }
         Err(raised(&format!(
@@ -437,12 +444,10 @@ impl Reader<'_> {
                 column.name
             )));
         }
-        let settable = self.catalog.roles.get(self.role);
-        let role = if settable.is_some_and(|role| role.settable) {
-            self.role
-        } else {
-            "none"
-        };
+        let mut role = None;
+        for column in &reads {
+            role = self.asking_role(column, "pg_catalog")?;
+        }
         let asked = image::Asked {
             table,
             condition: conditions.join(" and "),
@@ -459,7 +464,7 @@ impl Reader<'_> {
         }
         Ok(Some(Question {
             query: image::query(std::slice::from_ref(&asked)).into(),
-            role: role.into(),
+            role: role.as_deref().unwrap_or("none").into(),
             needs,
         }))
     }

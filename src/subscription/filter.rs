@@ -125,6 +125,9 @@ pub const MAX_IN_ITEMS: usize = 100;
 /// A filter longer than this is refused, in bytes.
 pub const MAX_FILTER_BYTES: usize = 64 * 1024;
 
+/// More conditions than this in one filter are refused: every row is held against each.
+pub const MAX_CONDITIONS: usize = 100;
+
 /// Why the text of a filter was refused; the `Display` text is what the client is told, in the
 /// words of Supabase where it has some.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -146,6 +149,9 @@ pub enum FilterError {
     /// Longer than [`MAX_FILTER_BYTES`].
     #[error("Error parsing `filter` params: longer than {MAX_FILTER_BYTES} bytes")]
     TooLong,
+    /// More than [`MAX_CONDITIONS`].
+    #[error("Error parsing `filter` params: more than {MAX_CONDITIONS} conditions")]
+    TooMany,
 }
 
 /// Reads the text of a filter; all conditions must hold. No text is no condition.
@@ -161,7 +167,11 @@ pub fn parse(filter: &str) -> Result<Vec<Condition>, FilterError> {
     if filter.is_empty() {
         return Ok(Vec::new());
     }
-    segments(filter).into_iter().map(condition).collect()
+    let segments = segments(filter);
+    if segments.len() > MAX_CONDITIONS {
+        return Err(FilterError::TooMany);
+    }
+    segments.into_iter().map(condition).collect()
 }
 
 /// Splits at the commas that are neither in parentheses nor in a quoted value. A quote opens a
@@ -433,6 +443,9 @@ mod tests {
         }
         let long = format!("a=eq.{}", "x".repeat(MAX_FILTER_BYTES));
         assert_eq!(parse(&long), Err(FilterError::TooLong));
+        let many = |n: usize| parse(&vec!["a=neq.1"; n].join(",")).map(|all| all.len());
+        assert_eq!(many(MAX_CONDITIONS), Ok(MAX_CONDITIONS));
+        assert_eq!(many(MAX_CONDITIONS + 1), Err(FilterError::TooMany));
     }
 
     proptest! {

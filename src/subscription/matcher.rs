@@ -5,6 +5,7 @@
 //! expressions, types without native values) is put as SQL, for PostgreSQL to decide.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::mutant::Mutant;
@@ -84,6 +85,44 @@ enum Way {
 /// Comparing a text with a pattern may cost up to the product of their lengths (in bytes). Above
 /// this it is left to PostgreSQL, where it can be stopped: the router is one task.
 const MAX_LIKE_COST: usize = 1 << 20;
+
+/// The same for all patterns that are held against one row.
+const MAX_LIKE_COSTS: usize = 16 * MAX_LIKE_COST;
+
+/// What the filters of one table have read of a row so far. Clients choose how many filters there
+/// are: a value is read once for all of them, and what patterns cost is bounded in sum.
+#[derive(Debug, Default)]
+pub struct Values {
+    /// By the column's place; `None` where it is none of its type.
+    read: HashMap<usize, Option<Datum>>,
+    like_costs: usize,
+}
+
+impl Values {
+    fn read(&mut self, (place, text): (usize, &str), of: &Type) -> Option<&Datum> {
+        let read = || Datum::from_output(of, text).ok();
+        self.read.entry(place).or_insert_with(read).as_ref()
+    }
+
+    /// `like`, as far as it is decided here.
+    fn alike(&mut self, text: &str, pattern: &str, fold: bool) -> Said {
+        if Mutant::LikeIsEqual.active() {
+            return Said::Told(Some(text == pattern));
+        }
+        let cost = text.len().saturating_mul(pattern.len().max(1));
+        self.like_costs = self.like_costs.saturating_add(cost.min(MAX_LIKE_COST));
+        let costly = cost > MAX_LIKE_COST || self.like_costs > MAX_LIKE_COSTS;
+        if costly || (fold && !text.is_ascii()) {
+            return Said::Asked;
+        }
+        let found = if fold {
+            like(&text.to_ascii_lowercase(), pattern)
+        } else {
+            like(text, pattern)
+        };
+        found.map_or(Said::Asked, |found| Said::Told(Some(found)))
+    }
+}
 
 /// What a condition says of a value.
 enum Said {
@@ -195,15 +234,23 @@ impl Test {
     /// What the condition says of a row. What a deleted row does not carry does not match: the
     /// join has said so.
     #[must_use]
-    pub fn outcome(&self, relation: &Relation, row: &Row, deleted: bool) -> Outcome {
-        let position = relation.position(&self.column);
-        let value = match position.and_then(|position| row.get(position)) {
+    pub fn outcome(
+        &self,
+        relation: &Relation,
+        row: &Row,
+        deleted: bool,
+        values: &mut Values,
+    ) -> Outcome {
+        let Some(position) = relation.position(&self.column) else {
+            return Outcome::Unclear;
+        };
+        let value = match row.get(position) {
             Some(Value::Unchanged) if deleted => return Outcome::No,
             Some(Value::Unchanged) | None => return Outcome::Unclear,
             Some(Value::Null) => None,
-            Some(Value::Text(text)) => Some(text),
+            Some(Value::Text(text)) => Some((position, text)),
         };
-        match self.says(value) {
+        match self.says(value, values) {
             Said::Told(Some(told)) if told != self.negated => Outcome::Yes,
             Said::Told(None) if self.negated && Mutant::NullMatchesUnderNot.active() => {
                 Outcome::Yes
@@ -215,8 +262,8 @@ impl Test {
         }
     }
 
-    /// What the condition, not negated, says of a value; `None` is NULL.
-    fn says(&self, value: Option<&str>) -> Said {
+    /// What the condition, not negated, says of a value and its place; `None` is NULL.
+    fn says(&self, value: Option<(usize, &str)>, row: &mut Values) -> Said {
         match &self.way {
             Way::Null { composite } => match value {
                 None => Said::Told(Some(!Mutant::IsNullFlipped.active())),
@@ -228,8 +275,8 @@ impl Test {
             Way::Truth(wanted) => {
                 let truth = match value {
                     None => None,
-                    Some("t") => Some(true),
-                    Some("f") => Some(false),
+                    Some((_, "t")) => Some(true),
+                    Some((_, "f")) => Some(false),
                     Some(_) => return Said::Unclear,
                 };
                 Said::Told(Some(match wanted {
@@ -237,12 +284,12 @@ impl Test {
                     None => truth.is_none() ^ Mutant::IsUnknownIsNotNull.active(),
                 }))
             }
-            Way::Equal { of, values, .. } => self.equal(of, values, value),
+            Way::Equal { of, values, .. } => self.equal(of, values, value, row),
             Way::Distinct { of, value: other } => match value {
                 None => Said::Told(Some(!Mutant::DistinctForgetsNull.active())),
-                Some(text) => match Datum::from_output(of, text) {
-                    Ok(datum) => Said::Told(Some(datum != *other)),
-                    Err(_) => Said::Unclear,
+                Some(value) => match row.read(value, of) {
+                    Some(datum) => Said::Told(Some(datum != other)),
+                    None => Said::Unclear,
                 },
             },
             Way::Order {
@@ -250,20 +297,20 @@ impl Test {
                 operator,
                 value: bound,
             } => {
-                let Some(text) = value else {
+                let Some(value) = value else {
                     return Said::Told(None);
                 };
-                let Ok(datum) = Datum::from_output(of, text) else {
+                let Some(datum) = row.read(value, of) else {
                     return Said::Unclear;
                 };
-                match of.compare(&datum, bound) {
+                match of.compare(datum, bound) {
                     Some(order) => Said::Told(Some(ordered(*operator, order))),
                     None => Said::Asked,
                 }
             }
             Way::Like { pattern, fold } => match value {
                 None => Said::Told(None),
-                Some(text) => alike(text, pattern, *fold),
+                Some((_, text)) => row.alike(text, pattern, *fold),
             },
             Way::Asked { distinct } => match value {
                 None if self.strict => Said::Told(distinct.then_some(true)),
@@ -272,11 +319,17 @@ impl Test {
         }
     }
 
-    fn equal(&self, of: &Type, values: &[Option<Datum>], value: Option<&str>) -> Said {
-        let Some(text) = value else {
+    fn equal(
+        &self,
+        of: &Type,
+        values: &[Option<Datum>],
+        value: Option<(usize, &str)>,
+        row: &mut Values,
+    ) -> Said {
+        let Some(value) = value else {
             return Said::Told(None);
         };
-        let Ok(datum) = Datum::from_output(of, text) else {
+        let Some(datum) = row.read(value, of) else {
             return Said::Unclear;
         };
         let taken = if Mutant::InTakesFirst.active() {
@@ -285,7 +338,7 @@ impl Test {
             values.len()
         };
         let values = values.get(..taken).unwrap_or_default();
-        let found = values.iter().flatten().any(|item| *item == datum);
+        let found = values.iter().flatten().any(|item| item == datum);
         let unknown = !Mutant::InForgetsNull.active() && values.iter().any(Option::is_none);
         let (Way::Equal { differs, .. }, single) = (&self.way, values.len() == 1) else {
             return Said::Unclear;
@@ -395,22 +448,6 @@ fn ordered(operator: Operator, order: Ordering) -> bool {
     }
 }
 
-fn alike(text: &str, pattern: &str, fold: bool) -> Said {
-    if Mutant::LikeIsEqual.active() {
-        return Said::Told(Some(text == pattern));
-    }
-    let costly = text.len().saturating_mul(pattern.len()) > MAX_LIKE_COST;
-    if costly || (fold && !text.is_ascii()) {
-        return Said::Asked;
-    }
-    let found = if fold {
-        like(&text.to_ascii_lowercase(), pattern)
-    } else {
-        like(text, pattern)
-    };
-    found.map_or(Said::Asked, |found| Said::Told(Some(found)))
-}
-
 /// A condition as SQL over its column. Names of operators are qualified, so that they mean the same
 /// under every search path.
 #[must_use]
@@ -505,10 +542,16 @@ impl Filter {
 
     /// What the filter says of a row.
     #[must_use]
-    pub fn outcome(&self, relation: &Relation, row: &Row, deleted: bool) -> Outcome {
+    pub fn outcome(
+        &self,
+        relation: &Relation,
+        row: &Row,
+        deleted: bool,
+        values: &mut Values,
+    ) -> Outcome {
         let mut outcome = Outcome::Yes;
         for test in &self.tests {
-            match (test.outcome(relation, row, deleted), outcome) {
+            match (test.outcome(relation, row, deleted, values), outcome) {
                 // One false condition decides, whatever the others are.
                 (Outcome::No, _) => return Outcome::No,
                 (Outcome::Unclear, _) => outcome = Outcome::Unclear,
@@ -549,7 +592,8 @@ mod tests {
             schema: "pg_catalog",
         };
         let test = Test::new(&condition, &target, condition.values.clone());
-        match test.says(value) {
+        let value = value.map(|text| (0, text));
+        match test.says(value, &mut Values::default()) {
             Said::Told(Some(told)) if told != condition.negated => Outcome::Yes,
             Said::Told(_) => Outcome::No,
             Said::Asked => Outcome::Asked,
@@ -604,6 +648,21 @@ mod tests {
         }
         let long = format!("c=like.%{}b", "a".repeat(2000));
         assert_eq!(said(&long, &text, Some(&"a".repeat(2000))), Outcome::Asked);
+    }
+
+    #[test]
+    fn patterns_of_many_filters_cost_no_more_than_one_row_may() {
+        let (text, pattern) = ("a".repeat(1 << 10), format!("%{}", "a".repeat(1 << 9)));
+        let mut row = Values::default();
+        let told = |_: &usize| matches!(row.alike(&text, &pattern, false), Said::Told(Some(true)));
+        let decided = (0..1000).take_while(told).count();
+        let most = MAX_LIKE_COSTS / (text.len() * pattern.len());
+        assert_eq!(decided, most, "the others are asked");
+        let mut next = Values::default();
+        assert!(matches!(
+            next.alike("a", "a", false),
+            Said::Told(Some(true))
+        ));
     }
 
     #[test]

@@ -24,6 +24,9 @@ mod harness;
 #[cfg(not(feature = "mutants"))]
 mod wishes;
 
+#[cfg(not(feature = "mutants"))]
+mod attacks;
+
 use run::differential;
 
 fn number(name: &str, otherwise: u64) -> u64 {

@@ -1,6 +1,6 @@
 //! One connection that answers batches of questions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -69,6 +69,8 @@ struct Group {
     claims: Claims,
     query: Arc<str>,
     images: Vec<Arc<str>>,
+    /// How large they are.
+    bytes: usize,
     /// For each image the places in the batch of the questions about it.
     asked_by: Vec<Vec<usize>>,
 }
@@ -224,6 +226,12 @@ impl Desk {
     }
 }
 
+/// Rows that are sent without waiting for answers, in bytes; past this answers are taken first.
+const MAX_UNDER_WAY: usize = 4 << 20;
+
+/// Rows of one statement, in bytes; further ones go into the next.
+const MAX_GROUP: usize = 1 << 20;
+
 /// Plain questions kept prepared; past this all are prepared anew.
 const MAX_PREPARED: usize = 500;
 
@@ -358,23 +366,34 @@ impl Connection {
                 )
             })
             .collect();
-        let mut under_way = Vec::with_capacity(groups.len());
+        let mut under_way = VecDeque::new();
+        let mut bytes = 0;
         let mut outcome = Ok(());
-        for (group, (who, images)) in groups.iter().zip(&bound) {
-            let Some(statement) = self.prepared.get(&group.query) else {
-                outcome = Err(Trouble::Raised);
+        let mut sending = groups.iter().zip(&bound);
+        loop {
+            // Each that was sent holds a copy of its rows.
+            if bytes <= MAX_UNDER_WAY
+                && let Some((group, (who, images))) = sending.next()
+            {
+                let Some(statement) = self.prepared.get(&group.query) else {
+                    outcome = Err(Trouble::Raised);
+                    continue;
+                };
+                // A query is sent when it is first polled: in this order, without waiting.
+                let switch: Query<'_> = Box::pin(self.client.query(&self.become_client, who));
+                let mut switch = Box::pin(maybe_done(switch));
+                let _pending = futures_util::poll!(&mut switch);
+                let query: Query<'_> = Box::pin(self.client.query(statement, images));
+                let mut query = Box::pin(maybe_done(query));
+                let _pending = futures_util::poll!(&mut query);
+                bytes += group.bytes;
+                under_way.push_back((group, switch, query));
                 continue;
+            }
+            let Some((group, switch, query)) = under_way.pop_front() else {
+                return outcome;
             };
-            // A query is sent when it is first polled: in this order, without waiting.
-            let switch: Query<'_> = Box::pin(self.client.query(&self.become_client, who));
-            let mut switch = Box::pin(maybe_done(switch));
-            let _pending = futures_util::poll!(&mut switch);
-            let query: Query<'_> = Box::pin(self.client.query(statement, images));
-            let mut query = Box::pin(maybe_done(query));
-            let _pending = futures_util::poll!(&mut query);
-            under_way.push((group, switch, query));
-        }
-        for (group, switch, query) in under_way {
+            bytes -= group.bytes;
             if let Err(error) = finished(switch).await {
                 outcome = outcome.and(Err(trouble(&error)));
             }
@@ -383,7 +402,6 @@ impl Connection {
                 Err(error) => outcome = outcome.and(Err(trouble(&error))),
             }
         }
-        outcome
     }
 
     async fn answer_row_by_row(
@@ -477,12 +495,20 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
     let mut by_image: HashMap<(usize, &str), usize> = HashMap::new();
     for (place, question) in batch.iter().enumerate() {
         let key = (&*question.role, question.claims.as_json(), &*question.query);
+        let full = |at: &mut usize| {
+            let group = groups.get(*at);
+            group.is_some_and(|group| group.bytes >= MAX_GROUP)
+        };
+        if by_key.get_mut(&key).is_some_and(full) {
+            by_key.remove(&key);
+        }
         let at = *by_key.entry(key).or_insert_with(|| {
             groups.push(Group {
                 role: Arc::clone(&question.role),
                 claims: question.claims.clone(),
                 query: Arc::clone(&question.query),
                 images: Vec::new(),
+                bytes: 0,
                 asked_by: Vec::new(),
             });
             groups.len() - 1
@@ -492,6 +518,7 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
         };
         let image = *by_image.entry((at, &question.image)).or_insert_with(|| {
             group.images.push(Arc::clone(&question.image));
+            group.bytes += question.image.len();
             group.asked_by.push(Vec::new());
             group.images.len() - 1
         });
@@ -536,4 +563,41 @@ fn reason(error: &tokio_postgres::Error) -> String {
         || error.to_string(),
         |refused| format!("SQLSTATE {}", refused.code().code()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Reply, Xid};
+    use super::*;
+
+    fn question(query: &str, image: &str) -> Question {
+        Question {
+            subject: Subject::Filter,
+            xid: Xid(1),
+            query: query.into(),
+            role: "r".into(),
+            claims: Claims::verified("{}".to_owned()),
+            image: image.into(),
+            deadline: Instant::now(),
+            answer: Reply::new(|_| {}),
+        }
+    }
+
+    #[test]
+    fn large_rows_go_into_several_statements_and_every_question_has_its_place() {
+        let large = |n: usize| format!("{n}{}", "x".repeat(MAX_GROUP * 2 / 3));
+        let batch: Vec<Question> = (0..5)
+            .map(|n| question("a", &large(n)))
+            .chain([question("b", "y"), question("b", "y"), question("b", "z")])
+            .collect();
+        let groups = grouped(&batch);
+        let sizes: Vec<usize> = groups.iter().map(|group| group.images.len()).collect();
+        assert_eq!(sizes, [2, 2, 1, 2], "equal rows once");
+        let mut places: Vec<usize> = groups
+            .iter()
+            .flat_map(|group| group.asked_by.iter().flatten().copied())
+            .collect();
+        places.sort_unstable();
+        assert_eq!(places, (0..8).collect::<Vec<_>>());
+    }
 }

@@ -166,7 +166,7 @@ impl Fanout {
         } = unparked;
         for (probe, reading) in readings {
             if Reading::lasts(&probe) {
-                self.readings.insert(probe.clone(), reading.clone());
+                self.readings.share(probe.clone(), reading.clone());
             }
             told.insert(probe, reading);
         }

@@ -54,6 +54,7 @@ impl Fanout {
             columns: Vec::new(),
             bodies: Vec::new(),
             image: None,
+            images: HashMap::new(),
             filters: HashMap::new(),
         };
         let roles: Vec<Arc<str>> = watched.groups.keys().cloned().collect();
@@ -251,7 +252,7 @@ impl Fanout {
             query: Arc::clone(&asked.query),
             role: Arc::clone(&asked.role),
             claims: Claims::verified("{}".to_owned()),
-            image: place.image(),
+            image: place.image_of(&asked.needs),
             deadline: Instant::now() + self.settings.ask_timeout,
             answer,
         };
@@ -379,8 +380,10 @@ struct Place<'a> {
     /// The columns of roles and selections.
     columns: Vec<(Arc<str>, Option<Selection>, ColumnSet)>,
     bodies: Vec<Body>,
-    /// The row as questions carry it.
+    /// The row as questions about policies carry it.
     image: Option<Arc<str>>,
+    /// What of it questions about filters carry, by the columns that they need.
+    images: HashMap<Vec<String>, Arc<str>>,
     /// The filters of the role in hand that have to be asked about, and who waits for that.
     filters: HashMap<FilterKey, Vec<Awaited>>,
 }
@@ -392,6 +395,21 @@ impl Place<'_> {
             .image
             .get_or_insert_with(|| image::of(relation, row).into());
         Arc::clone(image)
+    }
+
+    /// The row with these columns only, made once for all who need the same.
+    fn image_of(&mut self, columns: &[String]) -> Arc<str> {
+        if let Some(known) = self.images.get(columns) {
+            return Arc::clone(known);
+        }
+        let relation = &self.change.relation;
+        let wanted = |position: usize| {
+            let column = relation.columns.get(position);
+            column.is_some_and(|column| columns.iter().any(|name| **name == *column.name))
+        };
+        let image: Arc<str> = image::of_columns(relation, self.row, wanted).into();
+        self.images.insert(columns.to_vec(), Arc::clone(&image));
+        image
     }
 }
 
