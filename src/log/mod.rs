@@ -6,6 +6,8 @@
 
 pub mod cursor;
 
+pub mod disk;
+
 pub mod memory;
 
 use std::fmt;
@@ -64,6 +66,9 @@ pub enum LogError {
         /// The next offset to be given.
         next: Offset,
     },
+    /// It has ended.
+    #[error("the log has ended")]
+    Stopped,
 }
 
 /// What the path of a change needs of a log. Implementations keep whole transactions, in order,

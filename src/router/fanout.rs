@@ -5,6 +5,7 @@ mod channels;
 mod delivery;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,7 +174,9 @@ impl Fanout {
                     };
                     self.command(command);
                 }
-                self.follow().await;
+                if self.follow().await.is_break() {
+                    break;
+                }
                 // Neither of these may wait for a stream that never pauses.
                 while let Some(Some(unparked)) = self.parked.next().now_or_never() {
                     self.unpark(unparked);
@@ -204,7 +207,7 @@ impl Fanout {
         }
     }
 
-    async fn follow(&mut self) {
+    async fn follow(&mut self) -> ControlFlow<()> {
         match self.log.read(self.next, ENTRIES).await {
             Ok(entries) => {
                 for entry in entries {
@@ -221,7 +224,9 @@ impl Fanout {
                 self.next = next;
                 self.expel_everybody(Resync::SlotLost);
             }
+            Err(LogError::Stopped) => return ControlFlow::Break(()),
         }
+        ControlFlow::Continue(())
     }
 
     async fn entry(&mut self, entry: &Entry) {
