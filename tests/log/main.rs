@@ -15,8 +15,8 @@ mod model;
 use std::path::Path;
 use std::time::Duration;
 
-use rowcast::log::disk::{DiskLog, OpenError, Options, Origin, inspect};
-use rowcast::log::{Log, LogError, Offset};
+use rowcast::log::disk::{DiskLog, OpenError, Options, inspect};
+use rowcast::log::{Log, LogError, Offset, Origin};
 use rowcast::pg::Lsn;
 
 use model::{Transaction, all, append, rows, same};
@@ -43,7 +43,7 @@ fn origin(timeline: u32) -> Origin {
 
 /// Waits until the disk has everything up to `lsn`.
 async fn stored(log: &DiskLog, lsn: u64) {
-    let mut storing = log.storing();
+    let mut storing = log.stored();
     let wait = storing.wait_for(|stored| *stored >= Lsn(lsn));
     tokio::time::timeout(Duration::from_secs(20), wait)
         .await
@@ -56,7 +56,7 @@ async fn what_was_taken_is_read_again_after_a_restart_with_the_same_epoch_and_of
     let directory = tempfile::tempdir().unwrap();
     let (epoch, before) = {
         let log = DiskLog::open(options(directory.path())).unwrap();
-        log.adopt(origin(1)).await;
+        log.begin(origin(1), Lsn(0)).await;
         for commit in 1..=300 {
             append(&log, Transaction::new(commit, 3)).await;
         }
@@ -71,7 +71,7 @@ async fn what_was_taken_is_read_again_after_a_restart_with_the_same_epoch_and_of
     let log = DiskLog::open(options(directory.path())).unwrap();
     assert_eq!(log.epoch(), epoch);
     assert_eq!(log.origin(), Some(origin(1)));
-    assert_eq!(log.stored(), log.appended());
+    assert_eq!(*log.stored().borrow(), log.appended());
     assert_eq!(log.appended(), Transaction::new(300, 3).end_lsn());
     same(&all(&log).await, &before);
     // What the source sends again is passed over; what is new goes on behind it.
@@ -179,24 +179,23 @@ async fn another_origin_or_a_loss_begins_a_new_history_and_readers_of_the_old_ar
     let directory = tempfile::tempdir().unwrap();
     let first = {
         let log = DiskLog::open(options(directory.path())).unwrap();
-        log.adopt(origin(1)).await;
+        log.begin(origin(1), Lsn(0)).await;
         for commit in 1..=200 {
             append(&log, Transaction::new(commit, 3)).await;
         }
         log.epoch()
     };
     let log = DiskLog::open(options(directory.path())).unwrap();
-    log.adopt(origin(1)).await;
-    assert_eq!(log.epoch(), first, "the same origin changes nothing");
-    log.adopt(origin(2)).await;
+    assert_eq!(log.epoch(), first);
+    log.begin(origin(2), Lsn(3)).await;
     let second = log.epoch();
     assert_ne!(second, first);
-    assert_eq!((log.appended(), log.stored()), (Lsn(0), Lsn(0)));
+    assert_eq!((log.appended(), *log.stored().borrow()), (Lsn(3), Lsn(3)));
     let lost = log.read(Offset(10), 1).await;
     assert!(matches!(lost, Err(LogError::Lost { next }) if next == log.range().end));
     append(&log, Transaction::new(1, 2)).await;
     same(&all(&log).await, &rows([(1, 2)]));
-    log.lose();
+    log.begin(origin(2), Lsn(0)).await;
     assert_ne!(log.epoch(), second);
     append(&log, Transaction::new(1, 1)).await;
     same(&all(&log).await, &rows([(1, 1)]));

@@ -11,23 +11,10 @@ use tracing::warn;
 use super::record::FORMAT;
 use super::segment::{Segment, SegmentError, first_of};
 use crate::change::Relation;
-use crate::log::Epoch;
+use crate::log::{Epoch, Origin};
 
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
-
-/// Where the changes of a history come from. Another source means another history.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// Identifies the cluster.
-    pub system_identifier: u64,
-    /// Counts the times that a standby of the cluster was promoted.
-    pub timeline: u32,
-    /// The replication slot.
-    pub slot: String,
-    /// The publication.
-    pub publication: String,
-}
 
 /// What stands in the state file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +134,14 @@ impl Directory {
                 path: self.path.clone(),
                 error,
             })
+    }
+
+    /// Removes all segments.
+    pub(super) fn clear(&self) -> Result<(), OpenError> {
+        for segment in segments(&self.path)? {
+            remove(&segment.path);
+        }
+        Ok(())
     }
 
     /// The segments of a history: the newest that follow on one another without a gap. What is

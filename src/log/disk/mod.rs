@@ -27,18 +27,18 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::warn;
 
+pub use self::directory::OpenError;
 use self::directory::{Directory, State};
-pub use self::directory::{OpenError, Origin};
 use self::segment::Segment;
 use self::writer::{Command, Writer};
-use super::{Entry, Epoch, Log, LogError, Offset};
+use super::{Entry, Epoch, Log, LogError, Offset, Origin};
 use crate::change::{Batch, Change, Kind, Lost, Relation};
 use crate::pg::Lsn;
 
@@ -47,6 +47,9 @@ const QUEUE_BYTES: usize = 64 << 20;
 
 /// Bytes that one permit of the queue stands for.
 const PERMIT_BYTES: usize = 1 << 10;
+
+/// How often it is written what was passed while no transaction came.
+const PASS_EVERY: Duration = Duration::from_secs(1);
 
 /// Bytes that one read of a file gives at most, but for a single batch that is larger.
 const READ_BYTES: usize = 4 << 20;
@@ -100,6 +103,8 @@ struct Inner {
     open: Option<Open>,
     /// Where the log went on after changes were lost.
     lost: Option<Offset>,
+    /// When what was passed was written last.
+    passed_at: Instant,
 }
 
 /// The transaction whose last batch is still to come.
@@ -166,6 +171,7 @@ impl DiskLog {
                 appended,
                 open: None,
                 lost: None,
+                passed_at: Instant::now(),
             }),
             tail: watch::Sender::new(next),
             stored: watch::Sender::new(appended),
@@ -193,42 +199,6 @@ impl DiskLog {
         })
     }
 
-    /// Where the changes that it holds come from; `None` for one that is new.
-    #[must_use]
-    pub fn origin(&self) -> Option<Origin> {
-        self.shared.lock().origin.clone()
-    }
-
-    /// Notes where the changes come from that it will hold. Where that is somewhere else than
-    /// before, everything kept is dropped and a new history begins.
-    pub async fn adopt(&self, origin: Origin) {
-        let known = self.origin();
-        if known.as_ref() == Some(&origin) {
-            return;
-        }
-        if known.is_some() || self.range().end > Offset(0) {
-            self.begin_anew(Some(origin)).await;
-            return;
-        }
-        self.shared.lock().origin = Some(origin.clone());
-        let (done, waiting) = oneshot::channel();
-        // Where the thread has ended, the next batch says so.
-        let _ended = self.send(Command::Origin(origin, done));
-        let _ended = waiting.await;
-    }
-
-    /// What keeps the disk from taking changes, while something does.
-    #[must_use]
-    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
-        self.shared.trouble.subscribe()
-    }
-
-    /// Follows what [`Log::stored`] says.
-    #[must_use]
-    pub fn storing(&self) -> watch::Receiver<Lsn> {
-        self.shared.stored.subscribe()
-    }
-
     /// Waits until everything taken is stored, then ends the writer's thread. Blocks on the disk.
     pub fn close(&self) {
         self.shared.closing.store(true, Ordering::Relaxed);
@@ -250,41 +220,6 @@ impl DiskLog {
         self.commands
             .send(command)
             .map_err(|_ended| LogError::Stopped)
-    }
-
-    async fn begin_anew(&self, origin: Option<Origin>) {
-        let (done, waiting) = oneshot::channel();
-        self.forget(origin, done);
-        let _ended = waiting.await;
-    }
-
-    /// Drops everything and goes on with a new epoch.
-    fn forget(&self, origin: Option<Origin>, done: oneshot::Sender<()>) {
-        let (next, state) = {
-            let mut inner = self.shared.lock();
-            inner.recent.clear();
-            inner.recent_bytes = 0;
-            inner.open = None;
-            inner.segments.clear();
-            // One offset that was never given: whoever stands before it has a gap.
-            inner.next = Offset(inner.next.0 + 1);
-            inner.written = inner.next;
-            inner.lost = Some(inner.next);
-            // A slot made anew may begin behind what the lost one had reached.
-            inner.appended = Lsn(0);
-            inner.epoch = Epoch::random();
-            if origin.is_some() {
-                inner.origin = origin;
-            }
-            (inner.next, State::new(inner.epoch, inner.origin.clone()))
-        };
-        self.shared.stored.send_replace(Lsn(0));
-        let _ended = self.send(Command::Anew {
-            state,
-            first: next,
-            done,
-        });
-        self.shared.tail.send_replace(next);
     }
 
     async fn take(&self, batch: Batch) -> Result<(), LogError> {
@@ -417,6 +352,25 @@ impl Inner {
         }
     }
 
+    /// Drops everything and goes on with a new epoch, unless the history has not begun yet.
+    fn begin(&mut self, origin: Origin, from: Lsn) -> (Offset, State) {
+        let begun = self.origin.is_some() || self.next > Offset(0);
+        self.recent.clear();
+        self.recent_bytes = 0;
+        self.open = None;
+        self.segments.clear();
+        if begun {
+            // One offset that was never given: whoever stands before it has a gap.
+            self.next = Offset(self.next.0 + 1);
+            self.lost = Some(self.next);
+            self.epoch = Epoch::random();
+        }
+        self.written = self.next;
+        self.appended = from;
+        self.origin = Some(origin.clone());
+        (self.next, State::new(self.epoch, Some(origin)))
+    }
+
     fn oldest(&self) -> Offset {
         let kept = self.segments.front().map(|segment| segment.first);
         let recent = self.recent.front().map(|entry| entry.first);
@@ -476,17 +430,51 @@ impl Log for DiskLog {
         }
     }
 
-    fn lose(&self) {
-        let (done, _nobody_waits) = oneshot::channel();
-        self.forget(None, done);
+    fn pass(&self, lsn: Lsn) {
+        let mut inner = self.shared.lock();
+        if inner.open.is_some() || lsn <= inner.appended {
+            return;
+        }
+        inner.appended = lsn;
+        // On an idle database this is all that comes, and nobody is in a hurry.
+        if inner.passed_at.elapsed() >= PASS_EVERY {
+            inner.passed_at = Instant::now();
+            let _ended = self.send(Command::Pass(lsn));
+        }
     }
 
     fn appended(&self) -> Lsn {
         self.shared.lock().appended
     }
 
-    fn stored(&self) -> Lsn {
-        *self.shared.stored.borrow()
+    fn stored(&self) -> watch::Receiver<Lsn> {
+        self.shared.stored.subscribe()
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        self.shared.lock().origin.clone()
+    }
+
+    fn begin(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()> {
+        async move {
+            let (done, waiting) = oneshot::channel();
+            let (next, state) = self.shared.lock().begin(origin, from);
+            self.shared.stored.send_replace(Lsn(0));
+            // Where the thread has ended, the next batch says so.
+            let _ended = self.send(Command::Begin {
+                state,
+                first: next,
+                from,
+                done,
+            });
+            self.shared.tail.send_replace(next);
+            let _ended = waiting.await;
+        }
+        .boxed()
+    }
+
+    fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.shared.trouble.subscribe()
     }
 
     fn range(&self) -> Range<Offset> {

@@ -23,6 +23,7 @@ const SEGMENT: u8 = 1;
 const RELATION: u8 = 2;
 const BATCH: u8 = 3;
 const INDEX: u8 = 4;
+const PASSED: u8 = 5;
 
 /// What marks a cell that is NULL, and one that the stream did not carry, where otherwise the end
 /// of its text stands.
@@ -54,6 +55,8 @@ pub(super) enum Record {
     /// A description, numbered from 0 within its segment in the order in which they stand.
     Relation(Relation),
     Batch(Offset, Batch),
+    /// Everything that commits before has come.
+    Passed(Lsn),
     Index(Index),
 }
 
@@ -62,7 +65,7 @@ pub(super) enum Record {
 pub(super) struct Index {
     /// The offset after its last change.
     pub(super) end: Offset,
-    /// Where the commit record of its last transaction ends.
+    /// Where the commit record of its last transaction ends, or what was passed since.
     pub(super) appended: Lsn,
     /// When its last transaction committed, in microseconds since 1970-01-01 00:00 UTC.
     pub(super) committed_at: i64,
@@ -184,6 +187,10 @@ pub(super) fn write_batch(
     });
 }
 
+pub(super) fn write_passed(out: &mut Vec<u8>, lsn: Lsn) {
+    frame(out, PASSED, |out| put_u64(out, lsn.0));
+}
+
 pub(super) fn write_index(out: &mut Vec<u8>, index: &Index) {
     frame(out, INDEX, |out| {
         put_u64(out, index.end.0);
@@ -225,6 +232,7 @@ pub(super) fn read(
             Record::Batch(first, batch(&mut rest, relations)?)
         }
         INDEX => Record::Index(index(&mut rest)?),
+        PASSED => Record::Passed(Lsn(rest.try_get_u64_le()?)),
         _ => return Err(Damaged),
     };
     if rest.is_empty() {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{
     self, Damaged, FRAME_HEADER, Index, Record, SegmentHeader, write_batch, write_index,
-    write_relation, write_segment,
+    write_passed, write_relation, write_segment,
 };
 use crate::change::{Batch, Relation};
 use crate::log::{Entry, Offset};
@@ -423,6 +423,20 @@ impl SegmentWriter {
         Ok(())
     }
 
+    /// Notes that everything that commits before `lsn` has come. Not amid a transaction.
+    pub(super) fn pass(&mut self, lsn: Lsn) -> Result<(), SegmentError> {
+        let segment = &self.segment;
+        self.buffer.clear();
+        write_passed(&mut self.buffer, lsn);
+        self.file
+            .write_all_at(&self.buffer, segment.length())
+            .map_err(|error| segment.failed(error))?;
+        let mut known = segment.known();
+        known.length += self.buffer.len() as u64;
+        known.index.appended = lsn;
+        Ok(())
+    }
+
     /// Makes what was written last outlive a crash.
     pub(super) fn sync(&self) -> Result<(), SegmentError> {
         self.file
@@ -538,6 +552,10 @@ fn scan(file: &File, start: u64, size: u64, first: Offset) -> io::Result<Known> 
                     known.index.appended = batch.end_lsn;
                     known.index.committed_at = batch.committed_at;
                 }
+            }
+            Ok(Record::Passed(lsn)) if next == known.index.end => {
+                known.length = place + (FRAME_HEADER + payload.len()) as u64;
+                known.index.appended = lsn;
             }
             // A half-written index, or bytes that are none of ours.
             Ok(_) | Err(Damaged) => return ControlFlow::Break(()),

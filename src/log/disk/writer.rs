@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::{error, info, warn};
 
-use super::directory::{Directory, OpenError, Origin, State, remove};
+use super::directory::{Directory, OpenError, State, remove};
 use super::segment::{Segment, SegmentWriter};
 use super::{Options, Shared};
 use crate::log::{Entry, Epoch, Offset};
@@ -26,16 +26,17 @@ const IDLE: Duration = Duration::from_secs(10);
 pub(super) enum Command {
     /// The next batch, and the room that it takes up in the queue.
     Write(Arc<Entry>, OwnedSemaphorePermit),
+    /// Everything that commits before has come.
+    Pass(Lsn),
     /// The transaction that is open does not go on.
     Abandon,
     /// Say when everything before has been written.
     Written(oneshot::Sender<()>),
-    /// Where the changes come from.
-    Origin(Origin, oneshot::Sender<()>),
-    /// Remove everything and begin a new history.
-    Anew {
+    /// Remove everything and begin a history.
+    Begin {
         state: State,
         first: Offset,
+        from: Lsn,
         done: oneshot::Sender<()>,
     },
     /// Store what there is, and end.
@@ -101,16 +102,25 @@ impl Writer {
     fn obey(&mut self, command: Command) -> Option<()> {
         match command {
             Command::Write(entry, _room) => self.write(&entry)?,
-            Command::Abandon => self.insist(|writer| writer.segment.abandon())?,
-            Command::Written(done) => drop(done.send(())),
-            Command::Origin(origin, done) => {
-                let state = State::new(self.epoch, Some(origin));
-                self.insist(|writer| writer.directory.set_state(&state))?;
-                drop(done.send(()));
+            Command::Pass(lsn) => {
+                self.insist(|writer| writer.segment.pass(lsn))?;
+                self.written = Some(lsn);
             }
-            Command::Anew { state, first, done } => {
-                self.anew(&state, first)?;
-                drop(done.send(()));
+            Command::Abandon => self.insist(|writer| writer.segment.abandon())?,
+            Command::Written(done) => {
+                let _nobody_waits = done.send(());
+            }
+            Command::Begin {
+                state,
+                first,
+                from,
+                done,
+            } => {
+                self.begin(&state, first)?;
+                self.insist(|writer| writer.segment.pass(from))?;
+                self.written = Some(from);
+                self.store()?;
+                let _nobody_waits = done.send(());
             }
             Command::Close => {}
         }
@@ -144,13 +154,12 @@ impl Writer {
     fn roll(&mut self, first: Offset) -> Option<()> {
         self.insist(|writer| writer.segment.finish())?;
         self.store()?;
-        self.begin(first)?;
+        self.next_segment(first)?;
         self.retain();
         Some(())
     }
 
-    /// Begins a segment.
-    fn begin(&mut self, first: Offset) -> Option<()> {
+    fn next_segment(&mut self, first: Offset) -> Option<()> {
         let epoch = self.epoch;
         self.segment = self.insist(|writer| {
             let segment = Segment::create(&writer.directory.path, epoch.0, first)?;
@@ -218,14 +227,12 @@ impl Writer {
         }
     }
 
-    fn anew(&mut self, state: &State, first: Offset) -> Option<()> {
+    fn begin(&mut self, state: &State, first: Offset) -> Option<()> {
         self.insist(|writer| writer.directory.set_state(state))?;
         self.epoch = state.epoch();
         self.written = None;
-        // Those of the old epoch are removed here, or at the next start.
-        let epoch = self.epoch;
-        self.insist(|writer| writer.directory.history(epoch))?;
-        self.begin(first)
+        self.insist(|writer| writer.directory.clear())?;
+        self.next_segment(first)
     }
 
     /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
