@@ -178,6 +178,10 @@ impl DiskLog {
             trouble: watch::Sender::new(None),
             closing: AtomicBool::new(false),
         });
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "every batch in it has its permit; all else is a few bytes"
+        )]
         let (commands, incoming) = std::sync::mpsc::channel();
         let room = Arc::new(Semaphore::new(QUEUE_BYTES / PERMIT_BYTES));
         let (keep_bytes, recent_bytes) = (options.keep_bytes, options.recent_bytes);

@@ -259,11 +259,11 @@ impl Segment {
         })
         .map_err(|error| self.failed(error))?;
         let full = entries.len() >= limit || taken >= bytes;
-        if let Some(place) = damaged.or((!full && end < length).then_some(end)) {
-            if entries.is_empty() {
-                return Err(self.damaged(place));
-            }
-            // What is whole goes out; the next read meets the damage first.
+        // What is whole goes out; the next read meets the damage first.
+        if let Some(place) = damaged.or((!full && end < length).then_some(end))
+            && entries.is_empty()
+        {
+            return Err(self.damaged(place));
         }
         if let Some(last) = entries.last() {
             let mut known = self.known();

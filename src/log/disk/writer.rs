@@ -237,6 +237,10 @@ impl Writer {
 
     /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
     /// once the queue is full nothing is read from it either. `None` where the end comes first.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this thread has nothing else to do"
+    )]
     fn insist<T, E: std::fmt::Display>(
         &mut self,
         mut act: impl FnMut(&mut Self) -> Result<T, E>,
