@@ -1,6 +1,7 @@
 #!/bin/sh
-# Switches every deliberate fault of the policy evaluator on in turn and fails unless the
-# differential test notices each. ROWCAST_MUTANT names one, ROWCAST_CASES sets the size.
+# Switches every deliberate fault of the policy evaluator, the encoder and filters on in turn and fails
+# unless the differential test of each notices. ROWCAST_MUTANT names one, ROWCAST_CASES and
+# ROWCAST_FILTERS set the sizes.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr -- --nocapture every_mutant_is_noticed
+exec cargo test --features mutants --test expr --test values --test filters -- --nocapture every_mutant

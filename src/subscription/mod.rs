@@ -4,6 +4,8 @@ pub mod filter;
 
 pub mod matcher;
 
+pub mod mutant;
+
 use crate::change::Kind;
 pub use filter::{Condition, FilterError, Operator};
 
@@ -68,4 +70,14 @@ pub struct Wanted {
     pub table: Option<String>,
     /// What must hold of the row, all of it.
     pub filter: Vec<Condition>,
+    /// The columns that are wanted besides the primary key's; `None` for all.
+    pub select: Option<Vec<String>>,
+}
+
+impl Wanted {
+    /// Whether it means tables that it does not name.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.schema.is_none() || self.table.is_none()
+    }
 }

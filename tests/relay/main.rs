@@ -19,6 +19,14 @@ mod catalog;
 
 mod differential;
 
+mod alter;
+
+mod generated;
+
+mod partitions;
+
+mod random_alters;
+
 mod rows;
 
 mod redteam;

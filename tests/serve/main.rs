@@ -25,3 +25,5 @@ mod outages;
 mod enemies;
 
 mod tokens;
+
+mod tail;

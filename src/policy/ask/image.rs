@@ -1,18 +1,26 @@
 //! A row of the stream as PostgreSQL can read it again, and the query that asks about it.
 
 use crate::change::{Relation, Row, Value};
-use crate::pg::quote_identifier as quoted;
+use crate::pg::{Oid, quote_identifier as quoted};
 use crate::policy::catalog::{Column, Table};
+use crate::subscription::mutant::Mutant;
 
 /// A row as the JSON object that [`query`] reads: every value as its type's text output in a JSON
 /// string. What the stream does not carry is left out; whoever asks has seen to it that no policy
 /// reads it.
 #[must_use]
 pub fn of(relation: &Relation, row: &Row) -> String {
+    of_columns(relation, row, |_| true)
+}
+
+/// Like [`of`], with only the columns for which `wanted` says yes by place.
+#[must_use]
+pub fn of_columns(relation: &Relation, row: &Row, wanted: impl Fn(usize) -> bool) -> String {
     let mut out = Vec::with_capacity(row.size() * 2);
     out.push(b'{');
-    for (column, value) in relation.columns.iter().zip(row.values()) {
-        if value == Value::Unchanged {
+    let columns = relation.columns.iter().zip(row.values()).enumerate();
+    for (position, (column, value)) in columns {
+        if value == Value::Unchanged || !wanted(position) {
             continue;
         }
         if out.len() > 1 {
@@ -64,21 +72,66 @@ pub fn query(asked: &[Asked<'_>]) -> String {
     sql
 }
 
+/// The SQL that computes the generated columns that `asked` reads, for rows of `$1` as [`query`]
+/// takes them: the row's place counted from 1, and the values' text outputs in an array.
+#[must_use]
+pub fn computation(asked: &Asked<'_>) -> String {
+    let alias = quoted(&asked.table.name);
+    let outputs: Vec<String> = asked
+        .reads
+        .iter()
+        .map(|column| {
+            let value = format!("{alias}.{}", quoted(&column.name));
+            // Not "is null", which is true of a row of NULLs too; not a cast to text, which is
+            // not every type's output.
+            format!(
+                "case when pg_catalog.num_nulls({value}) = 0 \
+                 then pg_catalog.format('%s', {value}) end"
+            )
+        })
+        .collect();
+    format!(
+        "select \"rowcast image\".\"rowcast place\", array[{}]::pg_catalog.text[] \
+         from pg_catalog.unnest($1::pg_catalog.text[]) with ordinality \
+         as \"rowcast image\"(\"rowcast row\", \"rowcast place\") cross join lateral {}",
+        outputs.join(", "),
+        source(asked)
+    )
+}
+
 /// The columns that the stream has to carry for `asked` to be decided.
 pub fn needs<'a>(asked: &Asked<'a>) -> Vec<&'a Column> {
-    let computed = asked.reads.iter().any(|column| column.generated.is_some());
-    if computed {
-        // What the computation reads is not known by column; all of them do.
-        asked
-            .table
-            .columns
-            .iter()
-            .filter(|column| column.generated.is_none())
-            .collect()
-    } else {
-        asked.reads.clone()
+    let read = |column: &&Column| {
+        let computes = |read: &&Column| {
+            let inputs = read.computed_from.as_deref().unwrap_or_default();
+            inputs.contains(&column.number)
+        };
+        column.generated.is_none()
+            && (asked.reads.iter().any(|read| read.number == column.number)
+                || asked.reads.iter().any(computes))
+    };
+    asked.table.columns.iter().filter(read).collect()
+}
+
+/// The column's collation, for a value in its place: a column of a sub-select passes it on as one of
+/// a table does.
+fn collate(column: &Column) -> String {
+    if Mutant::CollationIsForgotten.active() {
+        return String::new();
+    }
+    match &column.collation_sql {
+        Some(name) => format!(" collate {name}"),
+        // An expression may come with another.
+        None if column.generated.is_some() && column.collation == DEFAULT_COLLATION => {
+            " collate pg_catalog.\"default\"".to_owned()
+        }
+        None => String::new(),
     }
 }
+
+const DEFAULT_COLLATION: Oid = Oid(100);
+
+const REGCLASS: Oid = Oid(2205);
 
 /// One row with the columns that are read, under the table's own name.
 fn source(asked: &Asked<'_>) -> String {
@@ -86,9 +139,19 @@ fn source(asked: &Asked<'_>) -> String {
     let values: Vec<String> = needs(asked)
         .into_iter()
         .map(|column| {
+            let collate = collate(column);
+            let text = format!(
+                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})",
+                crate::pg::quote_literal(&column.name)
+            );
+            // The cast from text to regclass does not take all that its output is.
+            let text = if column.type_oid == REGCLASS {
+                format!("pg_catalog.regclassin(pg_catalog.textout({text}))")
+            } else {
+                text
+            };
             format!(
-                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})::{} as {}",
-                crate::pg::quote_literal(&column.name),
+                "{text}::{}{collate} as {}",
                 column.type_sql,
                 quoted(&column.name)
             )
@@ -104,7 +167,15 @@ fn source(asked: &Asked<'_>) -> String {
         .reads
         .iter()
         .filter_map(|column| Some((column, column.generated.as_ref()?)))
-        .map(|(column, expression)| format!("({expression}) as {}", quoted(&column.name)))
+        // Rounded and cut to the column's type, as it is when it is stored.
+        .map(|(column, expression)| {
+            format!(
+                "({expression})::{}{} as {}",
+                column.type_sql,
+                collate(column),
+                quoted(&column.name)
+            )
+        })
         .collect();
     if computed.is_empty() {
         return format!("(select {values}) as {alias}");

@@ -1,20 +1,22 @@
 //! Channels come, go, and are held against each new catalog.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use tracing::{debug, warn};
 
 use super::{Channel, Doubt, Fanout, Unparked, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
+use crate::policy::ask::Asker;
+use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
-use crate::router::group::{Binding, Group};
-use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
+use crate::router::group::Group;
+use crate::router::layout::Layout;
+use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, refused, resolve};
 use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
 use crate::subscription::Wanted;
 
@@ -29,7 +31,7 @@ impl Fanout {
         match command {
             Command::Join(join) => {
                 let joining = self.begin(&join);
-                self.join(join, joining, false);
+                self.join(join, joining, false, &Readings::default());
             }
             Command::Leave { session, channel } => self.leave(session, channel),
             Command::Disconnect { session } => {
@@ -53,6 +55,7 @@ impl Fanout {
             outbox: Arc::clone(&join.outbox),
             wanted: Arc::new([]),
             refused: Vec::new(),
+            readings: Readings::default(),
             members: Vec::new(),
             joining: 0,
             bindings: 0,
@@ -61,18 +64,18 @@ impl Fanout {
         channel.joining
     }
 
-    fn join(&mut self, join: Join, joining: u64, role_read: bool) {
-        let resolved = self.resolve(&join.principal, &join.wanted);
+    fn join(&mut self, join: Join, joining: u64, role_read: bool, told: &Readings) {
+        let resolved = self.resolve(&join.principal, &join.wanted, told);
         // The catalog may be a second old. Before a client is told what it cannot have, it is
         // looked at again.
         let stale = !role_read
             && match &resolved {
                 Ok(resolved) => !resolved.notices.is_empty() || !resolved.refusals.is_empty(),
                 Err(Unresolved::Role) => true,
-                Err(Unresolved::Literals(_)) => false,
+                Err(Unresolved::Unread(_)) => false,
             };
         if stale {
-            self.park(join, joining, Vec::new());
+            self.park(join, joining, Vec::new(), told);
             return;
         }
         match resolved {
@@ -85,6 +88,10 @@ impl Fanout {
                     .get_mut(&session)
                     .and_then(|all| all.get_mut(&channel))
                 {
+                    if join.wanted.iter().any(Wanted::is_open) {
+                        // The catalog may not know a table yet whose rows it now asks for.
+                        self.passed.clear();
+                    }
                     known.principal = Arc::clone(&join.principal);
                     known.wanted = join.wanted.into();
                 }
@@ -111,26 +118,28 @@ impl Fanout {
                     notices: Vec::new(),
                 });
             }
-            Err(Unresolved::Literals(unread)) => self.park(join, joining, unread),
+            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told),
         }
     }
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
-    fn park(&mut self, join: Join, joining: u64, unread: Vec<Unread>) {
+    fn park(&mut self, join: Join, joining: u64, unread: Vec<Probe>, told: &Readings) {
         if self.parked.len() >= MAX_PARKED {
             self.unavailable(&join);
             return;
         }
-        let watch = self.watch.clone();
+        let (watch, asker) = (self.watch.clone(), self.asker.clone());
+        let told = told.clone();
         self.parked.push(Box::pin(async move {
             let mut unparked = Unparked {
                 joining,
                 role_read: unread.is_empty(),
-                literals: Vec::new(),
+                told,
+                readings: Vec::new(),
                 answered: false,
                 join,
             };
-            let answering = answer(&watch, &mut unparked, unread);
+            let answering = answer(&watch, &asker, &mut unparked, unread);
             // Clients give up a join after ten seconds and try again: better they hear why.
             let answered = tokio::time::timeout(JOIN_TIMEOUT, answering).await;
             unparked.answered = answered.is_ok();
@@ -151,11 +160,15 @@ impl Fanout {
             join,
             joining,
             role_read,
-            literals,
+            mut told,
+            readings,
             answered,
         } = unparked;
-        for (unread, literal) in literals {
-            self.literals.insert(unread.of, unread.text, literal);
+        for (probe, reading) in readings {
+            if Reading::lasts(&probe) {
+                self.readings.insert(probe.clone(), reading.clone());
+            }
+            told.insert(probe, reading);
         }
         let current = self
             .sessions
@@ -168,7 +181,7 @@ impl Fanout {
         }
         if answered {
             self.adopt(None);
-            self.join(join, joining, role_read);
+            self.join(join, joining, role_read, &told);
         } else {
             self.unavailable(&join);
         }
@@ -178,6 +191,7 @@ impl Fanout {
         &mut self,
         principal: &Principal,
         wanted: &[Wanted],
+        told: &Readings,
     ) -> Result<Resolved, Unresolved> {
         let rulebook = Rulebook {
             require_rls: self.settings.require_rls,
@@ -186,7 +200,10 @@ impl Fanout {
         let (catalog, accesses) = (&self.catalog, &mut self.access);
         resolve(
             catalog,
-            &self.literals,
+            Told {
+                own: told,
+                shared: &self.readings,
+            },
             rulebook,
             principal,
             wanted,
@@ -209,6 +226,7 @@ impl Fanout {
             return;
         };
         state.refused = resolved.refusals;
+        state.readings = resolved.readings;
         for (oid, bindings) in resolved.tables {
             let Some(table) = self.catalog.tables.get(&oid) else {
                 continue;
@@ -223,6 +241,9 @@ impl Fanout {
                 verified: 0,
                 doubt: self.doubts.remove(&oid),
                 fits: true,
+                described: None,
+                layout: None,
+                computed: false,
                 shapes: HashMap::new(),
             });
             let group = watched
@@ -230,7 +251,6 @@ impl Fanout {
                 .entry(Arc::clone(role))
                 .or_insert_with(|| Group::new(Arc::clone(access)));
             state.bindings += i64::try_from(bindings.len()).unwrap_or(0);
-            let bindings: SmallVec<[Binding; 1]> = bindings.into();
             let key = group.add(&state.principal, &state.outbox, channel, bindings);
             state.members.push((oid, key));
         }
@@ -325,7 +345,9 @@ impl Fanout {
         }
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
-        let mut changed = Vec::new();
+        // Types and operators may be others now.
+        self.readings.clear();
+        let (mut changed, mut emptied) = (Vec::new(), Vec::new());
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
                 changed.push(*oid);
@@ -338,8 +360,14 @@ impl Fanout {
                     .insert((*oid, Arc::clone(role)), Arc::new(access));
                 same
             });
+            if watched.table.lost_leaves(table) {
+                emptied.push(*oid);
+            }
             watched.table = Arc::clone(table);
             watched.shapes.clear();
+            let described = watched.described.as_ref();
+            watched.layout =
+                described.and_then(|relation| Layout::of(relation, table).map(Arc::new));
             if !same {
                 changed.push(*oid);
             }
@@ -355,16 +383,29 @@ impl Fanout {
                 });
             }
         }
+        for oid in emptied {
+            self.expel_table(oid, Resync::Truncated);
+        }
     }
 
     /// Resolves anew every channel that watches one of `changed`, that named no table, or that has
     /// a binding which was refused: what it could not have before may be published, granted or
     /// named so now.
     fn resubscribe(&mut self, changed: &[Oid]) {
-        let versions: HashMap<Oid, (u64, Option<Doubt>, bool)> = self
+        let versions: HashMap<Oid, _> = self
             .tables
             .iter()
-            .map(|(oid, watched)| (*oid, (watched.verified, watched.doubt, watched.fits)))
+            .map(|(oid, watched)| {
+                let of_stream = (
+                    watched.described.clone(),
+                    watched.layout.clone(),
+                    watched.computed,
+                );
+                (
+                    *oid,
+                    (watched.verified, watched.doubt, watched.fits, of_stream),
+                )
+            })
             .collect();
         let affected: Vec<(SessionId, ChannelId)> = self
             .sessions
@@ -375,12 +416,19 @@ impl Fanout {
                     .map(move |(channel, state)| (*session, *channel, state))
             })
             .filter(|(_, _, state)| {
-                let open = |wish: &Wanted| wish.schema.is_none() || wish.table.is_none();
                 state.members.iter().any(|(oid, _)| changed.contains(oid))
                     || !state.refused.is_empty()
-                    || state.wanted.iter().any(open)
+                    || state.wanted.iter().any(Wanted::is_open)
             })
             .map(|(session, channel, _)| (session, channel))
+            .collect();
+        let watched = |state: &Channel| state.members.iter().map(|(oid, _)| *oid).collect();
+        let before: HashMap<(SessionId, ChannelId), BTreeSet<Oid>> = affected
+            .iter()
+            .filter_map(|(session, channel)| {
+                let state = self.sessions.get(session)?.get(channel)?;
+                Some(((*session, *channel), watched(state)))
+            })
             .collect();
         for (session, channel) in &affected {
             self.withdraw(*session, *channel);
@@ -394,26 +442,37 @@ impl Fanout {
                 continue;
             };
             let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
-            let refused = state.refused.clone();
-            match self.resolve(&principal, &wanted) {
+            let (refused, told) = (state.refused.clone(), state.readings.clone());
+            let outbox = Arc::clone(&state.outbox);
+            match self.resolve(&principal, &wanted, &told) {
                 Ok(resolved) if resolved.refusals == refused => {
+                    let tables = resolved.tables.iter().map(|(oid, _)| *oid).collect();
                     self.put_in_force(session, channel, resolved);
+                    if before.get(&(session, channel)) != Some(&tables) {
+                        // A client that named no table is told that it hears of others now.
+                        outbox.push(Event::Joined {
+                            channel,
+                            refusals: Vec::new(),
+                            notices: Vec::new(),
+                        });
+                    }
                 }
                 // The client joins again and learns there what fits now and what no longer does.
                 Ok(_) | Err(_) => self.expel(session, channel, Resync::SchemaChanged),
             }
         }
         // What was known about the stream's versions does not depend on who watches.
-        for (oid, (verified, doubt, fits)) in versions {
+        for (oid, (verified, doubt, fits, of_stream)) in versions {
             if let Some(watched) = self.tables.get_mut(&oid) {
                 (watched.verified, watched.doubt, watched.fits) = (verified, doubt, fits);
+                (watched.described, watched.layout, watched.computed) = of_stream;
             }
         }
     }
 }
 
 /// Gets what a join waits for; tries again for as long as it is polled.
-async fn answer(watch: &CatalogWatch, unparked: &mut Unparked, unread: Vec<Unread>) {
+async fn answer(watch: &CatalogWatch, asker: &Asker, unparked: &mut Unparked, unread: Vec<Probe>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     if unread.is_empty() {
         let role = unparked.join.principal.role.as_ref();
@@ -421,11 +480,10 @@ async fn answer(watch: &CatalogWatch, unparked: &mut Unparked, unread: Vec<Unrea
             tokio::time::sleep(backoff.after_failure()).await;
         }
     }
-    for unread in unread {
+    for probe in unread {
         loop {
-            let (type_sql, text) = (unread.type_sql.clone(), unread.text.clone());
-            if let Ok(literal) = watch.literal(type_sql, text).await {
-                unparked.literals.push((unread, literal));
+            if let Some(reading) = asker.read(probe.clone()).await {
+                unparked.readings.push((probe, reading));
                 break;
             }
             tokio::time::sleep(backoff.after_failure()).await;
