@@ -7,9 +7,12 @@
 with recursive
 published as (
     select c.oid,
-    -- Without generated columns, which old streams do not carry.
-    -- The view tells them from PostgreSQL 15 on.
-    to_jsonb(p) -> 'attnames' as columns
+    -- Without generated columns that the stream does not carry. The view tells the columns from
+    -- PostgreSQL 15 on; before that there are no column lists.
+    coalesce(to_jsonb(p) -> 'attnames', (
+      select jsonb_agg(a.attname order by a.attnum) from pg_attribute a
+      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''),
+      '[]') as columns
   from pg_publication_tables p
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
@@ -60,7 +63,10 @@ select jsonb_build_object(
     -- Absent before PostgreSQL 15, where there was only libc.
     'provider', (select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
                  from pg_database d where d.datname = current_database()),
-    'ctype', (select d.datctype from pg_database d where d.datname = current_database()),
+    -- What lower() and upper() go by. ICU and the built-in provider have a locale of their own,
+    -- under a name that changed with PostgreSQL 17.
+    'ctype', (select coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', d.datctype)
+              from pg_database d where d.datname = current_database()),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)
       from pg_db_role_setting s
