@@ -14,6 +14,8 @@
 mod cluster;
 mod grammar;
 #[cfg(not(feature = "mutants"))]
+mod majors;
+#[cfg(not(feature = "mutants"))]
 mod values;
 
 use std::sync::Arc;
