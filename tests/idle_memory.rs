@@ -80,7 +80,7 @@ fn an_idle_joined_socket_stays_below_its_share_of_memory() {
                 if let Command::Join(join) = command {
                     join.outbox.push(Event::Joined {
                         channel: join.channel,
-                        refusal: None,
+                        refusals: Vec::new(),
                         notices: Vec::new(),
                     });
                 }

@@ -17,7 +17,9 @@ use tracing::warn;
 
 use super::group::{Group, MemberKey};
 use super::resolve::{Literals, Unread};
-use super::{ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Resync, Router, SessionId};
+use super::{
+    ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Router, SessionId,
+};
 use crate::auth::Principal;
 use crate::change::{ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
@@ -109,6 +111,8 @@ struct Channel {
     principal: Arc<Principal>,
     outbox: Arc<Outbox>,
     wanted: Arc<[Wanted]>,
+    /// What of it is not in force.
+    refused: Vec<Refusal>,
     members: Vec<(Oid, MemberKey)>,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
     joining: u64,

@@ -41,9 +41,9 @@ pub enum Event {
     Joined {
         /// The channel.
         channel: ChannelId,
-        /// Why nothing is subscribed although the channel stands: the text for the client. Changes
-        /// come only where this is `None`.
-        refusal: Option<Refusal>,
+        /// The bindings that are not in force although the channel stands, each with the text for
+        /// the client. All others are.
+        refusals: Vec<Refusal>,
         /// What the client should know of what it subscribed to, in sentences.
         notices: Vec<String>,
     },
@@ -76,7 +76,7 @@ pub enum Event {
     },
 }
 
-/// Why a channel's bindings could not be subscribed.
+/// Why one of a channel's bindings could not be subscribed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Which binding ([`Wanted::id`]).

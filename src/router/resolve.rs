@@ -43,22 +43,22 @@ pub(super) struct Unread {
     pub(super) text: String,
 }
 
-/// Why a wish is not in force yet, or never will be.
+/// Why the wishes of a channel are not in force yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unresolved {
     /// The catalog was read without this role.
     Role,
     /// These have to be read by PostgreSQL first.
     Literals(Vec<Unread>),
-    /// It cannot be.
-    Refused(Refusal),
 }
 
-/// A wish that can be put in force.
+/// The wishes of a channel, as far as they can be put in force.
 #[derive(Debug, Default)]
 pub(super) struct Resolved {
     /// The bindings by table.
     pub(super) tables: Vec<(Oid, Vec<Binding>)>,
+    /// The wishes that cannot be, in the client's order.
+    pub(super) refusals: Vec<Refusal>,
     /// What the client should know.
     pub(super) notices: Vec<String>,
 }
@@ -89,9 +89,21 @@ pub(super) fn resolve(
     let mut resolved = Resolved::default();
     let mut unread = Vec::new();
     for wish in wanted {
-        let tables = tables(catalog, rulebook, wish, &mut access)?;
-        for (table, access) in tables {
-            let filter = filter(catalog, literals, wish, &table, &access, &mut unread)?;
+        let bound = tables(catalog, rulebook, wish, &mut access).and_then(|tables| {
+            let bind = |(table, access): (Arc<Table>, Arc<Access>)| {
+                let filter = filter(catalog, literals, wish, &table, &access, &mut unread)?;
+                Ok((table, access, filter))
+            };
+            tables.into_iter().map(bind).collect::<Result<Vec<_>, _>>()
+        });
+        let bound = match bound {
+            Ok(bound) => bound,
+            Err(refusal) => {
+                resolved.refusals.push(refusal);
+                continue;
+            }
+        };
+        for (table, access, filter) in bound {
             if wish.events.deletes() && catalog.deletes {
                 resolved
                     .notices
@@ -128,7 +140,7 @@ fn tables(
     rulebook: Rulebook,
     wish: &Wanted,
     access: &mut impl FnMut(&Arc<Table>) -> Arc<Access>,
-) -> Result<Permitted, Unresolved> {
+) -> Result<Permitted, Refusal> {
     let named = wish.schema.is_some() && wish.table.is_some();
     let mut tables: Permitted = Vec::new();
     let mut why_not = None;
@@ -176,7 +188,7 @@ fn filter(
     table: &Table,
     access: &Access,
     unread: &mut Vec<Unread>,
-) -> Result<Arc<[Test]>, Unresolved> {
+) -> Result<Arc<[Test]>, Refusal> {
     let exception = |text: &str| refused(wish, &format!("ERROR P0001 (raise_exception) {text}"));
     wish.filter
         .iter()
@@ -296,9 +308,9 @@ fn unjudged_delete(
     ))
 }
 
-pub(super) fn refused(wish: &Wanted, exception: &str) -> Unresolved {
-    Unresolved::Refused(Refusal {
+pub(super) fn refused(wish: &Wanted, exception: &str) -> Refusal {
+    Refusal {
         binding: wish.id,
         reason: exception.to_owned(),
-    })
+    }
 }

@@ -35,8 +35,8 @@ pub(super) struct Channel {
 pub(super) struct Joining {
     pub(super) reference: Option<Wire>,
     pub(super) echoes: Vec<Wire>,
-    /// What was wrong before the router was asked, and with which binding.
-    pub(super) refusal: Option<(String, Wire)>,
+    /// What was wrong before the router was asked, and with which bindings.
+    pub(super) refusals: Vec<(String, Wire)>,
     /// The joins of this topic that this one replaces.
     pub(super) superseded: Vec<Option<Wire>>,
     /// Whether the token is still with the authenticator.
@@ -71,6 +71,13 @@ impl Channel {
             binding: None,
             names_channel: true,
         }
+    }
+
+    /// Says that a binding is not in force.
+    pub(super) fn refused_binding(&self, text: String, echo: Option<Wire>) -> System {
+        let mut system = self.system(POSTGRES_CHANGES, Status::Error, text);
+        system.binding = echo;
+        system
     }
 
     pub(super) fn closed(&self) -> Reply {

@@ -23,7 +23,7 @@ impl Session {
         let mut joining = Joining {
             reference,
             echoes: Vec::new(),
-            refusal: None,
+            refusals: Vec::new(),
             superseded: Vec::new(),
             unverified: true,
         };
@@ -50,16 +50,9 @@ impl Session {
         for binding in join.bindings {
             match binding.wanted {
                 Ok(one) => wanted.push(one),
-                Err(text) => {
-                    let refusal = (text, binding.echo.clone());
-                    joining.refusal.get_or_insert(refusal);
-                }
+                Err(text) => joining.refusals.push((text, binding.echo.clone())),
             }
             joining.echoes.push(binding.echo);
-        }
-        if joining.refusal.is_some() {
-            // Half of what was asked for would look like all of it.
-            wanted = Vec::new();
         }
         self.last_channel = self.last_channel.wrapping_add(1);
         let id = ChannelId(self.last_channel);
@@ -138,7 +131,7 @@ impl Session {
     pub(super) fn joined(
         &mut self,
         channel: ChannelId,
-        refusal: Option<Refusal>,
+        refusals: Vec<Refusal>,
         notices: Vec<String>,
         actions: &mut Vec<Action>,
     ) {
@@ -146,14 +139,20 @@ impl Session {
         let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) else {
             return;
         };
-        let mut refused_before = None;
-        let mut echo = None;
+        // A refused binding errs alone, and says which it is: the others are in force.
+        let mut errors = Vec::new();
+        let in_force = channel.wanted.len().saturating_sub(refusals.len());
         if let Some(joining) = channel.joining.take() {
-            refused_before = joining.refusal;
-            echo = refusal.as_ref().and_then(|refusal| {
-                let at = usize::try_from(refusal.binding).ok()?.checked_sub(1)?;
-                joining.echoes.get(at).cloned()
-            });
+            for (text, echo) in joining.refusals {
+                errors.push(channel.refused_binding(text, Some(echo)));
+            }
+            for refusal in &refusals {
+                let at = usize::try_from(refusal.binding).ok();
+                let echo = at
+                    .and_then(|at| joining.echoes.get(at.checked_sub(1)?))
+                    .cloned();
+                errors.push(channel.refused_binding(channel.refused(refusal), echo));
+            }
             actions.push(Action::Reply(Reply::Joined {
                 join_ref: channel.join_ref.clone(),
                 reference: joining.reference,
@@ -161,25 +160,21 @@ impl Session {
                 bindings: joining.echoes,
             }));
             say_farewells(joining.superseded, &channel.topic, actions);
-        }
-        let system = |status, text| channel.system(POSTGRES_CHANGES, status, text);
-        let verdict = if let Some((text, binding)) = refused_before {
-            let mut verdict = system(Status::Error, text);
-            verdict.binding = Some(binding);
-            Some(verdict)
-        } else if let Some(refusal) = refusal {
-            let mut verdict = system(Status::Error, channel.refused(&refusal));
-            verdict.binding = echo;
-            Some(verdict)
-        } else if channel.wanted.is_empty() {
-            None
         } else {
-            Some(system(Status::Ok, "Subscribed to PostgreSQL".to_owned()))
-        };
+            let refused = |refusal| channel.refused_binding(channel.refused(refusal), None);
+            errors.extend(refusals.iter().map(refused));
+        }
+        let ok = (in_force > 0).then(|| {
+            channel.system(
+                POSTGRES_CHANGES,
+                Status::Ok,
+                "Subscribed to PostgreSQL".to_owned(),
+            )
+        });
         let notices = notices
             .into_iter()
             .map(|notice| channel.system(ROWCAST, Status::Warning, notice));
-        for system in verdict.into_iter().chain(notices) {
+        for system in errors.into_iter().chain(ok).chain(notices) {
             actions.push(Action::Reply(Reply::System(Box::new(system))));
         }
     }

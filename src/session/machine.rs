@@ -220,9 +220,9 @@ impl Session {
         match event {
             Event::Joined {
                 channel,
-                refusal,
+                refusals,
                 notices,
-            } => self.joined(channel, refusal, notices, actions),
+            } => self.joined(channel, refusals, notices, actions),
             Event::Change {
                 channel,
                 bindings,

@@ -117,7 +117,7 @@ async fn what_cannot_be_joined_is_refused_with_the_known_text() {
 }
 
 #[tokio::test]
-async fn one_bad_binding_subscribes_nothing_of_its_channel_and_is_named() {
+async fn one_bad_binding_errs_alone_and_is_named() {
     let (server, mut joins) = Server::granting(Settings::default()).await;
     let mut client = server.client().await;
     for (binding, message) in [
@@ -148,7 +148,13 @@ async fn one_bad_binding_subscribes_nothing_of_its_channel_and_is_named() {
         assert_eq!(system[4]["status"], "error");
         assert_eq!(system[4]["message"], message);
         assert_eq!(system[4]["binding"]["id"], 2);
-        assert!(soon(joins.recv()).await.unwrap().wanted.is_empty());
+        let wanted = soon(joins.recv()).await.unwrap().wanted;
+        assert_eq!(wanted.iter().map(|w| w.id).collect::<Vec<_>>(), [1]);
+        let ok = client.next().await;
+        assert_eq!(
+            ok[4]["message"], "Subscribed to PostgreSQL",
+            "the other is in force"
+        );
     }
 }
 
@@ -162,10 +168,10 @@ async fn the_routers_refusal_and_its_notices_reach_the_client() {
     let join = next_join(&mut commands).await;
     join.outbox.push(Event::Joined {
         channel: join.channel,
-        refusal: Some(Refusal {
+        refusals: vec![Refusal {
             binding: 1,
             reason: "invalid column for filter nope".to_owned(),
-        }),
+        }],
         notices: vec!["mind the gap".to_owned()],
     });
     assert_eq!(client.next().await[4]["status"], "ok");

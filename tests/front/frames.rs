@@ -43,7 +43,7 @@ fn feed(session: &mut Session, serializer: Serializer, frame: &[u8]) {
             Action::Join { channel, .. } => session.event(
                 Event::Joined {
                     channel,
-                    refusal: None,
+                    refusals: Vec::new(),
                     notices: vec![],
                 },
                 &mut then,

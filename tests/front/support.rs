@@ -132,7 +132,7 @@ impl Drop for Server {
 pub(crate) fn grant(join: &Join) {
     join.outbox.push(Event::Joined {
         channel: join.channel,
-        refusal: None,
+        refusals: Vec::new(),
         notices: Vec::new(),
     });
 }

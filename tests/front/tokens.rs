@@ -173,7 +173,7 @@ async fn events_of_the_old_token_do_not_bring_a_closed_channel_back() {
     );
     join.outbox.push(Event::Joined {
         channel: join.channel,
-        refusal: None,
+        refusals: Vec::new(),
         notices: vec![],
     });
     client.heartbeat().await;

@@ -264,16 +264,13 @@ impl Watcher {
         loop {
             match self.event().await {
                 Event::Joined {
-                    refusal: Some(refusal),
-                    ..
-                } => return Err(refusal.reason),
-                Event::Joined {
-                    refusal: None,
-                    notices,
-                    ..
+                    refusals, notices, ..
                 } => {
                     self.notices = notices;
-                    return Ok(());
+                    return match refusals.into_iter().next() {
+                        Some(refusal) => Err(refusal.reason),
+                        None => Ok(()),
+                    };
                 }
                 Event::Unavailable { .. } => return Err("unavailable".to_owned()),
                 Event::Change { .. } | Event::Resync { .. } => {}

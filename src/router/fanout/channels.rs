@@ -15,7 +15,7 @@ use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
 use crate::router::group::{Binding, Group};
 use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
-use crate::router::{ChannelId, Command, Event, Join, Refusal, Resync, SessionId};
+use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
 use crate::subscription::Wanted;
 
 /// Joins that may wait for PostgreSQL at once; past this clients are told to try again.
@@ -52,6 +52,7 @@ impl Fanout {
             principal: Arc::clone(&join.principal),
             outbox: Arc::clone(&join.outbox),
             wanted: Arc::new([]),
+            refused: Vec::new(),
             members: Vec::new(),
             joining: 0,
             bindings: 0,
@@ -66,8 +67,8 @@ impl Fanout {
         // looked at again.
         let stale = !role_read
             && match &resolved {
-                Ok(resolved) => !resolved.notices.is_empty(),
-                Err(Unresolved::Refused(_) | Unresolved::Role) => true,
+                Ok(resolved) => !resolved.notices.is_empty() || !resolved.refusals.is_empty(),
+                Err(Unresolved::Role) => true,
                 Err(Unresolved::Literals(_)) => false,
             };
         if stale {
@@ -76,7 +77,7 @@ impl Fanout {
         }
         match resolved {
             Ok(resolved) => {
-                let notices = resolved.notices.clone();
+                let (notices, refusals) = (resolved.notices.clone(), resolved.refusals.clone());
                 let (session, channel) = (join.outbox.session(), join.channel);
                 self.withdraw(session, channel);
                 if let Some(known) = self
@@ -90,34 +91,28 @@ impl Fanout {
                 self.put_in_force(session, channel, resolved);
                 join.outbox.push(Event::Joined {
                     channel,
-                    refusal: None,
+                    refusals,
                     notices,
                 });
             }
-            Err(Unresolved::Refused(refusal)) => self.refuse(&join, refusal),
             Err(Unresolved::Role) => {
-                let Some(first) = join.wanted.first() else {
-                    return;
-                };
                 let reason = format!(
                     "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
                     join.principal.role
                 );
-                if let Unresolved::Refused(refusal) = refused(first, &reason) {
-                    self.refuse(&join, refusal);
-                }
+                self.withdraw(join.outbox.session(), join.channel);
+                join.outbox.push(Event::Joined {
+                    channel: join.channel,
+                    refusals: join
+                        .wanted
+                        .iter()
+                        .map(|wish| refused(wish, &reason))
+                        .collect(),
+                    notices: Vec::new(),
+                });
             }
             Err(Unresolved::Literals(unread)) => self.park(join, joining, unread),
         }
-    }
-
-    fn refuse(&mut self, join: &Join, refusal: Refusal) {
-        self.withdraw(join.outbox.session(), join.channel);
-        join.outbox.push(Event::Joined {
-            channel: join.channel,
-            refusal: Some(refusal),
-            notices: Vec::new(),
-        });
     }
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
@@ -213,6 +208,7 @@ impl Fanout {
         else {
             return;
         };
+        state.refused = resolved.refusals;
         for (oid, bindings) in resolved.tables {
             let Some(table) = self.catalog.tables.get(&oid) else {
                 continue;
@@ -361,8 +357,9 @@ impl Fanout {
         }
     }
 
-    /// Resolves anew every channel that watches one of `changed`, or that named no table: one that
-    /// it could not have before may be published, granted or named so now.
+    /// Resolves anew every channel that watches one of `changed`, that named no table, or that has
+    /// a binding which was refused: what it could not have before may be published, granted or
+    /// named so now.
     fn resubscribe(&mut self, changed: &[Oid]) {
         let versions: HashMap<Oid, (u64, Option<Doubt>, bool)> = self
             .tables
@@ -380,6 +377,7 @@ impl Fanout {
             .filter(|(_, _, state)| {
                 let open = |wish: &Wanted| wish.schema.is_none() || wish.table.is_none();
                 state.members.iter().any(|(oid, _)| changed.contains(oid))
+                    || !state.refused.is_empty()
                     || state.wanted.iter().any(open)
             })
             .map(|(session, channel, _)| (session, channel))
@@ -396,10 +394,13 @@ impl Fanout {
                 continue;
             };
             let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
+            let refused = state.refused.clone();
             match self.resolve(&principal, &wanted) {
-                Ok(resolved) => self.put_in_force(session, channel, resolved),
-                // The client joins again and learns there what no longer fits.
-                Err(_) => self.expel(session, channel, Resync::SchemaChanged),
+                Ok(resolved) if resolved.refusals == refused => {
+                    self.put_in_force(session, channel, resolved);
+                }
+                // The client joins again and learns there what fits now and what no longer does.
+                Ok(_) | Err(_) => self.expel(session, channel, Resync::SchemaChanged),
             }
         }
         // What was known about the stream's versions does not depend on who watches.

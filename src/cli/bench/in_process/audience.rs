@@ -187,11 +187,10 @@ async fn join(
         // One only: what is behind the answer is for the books.
         outbox.take(&mut events, 1)?;
         match events.pop() {
-            Some(Event::Joined { refusal: None, .. }) => return Ok(()),
-            Some(Event::Joined {
-                refusal: Some(refusal),
-                ..
-            }) => bail!("A join was refused: {}", refusal.reason),
+            Some(Event::Joined { refusals, .. }) => match refusals.first() {
+                None => return Ok(()),
+                Some(refusal) => bail!("A join was refused: {}", refusal.reason),
+            },
             Some(_) => {}
             None => outbox.readable().await,
         }

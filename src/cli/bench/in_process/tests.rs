@@ -34,7 +34,7 @@ async fn joined() -> (Sessions, Audience, Vec<Join>, mpsc::Receiver<Command>) {
             };
             join.outbox.push(Event::Joined {
                 channel: join.channel,
-                refusal: None,
+                refusals: Vec::new(),
                 notices: Vec::new(),
             });
             joins.push(join);
