@@ -7,15 +7,18 @@
 with recursive
 published as (
     select c.oid,
-    -- Without generated columns that the stream does not carry. The view tells the columns from
-    -- PostgreSQL 15 on; before that there are no column lists.
-    coalesce(to_jsonb(p) -> 'attnames', (
+    -- The columns that the stream carries. The view tells of column lists, which there are from
+    -- PostgreSQL 15 on; but 15 lists generated columns as well, which none before 18 carries.
+    coalesce((
       select jsonb_agg(a.attname order by a.attnum) from pg_attribute a
-      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''),
+      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        and (listed.names is null or listed.names ? a.attname::text)
+        and (a.attgenerated = '' or a.attgenerated = 's' and current_setting('server_version_num')::int >= 180000)),
       '[]') as columns
   from pg_publication_tables p
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+  cross join lateral (select to_jsonb(p) -> 'attnames' as names offset 0) listed
   where p.pubname = $1
 ),
 -- A partition published on its own is judged by its ancestors' policies too.

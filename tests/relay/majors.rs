@@ -1,6 +1,9 @@
 //! What differs between PostgreSQL's major versions.
 
 use rowcast::config::Secret;
+use rowcast::pg::Oid;
+use rowcast::pg::connect::Database;
+use rowcast::policy::reader::CatalogReader;
 use rowcast::subscription::Events;
 use serde_json::json;
 
@@ -130,4 +133,31 @@ async fn a_role_that_the_login_may_not_set_is_not_asked_under() {
         refused.contains("grant authenticated to it with set true"),
         "{refused}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn case_is_compiled_by_the_locale_that_decides_it() {
+    if !at_least(15, "databases with ICU's collation").await {
+        return;
+    }
+    let name = format!("icu_{:08x}", rand::random::<u32>());
+    let cluster = cluster().await;
+    let client = connect(&cluster.url("postgres")).await;
+    for (locale, plain_case) in [("tr-TR", false), ("en-US", true)] {
+        // What the C library would go by says nothing here.
+        let make = format!(
+            "create database {name} template template0 lc_collate 'C' lc_ctype 'C' \
+             locale_provider icu icu_locale '{locale}'"
+        );
+        client.batch_execute(&make).await.unwrap();
+        let database = Database::parse(&cluster.url(&name)).unwrap();
+        let mut reader = CatalogReader::new(database, "rowcast".to_owned(), []);
+        let catalog = reader.look().await.unwrap();
+        let default = catalog.native.collation(Oid(100)).unwrap();
+        assert_eq!(default.plain_case, plain_case, "{locale}");
+        assert!(!default.bytewise, "{locale}");
+        drop(reader);
+        let drop = format!("drop database {name} with (force)");
+        client.batch_execute(&drop).await.unwrap();
+    }
 }
