@@ -7,18 +7,12 @@
 with recursive
 published as (
     select c.oid,
-    -- The columns that the stream carries. The view tells of column lists, which there are from
-    -- PostgreSQL 15 on; but 15 lists generated columns as well, which none before 18 carries.
-    coalesce((
-      select jsonb_agg(a.attname order by a.attnum) from pg_attribute a
-      where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-        and (listed.names is null or listed.names ? a.attname::text)
-        and (a.attgenerated = '' or a.attgenerated = 's' and current_setting('server_version_num')::int >= 180000)),
-      '[]') as columns
+    -- Without generated columns, which old streams do not carry.
+    -- The view tells them from PostgreSQL 15 on.
+    to_jsonb(p) -> 'attnames' as columns
   from pg_publication_tables p
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
-  cross join lateral (select to_jsonb(p) -> 'attnames' as names offset 0) listed
   where p.pubname = $1
 ),
 -- A partition published on its own is judged by its ancestors' policies too.
@@ -28,6 +22,15 @@ tables as (
   select a.relid, false, null
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
+),
+-- The partitions that hold the rows of a published root.
+leaves as (
+  select t.oid as root, l.oid, l.xmin as version, l.relreplident, l.relfilenode
+  from tables t
+  join pg_class c on c.oid = t.oid and c.relkind = 'p'
+  cross join lateral pg_partition_tree(c.oid) as part(relid, parent, leaf, level)
+  join pg_class l on l.oid = part.relid
+  where t.published and part.leaf
 ),
 roles as (
   select r.oid, r.rolname, r.rolsuper or r.rolbypassrls as bypass
@@ -90,6 +93,7 @@ select jsonb_build_object(
         select jsonb_agg(distinct x.xmin::text) from (
           select c.xmin union all
           select p.version from policies p where p.polrelid = c.oid union all
+          select l.version from leaves l where l.root = c.oid union all
           select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       'ancestors', coalesce((
@@ -102,16 +106,47 @@ select jsonb_build_object(
           'type_sql', format_type(a.atttypid, a.atttypmod),
           'generated', case when a.attgenerated <> '' then (
             select pg_get_expr(d.adbin, d.adrelid) from pg_attrdef d
-            where d.adrelid = a.attrelid and d.adnum = a.attnum) end
+            where d.adrelid = a.attrelid and d.adnum = a.attnum) end,
+          -- What that is computed from. Until PostgreSQL 14 the column itself depends on it, then
+          -- its expression does.
+          'computed_from', case when a.attgenerated <> '' then coalesce((
+            select jsonb_agg(distinct k.refobjsubid)
+            from pg_depend k
+            left join pg_attrdef d on k.classid = 'pg_attrdef'::regclass and d.oid = k.objid
+            where k.refclassid = 'pg_class'::regclass and k.refobjid = a.attrelid
+              and k.refobjsubid > 0 and k.refobjsubid <> a.attnum
+              and (d.adrelid = a.attrelid and d.adnum = a.attnum
+                or k.classid = 'pg_class'::regclass and k.objid = a.attrelid
+                  and k.objsubid = a.attnum)), '[]') end
         ) order by a.attnum)
         from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '[]'),
       'key', coalesce((
         select to_jsonb(i.indkey::int2[]) from pg_index i where i.indrelid = c.oid and i.indisprimary), '[]'),
-      -- What old rows carry; null for everything.
-      'identity', case c.relreplident when 'f' then null else coalesce((
-        select to_jsonb(i.indkey::int2[]) from pg_index i
-        where i.indrelid = c.oid
-          and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end), '[]') end,
+      -- What old rows carry; null for everything. Those of a partitioned table carry what their
+      -- partition's own identity names, whatever the root's says: what all of them carry counts.
+      'identity', case
+        when exists (select from leaves l where l.root = c.oid) then (
+          select case when not bool_and(l.relreplident = 'f') then (
+            select coalesce(jsonb_agg(a.attnum order by a.attnum), '[]')
+            from pg_attribute a
+            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+              and not exists (
+                select from leaves l
+                where l.root = c.oid and l.relreplident <> 'f' and not exists (
+                  select from pg_index i
+                  join pg_attribute b on b.attrelid = i.indrelid and b.attnum = any (i.indkey::int2[])
+                  where i.indrelid = l.oid and b.attname = a.attname
+                    and case l.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end))) end
+          from leaves l where l.root = c.oid)
+        when c.relreplident = 'f' then null
+        else coalesce((
+          select to_jsonb(i.indkey::int2[]) from pg_index i
+          where i.indrelid = c.oid
+            and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end), '[]') end,
+      -- By number and file: a new file means that the partition was emptied or rewritten.
+      'leaves', case when c.relkind = 'p' and t.published then coalesce((
+        select jsonb_agg(jsonb_build_array(l.oid, l.relfilenode) order by l.oid)
+        from leaves l where l.root = c.oid), '[]') end,
       'policies', coalesce((
         select jsonb_agg(jsonb_build_object(
           'name', p.polname, 'permissive', p.polpermissive, 'roles', p.polroles,
@@ -163,7 +198,12 @@ select jsonb_build_object(
   'types', coalesce((
     select jsonb_agg(jsonb_build_object(
       'oid', y.oid, 'schema', n.nspname, 'name', y.typname, 'kind', y.typtype, 'category', y.typcategory,
-      'element', case when y.typcategory = 'A' and y.typelem <> 0 then y.typelem else 0 end,
+      'element', case when y.typsubscript = 'array_subscript_handler'::regproc then y.typelem else 0 end,
+      -- Wherever it was installed, and whatever it is called.
+      'hstore', exists (
+        select 1 from pg_cast k join pg_proc f on f.oid = k.castfunc
+        where k.castsource = y.oid and k.casttarget = 'json'::regtype
+          and f.prosrc = 'hstore_to_json' and f.probin is not null),
       'delimiter', y.typdelim, 'base', y.typbasetype, 'collation', y.typcollation,
       'labels', (select jsonb_agg(jsonb_build_array(e.oid, e.enumlabel, e.enumsortorder) order by e.enumsortorder)
                  from pg_enum e where e.enumtypid = y.oid),

@@ -76,6 +76,8 @@ pub struct Config {
     pub log_max_changes: usize,
     /// The memory log's bound, in bytes.
     pub log_max_bytes: usize,
+    /// A larger change goes out without its large values, in bytes.
+    pub max_record_bytes: usize,
     /// Client sockets at once.
     pub max_connections: usize,
     /// Channels of one socket.
@@ -119,6 +121,7 @@ impl Config {
             delete_without_identity: DeleteWithoutIdentity::Suppress,
             log_max_changes: 0,
             log_max_bytes: 0,
+            max_record_bytes: 0,
             max_connections: 0,
             max_channels: 0,
             max_joins_per_second: 0,
@@ -152,6 +155,7 @@ impl fmt::Debug for Config {
             .field("delete_without_identity", &self.delete_without_identity)
             .field("log_max_changes", &self.log_max_changes)
             .field("log_max_bytes", &self.log_max_bytes)
+            .field("max_record_bytes", &self.max_record_bytes)
             .field("max_connections", &self.max_connections)
             .field("max_channels", &self.max_channels)
             .field("max_joins_per_second", &self.max_joins_per_second)

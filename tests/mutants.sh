@@ -1,6 +1,6 @@
 #!/bin/sh
-# Switches every deliberate fault of the policy evaluator on in turn and fails unless the
-# differential test notices each. ROWCAST_MUTANT names one, ROWCAST_CASES sets the size.
+# Switches every deliberate fault of the policy evaluator and of the encoder on in turn and fails
+# unless the differential tests notice each. ROWCAST_MUTANT names one, ROWCAST_CASES sets the size.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr -- --nocapture every_mutant_is_noticed
+exec cargo test --features mutants --test expr --test values -- --nocapture every_mutant

@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
 use crate::policy::ask::asker;
+use crate::policy::generated::Computer;
 use crate::policy::reader::CatalogReader;
 use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
@@ -86,12 +87,14 @@ impl Core {
                 log: Arc::clone(&feed.log) as Arc<dyn Log>,
                 catalog,
                 asker,
+                computer: Computer::new(database.clone(), config.ask_timeout),
                 metrics: Arc::clone(&metrics),
             },
             crate::router::Settings {
                 require_rls: config.require_rls,
                 delete_without_identity: config.delete_without_identity,
                 ask_timeout: config.ask_timeout,
+                max_record_bytes: config.max_record_bytes,
             },
         );
         let routing = stop_router.clone();

@@ -82,6 +82,7 @@ fn current(config: &Config, name: &str) -> Option<String> {
         },
         "log_max_changes" => config.log_max_changes.to_string(),
         "log_max_bytes" => format!("{}B", config.log_max_bytes),
+        "max_record_bytes" => format!("{}B", config.max_record_bytes),
         "max_connections" => config.max_connections.to_string(),
         "max_channels" => config.max_channels.to_string(),
         "max_joins_per_second" => config.max_joins_per_second.to_string(),

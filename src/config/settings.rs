@@ -262,6 +262,17 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "max_record_bytes",
+        "SIZE",
+        Some("1MiB"),
+        "A change that is larger, as text or as JSON, goes out without its values above 64 bytes \
+         and with an error that says so; Supabase's limit.",
+        |config, text| {
+            config.max_record_bytes = value::size(text, KIB, GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
         "max_connections",
         "COUNT",
         Some("10000"),

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::change::{Change, ColumnSet, Kind, Relation, Row, Value};
+use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::policy::catalog::{Catalog, Table};
+use crate::policy::mutant::Mutant;
 use value::Codec;
 
 /// How much of the row before an update or delete goes out.
@@ -23,6 +24,19 @@ pub enum OldRecord {
     Carried,
 }
 
+/// In a change that is too large, values whose JSON is longer than this are left out, but for the
+/// primary key's.
+const SMALL_VALUE: usize = 64;
+
+/// A text longer than this is not tried: its JSON is longer than [`SMALL_VALUE`].
+const SMALL_TEXT: usize = 16 * SMALL_VALUE;
+
+/// What `errors` says of a change that is too large, in Supabase's words.
+const TOO_LARGE: &str = "Error 413: Payload Too Large";
+
+/// What `errors` says before the names of columns that a row has and the stream does not carry.
+const NOT_CARRIED: &str = "Error 206: Partial Content, not carried by the stream: ";
+
 /// How the rows of one relation version are written for one set of columns.
 #[derive(Debug)]
 pub struct Shape {
@@ -34,6 +48,7 @@ pub struct Shape {
 #[derive(Debug)]
 struct ShapeColumn {
     position: usize,
+    name: Arc<str>,
     /// `"name":`
     label: Box<[u8]>,
     codec: Arc<Codec>,
@@ -62,10 +77,12 @@ impl Shape {
             if !columns.is_empty() {
                 head.push(b',');
             }
-            let type_name = catalog
-                .types
-                .get(&column.type_oid)
-                .map_or("text", |ty| ty.name.as_str());
+            let ty = if Mutant::DomainIsNamedByBase.active() {
+                catalog.base_type(column.type_oid)
+            } else {
+                catalog.types.get(&column.type_oid)
+            };
+            let type_name = ty.map_or("text", |ty| ty.name.as_str());
             head.extend_from_slice(b"{\"name\":");
             write_string(&mut head, &column.name);
             head.extend_from_slice(b",\"type\":");
@@ -76,6 +93,7 @@ impl Shape {
             label.push(b':');
             columns.push(ShapeColumn {
                 position,
+                name: Arc::clone(&column.name),
                 label: label.into(),
                 codec: Codec::of(column.type_oid, catalog),
                 key: table
@@ -92,105 +110,210 @@ impl Shape {
     }
 
     /// Writes one change; `None` for kinds that have no row.
+    ///
+    /// A value that nothing carries is left out and `errors` names its column. A change whose
+    /// values as text, or which as JSON, are larger than `max_bytes` keeps the primary key and
+    /// what is small, and `errors` says so.
     #[must_use]
-    pub fn encode(&self, change: &Change, committed_at: i64, old: OldRecord) -> Option<Bytes> {
-        let mut out = Vec::with_capacity(self.head.len() + 128 + change.size());
+    pub fn encode(
+        &self,
+        change: &Change,
+        committed_at: i64,
+        old: OldRecord,
+        max_bytes: usize,
+    ) -> Option<Bytes> {
+        let rows = Rows::of(change, old)?;
+        if self.text_fits(&rows, max_bytes) {
+            let whole = self.write(&rows, committed_at, false);
+            if whole.len() <= max_bytes {
+                return Some(whole.into());
+            }
+        }
+        Some(self.write(&rows, committed_at, true).into())
+    }
+
+    /// Whether what would be written is small enough as text: what is not need not be written to
+    /// see that it is too large.
+    fn text_fits(&self, rows: &Rows<'_>, max_bytes: usize) -> bool {
+        if rows.size() <= max_bytes {
+            return true;
+        }
+        let text = |value| match value {
+            Some(Value::Text(text)) => text.len(),
+            Some(Value::Null | Value::Unchanged) | None => 0,
+        };
+        let shown = |column: &ShapeColumn| {
+            text(rows.record(column)).saturating_add(text(rows.old_record(column)))
+        };
+        self.columns.iter().map(shown).sum::<usize>() <= max_bytes
+    }
+
+    fn write(&self, rows: &Rows<'_>, committed_at: i64, small: bool) -> Vec<u8> {
+        let carried = if small { 0 } else { rows.size() };
+        let mut out = Vec::with_capacity(self.head.len() + 128 + carried);
+        let mut missing = vec![false; self.columns.len()];
         out.push(b'{');
         out.extend_from_slice(&self.head);
         out.extend_from_slice(b"\"commit_timestamp\":\"");
         write_timestamp(&mut out, committed_at);
-        match &change.kind {
-            Kind::Insert { new } => {
-                out.extend_from_slice(b"\",\"type\":\"INSERT\",\"record\":");
-                self.write_row(&mut out, |column| new.get(column.position));
-            }
-            Kind::Update { old: before, new } => {
-                out.extend_from_slice(b"\",\"type\":\"UPDATE\",\"record\":");
-                let before = before.as_ref();
-                // Under the full identity the old row holds what this update did not touch.
-                let full = before.and_then(|old| match old {
-                    crate::change::OldRow::Full(row) => Some(row),
-                    crate::change::OldRow::Key(_) => None,
-                });
-                self.write_row(&mut out, |column| match new.get(column.position) {
-                    Some(Value::Unchanged) => full.and_then(|row| row.get(column.position)),
-                    value => value,
-                });
-                out.extend_from_slice(b",\"old_record\":");
-                // Without an old row in the stream the key did not change.
-                let row = before.map_or(new, crate::change::OldRow::row);
-                let carried_all = full.is_some();
-                self.write_row(&mut out, |column| {
-                    self.old_value(column, row, carried_all, before.is_some(), old)
-                });
-            }
-            Kind::Delete { old: before } => {
-                out.extend_from_slice(b"\",\"type\":\"DELETE\",\"old_record\":");
-                let carried_all = matches!(before, crate::change::OldRow::Full(_));
-                self.write_row(&mut out, |column| {
-                    self.old_value(column, before.row(), carried_all, true, old)
-                });
-            }
-            Kind::Truncate | Kind::Lost(_) => return None,
+        out.extend_from_slice(match rows.new {
+            Some(_) if rows.inserted => b"\",\"type\":\"INSERT\"",
+            Some(_) => b"\",\"type\":\"UPDATE\"",
+            None => b"\",\"type\":\"DELETE\"",
+        });
+        if rows.new.is_some() {
+            out.extend_from_slice(b",\"record\":");
+            self.write_row(&mut out, small, &mut missing, |column| rows.record(column));
         }
-        out.extend_from_slice(b",\"errors\":null}");
-        Some(out.into())
-    }
-
-    #[expect(clippy::unused_self, reason = "reads as a sentence where it is called")]
-    fn old_value<'row>(
-        &self,
-        column: &ShapeColumn,
-        row: &'row Row,
-        carried_all: bool,
-        is_old: bool,
-        old: OldRecord,
-    ) -> Option<Value<'row>> {
-        let carried = if is_old {
-            carried_all || column.identity
-        } else {
-            column.key
-        };
-        let shown = match old {
-            OldRecord::Hidden => false,
-            OldRecord::Key => column.key,
-            OldRecord::Carried => true,
-        };
-        (carried && shown)
-            .then(|| row.get(column.position))
-            .flatten()
+        if !rows.inserted {
+            out.extend_from_slice(b",\"old_record\":");
+            self.write_row(&mut out, small, &mut missing, |column| {
+                rows.old_record(column)
+            });
+        }
+        out.extend_from_slice(b",\"errors\":");
+        self.write_errors(&mut out, small, &missing);
+        out.push(b'}');
+        out
     }
 
     fn write_row<'row>(
         &self,
         out: &mut Vec<u8>,
+        small: bool,
+        missing: &mut [bool],
         value: impl Fn(&ShapeColumn) -> Option<Value<'row>>,
     ) {
         out.push(b'{');
-        let mut first = true;
-        for column in &self.columns {
+        let begin = out.len();
+        for (column, missing) in self.columns.iter().zip(missing) {
             let text = match value(column) {
-                // The key is absent: a null would be a lie.
-                None | Some(Value::Unchanged) => continue,
+                None => continue,
+                Some(Value::Unchanged) => {
+                    // The key is absent: a null would be a lie.
+                    *missing = true;
+                    continue;
+                }
                 Some(Value::Null) => None,
                 Some(Value::Text(text)) => Some(text),
             };
-            if !first {
+            let mark = out.len();
+            if mark > begin {
                 out.push(b',');
             }
-            first = false;
             out.extend_from_slice(&column.label);
+            let written = out.len();
             match text {
                 None => out.extend_from_slice(b"null"),
-                Some(text) => column.codec.write(out, text),
+                Some(text) if small && !column.key && text.len() > SMALL_TEXT => {
+                    out.truncate(mark);
+                }
+                Some(text) => {
+                    column.codec.write(out, text);
+                    if small && !column.key && out.len() - written > SMALL_VALUE {
+                        out.truncate(mark);
+                    }
+                }
             }
         }
         out.push(b'}');
+    }
+
+    fn write_errors(&self, out: &mut Vec<u8>, small: bool, missing: &[bool]) {
+        let names: Vec<&str> = self
+            .columns
+            .iter()
+            .zip(missing)
+            .filter_map(|(column, missing)| missing.then_some(&*column.name))
+            .collect();
+        let too_large = small.then(|| TOO_LARGE.to_owned());
+        let not_carried = (!names.is_empty()).then(|| format!("{NOT_CARRIED}{}", names.join(", ")));
+        let errors: Vec<String> = too_large.into_iter().chain(not_carried).collect();
+        if errors.is_empty() {
+            out.extend_from_slice(b"null");
+        } else {
+            // Writing to a Vec does not fail.
+            let _written = serde_json::to_writer(out, &errors);
+        }
+    }
+}
+
+/// What a change carries, and how much of the row before goes out.
+struct Rows<'a> {
+    /// The row after; `None` for a delete.
+    new: Option<&'a Row>,
+    before: Option<&'a OldRow>,
+    inserted: bool,
+    old: OldRecord,
+}
+
+impl<'a> Rows<'a> {
+    fn of(change: &'a Change, old: OldRecord) -> Option<Self> {
+        let (new, before, inserted) = match &change.kind {
+            Kind::Insert { new } => (Some(new), None, true),
+            Kind::Update { old, new } => (Some(new), old.as_ref(), false),
+            Kind::Delete { old } => (None, Some(old), false),
+            Kind::Truncate | Kind::Lost(_) => return None,
+        };
+        Some(Self {
+            new,
+            before,
+            inserted,
+            old,
+        })
+    }
+
+    /// About how many bytes the values are.
+    fn size(&self) -> usize {
+        self.new.map_or(0, Row::size) + self.before.map_or(0, |before| before.row().size())
+    }
+
+    /// A column of the row after. What an update did not touch is taken from the row before, where
+    /// that has it.
+    fn record(&self, column: &ShapeColumn) -> Option<Value<'a>> {
+        match self.new?.get(column.position) {
+            Some(Value::Unchanged) => {
+                let before = self.before.and_then(|before| carried(before, column));
+                before.or(Some(Value::Unchanged))
+            }
+            value => value,
+        }
+    }
+
+    /// A column of the row before, as far as it is carried and may be shown.
+    fn old_record(&self, column: &ShapeColumn) -> Option<Value<'a>> {
+        let shown = match self.old {
+            OldRecord::Hidden => false,
+            OldRecord::Key => column.key,
+            OldRecord::Carried => true,
+        };
+        if !shown || self.inserted {
+            return None;
+        }
+        match self.before {
+            Some(before) => carried(before, column),
+            // Without an old row in the stream the replica identity did not change.
+            None => (column.key && column.identity)
+                .then(|| self.new?.get(column.position))
+                .flatten(),
+        }
+    }
+}
+
+/// A column of an old row, where it carries it.
+fn carried<'a>(old: &'a OldRow, column: &ShapeColumn) -> Option<Value<'a>> {
+    match old {
+        OldRow::Full(row) => row.get(column.position),
+        OldRow::Key(row) => column.identity.then(|| row.get(column.position)).flatten(),
     }
 }
 
 /// Writes a text as a JSON string.
 fn write_string(out: &mut Vec<u8>, text: &str) {
+    if Mutant::EscapeIsForgotten.active() {
+        out.extend_from_slice(format!("\"{text}\"").as_bytes());
+        return;
+    }
     // Writing to a Vec does not fail, and a str is always valid JSON string content.
     let _written = serde_json::to_writer(out, text);
 }

@@ -1,14 +1,19 @@
 //! One value: PostgreSQL's text output to the JSON that its own `to_jsonb` gives under
 //! `TimeZone = UTC`, save where Supabase's clients expect something else (bytea).
 
+mod nested;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::write_string;
 use crate::pg::Oid;
 use crate::policy::catalog::Catalog;
+use crate::policy::mutant::Mutant;
 
-/// Types nested deeper than this are written as text.
-const MAX_DEPTH: usize = 16;
+/// Types nested deeper than this are written as text. Each level doubles the backslashes and
+/// quotes of its text, so no value comes near.
+const MAX_DEPTH: usize = 64;
 
 /// How the values of a type are written.
 #[derive(Debug)]
@@ -24,11 +29,14 @@ pub(super) enum Codec {
     Timestamptz,
     /// Hexadecimal without the leading `\x`.
     Bytea,
+    /// `int2vector` and `oidvector`: what is in an array there, between spaces here.
+    Vector(Arc<Self>),
     Array {
-        element: Arc<Codec>,
+        element: Arc<Self>,
         delimiter: u8,
     },
     Composite(Box<[Attribute]>),
+    Hstore,
 }
 
 /// An attribute's label as JSON, with the colon, and how it is written.
@@ -40,7 +48,9 @@ mod oid {
     pub(super) const BYTEA: u32 = 17;
     pub(super) const INT8: u32 = 20;
     pub(super) const INT2: u32 = 21;
+    pub(super) const INT2VECTOR: u32 = 22;
     pub(super) const INT4: u32 = 23;
+    pub(super) const OIDVECTOR: u32 = 30;
     pub(super) const JSON: u32 = 114;
     pub(super) const FLOAT4: u32 = 700;
     pub(super) const FLOAT8: u32 = 701;
@@ -50,336 +60,223 @@ mod oid {
     pub(super) const JSONB: u32 = 3802;
 }
 
-impl Codec {
-    /// How values of this type are written.
-    pub(super) fn of(ty: Oid, catalog: &Catalog) -> Arc<Self> {
-        Arc::new(Self::nested(ty, catalog, 0))
+/// Codecs of one catalog. A type that occurs many times in another is looked at once.
+struct Codecs<'catalog> {
+    catalog: &'catalog Catalog,
+    known: HashMap<Oid, Arc<Codec>>,
+}
+
+impl Codecs<'_> {
+    fn of(&mut self, ty: Oid, depth: usize) -> Arc<Codec> {
+        if depth > 0 && Mutant::NestedIsText.active() {
+            return Arc::new(Codec::Text);
+        }
+        if let Some(known) = self.known.get(&ty) {
+            return Arc::clone(known);
+        }
+        // Types do not contain themselves, but an end must not depend on the catalog being sound.
+        self.known.insert(ty, Arc::new(Codec::Text));
+        let codec = match ty.0 {
+            oid::BOOL => Arc::new(Codec::Bool),
+            oid::INT2 | oid::INT4 | oid::INT8 | oid::FLOAT4 | oid::FLOAT8 | oid::NUMERIC => {
+                Arc::new(Codec::Number)
+            }
+            oid::JSON | oid::JSONB => Arc::new(Codec::Json),
+            oid::TIMESTAMP => Arc::new(Codec::Timestamp),
+            oid::TIMESTAMPTZ => Arc::new(Codec::Timestamptz),
+            oid::INT2VECTOR => Arc::new(Codec::Vector(Arc::new(Codec::Number))),
+            oid::OIDVECTOR => Arc::new(Codec::Vector(Arc::new(Codec::Text))),
+            _ => self.made_of_others(ty, depth),
+        };
+        self.known.insert(ty, Arc::clone(&codec));
+        codec
     }
 
-    fn nested(ty: Oid, catalog: &Catalog, depth: usize) -> Self {
-        match ty.0 {
-            oid::BOOL => return Self::Bool,
-            oid::INT2 | oid::INT4 | oid::INT8 | oid::FLOAT4 | oid::FLOAT8 | oid::NUMERIC => {
-                return Self::Number;
-            }
-            oid::JSON | oid::JSONB => return Self::Json,
-            oid::TIMESTAMP => return Self::Timestamp,
-            oid::TIMESTAMPTZ => return Self::Timestamptz,
-            oid::BYTEA if depth == 0 => return Self::Bytea,
-            _ => {}
-        }
+    fn made_of_others(&mut self, ty: Oid, depth: usize) -> Arc<Codec> {
+        let catalog = self.catalog;
         let Some(ty) = catalog.types.get(&ty).filter(|_| depth < MAX_DEPTH) else {
-            return Self::Text;
+            return Arc::new(Codec::Text);
         };
-        if ty.kind == 'd' {
-            return Self::nested(ty.base, catalog, depth + 1);
+        if ty.kind == 'd' && !Mutant::DomainIsText.active() {
+            return self.of(ty.base, depth);
+        }
+        if ty.hstore && !Mutant::HstoreIsText.active() {
+            return Arc::new(Codec::Hstore);
         }
         if ty.element.0 != 0 {
-            let element = Self::nested(ty.element, catalog, depth + 1);
             let delimiter = catalog
                 .types
                 .get(&ty.element)
                 .map_or(',', |element| element.delimiter);
-            return Self::Array {
-                element: Arc::new(element),
-                delimiter: u8::try_from(delimiter).unwrap_or(b','),
-            };
+            return Arc::new(Codec::Array {
+                element: self.of(ty.element, depth + 1),
+                delimiter: if Mutant::DelimiterIsComma.active() {
+                    b','
+                } else {
+                    u8::try_from(delimiter).unwrap_or(b',')
+                },
+            });
         }
-        if let Some(attributes) = ty.attributes.as_ref().filter(|_| ty.kind == 'c') {
-            return Self::Composite(
-                attributes
-                    .iter()
-                    .map(|(name, attribute)| {
-                        let mut label = Vec::new();
-                        write_string(&mut label, name);
-                        label.push(b':');
-                        let codec = Self::nested(*attribute, catalog, depth + 1);
-                        (label.into_boxed_slice(), Arc::new(codec))
-                    })
-                    .collect(),
-            );
+        if ty.kind != 'c' {
+            return Arc::new(Codec::Text);
         }
-        Self::Text
+        let mut attributes: Box<[Attribute]> = ty
+            .attributes
+            .iter()
+            .flatten()
+            .map(|(name, attribute)| {
+                let mut label = Vec::new();
+                write_string(&mut label, name);
+                label.push(b':');
+                (label.into_boxed_slice(), self.of(*attribute, depth + 1))
+            })
+            .collect();
+        if Mutant::AttributesInOtherOrder.active() {
+            attributes.reverse();
+        }
+        Arc::new(Codec::Composite(attributes))
+    }
+}
+
+impl Codec {
+    /// How values of a column of this type are written.
+    pub(super) fn of(ty: Oid, catalog: &Catalog) -> Arc<Self> {
+        // Inside arrays and composites, and under a domain, Supabase's bytea has the prefix.
+        if ty.0 == oid::BYTEA && !Mutant::ByteaKeepsPrefix.active() {
+            return Arc::new(Self::Bytea);
+        }
+        let known = HashMap::new();
+        Codecs { catalog, known }.of(ty, 0)
     }
 
     /// Writes one value that is not NULL. A text that is not what its type prints is written as a
     /// string.
     pub(super) fn write(&self, out: &mut Vec<u8>, text: &str) {
         match self {
-            Self::Bool => match text {
-                "t" | "true" => out.extend_from_slice(b"true"),
-                "f" | "false" => out.extend_from_slice(b"false"),
+            Self::Bool if !Mutant::BoolIsLetter.active() => match text {
+                "t" => out.extend_from_slice(b"true"),
+                "f" => out.extend_from_slice(b"false"),
                 _ => write_string(out, text),
             },
-            Self::Number => {
-                if is_json_number(text) {
-                    out.extend_from_slice(text.as_bytes());
-                } else {
-                    write_string(out, text);
-                }
-            }
+            Self::Number if is_json_number(text) => write_number(out, text),
+            Self::Number if Mutant::NanIsNull.active() => out.extend_from_slice(b"null"),
             Self::Json => out.extend_from_slice(text.as_bytes()),
-            Self::Text => write_string(out, text),
-            Self::Timestamp => write_string(out, &text.replacen(' ', "T", 1)),
-            Self::Timestamptz => write_timestamptz(out, text),
+            Self::Text if Mutant::PaddingIsCut.active() => {
+                write_string(out, text.trim_end_matches(' '));
+            }
+            Self::Text if Mutant::BitIsFirst.active() && is_bits(text) => {
+                write_string(out, text.get(..1).unwrap_or_default());
+            }
+            Self::Bool | Self::Number | Self::Text => write_string(out, text),
+            Self::Timestamp => write_timestamp(out, text, ""),
+            Self::Timestamptz if Mutant::ZoneIsShort.active() => write_timestamp(out, text, ""),
+            Self::Timestamptz => write_timestamp(out, text, "+00"),
             Self::Bytea => write_string(out, text.strip_prefix("\\x").unwrap_or(text)),
-            Self::Array { element, delimiter } => {
-                let mark = out.len();
-                if write_array(out, text, element, *delimiter).is_none() {
-                    out.truncate(mark);
-                    write_string(out, text);
-                }
+            Self::Vector(element) => {
+                or_text(out, text, |out| nested::write_vector(out, text, element));
             }
-            Self::Composite(attributes) => {
-                let mark = out.len();
-                if write_composite(out, text, attributes).is_none() {
-                    out.truncate(mark);
-                    write_string(out, text);
-                }
-            }
+            Self::Array { element, delimiter } => or_text(out, text, |out| {
+                nested::write_array(out, text, element, *delimiter)
+            }),
+            Self::Composite(attributes) => or_text(out, text, |out| {
+                nested::write_composite(out, text, attributes)
+            }),
+            Self::Hstore => or_text(out, text, |out| nested::write_hstore(out, text)),
         }
+    }
+}
+
+/// Writes the text itself where `write` finds that it has another form.
+fn or_text(out: &mut Vec<u8>, text: &str, write: impl FnOnce(&mut Vec<u8>) -> Option<()>) {
+    let mark = out.len();
+    if write(out).is_none() {
+        out.truncate(mark);
+        write_string(out, text);
     }
 }
 
 /// PostgreSQL prints numbers as JSON does, but for NaN and the infinities.
 fn is_json_number(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    digits.starts_with(|first: char| first.is_ascii_digit())
-        && digits
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'+' | b'-'))
-}
-
-/// `2024-02-29 10:34:56.1+00` to `2024-02-29T10:34:56.1+00:00`; a year BC keeps its mark.
-fn write_timestamptz(out: &mut Vec<u8>, text: &str) {
-    let (moment, era) = match text.strip_suffix(" BC") {
-        Some(moment) => (moment, " BC"),
-        None => (text, ""),
+    let digits = |text: &mut &[u8]| {
+        let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        *text = text.get(count..).unwrap_or_default();
+        count > 0
     };
-    let moment = moment.replacen(' ', "T", 1);
-    let minutes = if moment.ends_with("+00") { ":00" } else { "" };
-    write_string(out, &format!("{moment}{minutes}{era}"));
+    let mut rest = text.as_bytes();
+    let skip = |rest: &mut &[u8], wanted: &[u8]| match rest.split_first() {
+        Some((first, after)) if wanted.contains(first) => {
+            *rest = after;
+            true
+        }
+        _ => false,
+    };
+    skip(&mut rest, b"-");
+    // Nothing follows a leading zero but a point or an exponent.
+    if !skip(&mut rest, b"0") && !digits(&mut rest) {
+        return false;
+    }
+    if skip(&mut rest, b".") && !digits(&mut rest) {
+        return false;
+    }
+    if skip(&mut rest, b"eE") {
+        skip(&mut rest, b"+-");
+        if !digits(&mut rest) {
+            return false;
+        }
+    }
+    rest.is_empty()
 }
 
-/// Writes PostgreSQL's array text (chapter "Array Input and Output Syntax") as nested JSON arrays.
-/// `None` where the text is not an array's.
-fn write_array(out: &mut Vec<u8>, text: &str, element: &Codec, delimiter: u8) -> Option<()> {
-    // Bounds other than 1 are printed in front and do not show in JSON.
-    let body = if text.starts_with('[') {
-        text.split_once('=')?.1
+/// What only a [`Mutant`] asks.
+fn is_bits(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0' | b'1'))
+}
+
+fn write_number(out: &mut Vec<u8>, text: &str) {
+    if Mutant::NumberIsDouble.active()
+        && let Ok(number) = text.parse::<f64>()
+    {
+        return out.extend_from_slice(number.to_string().as_bytes());
+    }
+    if Mutant::ScaleIsCut.active() && text.contains('.') && !text.contains('e') {
+        let cut = text.trim_end_matches('0').trim_end_matches('.');
+        return out.extend_from_slice(cut.as_bytes());
+    }
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// `2024-02-29 10:34:56.1+00` to `2024-02-29T10:34:56.1+00:00`, where `zone` is what the time of day
+/// ends with; a year BC keeps its mark, and infinity is itself.
+fn write_timestamp(out: &mut Vec<u8>, text: &str, zone: &str) {
+    let plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b':' | b'.');
+    let Some((date, time)) = text.split_once(' ') else {
+        return write_string(out, text);
+    };
+    let (time, era) = match time.strip_suffix(" BC") {
+        Some(time) => (time, " BC"),
+        None => (time, ""),
+    };
+    if !date.bytes().chain(time.bytes()).all(plain) {
+        return write_string(out, text);
+    }
+    let between = if Mutant::TimestampKeepsSpace.active() {
+        b' '
     } else {
-        text
+        b'T'
     };
-    let bytes = body.as_bytes();
-    let mut at = 0;
-    let mut depth = 0_usize;
-    let mut item = String::new();
-    loop {
-        match *bytes.get(at)? {
-            b'{' => {
-                depth += 1;
-                out.push(b'[');
-                at += 1;
-                if bytes.get(at) == Some(&b'}') {
-                    continue;
-                }
-            }
-            b'}' => {
-                depth = depth.checked_sub(1)?;
-                out.push(b']');
-                at += 1;
-                if depth == 0 {
-                    return (at == bytes.len()).then_some(());
-                }
-            }
-            byte if byte == delimiter => {
-                out.push(b',');
-                at += 1;
-            }
-            b'"' => {
-                item.clear();
-                at = quoted(body, at, &mut item)?;
-                element.write(out, &item);
-            }
-            _ => {
-                item.clear();
-                let begin = at;
-                while !matches!(*bytes.get(at)?, b'}' | b'{') && *bytes.get(at)? != delimiter {
-                    at += if *bytes.get(at)? == b'\\' { 2 } else { 1 };
-                }
-                let raw = body.get(begin..at)?;
-                if raw.eq_ignore_ascii_case("null") {
-                    out.extend_from_slice(b"null");
-                } else {
-                    unescape(raw, &mut item);
-                    element.write(out, &item);
-                }
-            }
-        }
+    out.push(b'"');
+    out.extend_from_slice(date.as_bytes());
+    out.push(between);
+    out.extend_from_slice(time.as_bytes());
+    if !zone.is_empty() && time.ends_with(zone) {
+        out.extend_from_slice(b":00");
     }
-}
-
-/// Reads a value in double quotes that begins at `at`; returns where it ends. Inside, a backslash
-/// or a doubled quote stands for the character behind it.
-fn quoted(text: &str, at: usize, item: &mut String) -> Option<usize> {
-    let mut rest = text.get(at + 1..)?.char_indices().peekable();
-    while let Some((place, character)) = rest.next() {
-        match character {
-            '\\' => item.push(rest.next()?.1),
-            '"' => match rest.peek() {
-                Some((_, '"')) => {
-                    item.push('"');
-                    rest.next();
-                }
-                _ => return Some(at + 1 + place + 1),
-            },
-            _ => item.push(character),
-        }
+    if !Mutant::EraIsLost.active() {
+        out.extend_from_slice(era.as_bytes());
     }
-    None
-}
-
-fn unescape(raw: &str, item: &mut String) {
-    let mut characters = raw.chars();
-    while let Some(character) = characters.next() {
-        item.push(if character == '\\' {
-            characters.next().unwrap_or('\\')
-        } else {
-            character
-        });
-    }
-}
-
-/// Writes PostgreSQL's row text (chapter "Composite Type Input and Output Syntax") as an object.
-fn write_composite(out: &mut Vec<u8>, text: &str, attributes: &[Attribute]) -> Option<()> {
-    let body = text.strip_prefix('(')?.strip_suffix(')')?;
-    let bytes = body.as_bytes();
-    let mut at = 0;
-    let mut item = String::new();
-    out.push(b'{');
-    for (number, (label, codec)) in attributes.iter().enumerate() {
-        if number > 0 {
-            if bytes.get(at) != Some(&b',') {
-                return None;
-            }
-            at += 1;
-            out.push(b',');
-        }
-        out.extend_from_slice(label);
-        item.clear();
-        // Nothing at all between two commas is NULL; a pair of quotes is the empty text.
-        if matches!(bytes.get(at), None | Some(b',')) {
-            out.extend_from_slice(b"null");
-            continue;
-        }
-        while !matches!(bytes.get(at), None | Some(b',')) {
-            if bytes.get(at) == Some(&b'"') {
-                at = quoted(body, at, &mut item)?;
-            } else {
-                let rest = body.get(at..)?;
-                let end = rest.find([',', '"']).unwrap_or(rest.len());
-                unescape(rest.get(..end)?, &mut item);
-                at += end;
-            }
-        }
-        codec.write(out, &item);
-    }
-    out.push(b'}');
-    (at == bytes.len()).then_some(())
+    out.push(b'"');
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn written(codec: &Codec, text: &str) -> String {
-        let mut out = Vec::new();
-        codec.write(&mut out, text);
-        let json = String::from_utf8(out).unwrap();
-        assert!(
-            serde_json::from_str::<&serde_json::value::RawValue>(&json).is_ok(),
-            "{json}"
-        );
-        json
-    }
-
-    #[test]
-    fn values_are_written_as_to_jsonb_writes_them() {
-        for (codec, text, json) in [
-            (Codec::Bool, "t", "true"),
-            (Codec::Number, "9223372036854775807", "9223372036854775807"),
-            (Codec::Number, "-1.50", "-1.50"),
-            (Codec::Number, "1e-07", "1e-07"),
-            (Codec::Number, "NaN", "\"NaN\""),
-            (Codec::Number, "-Infinity", "\"-Infinity\""),
-            (Codec::Text, "a\"b\\c\n", r#""a\"b\\c\n""#),
-            (Codec::Json, r#"{"a": [1, null]}"#, r#"{"a": [1, null]}"#),
-            (
-                Codec::Timestamp,
-                "2024-02-29 12:34:56.5",
-                "\"2024-02-29T12:34:56.5\"",
-            ),
-            (Codec::Timestamp, "infinity", "\"infinity\""),
-            (
-                Codec::Timestamptz,
-                "2024-02-29 10:34:56+00",
-                "\"2024-02-29T10:34:56+00:00\"",
-            ),
-            (
-                Codec::Timestamptz,
-                "0044-03-15 00:00:00+00 BC",
-                "\"0044-03-15T00:00:00+00:00 BC\"",
-            ),
-            (Codec::Timestamptz, "-infinity", "\"-infinity\""),
-            (Codec::Bytea, "\\xdeadbeef", "\"deadbeef\""),
-        ] {
-            assert_eq!(written(&codec, text), json);
-        }
-    }
-
-    #[test]
-    fn arrays_and_composites_nest() {
-        let numbers = Codec::Array {
-            element: Arc::new(Codec::Number),
-            delimiter: b',',
-        };
-        assert_eq!(written(&numbers, "{}"), "[]");
-        assert_eq!(written(&numbers, "{1,NULL,3}"), "[1,null,3]");
-        assert_eq!(written(&numbers, "{{1,2},{3,NaN}}"), "[[1,2],[3,\"NaN\"]]");
-        assert_eq!(written(&numbers, "[0:1]={1,2}"), "[1,2]");
-        let texts = Codec::Array {
-            element: Arc::new(Codec::Text),
-            delimiter: b',',
-        };
-        assert_eq!(
-            written(&texts, r#"{a,"b,c","NULL","d\"e\\","",größer}"#),
-            r#"["a","b,c","NULL","d\"e\\","","größer"]"#
-        );
-        let pair = Codec::Composite(
-            [
-                (
-                    b"\"a\":".to_vec().into_boxed_slice(),
-                    Arc::new(Codec::Number),
-                ),
-                (b"\"b\":".to_vec().into_boxed_slice(), Arc::new(texts)),
-                (b"\"c\":".to_vec().into_boxed_slice(), Arc::new(Codec::Text)),
-            ]
-            .into(),
-        );
-        assert_eq!(
-            written(&pair, r#"(1,"{x,""y z""}",)"#),
-            r#"{"a":1,"b":["x","y z"],"c":null}"#
-        );
-    }
-
-    #[test]
-    fn a_text_that_is_not_its_types_becomes_a_string_never_broken_json() {
-        let numbers = Codec::Array {
-            element: Arc::new(Codec::Number),
-            delimiter: b',',
-        };
-        for text in ["", "{", "}", "{1", "{1}}", "{\"", "[1", "x", "{a\\"] {
-            assert!(written(&numbers, text).starts_with('"'), "{text}");
-        }
-    }
-}
+mod tests;

@@ -80,8 +80,12 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// The attribute numbers of its primary key.
     pub key: Vec<i16>,
-    /// The attribute numbers that old rows carry; `None` for all (`replica identity full`).
+    /// The attribute numbers that old rows carry; `None` for all (`replica identity full`). Of a
+    /// partitioned table: what the old rows of all its partitions carry.
     pub identity: Option<Vec<i16>>,
+    /// The partitions that hold the rows of a partitioned table, with the files that they are in;
+    /// `None` for every other table.
+    pub leaves: Option<Vec<(Oid, Oid)>>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
     /// What each role may do.
@@ -105,6 +109,15 @@ impl Table {
             .any(|writer| xid.widen(*writer) > xid)
     }
 
+    /// Whether `xid` itself has written what the catalog says of the table: its rows may lie before
+    /// that or behind it.
+    #[must_use]
+    pub fn written_by(&self, xid: Xid) -> bool {
+        self.written_by
+            .iter()
+            .any(|writer| xid.widen(*writer) == xid)
+    }
+
     /// The name as SQL, quoted.
     #[must_use]
     pub fn sql_name(&self) -> String {
@@ -121,12 +134,30 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// Whether the publication carries a column.
+    /// Whether the publication carries a column. A generated one, which old publications cannot
+    /// name, belongs to a table that is published as a whole.
     #[must_use]
     pub fn publishes(&self, column: &str) -> bool {
-        self.published_columns
-            .as_ref()
-            .is_none_or(|columns| columns.iter().any(|c| c == column))
+        let Some(published) = &self.published_columns else {
+            return true;
+        };
+        let named = |name: &str| published.iter().any(|known| known == name);
+        let generated = |column: &Column| column.generated.is_some();
+        named(column)
+            || self.column(column).is_some_and(generated)
+                && self
+                    .columns
+                    .iter()
+                    .all(|column| generated(column) || named(&column.name))
+    }
+
+    /// Whether partitions that held rows of this table no longer do, or are in another file:
+    /// truncated, detached, dropped or rewritten, of which the stream says nothing.
+    #[must_use]
+    pub fn lost_leaves(&self, now: &Self) -> bool {
+        let leaves = |table: &Self| table.leaves.clone().unwrap_or_default();
+        let now = leaves(now);
+        leaves(self).iter().any(|leaf| !now.contains(leaf))
     }
 
     /// Whether old rows carry a column.
@@ -162,6 +193,8 @@ pub struct Column {
     pub type_sql: String,
     /// The expression that a generated column is computed by.
     pub generated: Option<String>,
+    /// The attribute numbers of the columns that it is computed from.
+    pub computed_from: Option<Vec<i16>>,
 }
 
 /// A policy that applies to SELECT.
@@ -210,13 +243,15 @@ pub struct Type {
     pub category: char,
     /// The element type of an array, 0 otherwise.
     pub element: Oid,
+    /// Whether it is the extension `hstore`'s.
+    pub hstore: bool,
     /// What separates an array's elements.
     pub delimiter: char,
     /// The type that a domain is over, 0 otherwise.
     pub base: Oid,
     /// The labels of an enum in sort order: number, label, order.
     pub labels: Option<Vec<(Oid, String, f64)>>,
-    /// The attributes of a composite type: name, type.
+    /// The attributes of a composite type: name, type. `None` where it has none.
     pub attributes: Option<Vec<(String, Oid)>>,
 }
 

@@ -29,5 +29,7 @@ pub mod ask;
 
 pub mod access;
 
+pub mod generated;
+
 pub use compile::{Compiled, Refusal, Scope, compile};
 pub use predicate::{Audience, Bound, Facts, Predicate, Probe, Projection, Verdict};

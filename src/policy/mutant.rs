@@ -2,7 +2,7 @@
 //!
 //! Without the cargo feature `mutants` there are none: every switch is off at compile time.
 
-/// One fault in the evaluator.
+/// One fault in the policy evaluator or in the encoder of values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say which operator is wrong")]
 pub enum Mutant {
@@ -36,10 +36,36 @@ pub enum Mutant {
     RestrictiveIsPermissive,
     AudienceIsNobody,
     ProbeTakesWrongSlot,
+    // The encoder of values.
+    EscapeIsForgotten,
+    DomainIsText,
+    DomainIsNamedByBase,
+    HstoreIsText,
+    VectorIsText,
+    BoolIsLetter,
+    NanIsNull,
+    NumberIsDouble,
+    ScaleIsCut,
+    PaddingIsCut,
+    BitIsFirst,
+    ZoneIsShort,
+    TimestampKeepsSpace,
+    EraIsLost,
+    ByteaKeepsPrefix,
+    DelimiterIsComma,
+    NullElementIsEmpty,
+    QuotedNullIsNull,
+    BoundsAreStrange,
+    DimensionsAreOne,
+    DoubledQuoteStays,
+    BackslashEndsNothing,
+    AttributesInOtherOrder,
+    NullAttributeIsEmpty,
+    NestedIsText,
 }
 
 impl Mutant {
-    /// All of them.
+    /// Those of the policy evaluator.
     pub const ALL: [Self; 30] = [
         Self::AndIsOr,
         Self::OrIsAnd,
@@ -73,6 +99,35 @@ impl Mutant {
         Self::ProbeTakesWrongSlot,
     ];
 
+    /// Those of the encoder of values.
+    pub const ENCODER: [Self; 25] = [
+        Self::EscapeIsForgotten,
+        Self::DomainIsText,
+        Self::DomainIsNamedByBase,
+        Self::HstoreIsText,
+        Self::VectorIsText,
+        Self::BoolIsLetter,
+        Self::NanIsNull,
+        Self::NumberIsDouble,
+        Self::ScaleIsCut,
+        Self::PaddingIsCut,
+        Self::BitIsFirst,
+        Self::ZoneIsShort,
+        Self::TimestampKeepsSpace,
+        Self::EraIsLost,
+        Self::ByteaKeepsPrefix,
+        Self::DelimiterIsComma,
+        Self::NullElementIsEmpty,
+        Self::QuotedNullIsNull,
+        Self::BoundsAreStrange,
+        Self::DimensionsAreOne,
+        Self::DoubledQuoteStays,
+        Self::BackslashEndsNothing,
+        Self::AttributesInOtherOrder,
+        Self::NullAttributeIsEmpty,
+        Self::NestedIsText,
+    ];
+
     /// Whether this fault is switched on.
     #[cfg(not(feature = "mutants"))]
     #[must_use]
@@ -92,6 +147,12 @@ impl Mutant {
     #[cfg(feature = "mutants")]
     pub fn switch_on(self) {
         ACTIVE.store(self as usize + 1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Switches every fault off.
+    #[cfg(feature = "mutants")]
+    pub fn switch_off() {
+        ACTIVE.store(0, std::sync::atomic::Ordering::Relaxed);
     }
 }
 

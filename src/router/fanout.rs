@@ -2,6 +2,8 @@
 
 mod channels;
 
+mod complete;
+
 mod delivery;
 
 use std::collections::HashMap;
@@ -15,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::complete::Ahead;
 use super::group::{Group, MemberKey};
+use super::layout::Layout;
 use super::resolve::{Literals, Unread};
 use super::{
     ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Router, SessionId,
@@ -25,10 +29,11 @@ use crate::change::{ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Entry, Log, LogError, Offset};
 use crate::metrics::{HiddenReason, Metrics};
-use crate::pg::{Lsn, Oid, Xid};
+use crate::pg::{Lsn, Oid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
+use crate::policy::generated::Computer;
 use crate::policy::reader::Literal;
 use crate::policy::watch::CatalogWatch;
 use crate::subscription::Wanted;
@@ -51,6 +56,8 @@ pub struct Settings {
     pub delete_without_identity: DeleteWithoutIdentity,
     /// How long a question may take.
     pub ask_timeout: Duration,
+    /// A change that is larger goes out without its large values, in bytes.
+    pub max_record_bytes: usize,
 }
 
 /// What the router stands on.
@@ -61,6 +68,8 @@ pub struct Foundation {
     pub catalog: CatalogWatch,
     /// Who is asked where nothing decides natively.
     pub asker: Asker,
+    /// Who computes generated columns.
+    pub computer: Computer,
     /// What it counts.
     pub metrics: Arc<Metrics>,
 }
@@ -70,6 +79,7 @@ pub struct Fanout {
     log: Arc<dyn Log>,
     watch: CatalogWatch,
     asker: Asker,
+    computer: Computer,
     metrics: Arc<Metrics>,
     settings: Settings,
     commands: mpsc::Receiver<Command>,
@@ -82,6 +92,9 @@ pub struct Fanout {
     tables: HashMap<Oid, Watched>,
     /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
     doubts: HashMap<Oid, Doubt>,
+    /// The newest versions of tables that nobody watches: one that is new here may be of a table
+    /// that is new, and meant by whoever named none.
+    passed: HashMap<Oid, u64>,
     sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
 }
@@ -96,6 +109,12 @@ struct Watched {
     doubt: Option<Doubt>,
     /// Whether the catalog's columns are those of the verified version.
     fits: bool,
+    /// The verified version.
+    described: Option<Arc<Relation>>,
+    /// How its rows become what they are, where they are not that already.
+    layout: Option<Arc<Layout>>,
+    /// Whether columns were computed for the verified version by what was known of the table then.
+    computed: bool,
     shapes: HashMap<(u64, ColumnSet), Arc<Shape>>,
 }
 
@@ -137,6 +156,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         log,
         catalog: mut watch,
         asker,
+        computer,
         metrics,
     } = foundation;
     let catalog = watch.take();
@@ -146,6 +166,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         started_at: catalog.read_at,
         watch,
         asker,
+        computer,
         metrics,
         settings,
         commands: incoming,
@@ -154,6 +175,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         access: HashMap::new(),
         tables: HashMap::new(),
         doubts: HashMap::new(),
+        passed: HashMap::new(),
         sessions: HashMap::new(),
         parked: FuturesUnordered::new(),
     };
@@ -228,8 +250,15 @@ impl Fanout {
         if entry.batch.commit_lsn <= self.started_at {
             return;
         }
+        let mut ahead = Ahead::default();
         for (offset, change) in entry.changes() {
             let oid = change.relation.oid;
+            if !self.tables.contains_key(&oid) && self.may_be_new(&change.relation) {
+                if self.watch.after(entry.batch.xid, oid).await.is_err() {
+                    return;
+                }
+                self.adopt(Some(oid));
+            }
             let Some(watched) = self.tables.get(&oid) else {
                 continue;
             };
@@ -259,26 +288,54 @@ impl Fanout {
                     return;
                 }
                 self.adopt(Some(oid));
-                self.verify(oid, &change.relation, entry.batch.xid);
+                self.verify(oid, &change.relation, entry);
             }
-            self.change(entry, offset, change).await;
+            let change = self.complete(entry, offset, change, &mut ahead).await;
+            self.change(entry, offset, &change).await;
         }
     }
 
-    fn verify(&mut self, oid: Oid, relation: &Relation, xid: Xid) {
+    /// Whether a table that nobody watches is seen for the first time in this version, while
+    /// somebody wants all tables: the catalog in hand may not know it yet.
+    fn may_be_new(&mut self, relation: &Relation) -> bool {
+        let passed = self.passed.entry(relation.oid).or_default();
+        if *passed >= relation.version {
+            return false;
+        }
+        *passed = relation.version;
+        let mut channels = self.sessions.values().flat_map(HashMap::values);
+        channels.any(|channel| channel.wanted.iter().any(Wanted::is_open))
+    }
+
+    fn verify(&mut self, oid: Oid, relation: &Arc<Relation>, entry: &Entry) {
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
-        watched.verified = relation.version;
+        let (xid, version) = (entry.batch.xid, relation.version);
+        let layout = Layout::of(relation, &watched.table).map(Arc::new);
+        let computed = layout
+            .as_ref()
+            .is_some_and(|layout| layout.query().is_some());
         if watched.table.written_after(xid) {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
             watched.doubt = Some(Doubt {
                 until: self.catalog.read_at,
-                version: relation.version,
+                version,
+            });
+        } else if watched.table.written_by(xid) && (computed || watched.computed) {
+            // The description does not tell whether this row lies before or behind what its own
+            // transaction did to the columns that are computed.
+            watched.doubt = Some(Doubt {
+                until: entry.batch.commit_lsn,
+                version,
             });
         }
+        watched.verified = version;
         watched.shapes.clear();
+        watched.described = Some(Arc::clone(relation));
+        watched.layout = layout;
+        watched.computed = computed;
         watched.fits = relation.columns.iter().all(|column| {
             let known = watched.table.column(&column.name);
             known.is_some_and(|known| known.type_oid == column.type_oid)

@@ -7,6 +7,8 @@ mod filter_index;
 
 pub mod outbox;
 
+mod layout;
+
 mod resolve;
 
 pub mod fanout;

@@ -297,10 +297,16 @@ fn unjudged_delete(
     if missing.is_empty() {
         return None;
     }
+    let cure = match table.leaves {
+        // A partition's old rows carry what its own identity names.
+        Some(_) => "the same for each of its partitions: alter table … replica identity full",
+        None => "",
+    };
     Some(format!(
         "DELETE of {schema}.{name} is not delivered: the replica identity does not carry {columns}, \
          which decides who may see the row. To have it delivered: alter table {table_sql} replica \
-         identity full",
+         identity full{and}{cure}",
+        and = if cure.is_empty() { "" } else { ", and " },
         schema = table.schema,
         name = table.name,
         columns = missing.join(", "),

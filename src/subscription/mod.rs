@@ -69,3 +69,11 @@ pub struct Wanted {
     /// What must hold of the row, all of it.
     pub filter: Vec<Condition>,
 }
+
+impl Wanted {
+    /// Whether it means tables that it does not name.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.schema.is_none() || self.table.is_none()
+    }
+}

@@ -192,6 +192,7 @@ pub(crate) fn config(url: &str) -> Config {
         delete_without_identity: DeleteWithoutIdentity::Suppress,
         log_max_changes: 1_000_000,
         log_max_bytes: 256 << 20,
+        max_record_bytes: 1 << 20,
         max_connections: 100,
         max_channels: 100,
         max_joins_per_second: 100,
@@ -291,6 +292,14 @@ impl Watcher {
         tokio::time::timeout(DEADLINE, next)
             .await
             .expect("an event in time")
+    }
+
+    /// Waits for a resync without anything in the stream to wait for; returns its reason.
+    pub(crate) async fn resync(&self) -> &'static str {
+        match self.event().await {
+            Event::Resync { reason, .. } => reason.as_str(),
+            other => panic!("a resync was expected, not {other:?}"),
+        }
     }
 
     pub(crate) async fn until(&self, fence: u64) -> Vec<Seen> {

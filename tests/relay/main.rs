@@ -21,6 +21,14 @@ mod majors;
 
 mod differential;
 
+mod alter;
+
+mod generated;
+
+mod partitions;
+
+mod random_alters;
+
 mod rows;
 
 mod redteam;

@@ -7,7 +7,7 @@ use rowcast::policy::reader::CatalogReader;
 use rowcast::subscription::Events;
 use serde_json::json;
 
-use crate::harness::{DEADLINE, Relay, brief, cluster, connect};
+use crate::harness::{Relay, cluster, connect};
 
 /// Whether the server is at least of that major version; where not, that is printed.
 pub(crate) async fn at_least(major: u32, for_what: &str) -> bool {
@@ -21,83 +21,6 @@ pub(crate) async fn at_least(major: u32, for_what: &str) -> bool {
         println!("not tested: PostgreSQL {version} has no {for_what}, {major} has");
     }
     version >= major
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn policies_over_virtual_columns_are_judged_on_what_a_select_computes() {
-    if !at_least(18, "virtual generated columns").await {
-        return;
-    }
-    let mut relay = Relay::start(
-        "create table compiled (id int primary key, n int,
-           twice int generated always as (n * 2));
-         alter table compiled enable row level security;
-         create policy p on compiled using (twice > 5);
-         create table asked (id int primary key, n int,
-           twice int generated always as (n * 2) virtual);
-         alter table asked enable row level security;
-         create policy p on asked using (length(twice::text) = 2);
-         grant select on compiled, asked to authenticated",
-        "compiled, asked",
-    )
-    .await;
-    let compiled = relay.watch("authenticated", &json!({}), "compiled").await;
-    let asked = relay.watch("authenticated", &json!({}), "asked").await;
-    relay
-        .run(
-            "insert into compiled values (1, 2), (2, 3), (3, null);
-             insert into asked values (1, 4), (2, 5), (3, null);
-             update compiled set n = 9 where id = 1;
-             update asked set n = 9 where id = 1",
-        )
-        .await;
-    assert_eq!(
-        brief(&relay.seen(&compiled).await),
-        ["INSERT 2", "UPDATE 1"]
-    );
-    assert_eq!(brief(&relay.seen(&asked).await), ["INSERT 2", "UPDATE 1"]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_generated_column_is_filtered_by_where_it_is_published_and_refused_elsewhere() {
-    let mut relay = Relay::start(
-        "create table t (id int primary key, n int, twice int generated always as (n * 2) stored);
-         grant select on t to authenticated",
-        "t",
-    )
-    .await;
-    let filtered = "twice=eq.6";
-    let claims = json!({});
-    let refused = relay
-        .watch_filtered("authenticated", &claims, "t", Events::All, filtered)
-        .await;
-    let refused = refused.err().unwrap();
-    assert!(
-        refused.contains("invalid column for filter twice"),
-        "{refused}"
-    );
-    if !at_least(18, "publish_generated_columns").await {
-        return;
-    }
-    relay
-        .run("alter publication rowcast set (publish_generated_columns = stored)")
-        .await;
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    let watcher = loop {
-        // The change of the publication is noticed with the next look at the catalog.
-        match relay
-            .watch_filtered("authenticated", &claims, "t", Events::All, filtered)
-            .await
-        {
-            Ok(watcher) => break watcher,
-            Err(refused) => assert!(tokio::time::Instant::now() < deadline, "{refused}"),
-        }
-        tokio::task::yield_now().await;
-    };
-    relay.run("insert into t values (1, 2), (2, 3)").await;
-    let seen = relay.seen(&watcher).await;
-    assert_eq!(brief(&seen), ["INSERT 2"]);
-    assert_eq!(seen[0].change()["record"]["twice"], json!(6));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,10 +9,17 @@ use crate::policy::catalog::{Column, Table};
 /// reads it.
 #[must_use]
 pub fn of(relation: &Relation, row: &Row) -> String {
+    of_columns(relation, row, |_| true)
+}
+
+/// Like [`of`], with only the columns for which `wanted` says yes by place.
+#[must_use]
+pub fn of_columns(relation: &Relation, row: &Row, wanted: impl Fn(usize) -> bool) -> String {
     let mut out = Vec::with_capacity(row.size() * 2);
     out.push(b'{');
-    for (column, value) in relation.columns.iter().zip(row.values()) {
-        if value == Value::Unchanged {
+    let columns = relation.columns.iter().zip(row.values()).enumerate();
+    for (position, (column, value)) in columns {
+        if value == Value::Unchanged || !wanted(position) {
             continue;
         }
         if out.len() > 1 {
@@ -64,20 +71,45 @@ pub fn query(asked: &[Asked<'_>]) -> String {
     sql
 }
 
+/// The SQL that computes the generated columns that `asked` reads, for rows of `$1` as [`query`]
+/// takes them: the row's place counted from 1, and the values' text outputs in an array.
+#[must_use]
+pub fn computation(asked: &Asked<'_>) -> String {
+    let alias = quoted(&asked.table.name);
+    let outputs: Vec<String> = asked
+        .reads
+        .iter()
+        .map(|column| {
+            let value = format!("{alias}.{}", quoted(&column.name));
+            // Not "is null", which is true of a row of NULLs too; not a cast to text, which is
+            // not every type's output.
+            format!(
+                "case when pg_catalog.num_nulls({value}) = 0 \
+                 then pg_catalog.format('%s', {value}) end"
+            )
+        })
+        .collect();
+    format!(
+        "select \"rowcast image\".\"rowcast place\", array[{}]::pg_catalog.text[] \
+         from pg_catalog.unnest($1::pg_catalog.text[]) with ordinality \
+         as \"rowcast image\"(\"rowcast row\", \"rowcast place\") cross join lateral {}",
+        outputs.join(", "),
+        source(asked)
+    )
+}
+
 /// The columns that the stream has to carry for `asked` to be decided.
 pub fn needs<'a>(asked: &Asked<'a>) -> Vec<&'a Column> {
-    let computed = asked.reads.iter().any(|column| column.generated.is_some());
-    if computed {
-        // What the computation reads is not known by column; all of them do.
-        asked
-            .table
-            .columns
-            .iter()
-            .filter(|column| column.generated.is_none())
-            .collect()
-    } else {
-        asked.reads.clone()
-    }
+    let read = |column: &&Column| {
+        let computes = |read: &&Column| {
+            let inputs = read.computed_from.as_deref().unwrap_or_default();
+            inputs.contains(&column.number)
+        };
+        column.generated.is_none()
+            && (asked.reads.iter().any(|read| read.number == column.number)
+                || asked.reads.iter().any(computes))
+    };
+    asked.table.columns.iter().filter(read).collect()
 }
 
 /// One row with the columns that are read, under the table's own name.
@@ -104,7 +136,14 @@ fn source(asked: &Asked<'_>) -> String {
         .reads
         .iter()
         .filter_map(|column| Some((column, column.generated.as_ref()?)))
-        .map(|(column, expression)| format!("({expression}) as {}", quoted(&column.name)))
+        // Rounded and cut to the column's type, as it is when it is stored.
+        .map(|(column, expression)| {
+            format!(
+                "({expression})::{} as {}",
+                column.type_sql,
+                quoted(&column.name)
+            )
+        })
         .collect();
     if computed.is_empty() {
         return format!("(select {values}) as {alias}");

@@ -14,6 +14,7 @@ use crate::policy::access::Access;
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
 use crate::router::group::{Binding, Group};
+use crate::router::layout::Layout;
 use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
 use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
 use crate::subscription::Wanted;
@@ -85,6 +86,10 @@ impl Fanout {
                     .get_mut(&session)
                     .and_then(|all| all.get_mut(&channel))
                 {
+                    if join.wanted.iter().any(Wanted::is_open) {
+                        // The catalog may not know a table yet whose rows it now asks for.
+                        self.passed.clear();
+                    }
                     known.principal = Arc::clone(&join.principal);
                     known.wanted = join.wanted.into();
                 }
@@ -223,6 +228,9 @@ impl Fanout {
                 verified: 0,
                 doubt: self.doubts.remove(&oid),
                 fits: true,
+                described: None,
+                layout: None,
+                computed: false,
                 shapes: HashMap::new(),
             });
             let group = watched
@@ -325,7 +333,7 @@ impl Fanout {
         }
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
-        let mut changed = Vec::new();
+        let (mut changed, mut emptied) = (Vec::new(), Vec::new());
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
                 changed.push(*oid);
@@ -338,8 +346,14 @@ impl Fanout {
                     .insert((*oid, Arc::clone(role)), Arc::new(access));
                 same
             });
+            if watched.table.lost_leaves(table) {
+                emptied.push(*oid);
+            }
             watched.table = Arc::clone(table);
             watched.shapes.clear();
+            let described = watched.described.as_ref();
+            watched.layout =
+                described.and_then(|relation| Layout::of(relation, table).map(Arc::new));
             if !same {
                 changed.push(*oid);
             }
@@ -355,16 +369,29 @@ impl Fanout {
                 });
             }
         }
+        for oid in emptied {
+            self.expel_table(oid, Resync::Truncated);
+        }
     }
 
     /// Resolves anew every channel that watches one of `changed`, that named no table, or that has
     /// a binding which was refused: what it could not have before may be published, granted or
     /// named so now.
     fn resubscribe(&mut self, changed: &[Oid]) {
-        let versions: HashMap<Oid, (u64, Option<Doubt>, bool)> = self
+        let versions: HashMap<Oid, _> = self
             .tables
             .iter()
-            .map(|(oid, watched)| (*oid, (watched.verified, watched.doubt, watched.fits)))
+            .map(|(oid, watched)| {
+                let of_stream = (
+                    watched.described.clone(),
+                    watched.layout.clone(),
+                    watched.computed,
+                );
+                (
+                    *oid,
+                    (watched.verified, watched.doubt, watched.fits, of_stream),
+                )
+            })
             .collect();
         let affected: Vec<(SessionId, ChannelId)> = self
             .sessions
@@ -375,10 +402,9 @@ impl Fanout {
                     .map(move |(channel, state)| (*session, *channel, state))
             })
             .filter(|(_, _, state)| {
-                let open = |wish: &Wanted| wish.schema.is_none() || wish.table.is_none();
                 state.members.iter().any(|(oid, _)| changed.contains(oid))
                     || !state.refused.is_empty()
-                    || state.wanted.iter().any(open)
+                    || state.wanted.iter().any(Wanted::is_open)
             })
             .map(|(session, channel, _)| (session, channel))
             .collect();
@@ -404,9 +430,10 @@ impl Fanout {
             }
         }
         // What was known about the stream's versions does not depend on who watches.
-        for (oid, (verified, doubt, fits)) in versions {
+        for (oid, (verified, doubt, fits, of_stream)) in versions {
             if let Some(watched) = self.tables.get_mut(&oid) {
                 (watched.verified, watched.doubt, watched.fits) = (verified, doubt, fits);
+                (watched.described, watched.layout, watched.computed) = of_stream;
             }
         }
     }

@@ -285,7 +285,12 @@ impl Fanout {
                 &columns,
             ))
         });
-        let data = shape.encode(place.change, place.entry.batch.committed_at, old)?;
+        let data = shape.encode(
+            place.change,
+            place.entry.batch.committed_at,
+            old,
+            self.settings.max_record_bytes,
+        )?;
         place.bodies.push((columns, old, data.clone()));
         Some(data)
     }
