@@ -104,6 +104,11 @@ select jsonb_build_object(
           'number', a.attnum, 'name', a.attname, 'type', a.atttypid, 'modifier', a.atttypmod,
           'collation', a.attcollation,
           'type_sql', format_type(a.atttypid, a.atttypmod),
+          -- A value that is put in the column's place has to be told its collation.
+          'collation_sql', case when a.attcollation not in (0, 100) then (
+            select quote_ident(kn.nspname) || '.' || quote_ident(k.collname)
+            from pg_collation k join pg_namespace kn on kn.oid = k.collnamespace
+            where k.oid = a.attcollation) end,
           'generated', case when a.attgenerated <> '' then (
             select pg_get_expr(d.adbin, d.adrelid) from pg_attrdef d
             where d.adrelid = a.attrelid and d.adnum = a.attnum) end,
@@ -214,6 +219,12 @@ select jsonb_build_object(
     from (select distinct oid from types) t
     join pg_type y on y.oid = t.oid
     join pg_namespace n on n.oid = y.typnamespace), '[]'),
+  -- Operators that filters mean by what they are called, and that somebody made for a type.
+  'operators', coalesce((
+    select jsonb_agg(distinct jsonb_build_array(o.oprleft, o.oprname, n.nspname))
+    from pg_operator o join pg_namespace n on n.oid = o.oprnamespace
+    where o.oid >= 16384 and o.oprleft in (select oid from types)
+      and o.oprname in ('=', '<>', '<', '<=', '>', '>=', '~~', '~~*', '~', '~*')), '[]'),
   -- Casts that somebody made from text: what is asked casts text outputs back to their types.
   'casts', coalesce((
     select jsonb_agg(k.casttarget order by k.casttarget) from pg_cast k

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Switches every deliberate fault of the policy evaluator and of the encoder on in turn and fails
-# unless the differential tests notice each. ROWCAST_MUTANT names one, ROWCAST_CASES sets the size.
+# Switches every deliberate fault of the policy evaluator, the encoder and filters on in turn and fails
+# unless the differential test of each notices. ROWCAST_MUTANT names one, ROWCAST_CASES and
+# ROWCAST_FILTERS set the sizes.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr --test values -- --nocapture every_mutant
+exec cargo test --features mutants --test expr --test values --test filters -- --nocapture every_mutant

@@ -1,5 +1,7 @@
 //! What is not compiled is asked: PostgreSQL itself evaluates the policies on the row as the
-//! stream carries it, under the client's role and claims.
+//! stream carries it, under the client's role and claims. So are filters that are not decided
+//! natively, over connections of their own: clients choose those, and a slow one must not hold up
+//! policies.
 //!
 //! Questions are gathered into batches. A batch is one transaction on one connection, sent as a
 //! pipeline (one round trip), and always rolled back, so that a policy function with side effects
@@ -10,13 +12,15 @@ mod desk;
 
 pub mod image;
 
+pub mod probe;
+
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::auth::Claims;
@@ -24,10 +28,18 @@ use crate::metrics::Metrics;
 use crate::pg::Xid;
 use crate::pg::connect::Database;
 use desk::Desk;
+pub use desk::Subject;
+use probe::{Inquiry, Probe, Prober, Reading};
 
 /// Connections that questions are put over. A policy always goes over the same one, so that a slow
 /// one delays at most a share of the others.
 const LANES: usize = 4;
+
+/// The same for filters.
+const FILTER_LANES: usize = 2;
+
+/// Filters that wait to be read; past this joins wait.
+const PROBES: usize = 256;
 
 /// Questions that wait for one connection. Past this the router waits with them for up to
 /// [`PATIENCE`], and PostgreSQL keeps the WAL meanwhile; where nothing moves even then, the row is
@@ -57,6 +69,8 @@ pub enum Answer {
 
 /// One row under one role and one set of claims.
 pub struct Question {
+    /// What the query is made of.
+    pub subject: Subject,
     /// The transaction that the row comes from.
     pub xid: Xid,
     /// The policies, as made by [`image::query`]. Compared by its text.
@@ -100,7 +114,9 @@ impl Drop for Reply {
 /// Where questions are put; cheap to clone.
 #[derive(Clone)]
 pub struct Asker {
-    lanes: Arc<[Lane]>,
+    policies: Arc<[Lane]>,
+    filters: Arc<[Lane]>,
+    probes: mpsc::Sender<Inquiry>,
 }
 
 struct Lane {
@@ -110,14 +126,24 @@ struct Lane {
 }
 
 impl Asker {
+    /// Has PostgreSQL read a filter; `None` where it could not be put.
+    pub async fn read(&self, probe: Probe) -> Option<Reading> {
+        let (done, reading) = oneshot::channel();
+        self.probes.send((probe, done)).await.ok()?;
+        reading.await.ok()?
+    }
+
     /// Puts a question. Waits a moment where too many are open; where that does not help, the
     /// answer is [`Answer::TimedOut`].
     pub async fn ask(&self, question: Question) {
         let mut hasher = DefaultHasher::new();
         question.query.hash(&mut hasher);
-        let lanes = self.lanes.len() as u64;
-        let place = usize::try_from(hasher.finish() % lanes).unwrap_or(0);
-        let Some(lane) = self.lanes.get(place) else {
+        let lanes = match question.subject {
+            Subject::Policies => &self.policies,
+            Subject::Filter => &self.filters,
+        };
+        let place = usize::try_from(hasher.finish() % lanes.len() as u64).unwrap_or(0);
+        let Some(lane) = lanes.get(place) else {
             return;
         };
         let question = match lane.questions.try_send(question) {
@@ -161,29 +187,40 @@ pub fn asker(
     metrics: Arc<Metrics>,
     timeout: Duration,
 ) -> (Asker, impl Future<Output = ()> + Send) {
-    let mut lanes = Vec::with_capacity(LANES);
-    let mut desks = Vec::with_capacity(LANES);
-    for _ in 0..LANES {
-        let (questions, mut incoming) = mpsc::channel(QUEUE);
-        lanes.push(Lane {
-            questions,
-            stuck_until: Mutex::new(None),
-        });
-        let mut desk = Desk::new(database.clone(), Arc::clone(&metrics), timeout);
-        desks.push(async move {
-            let mut batch = Vec::new();
-            while incoming.recv_many(&mut batch, BATCH).await > 0 {
-                desk.settle(std::mem::take(&mut batch)).await;
+    let mut desks = Vec::with_capacity(LANES + FILTER_LANES);
+    let mut lanes = |subject, count| -> Arc<[Lane]> {
+        let lane = |_| {
+            let (questions, mut incoming) = mpsc::channel(QUEUE);
+            let mut desk = Desk::new(database.clone(), Arc::clone(&metrics), timeout, subject);
+            desks.push(async move {
+                let mut batch = Vec::new();
+                while incoming.recv_many(&mut batch, BATCH).await > 0 {
+                    desk.settle(std::mem::take(&mut batch)).await;
+                }
+            });
+            Lane {
+                questions,
+                stuck_until: Mutex::new(None),
             }
-        });
-    }
-    let task = async move {
-        futures_util::future::join_all(desks).await;
+        };
+        (0..count).map(lane).collect()
     };
-    (
-        Asker {
-            lanes: lanes.into(),
-        },
-        task,
-    )
+    let policies = lanes(Subject::Policies, LANES);
+    let filters = lanes(Subject::Filter, FILTER_LANES);
+    let (probes, mut inquiries) = mpsc::channel(PROBES);
+    let mut prober = Prober::new(database);
+    let reading = async move {
+        while let Some(inquiry) = inquiries.recv().await {
+            prober.serve(inquiry).await;
+        }
+    };
+    let task = async move {
+        futures_util::future::join(futures_util::future::join_all(desks), reading).await;
+    };
+    let asker = Asker {
+        policies,
+        filters,
+        probes,
+    };
+    (asker, task)
 }

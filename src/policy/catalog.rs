@@ -31,6 +31,9 @@ pub struct Catalog {
     pub functions: HashMap<Oid, Function>,
     /// Types to which somebody made a cast from text that runs a function.
     pub casts: Vec<Oid>,
+    /// Operators with names that filters use, outside PostgreSQL's own: the type on their left,
+    /// their name, their schema.
+    pub operators: Vec<(Oid, String, String)>,
     /// What is known of types and collations natively.
     pub native: Types,
     /// Whether some setting of the database or a role sets what only requests should: then what
@@ -191,6 +194,8 @@ pub struct Column {
     pub collation: Oid,
     /// Its type with the modifier, as SQL.
     pub type_sql: String,
+    /// Its collation as SQL; `None` where there is none, or it is the database's default.
+    pub collation_sql: Option<String>,
     /// The expression that a generated column is computed by.
     pub generated: Option<String>,
     /// The attribute numbers of the columns that it is computed from.
@@ -301,6 +306,7 @@ struct Document {
     functions: Vec<Function>,
     collations: Vec<Oid>,
     casts: Vec<Oid>,
+    operators: Vec<(Oid, String, String)>,
 }
 
 #[derive(Deserialize)]
@@ -360,6 +366,7 @@ impl Catalog {
                 .map(|function| (function.oid, function))
                 .collect(),
             casts: document.casts,
+            operators: document.operators,
             unusual_search_path,
             request_settings,
         })

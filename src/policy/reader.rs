@@ -54,15 +54,6 @@ impl CatalogError {
     }
 }
 
-/// What a text is as a value of some type, as PostgreSQL says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Literal {
-    /// The value in the type's own text output.
-    Value(String),
-    /// It is none; PostgreSQL's words.
-    Invalid(String),
-}
-
 /// Owns the connection that the catalog is read through.
 #[derive(Debug)]
 pub struct CatalogReader {
@@ -157,28 +148,6 @@ impl CatalogReader {
                 }
             }
             tokio::time::sleep(backoff.after_failure()).await;
-        }
-    }
-
-    /// What `text` is as a value of the type that `type_sql` names.
-    ///
-    /// # Errors
-    /// [`CatalogError`] for trouble other than the text.
-    pub async fn literal(&mut self, type_sql: &str, text: &str) -> Result<Literal, CatalogError> {
-        let connection = self.connected().await?;
-        // Not a cast to text: that of a boolean is `true`, where the stream has `t`.
-        let query = format!("select pg_catalog.format('%s', ($1::text)::{type_sql})");
-        match connection.client.query_one(&query, &[&text]).await {
-            Ok(row) => Ok(Literal::Value(row.try_get::<_, String>(0)?)),
-            Err(error) => match error.as_db_error() {
-                Some(refused) if refused.code().code().starts_with("22") => {
-                    Ok(Literal::Invalid(refused.message().to_owned()))
-                }
-                _ => {
-                    self.connection = None;
-                    Err(error.into())
-                }
-            },
         }
     }
 

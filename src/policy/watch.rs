@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 use super::catalog::Catalog;
-use super::reader::{CatalogError, CatalogReader, Literal};
+use super::reader::{CatalogError, CatalogReader};
 use crate::metrics::Metrics;
 use crate::pg::{Oid, Xid};
 
@@ -35,11 +35,6 @@ enum Request {
         role: String,
         since: Instant,
         done: oneshot::Sender<Result<(), CatalogError>>,
-    },
-    Literal {
-        type_sql: String,
-        text: String,
-        done: oneshot::Sender<Result<Literal, CatalogError>>,
     },
 }
 
@@ -103,27 +98,6 @@ impl CatalogWatch {
             .map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
     }
-
-    /// What `text` is as a value of the type that `type_sql` names.
-    ///
-    /// # Errors
-    /// [`CatalogError`], or `None` where the task has ended.
-    pub async fn literal(
-        &self,
-        type_sql: String,
-        text: String,
-    ) -> Result<Literal, Option<CatalogError>> {
-        let (done, answer) = oneshot::channel();
-        self.requests
-            .send(Request::Literal {
-                type_sql,
-                text,
-                done,
-            })
-            .await
-            .map_err(|_| None)?;
-        answer.await.map_err(|_| None)?.map_err(Some)
-    }
 }
 
 /// Reads the catalog for the first time, and makes the task that keeps reading it. The task ends
@@ -180,13 +154,6 @@ async fn serve(
                 publish_new(publish, metrics, catalog);
             });
             let _gone = done.send(answer);
-        }
-        Request::Literal {
-            type_sql,
-            text,
-            done,
-        } => {
-            let _gone = done.send(reader.literal(&type_sql, &text).await);
         }
     }
 }

@@ -20,7 +20,7 @@ use tracing::warn;
 use self::complete::Ahead;
 use super::group::{Group, MemberKey};
 use super::layout::Layout;
-use super::resolve::{Literals, Unread};
+use super::resolve::Readings;
 use super::{
     ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Router, SessionId,
 };
@@ -32,9 +32,9 @@ use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
+use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
-use crate::policy::reader::Literal;
 use crate::policy::watch::CatalogWatch;
 use crate::subscription::Wanted;
 
@@ -87,7 +87,7 @@ pub struct Fanout {
     /// Commits before this happened when nobody could have subscribed yet.
     started_at: Lsn,
     next: Offset,
-    literals: Literals,
+    readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
     /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
@@ -132,6 +132,8 @@ struct Channel {
     wanted: Arc<[Wanted]>,
     /// What of it is not in force.
     refused: Vec<Refusal>,
+    /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
+    readings: Readings,
     members: Vec<(Oid, MemberKey)>,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
     joining: u64,
@@ -143,7 +145,9 @@ struct Unparked {
     join: Join,
     joining: u64,
     role_read: bool,
-    literals: Vec<(Unread, Literal)>,
+    /// What it was told before.
+    told: Readings,
+    readings: Vec<(Probe, Reading)>,
     /// Whether there was an answer at all.
     answered: bool,
 }
@@ -171,7 +175,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         settings,
         commands: incoming,
         catalog,
-        literals: Literals::default(),
+        readings: Readings::default(),
         access: HashMap::new(),
         tables: HashMap::new(),
         doubts: HashMap::new(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::filter_index::FilterIndex;
+use super::filter_index::{FilterIndex, FilterKey, Outcomes};
 use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
@@ -15,14 +15,27 @@ use crate::datum::Datum;
 use crate::policy::access::{Access, Rules};
 use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
 use crate::subscription::Events;
-use crate::subscription::matcher::Test;
+use crate::subscription::matcher::{Filter, Outcome};
 
 /// A binding in force on one table.
 #[derive(Debug, Clone)]
 pub(super) struct Binding {
     pub(super) id: u32,
     pub(super) events: Events,
-    pub(super) filter: Arc<[Test]>,
+    pub(super) filter: Arc<Filter>,
+    pub(super) selection: Option<Selection>,
+}
+
+/// The names of the columns that a binding wants, the primary key's among them, in order.
+pub(super) type Selection = Arc<[Arc<str>]>;
+
+/// A binding with its filter in the group's index.
+#[derive(Debug)]
+struct Installed {
+    id: u32,
+    events: Events,
+    filter: FilterKey,
+    selection: Option<Selection>,
 }
 
 /// A channel's bindings on one table.
@@ -30,7 +43,7 @@ pub(super) struct Binding {
 pub(super) struct Member {
     pub(super) outbox: Arc<Outbox>,
     pub(super) channel: ChannelId,
-    pub(super) bindings: SmallVec<[Binding; 1]>,
+    bindings: SmallVec<[Installed; 1]>,
     who: usize,
 }
 
@@ -46,8 +59,16 @@ struct Kin {
     members: HashSet<MemberKey>,
 }
 
-/// The ids of the bindings that a change matched, in ascending order.
-pub(super) type Matched = SmallVec<[u32; 4]>;
+/// What one message tells: those of a member's bindings that hear of a change alike.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) member: MemberKey,
+    /// The bindings' ids in ascending order.
+    pub(super) bindings: SmallVec<[u32; 4]>,
+    pub(super) selection: Option<Selection>,
+    /// The filter that PostgreSQL still has to say yes for.
+    pub(super) asked: Option<FilterKey>,
+}
 
 /// What makes two principals kin: what the compiled policies read of them, and, where a policy is
 /// asked, all claims.
@@ -64,8 +85,6 @@ pub(super) struct Group {
     unindexed: HashSet<usize>,
     members: Slab<Member>,
     by_filter: FilterIndex,
-    /// A test of every column that filters read, and how many tests there are.
-    tested: HashMap<String, (Test, usize)>,
     bound: Option<BoundRules>,
 }
 
@@ -81,8 +100,8 @@ struct BoundRules {
 pub(super) struct Match {
     pub(super) principal: Arc<Principal>,
     pub(super) sight: Sight,
-    /// Members with the bindings that matched.
-    pub(super) members: Vec<(MemberKey, Matched)>,
+    /// What matched.
+    pub(super) told: Vec<Told>,
     /// Whether the row before an update may be shown as well.
     pub(super) sees_old: bool,
 }
@@ -114,6 +133,14 @@ pub(super) struct Subject<'a> {
     pub(super) old: Option<&'a Row>,
 }
 
+impl Subject<'_> {
+    /// What filters are held against: the row, and whether it is a deleted one.
+    const fn row(&self) -> (&Relation, &Row, bool) {
+        let deleted = matches!(self.change.kind, Kind::Delete { .. });
+        (self.relation, self.row, deleted)
+    }
+}
+
 impl Group {
     pub(super) fn new(access: Arc<Access>) -> Self {
         let by_slot = match &access.rules {
@@ -137,7 +164,6 @@ impl Group {
             unindexed: HashSet::new(),
             members: Slab::new(),
             by_filter: FilterIndex::default(),
-            tested: HashMap::new(),
             bound: None,
         }
     }
@@ -159,15 +185,19 @@ impl Group {
         principal: &Arc<Principal>,
         outbox: &Arc<Outbox>,
         channel: ChannelId,
-        bindings: SmallVec<[Binding; 1]>,
+        bindings: Vec<Binding>,
     ) -> MemberKey {
         let who = self.kin_of(principal);
         let key = MemberKey(self.members.vacant_key());
-        self.by_filter.add(key, &bindings);
-        for test in bindings.iter().flat_map(|binding| &*binding.filter) {
-            let tested = self.tested.entry(test.column.clone());
-            tested.or_insert_with(|| (test.clone(), 0)).1 += 1;
-        }
+        let bindings = bindings
+            .into_iter()
+            .map(|binding| Installed {
+                id: binding.id,
+                events: binding.events,
+                filter: self.by_filter.add(key, &binding.filter),
+                selection: binding.selection,
+            })
+            .collect();
         if let Some(kin) = self.kin.get_mut(who) {
             kin.members.insert(key);
         }
@@ -184,14 +214,8 @@ impl Group {
         let Some(member) = self.members.try_remove(key.0) else {
             return;
         };
-        self.by_filter.remove(key, &member.bindings);
-        for test in member.bindings.iter().flat_map(|binding| &*binding.filter) {
-            if let Some((_, tests)) = self.tested.get_mut(&test.column) {
-                *tests -= 1;
-                if *tests == 0 {
-                    self.tested.remove(&test.column);
-                }
-            }
+        for binding in &member.bindings {
+            self.by_filter.remove(key, binding.filter);
         }
         let Some(kin) = self.kin.get_mut(member.who) else {
             return;
@@ -264,113 +288,65 @@ impl Group {
         self.bind(subject.relation);
         let facts = self.facts(subject.row);
         let old = subject.old.map(|old| self.facts(old));
-        let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
-        match self.candidates(subject, facts.as_deref()) {
+        let mut outcomes = Outcomes::new();
+        let mut by_kin: HashMap<usize, Heard> = HashMap::new();
+        match self.candidates(subject, facts.as_deref(), &mut outcomes) {
             Candidates::Kin(kin) => {
                 for who in kin {
-                    let Some(entry) = self.kin.get(who) else {
-                        continue;
-                    };
-                    let members = entry.members.iter();
-                    let matched: Vec<_> = members
-                        .filter_map(|key| Some((*key, self.asked_for(*key, subject)?)))
-                        .collect();
-                    if !matched.is_empty() {
-                        by_kin.insert(who, matched);
+                    for key in self.kin.get(who).iter().flat_map(|entry| &entry.members) {
+                        self.hear(*key, subject, &mut outcomes, &mut by_kin);
                     }
                 }
             }
             Candidates::Members(members) => {
                 for key in members {
-                    if let Some(bindings) = self.asked_for(key, subject)
-                        && let Some(member) = self.members.get(key.0)
-                    {
-                        by_kin.entry(member.who).or_default().push((key, bindings));
-                    }
+                    self.hear(key, subject, &mut outcomes, &mut by_kin);
                 }
             }
         }
-        let unmatched = self
-            .unmatched(subject)
-            .into_iter()
-            .filter_map(|(who, members)| {
-                let kin = self.kin.get(who)?;
-                let seen = match self.sight(kin, facts.as_deref()) {
-                    Sight::Hidden | Sight::Raised => false,
-                    Sight::Visible | Sight::Asked | Sight::Undecided | Sight::Unmatched => true,
-                };
-                seen.then(|| Match {
+        let mut matches = Vec::with_capacity(by_kin.len());
+        for (who, heard) in by_kin {
+            let Some(kin) = self.kin.get(who) else {
+                continue;
+            };
+            let sight = self.sight(kin, facts.as_deref());
+            let hidden = matches!(sight, Sight::Hidden | Sight::Raised);
+            if !heard.unclear.is_empty() && !hidden {
+                matches.push(Match {
                     principal: Arc::clone(&kin.principal),
                     sight: Sight::Unmatched,
-                    members,
+                    told: heard.unclear,
                     sees_old: false,
-                })
-            });
-        by_kin
-            .into_iter()
-            .filter_map(|(who, members)| {
-                let kin = self.kin.get(who)?;
-                let sight = self.sight(kin, facts.as_deref());
+                });
+            }
+            if !heard.told.is_empty() {
                 let sees_old = sight == Sight::Visible
                     && old
                         .as_ref()
                         .is_some_and(|old| self.sight(kin, old.as_deref()) == Sight::Visible);
-                Some(Match {
+                matches.push(Match {
                     principal: Arc::clone(&kin.principal),
                     sight,
-                    members,
+                    told: heard.told,
                     sees_old,
-                })
-            })
-            .chain(unmatched)
-            .collect()
-    }
-
-    /// Those of whose filters it cannot be told whether they ask for the row.
-    fn unmatched(&self, subject: &Subject<'_>) -> HashMap<usize, Vec<(MemberKey, Matched)>> {
-        let mut by_kin: HashMap<usize, Vec<(MemberKey, Matched)>> = HashMap::new();
-        let deleted = matches!(subject.change.kind, Kind::Delete { .. });
-        let unreadable = |test: &Test| test.unreadable(subject.relation, subject.row, deleted);
-        if !self.tested.values().any(|(test, _)| unreadable(test)) {
-            return by_kin;
-        }
-        for (key, member) in &self.members {
-            let unclear: Matched = member
-                .bindings
-                .iter()
-                .filter(|binding| {
-                    let matches = |test: &Test| test.matches(subject.relation, subject.row);
-                    let mut tests = binding.filter.iter();
-                    binding.events.includes(&subject.change.kind)
-                        && binding.filter.iter().any(unreadable)
-                        && tests.all(|test| unreadable(test) || matches(test))
-                })
-                .map(|binding| binding.id)
-                .collect();
-            if !unclear.is_empty() {
-                let members = by_kin.entry(member.who).or_default();
-                members.push((MemberKey(key), unclear));
+                });
             }
         }
-        by_kin
+        matches
     }
 
-    /// Everybody who asked for this kind of change, whatever the row.
-    pub(super) fn watching(&self, kind: &Kind) -> Vec<(MemberKey, Matched)> {
-        let asked = |member: &Member| -> SmallVec<[u32; 4]> {
-            let includes = |binding: &&Binding| binding.events.includes(kind);
-            member
-                .bindings
-                .iter()
-                .filter(includes)
-                .map(|binding| binding.id)
-                .collect()
+    /// The filter of that key.
+    pub(super) fn filter(&self, key: FilterKey) -> Option<&Arc<Filter>> {
+        self.by_filter.filter(key)
+    }
+
+    /// How many asked for this kind of change, whatever the row.
+    pub(super) fn watching(&self, kind: &Kind) -> usize {
+        let asks = |member: &&Member| {
+            let mut bindings = member.bindings.iter();
+            bindings.any(|binding| binding.events.includes(kind))
         };
-        self.members
-            .iter()
-            .map(|(key, member)| (MemberKey(key), asked(member)))
-            .filter(|(_, bindings)| !bindings.is_empty())
-            .collect()
+        self.members().filter(asks).count()
     }
 
     fn bind(&mut self, relation: &Relation) {
@@ -400,7 +376,12 @@ impl Group {
         Some(bound.iter().map(|predicate| predicate.read(row)).collect())
     }
 
-    fn candidates(&self, subject: &Subject<'_>, facts: Option<&[Facts<'_>]>) -> Candidates {
+    fn candidates(
+        &self,
+        subject: &Subject<'_>,
+        facts: Option<&[Facts<'_>]>,
+        outcomes: &mut Outcomes,
+    ) -> Candidates {
         let audience = match (&self.access.rules, facts) {
             (Rules::Nothing(_), _) => Audience::Nobody,
             (_, Some(facts)) => facts.first().map_or(Audience::Everyone, Facts::audience),
@@ -423,26 +404,62 @@ impl Group {
                 Candidates::Kin(kin)
             }
             Audience::Everyone | Audience::Scan => {
-                Candidates::Members(self.by_filter.candidates(subject.relation, subject.row))
+                Candidates::Members(self.by_filter.candidates(subject.row(), outcomes))
             }
         }
     }
 
-    fn asked_for(&self, key: MemberKey, subject: &Subject<'_>) -> Option<Matched> {
-        let member = self.members.get(key.0)?;
-        let bindings: SmallVec<[u32; 4]> = member
-            .bindings
-            .iter()
-            .filter(|binding| {
-                binding.events.includes(&subject.change.kind)
-                    && binding
-                        .filter
-                        .iter()
-                        .all(|test| test.matches(subject.relation, subject.row))
-            })
-            .map(|binding| binding.id)
-            .collect();
-        (!bindings.is_empty()).then_some(bindings)
+    /// Notes which of a member's bindings ask for the row.
+    fn hear(
+        &self,
+        key: MemberKey,
+        subject: &Subject<'_>,
+        outcomes: &mut Outcomes,
+        by_kin: &mut HashMap<usize, Heard>,
+    ) {
+        let Some(member) = self.members.get(key.0) else {
+            return;
+        };
+        let mut told: SmallVec<[Told; 1]> = SmallVec::new();
+        let mut unclear: SmallVec<[u32; 4]> = SmallVec::new();
+        for binding in &member.bindings {
+            if !binding.events.includes(&subject.change.kind) {
+                continue;
+            }
+            let filter = binding.filter;
+            let asked = match self.by_filter.outcome(filter, subject.row(), outcomes) {
+                Outcome::No => continue,
+                Outcome::Unclear => {
+                    unclear.push(binding.id);
+                    continue;
+                }
+                Outcome::Yes => None,
+                Outcome::Asked => Some(filter),
+            };
+            let alike = |one: &&mut Told| one.asked == asked && one.selection == binding.selection;
+            match told.iter_mut().find(alike) {
+                Some(one) => one.bindings.push(binding.id),
+                None => told.push(Told {
+                    member: key,
+                    bindings: SmallVec::from_slice(&[binding.id]),
+                    selection: binding.selection.clone(),
+                    asked,
+                }),
+            }
+        }
+        if told.is_empty() && unclear.is_empty() {
+            return;
+        }
+        let heard = by_kin.entry(member.who).or_default();
+        heard.told.extend(told);
+        if !unclear.is_empty() {
+            heard.unclear.push(Told {
+                member: key,
+                bindings: unclear,
+                selection: None,
+                asked: None,
+            });
+        }
     }
 
     fn sight(&self, kin: &Kin, facts: Option<&[Facts<'_>]>) -> Sight {
@@ -464,6 +481,14 @@ impl Group {
         }
         if asked { Sight::Asked } else { Sight::Visible }
     }
+}
+
+/// One kin's share of a change.
+#[derive(Default)]
+struct Heard {
+    told: Vec<Told>,
+    /// Whether these ask for it cannot be told.
+    unclear: Vec<Told>,
 }
 
 enum Candidates {

@@ -14,22 +14,38 @@ use super::{Event, SessionId};
 #[error("the client does not keep up")]
 pub struct Overflow;
 
-/// Whether a held event may go out.
-#[derive(Debug, Default)]
+/// Whether a held event may go out: once everybody who is asked has said yes.
+#[derive(Debug)]
 pub struct Verdict(AtomicU8);
 
-impl Verdict {
-    const OPEN: u8 = 0;
-    const SHOW: u8 = 1;
-    const HIDE: u8 = 2;
+impl Default for Verdict {
+    /// One is asked.
+    fn default() -> Self {
+        Self::of(1)
+    }
+}
 
-    /// Decides; the first decision stands.
-    pub fn decide(&self, show: bool) {
-        let to = if show { Self::SHOW } else { Self::HIDE };
-        // The failure means that it is decided already.
-        let _already = self
+impl Verdict {
+    const SHOW: u8 = 0;
+    const HIDE: u8 = u8::MAX;
+
+    /// A verdict for which `voices` are asked, fewer than 255.
+    #[must_use]
+    pub const fn of(voices: u8) -> Self {
+        Self(AtomicU8::new(voices))
+    }
+
+    /// One of those who are asked decides: a no is final, so is the last yes. Returns whether this
+    /// decided it.
+    pub fn decide(&self, show: bool) -> bool {
+        let decided = self
             .0
-            .compare_exchange(Self::OPEN, to, Ordering::AcqRel, Ordering::Acquire);
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| match open {
+                Self::SHOW | Self::HIDE => None,
+                open if show => Some(open - 1),
+                _ => Some(Self::HIDE),
+            });
+        decided.is_ok_and(|open| !show || open == 1)
     }
 }
 
@@ -264,6 +280,24 @@ mod tests {
             Ok(vec!["c".into(), "d".into()]),
             "hidden stays hidden"
         );
+    }
+
+    #[test]
+    fn a_verdict_of_several_shows_only_what_all_say_yes_to() {
+        let both = Verdict::of(2);
+        assert!(!both.decide(true), "one is still to be heard");
+        assert!(both.decide(true));
+        assert!(!both.decide(false), "it is decided");
+        for said in [[true, false], [false, true]] {
+            let outbox = Outbox::new(SessionId(1), 10, 1000);
+            let verdict = Arc::new(Verdict::of(2));
+            outbox.hold(change("a"), Arc::clone(&verdict));
+            outbox.push(change("b"));
+            for show in said {
+                verdict.decide(show);
+            }
+            assert_eq!(taken(&outbox), Ok(vec!["b".into()]));
+        }
     }
 
     #[test]

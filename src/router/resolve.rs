@@ -1,46 +1,53 @@
 //! A client's wish held against the catalog: which tables it means, and its filters typed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Refusal;
-use super::group::Binding;
+use super::group::{Binding, Selection};
 use crate::auth::Principal;
 use crate::datum::Type;
 use crate::pg::{Oid, quote_identifier};
 use crate::policy::access::{Access, Rules};
+use crate::policy::ask::image;
+use crate::policy::ask::probe::{Asked, Probe, Reading};
 use crate::policy::catalog::{Catalog, Column, Table};
-use crate::policy::reader::Literal;
-use crate::subscription::matcher::{Test, Unfit};
-use crate::subscription::{Condition, Wanted};
+use crate::subscription::filter::MAX_IN_ITEMS;
+use crate::subscription::matcher::{Filter, Question, Target, Test};
+use crate::subscription::{Condition, Operator, Wanted};
 
-/// Texts whose meaning PostgreSQL has told, by type.
-#[derive(Debug, Default)]
-pub(super) struct Literals(HashMap<(Oid, String), Literal>);
+/// What PostgreSQL has told of filters.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Readings(HashMap<Probe, Reading>);
 
-/// Literals kept; past this all are forgotten and asked again.
-const MAX_LITERALS: usize = 10_000;
+/// Readings kept for all channels; past this all are forgotten and asked again.
+const MAX_READINGS: usize = 10_000;
 
-impl Literals {
-    pub(super) fn insert(&mut self, of: Oid, text: String, literal: Literal) {
-        if self.0.len() >= MAX_LITERALS {
+impl Readings {
+    pub(super) fn insert(&mut self, probe: Probe, reading: Reading) {
+        if self.0.len() >= MAX_READINGS {
             self.0.clear();
         }
-        self.0.insert((of, text), literal);
+        self.0.insert(probe, reading);
     }
 
-    fn get(&self, of: Oid, text: &str) -> Option<&Literal> {
-        self.0.get(&(of, text.to_owned()))
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
     }
 }
 
-/// A text that PostgreSQL has to read.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Unread {
-    pub(super) of: Oid,
-    /// The type as SQL.
-    pub(super) type_sql: String,
-    pub(super) text: String,
+/// What PostgreSQL has told: to this channel, and to any.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told<'a> {
+    pub(super) own: &'a Readings,
+    pub(super) shared: &'a Readings,
+}
+
+impl<'a> Told<'a> {
+    fn get(self, probe: &Probe) -> Option<&'a Reading> {
+        let own = self.own.0.get(probe);
+        own.or_else(|| self.shared.0.get(probe))
+    }
 }
 
 /// Why the wishes of a channel are not in force yet.
@@ -49,8 +56,11 @@ pub(super) enum Unresolved {
     /// The catalog was read without this role.
     Role,
     /// These have to be read by PostgreSQL first.
-    Literals(Vec<Unread>),
+    Unread(Vec<Probe>),
 }
+
+/// A regular expression longer than this is refused, in bytes.
+const MAX_PATTERN_BYTES: usize = 1024;
 
 /// The wishes of a channel, as far as they can be put in force.
 #[derive(Debug, Default)]
@@ -61,6 +71,8 @@ pub(super) struct Resolved {
     pub(super) refusals: Vec<Refusal>,
     /// What the client should know.
     pub(super) notices: Vec<String>,
+    /// What PostgreSQL had to tell for this.
+    pub(super) readings: Readings,
 }
 
 /// What the relay's operator decided.
@@ -74,7 +86,7 @@ pub(super) struct Rulebook {
 /// Resolves the wishes of one channel. `access` gives what a role may see of a table.
 pub(super) fn resolve(
     catalog: &Catalog,
-    literals: &Literals,
+    told: Told<'_>,
     rulebook: Rulebook,
     principal: &Principal,
     wanted: &[Wanted],
@@ -87,15 +99,16 @@ pub(super) fn resolve(
         return Err(Unresolved::Role);
     }
     let mut resolved = Resolved::default();
-    let mut unread = Vec::new();
+    let mut reader = Reader {
+        catalog,
+        told,
+        role: &principal.role,
+        unread: Vec::new(),
+        used: Readings::default(),
+    };
     for wish in wanted {
-        let bound = tables(catalog, rulebook, wish, &mut access).and_then(|tables| {
-            let bind = |(table, access): (Arc<Table>, Arc<Access>)| {
-                let filter = filter(catalog, literals, wish, &table, &access, &mut unread)?;
-                Ok((table, access, filter))
-            };
-            tables.into_iter().map(bind).collect::<Result<Vec<_>, _>>()
-        });
+        let bound = tables(catalog, rulebook, wish, &mut access, &mut resolved.notices)
+            .and_then(|tables| bind(&mut reader, wish, tables, &mut resolved.notices));
         let bound = match bound {
             Ok(bound) => bound,
             Err(refusal) => {
@@ -103,17 +116,12 @@ pub(super) fn resolve(
                 continue;
             }
         };
-        for (table, access, filter) in bound {
+        for (table, access, binding) in bound {
             if wish.events.deletes() && catalog.deletes {
                 resolved
                     .notices
                     .extend(unjudged_delete(rulebook, wish, &table, &access));
             }
-            let binding = Binding {
-                id: wish.id,
-                events: wish.events,
-                filter,
-            };
             match resolved
                 .tables
                 .iter_mut()
@@ -126,20 +134,24 @@ pub(super) fn resolve(
     }
     resolved.notices.sort();
     resolved.notices.dedup();
-    if unread.is_empty() {
+    if reader.unread.is_empty() {
+        resolved.readings = reader.used;
         Ok(resolved)
     } else {
-        Err(Unresolved::Literals(unread))
+        Err(Unresolved::Unread(reader.unread))
     }
 }
 
 type Permitted = Vec<(Arc<Table>, Arc<Access>)>;
 
+/// The tables that a wish means. Without a name those that the role may SELECT something of; what
+/// else stands against one of these is said.
 fn tables(
     catalog: &Catalog,
     rulebook: Rulebook,
     wish: &Wanted,
     access: &mut impl FnMut(&Arc<Table>) -> Arc<Access>,
+    notices: &mut Vec<String>,
 ) -> Result<Permitted, Refusal> {
     let named = wish.schema.is_some() && wish.table.is_some();
     let mut tables: Permitted = Vec::new();
@@ -152,18 +164,26 @@ fn tables(
                 .is_none_or(|schema| *schema == table.schema)
             && wish.table.as_ref().is_none_or(|name| *name == table.name)
     }) {
-        if rulebook.require_rls && !table.row_security {
-            why_not = Some(format!(
+        let access = access(table);
+        let readable = table
+            .columns
+            .iter()
+            .any(|column| access.may_read(&column.name));
+        let reason = if rulebook.require_rls && !table.row_security {
+            format!(
                 "table {}.{} has no row-level security, which this relay requires",
                 table.schema, table.name
-            ));
+            )
+        } else if let Rules::Nothing(reason) = &access.rules {
+            reason.clone()
+        } else {
+            tables.push((Arc::clone(table), access));
             continue;
+        };
+        if !named && readable {
+            notices.push(left_out(table, &reason));
         }
-        let access = access(table);
-        match &access.rules {
-            Rules::Nothing(reason) => why_not = Some(reason.clone()),
-            Rules::Everything | Rules::Judged { .. } => tables.push((Arc::clone(table), access)),
-        }
+        why_not = Some(reason);
     }
     if !tables.is_empty() {
         tables.sort_by_key(|(table, _)| table.oid);
@@ -181,94 +201,370 @@ fn tables(
     })
 }
 
-fn filter(
-    catalog: &Catalog,
-    literals: &Literals,
+fn left_out(table: &Table, reason: &str) -> String {
+    format!(
+        "Changes of {}.{} are not delivered: {reason}",
+        table.schema, table.name
+    )
+}
+
+type Bound = Vec<(Arc<Table>, Arc<Access>, Binding)>;
+
+/// Holds a wish's filter and selection against its tables. Of several tables those that they do
+/// not fit are left out, and that is said: one tenant's column is not in every table.
+fn bind(
+    reader: &mut Reader<'_>,
     wish: &Wanted,
-    table: &Table,
-    access: &Access,
-    unread: &mut Vec<Unread>,
-) -> Result<Arc<[Test]>, Refusal> {
-    let exception = |text: &str| refused(wish, &format!("ERROR P0001 (raise_exception) {text}"));
-    wish.filter
-        .iter()
-        .filter_map(|condition| {
-            // A column that the role may not read is as unknown to it as one that is not there.
+    tables: Permitted,
+    notices: &mut Vec<String>,
+) -> Result<Bound, Refusal> {
+    let named = wish.schema.is_some() && wish.table.is_some();
+    let unread = reader.unread.len();
+    let (mut bound, mut first) = (Bound::new(), None);
+    let mut unfit = Vec::new();
+    for (table, access) in tables {
+        let binding = selection(wish, &table, &access).and_then(|selection| {
+            Ok(Binding {
+                id: wish.id,
+                events: wish.events,
+                filter: reader.filter(&wish.filter, &table, &access)?,
+                selection,
+            })
+        });
+        match binding {
+            Ok(binding) => bound.push((table, access, binding)),
+            Err(reason) if named => return Err(refused(wish, &reason)),
+            Err(reason) => {
+                unfit.push(left_out(&table, &reason));
+                first.get_or_insert(reason);
+            }
+        }
+    }
+    match first {
+        // While something is unread it is not known what fits.
+        Some(reason) if bound.is_empty() && reader.unread.len() == unread => {
+            Err(refused(wish, &reason))
+        }
+        _ => {
+            notices.append(&mut unfit);
+            Ok(bound)
+        }
+    }
+}
+
+/// The columns that a wish names and those of the primary key; `None` for all.
+fn selection(wish: &Wanted, table: &Table, access: &Access) -> Result<Option<Selection>, String> {
+    let Some(select) = &wish.select else {
+        return Ok(None);
+    };
+    for name in select {
+        // A column that the role may not read is as unknown to it as one that is not there.
+        if table.column(name).is_none() || !access.may_read(name) {
+            return Err(raised(&format!("invalid column for select {name}")));
+        }
+    }
+    let key = table.columns.iter().filter(|column| table.is_key(column));
+    let names: BTreeSet<&str> = key
+        .map(|column| column.name.as_str())
+        .chain(select.iter().map(String::as_str))
+        .collect();
+    Ok(Some(names.into_iter().map(Arc::from).collect()))
+}
+
+/// Types filters; what PostgreSQL has to read first is gathered.
+struct Reader<'a> {
+    catalog: &'a Catalog,
+    told: Told<'a>,
+    role: &'a str,
+    unread: Vec<Probe>,
+    used: Readings,
+}
+
+impl Reader<'_> {
+    fn filter(
+        &mut self,
+        conditions: &[Condition],
+        table: &Table,
+        access: &Access,
+    ) -> Result<Arc<Filter>, String> {
+        let mut tests = Vec::with_capacity(conditions.len());
+        let mut asked = Vec::new();
+        for condition in conditions {
             let column = table
                 .column(&condition.column)
                 .filter(|column| access.may_read(&column.name) && table.publishes(&column.name));
             let Some(column) = column else {
-                return Some(Err(exception(&format!(
-                    "invalid column for filter {}",
-                    condition.column
-                ))));
+                let name = &condition.column;
+                return Err(raised(&format!("invalid column for filter {name}")));
             };
-            test(catalog, literals, condition, column, unread)
-                .map_err(|text| exception(&text))
-                .transpose()
-        })
-        .collect()
-}
-
-/// `None` where PostgreSQL has to read a value first.
-fn test(
-    catalog: &Catalog,
-    literals: &Literals,
-    condition: &Condition,
-    column: &Column,
-    unread: &mut Vec<Unread>,
-) -> Result<Option<Test>, String> {
-    let type_name = catalog
-        .types
-        .get(&column.type_oid)
-        .map_or("unknown", |ty| ty.name.as_str());
-    let unsupported = || Unfit::Operator {
-        operator: condition.operator.as_str(),
-        column: condition.column.clone(),
-        type_name: type_name.to_owned(),
-    };
-    let of = Type::of(column.type_oid, column.collation, &catalog.native)
-        .ok_or_else(|| unsupported().to_string())?;
-    let base = catalog
-        .base_type(column.type_oid)
-        .ok_or_else(|| unsupported().to_string())?;
-    let mut values = Vec::with_capacity(condition.values.len());
-    let mut complete = true;
-    for text in &condition.values {
-        let Some(text) = text else {
-            values.push(None);
-            continue;
-        };
-        if Test::canonical(&of, text) {
-            values.push(Some(text.clone()));
-            continue;
+            // Whatever an unread one turns out to be, the others must fit.
+            if let Some(test) = self.test(condition, column)? {
+                if test.may_ask() {
+                    asked.push((test.sql().to_owned(), column));
+                }
+                tests.push(test);
+            }
         }
-        match literals.get(base.oid, text) {
-            Some(Literal::Value(value)) => values.push(Some(value.clone())),
-            Some(Literal::Invalid(reason)) => return Err(reason.clone()),
+        let question = self.question(&asked, table)?;
+        Ok(Arc::new(Filter::new(tests, question)))
+    }
+
+    /// `None` where PostgreSQL has to read the condition first.
+    fn test(&mut self, condition: &Condition, column: &Column) -> Result<Option<Test>, String> {
+        sound(condition)?;
+        let base = self
+            .catalog
+            .base_type(column.type_oid)
+            .ok_or_else(|| raised(&format!("failed to lookup type for column {}", column.name)))?;
+        let keyword = condition.values.first().and_then(Option::as_deref);
+        if condition.operator == Operator::Is && keyword != Some("null") && base.oid != BOOLEAN {
+            return Err(raised(&format!(
+                "is {} filter requires a boolean column, got {}",
+                keyword.unwrap_or_default(),
+                column.type_sql
+            )));
+        }
+        let made = condition.operator.symbol().and_then(|symbol| {
+            let operators = &self.catalog.operators;
+            let found = operators
+                .iter()
+                .find(|(of, name, _)| *of == base.oid && name == symbol)?;
+            Some(found.2.as_str())
+        });
+        // A name under another collation than its own orders otherwise.
+        let usual = base.oid != NAME || column.collation == C_COLLATION;
+        let target = Target {
+            of: Type::of(column.type_oid, column.collation, &self.catalog.native)
+                .filter(|_| made.is_none() && usual),
+            composite: base.kind == 'c',
+            schema: made.unwrap_or("pg_catalog"),
+        };
+        let native = Test::is_native(condition, &target);
+        let canonical = |text: &String| {
+            let of = target.of.as_ref();
+            of.is_some_and(|of| Test::canonical(of, text))
+        };
+        let plain = condition.operator == Operator::Is || condition.operator.takes_pattern();
+        if native && (plain || condition.values.iter().flatten().all(canonical)) {
+            return Ok(Some(Test::new(
+                condition,
+                &target,
+                condition.values.clone(),
+            )));
+        }
+        let asked = !native;
+        let probe = Probe {
+            // Without what makes no difference, so that others share the answer.
+            condition: Condition {
+                column: "value".to_owned(),
+                operator: if asked {
+                    condition.operator
+                } else {
+                    Operator::Eq
+                },
+                negated: false,
+                values: condition.values.clone(),
+            },
+            type_sql: format!(
+                "{}.{}",
+                quote_identifier(&base.schema),
+                quote_identifier(&base.name)
+            ),
+            collation_sql: column.collation_sql.clone().filter(|_| asked),
+            asked: if asked {
+                Some(Asked {
+                    schema: target.schema.to_owned(),
+                    role: self.asking_role(base.oid, target.schema)?,
+                })
+            } else {
+                None
+            },
+        };
+        match self.told.get(&probe) {
+            Some(Reading::Values(values)) => {
+                let test = Test::new(condition, &target, values.clone());
+                self.used.0.insert(probe, Reading::Values(values.clone()));
+                Ok(Some(test))
+            }
+            Some(Reading::Refused { code, message }) => {
+                Err(refusal(condition, column, code, message))
+            }
             None => {
-                complete = false;
-                unread.push(Unread {
-                    of: base.oid,
-                    type_sql: format!(
-                        "{}.{}",
-                        quote_identifier(&base.schema),
-                        quote_identifier(&base.name)
-                    ),
-                    text: text.clone(),
-                });
+                self.unread.push(probe);
+                Ok(None)
             }
         }
     }
-    if !complete {
-        // Whatever the value turns out to be, the operator must fit.
-        return Test::new(condition, of, type_name, &[])
-            .map(|_| None)
-            .map_err(|e| e.to_string());
+
+    /// The role that PostgreSQL is asked under: the client's. Where the relay may not become that,
+    /// its own does for types and operators that nobody made.
+    fn asking_role(&self, base: Oid, schema: &str) -> Result<Option<String>, String> {
+        let role = self.catalog.roles.get(self.role);
+        if role.is_some_and(|role| role.settable) {
+            return Ok(Some(self.role.to_owned()));
+        }
+        if base.0 < FIRST_MADE && schema == "pg_catalog" {
+            return Ok(None);
+        }
+        Err(raised(&format!(
+            "PostgreSQL has to be asked about the filter, and the relay's login may not become \
+             {role}: grant {role} to it",
+            role = self.role
+        )))
     }
-    Test::new(condition, of, type_name, &values)
-        .map(Some)
-        .map_err(|unfit| unfit.to_string())
+
+    /// What PostgreSQL is asked about the rows of `table` for conditions that it decides.
+    fn question(
+        &self,
+        asked: &[(String, &Column)],
+        table: &Table,
+    ) -> Result<Option<Question>, String> {
+        if asked.is_empty() {
+            return Ok(None);
+        }
+        let mut reads: Vec<&Column> = asked.iter().map(|(_, column)| *column).collect();
+        reads.sort_by_key(|column| column.number);
+        reads.dedup_by_key(|column| column.number);
+        let conditions: Vec<&str> = asked.iter().map(|(sql, _)| sql.as_str()).collect();
+        let made = reads.iter().find(|column| {
+            let base = self.catalog.base_type(column.type_oid);
+            let own = |of: &Oid| *of == column.type_oid || base.is_some_and(|base| base.oid == *of);
+            self.catalog.casts.iter().any(own)
+        });
+        if let Some(column) = made {
+            return Err(raised(&format!(
+                "column {} is of a type with a cast from text",
+                column.name
+            )));
+        }
+        let settable = self.catalog.roles.get(self.role);
+        let role = if settable.is_some_and(|role| role.settable) {
+            self.role
+        } else {
+            "none"
+        };
+        let asked = image::Asked {
+            table,
+            condition: conditions.join(" and "),
+            reads,
+        };
+        let needs: Vec<String> = image::needs(&asked)
+            .into_iter()
+            .map(|column| column.name.clone())
+            .collect();
+        if let Some(left_out) = needs.iter().find(|name| !table.publishes(name)) {
+            return Err(raised(&format!(
+                "the filter reads column {left_out}, which the publication leaves out"
+            )));
+        }
+        Ok(Some(Question {
+            query: image::query(std::slice::from_ref(&asked)).into(),
+            role: role.into(),
+            needs,
+        }))
+    }
+}
+
+const BOOLEAN: Oid = Oid(16);
+const NAME: Oid = Oid(19);
+const C_COLLATION: Oid = Oid(950);
+
+/// What has a smaller number came with PostgreSQL.
+const FIRST_MADE: u32 = 16_384;
+
+/// What is wrong with a condition whatever the column.
+fn sound(condition: &Condition) -> Result<(), String> {
+    let keyword = condition.values.first().and_then(Option::as_deref);
+    let name = condition.operator.as_str();
+    let known = ["null", "true", "false", "unknown"];
+    let text = match condition.operator {
+        Operator::Is if keyword.is_none_or(|keyword| !known.contains(&keyword)) => {
+            "invalid value for is filter: must be null, true, false, or unknown".to_owned()
+        }
+        Operator::In if condition.values.len() > MAX_IN_ITEMS => {
+            format!("too many values for `in` filter. Maximum {MAX_IN_ITEMS}")
+        }
+        Operator::Match | Operator::Imatch
+            if keyword.is_some_and(|pattern| pattern.len() > MAX_PATTERN_BYTES) =>
+        {
+            format!(
+                "invalid regular expression for {name} filter: longer than {MAX_PATTERN_BYTES} bytes"
+            )
+        }
+        Operator::Like | Operator::Ilike if keyword.is_some_and(ends_in_escape) => {
+            return Err(worded(
+                "22025",
+                "LIKE pattern must not end with escape character",
+            ));
+        }
+        _ => {
+            let nul = condition
+                .values
+                .iter()
+                .flatten()
+                .any(|text| text.contains('\0'));
+            if nul {
+                let text = "invalid byte sequence for encoding \"UTF8\": 0x00";
+                return Err(worded("22021", text));
+            }
+            return Ok(());
+        }
+    };
+    Err(raised(&text))
+}
+
+/// PostgreSQL raises an error only once a row gets it that far. Better now.
+fn ends_in_escape(pattern: &str) -> bool {
+    let escapes = pattern.bytes().rev().take_while(|byte| *byte == b'\\');
+    !escapes.count().is_multiple_of(2)
+}
+
+/// PostgreSQL's refusal of a condition in the words that Supabase has for it.
+fn refusal(condition: &Condition, column: &Column, code: &str, message: &str) -> String {
+    let name = condition.operator.as_str();
+    match code {
+        "42883" if condition.operator.takes_pattern() => raised(&format!(
+            "operator {name} requires a text-compatible column type, got {}",
+            column.type_sql
+        )),
+        "2201B" | "57014" if condition.operator.takes_pattern() => raised(&format!(
+            "invalid regular expression for {name} filter: {message}"
+        )),
+        _ => worded(code, message),
+    }
+}
+
+/// An exception of our own, as Supabase raises them.
+fn raised(text: &str) -> String {
+    worded("P0001", text)
+}
+
+/// An error as Supabase's messages show it.
+fn worded(code: &str, text: &str) -> String {
+    let names = [
+        ("P0001", "raise_exception"),
+        ("0A000", "feature_not_supported"),
+        ("22003", "numeric_value_out_of_range"),
+        ("22007", "invalid_datetime_format"),
+        ("22008", "datetime_field_overflow"),
+        ("22021", "character_not_in_repertoire"),
+        ("22023", "invalid_parameter_value"),
+        ("22025", "invalid_escape_sequence"),
+        ("22P02", "invalid_text_representation"),
+        ("22P03", "invalid_binary_representation"),
+        ("2200M", "invalid_xml_document"),
+        ("2200N", "invalid_xml_content"),
+        ("2201B", "invalid_regular_expression"),
+        ("42501", "insufficient_privilege"),
+        ("42725", "ambiguous_function"),
+        ("42846", "cannot_coerce"),
+        ("42883", "undefined_function"),
+    ];
+    let name = names.iter().find(|(known, _)| *known == code);
+    match name {
+        Some((_, name)) => format!("ERROR {code} ({name}) {text}"),
+        None => format!("ERROR {code} {text}"),
+    }
 }
 
 /// What to say where deletes will not come because old rows do not carry what decides.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::quota::{Place, User};
 use super::reply::{Reply, Status, System};
 use super::request::Wire;
 use crate::auth::Principal;
 use crate::router::{ChannelId, Refusal};
-use crate::subscription::{Condition, Events, Wanted};
+use crate::subscription::{Condition, Events, Operator, Wanted};
 
 /// What the server's own messages are marked with.
 pub(super) const ROWCAST: &str = "rowcast";
@@ -22,6 +23,9 @@ pub(super) struct Channel {
     pub(super) topic: Arc<str>,
     pub(super) join_ref: Option<Wire>,
     pub(super) principal: Arc<Principal>,
+    /// The principal's place among its user's sockets, shared with the socket's other channels of
+    /// the same user.
+    pub(super) place: Option<Arc<Place<User>>>,
     pub(super) wanted: Vec<Wanted>,
     /// The length of the bindings, as the limit counts them.
     pub(super) bytes: usize,
@@ -35,12 +39,16 @@ pub(super) struct Channel {
 pub(super) struct Joining {
     pub(super) reference: Option<Wire>,
     pub(super) echoes: Vec<Wire>,
-    /// What was wrong before the router was asked, and with which bindings.
-    pub(super) refusals: Vec<(String, Wire)>,
+    /// What was wrong before the router was asked, and with which bindings; with none where it is
+    /// the payload.
+    pub(super) refusals: Vec<(String, Option<Wire>)>,
     /// The joins of this topic that this one replaces.
     pub(super) superseded: Vec<Option<Wire>>,
     /// Whether the token is still with the authenticator.
     pub(super) unverified: bool,
+    pub(super) private: bool,
+    /// Whether a refused binding refuses the join.
+    pub(super) wait: bool,
 }
 
 impl Joining {
@@ -122,8 +130,15 @@ fn inspected(wanted: &Wanted) -> String {
         Events::Delete => "DELETE",
     };
     let filters: Vec<String> = wanted.filter.iter().map(inspected_condition).collect();
+    let select = wanted.select.as_ref().map_or_else(
+        || "nil".to_owned(),
+        |names| {
+            let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+            format!("[{}]", names.join(", "))
+        },
+    );
     format!(
-        "[event: {event}, schema: {}, table: {}, filters: [{}], select: nil]",
+        "[event: {event}, schema: {}, table: {}, filters: [{}], select: {select}]",
         wanted.schema.as_deref().unwrap_or("*"),
         wanted.table.as_deref().unwrap_or("*"),
         filters.join(", ")
@@ -131,21 +146,30 @@ fn inspected(wanted: &Wanted) -> String {
 }
 
 fn inspected_condition(condition: &Condition) -> String {
+    let null = if condition.operator == Operator::In {
+        "NULL"
+    } else {
+        "null"
+    };
     let values: Vec<&str> = condition
         .values
         .iter()
-        .map(|value| value.as_deref().unwrap_or("NULL"))
+        .map(|value| value.as_deref().unwrap_or(null))
         .collect();
-    let value = if values.len() == 1 {
-        values.concat()
-    } else {
+    let value = if condition.operator == Operator::In {
         format!("{{{}}}", values.join(","))
+    } else {
+        values.concat()
     };
-    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
     format!(
-        "{{{}, \"{}\", {}, false}}",
+        "{{{}, \"{}\", {}, {}}}",
         quoted(&condition.column),
         condition.operator.as_str(),
-        quoted(&value)
+        quoted(&value),
+        condition.negated
     )
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -1,7 +1,9 @@
 //! Filters: the text of a binding, read once into conditions.
 //!
-//! The grammar is Supabase's: `column=op.value`, several joined by commas (AND), a value in double
-//! quotes where it contains a comma or a parenthesis.
+//! The grammar is Supabase's: `column=op.value` or `column=not.op.value`, several joined by commas
+//! (AND), a value in double quotes where it contains a comma or a parenthesis.
+
+use super::mutant::Mutant;
 
 /// What a condition compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,11 +20,40 @@ pub enum Operator {
     Gt,
     /// `>=`
     Gte,
-    /// `= any`
+    /// `in (…)`
     In,
+    /// `like`
+    Like,
+    /// `ilike`
+    Ilike,
+    /// `is null`, `is true`, `is false`, `is unknown`
+    Is,
+    /// `~`: a regular expression
+    Match,
+    /// `~*`: a regular expression, letters in any case
+    Imatch,
+    /// `is distinct from`
+    IsDistinct,
 }
 
 impl Operator {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Eq,
+        Self::Neq,
+        Self::Lt,
+        Self::Lte,
+        Self::Gt,
+        Self::Gte,
+        Self::In,
+        Self::Like,
+        Self::Ilike,
+        Self::Is,
+        Self::Match,
+        Self::Imatch,
+        Self::IsDistinct,
+    ];
+
     /// The operator's name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -34,32 +65,57 @@ impl Operator {
             Self::Gt => "gt",
             Self::Gte => "gte",
             Self::In => "in",
+            Self::Like => "like",
+            Self::Ilike => "ilike",
+            Self::Is => "is",
+            Self::Match => "match",
+            Self::Imatch => "imatch",
+            Self::IsDistinct => "isdistinct",
         }
     }
 
+    /// The name of PostgreSQL's operator; `None` for what is a part of its grammar instead.
+    #[must_use]
+    pub const fn symbol(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Eq | Self::In | Self::IsDistinct => "=",
+            Self::Neq => "<>",
+            Self::Lt => "<",
+            Self::Lte => "<=",
+            Self::Gt => ">",
+            Self::Gte => ">=",
+            Self::Like => "~~",
+            Self::Ilike => "~~*",
+            Self::Match => "~",
+            Self::Imatch => "~*",
+            Self::Is => return None,
+        })
+    }
+
+    /// Whether the value is a pattern.
+    #[must_use]
+    pub const fn takes_pattern(self) -> bool {
+        matches!(self, Self::Like | Self::Ilike | Self::Match | Self::Imatch)
+    }
+
     fn from_name(name: &str) -> Option<Self> {
-        [
-            Self::Eq,
-            Self::Neq,
-            Self::Lt,
-            Self::Lte,
-            Self::Gt,
-            Self::Gte,
-            Self::In,
-        ]
-        .into_iter()
-        .find(|operator| operator.as_str() == name)
+        Self::ALL
+            .into_iter()
+            .find(|operator| operator.as_str() == name)
     }
 }
 
 /// One condition, as worded by the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Condition {
     /// The column, taken literally.
     pub column: String,
     /// The comparison.
     pub operator: Operator,
-    /// The values: one, or up to [`MAX_IN_ITEMS`] for [`Operator::In`], where `None` is NULL.
+    /// Whether it is to be false: `not.` stood before the operator.
+    pub negated: bool,
+    /// The values: one, or a list for [`Operator::In`], in which `None` is NULL. A list with more
+    /// than [`MAX_IN_ITEMS`] items is cut behind the first too many.
     pub values: Vec<Option<String>>,
 }
 
@@ -87,21 +143,10 @@ pub enum FilterError {
     /// The list of `in` cannot be read.
     #[error("Error parsing `filter` params: malformed list of values for `in` filter")]
     MalformedList,
-    /// The list of `in` has more than [`MAX_IN_ITEMS`] items.
-    #[error(
-        "Error parsing `filter` params: too many values for `in` filter. Maximum {MAX_IN_ITEMS}"
-    )]
-    TooManyValues,
-    /// An operator of the protocol that this server cannot decide yet.
-    #[error("Error parsing `filter` params: the operator `{0}` is not supported yet")]
-    NotSupportedYet(String),
     /// Longer than [`MAX_FILTER_BYTES`].
     #[error("Error parsing `filter` params: longer than {MAX_FILTER_BYTES} bytes")]
     TooLong,
 }
-
-/// Operators that Supabase has and this server does not, yet.
-const LATER: [&str; 6] = ["like", "ilike", "is", "match", "imatch", "isdistinct"];
 
 /// Reads the text of a filter; all conditions must hold. No text is no condition.
 ///
@@ -137,8 +182,11 @@ fn segments(filter: &str) -> Vec<&str> {
             }
         } else {
             match character {
-                '"' if matches!(before, '.' | '(' | ',') => quoted = true,
-                '(' => depth += 1,
+                '"' if matches!(before, '.' | '(' | ',') => {
+                    quoted = !Mutant::QuotesDoNotHoldCommas.active();
+                }
+                '(' if !Mutant::ParenthesesDoNotNest.active() => depth += 1,
+                '(' => depth = 1,
                 ')' => depth = depth.saturating_sub(1),
                 ',' if depth == 0 => {
                     segments.push(filter.get(start..at).unwrap_or_default());
@@ -161,18 +209,18 @@ fn condition(segment: &str) -> Result<Condition, FilterError> {
     let Some((column, comparison)) = segment.split_once('=') else {
         return Err(FilterError::Unreadable(vec![inspected(segment)]));
     };
-    let Some((name, value)) = comparison.split_once('.') else {
+    let (negated, plain) = match comparison.strip_prefix("not.") {
+        Some(plain) => (!Mutant::NotIsForgotten.active(), plain),
+        None => (false, comparison),
+    };
+    let Some((name, value)) = plain.split_once('.') else {
         return Err(FilterError::Unreadable(vec![inspected(comparison)]));
     };
     let Some(operator) = Operator::from_name(name) else {
-        return Err(if name == "not" {
-            let negated = value.split_once('.').map_or(value, |(negated, _)| negated);
-            FilterError::NotSupportedYet(format!("not.{negated}"))
-        } else if LATER.contains(&name) {
-            FilterError::NotSupportedYet(name.to_owned())
-        } else {
-            FilterError::Unreadable(vec![inspected(name), inspected(value)])
-        });
+        return Err(FilterError::Unreadable(vec![
+            inspected(name),
+            inspected(value),
+        ]));
     };
     let values = if operator == Operator::In {
         let list = value
@@ -180,23 +228,31 @@ fn condition(segment: &str) -> Result<Condition, FilterError> {
             .and_then(|value| value.strip_suffix(')'))
             .ok_or(FilterError::NoParentheses)?;
         items(list)?
+    } else if operator == Operator::IsDistinct && value == "null" {
+        // What clients' builders write for null. As a text it would be no value of most types.
+        vec![None]
     } else {
         vec![Some(unquoted(value).unwrap_or_else(|| value.to_owned()))]
     };
     Ok(Condition {
         column: column.to_owned(),
         operator,
+        negated,
         values,
     })
 }
 
 /// The text between the quotes, if the closing quote is the last character.
 fn unquoted(value: &str) -> Option<String> {
+    if Mutant::QuotesAreKept.active() {
+        return None;
+    }
     let inner = value.strip_prefix('"')?;
     let mut text = String::with_capacity(inner.len());
     let mut characters = inner.chars();
     while let Some(character) = characters.next() {
         match character {
+            '\\' if Mutant::EscapesAreKept.active() => text.push(character),
             '\\' => text.push(characters.next()?),
             '"' => return characters.as_str().is_empty().then_some(text),
             other => text.push(other),
@@ -213,12 +269,9 @@ fn items(list: &str) -> Result<Vec<Option<String>>, FilterError> {
     }
     let mut characters = list.chars();
     loop {
-        if items.len() >= MAX_IN_ITEMS {
-            return Err(FilterError::TooManyValues);
-        }
         let (item, more) = item(&mut characters)?;
         items.push(item);
-        if !more {
+        if !more || items.len() > MAX_IN_ITEMS {
             return Ok(items);
         }
     }
@@ -337,7 +390,24 @@ mod tests {
         assert_eq!(parse("a=in.(\"x\"y)"), Err(FilterError::MalformedList));
         let many = |n: usize| format!("a=in.({})", vec!["1"; n].join(","));
         assert_eq!(values(&many(100)).len(), 100);
-        assert_eq!(parse(&many(101)), Err(FilterError::TooManyValues));
+        assert_eq!(values(&many(5000)).len(), 101, "enough to refuse it");
+    }
+
+    #[test]
+    fn every_operator_may_be_negated_once() {
+        for operator in Operator::ALL {
+            let value = if operator == Operator::In { "(x)" } else { "x" };
+            for negated in [false, true] {
+                let not = if negated { "not." } else { "" };
+                let conditions = parse(&format!("a={not}{}.{value}", operator.as_str()));
+                let read = conditions.map(|mut all| all.remove(0)).unwrap();
+                assert_eq!((read.operator, read.negated), (operator, negated));
+                assert_eq!(read.values, [some("x")]);
+            }
+        }
+        assert_eq!(values("a=isdistinct.null"), [None]);
+        assert_eq!(values("a=isdistinct.\"null\""), [some("null")]);
+        assert_eq!(values("a=eq.null"), [some("null")], "a text");
     }
 
     #[test]
@@ -351,8 +421,9 @@ mod tests {
                 "a=eq.1,",
                 "filter must not contain empty segments (check for extra commas)",
             ),
-            ("a=like.x%", "the operator `like` is not supported yet"),
-            ("a=not.eq.1", "the operator `not.eq` is not supported yet"),
+            ("a=not.eq", "[\"not.eq\"]"),
+            ("a=not.foo.hey", "[\"foo\", \"hey\"]"),
+            ("a=not.not.eq.1", "[\"not\", \"eq.1\"]"),
             ("a=EQ.1", "[\"EQ\", \"1\"]"),
         ] {
             assert_eq!(
@@ -369,7 +440,7 @@ mod tests {
         fn no_text_makes_the_parser_panic(filter in "[a-c=.,()\"\\\\ {}é]{0,40}|.{0,40}") {
             if let Ok(conditions) = parse(&filter) {
                 for condition in conditions {
-                    prop_assert!(condition.values.len() <= MAX_IN_ITEMS);
+                    prop_assert!(condition.values.len() <= MAX_IN_ITEMS + 1);
                     prop_assert!(condition.operator == Operator::In || condition.values.len() == 1);
                 }
             }

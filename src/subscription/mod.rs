@@ -4,6 +4,8 @@ pub mod filter;
 
 pub mod matcher;
 
+pub mod mutant;
+
 use crate::change::Kind;
 pub use filter::{Condition, FilterError, Operator};
 
@@ -68,6 +70,8 @@ pub struct Wanted {
     pub table: Option<String>,
     /// What must hold of the row, all of it.
     pub filter: Vec<Condition>,
+    /// The columns that are wanted besides the primary key's; `None` for all.
+    pub select: Option<Vec<String>>,
 }
 
 impl Wanted {

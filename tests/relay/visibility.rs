@@ -349,6 +349,18 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
         ("s=in.(\"x,y\",b)", vec![2, 3]),
         ("u=eq.{00000000-0000-4000-8000-00000000000A}", vec![1]),
         ("at=lte.2024-03-01 00:00:00+01", vec![1]),
+        ("n=not.eq.5", vec![2, 3]),
+        ("s=gt.a", vec![2, 3]),
+        ("s=like.%\\_%", vec![]),
+        ("s=not.ilike.X%", vec![1, 3]),
+        ("s=match.^[ab]$", vec![1, 3]),
+        ("s=not.imatch.^B", vec![1, 2]),
+        ("s=is.null", vec![4]),
+        ("yes=is.unknown", vec![3, 4]),
+        ("yes=not.is.true", vec![2, 3, 4]),
+        ("n=isdistinct.5", vec![2, 3, 4]),
+        ("n=not.isdistinct.null", vec![4]),
+        ("n=isdistinct.null,s=match.a", vec![1]),
     ] {
         let watcher = relay
             .watch_filtered("authenticated", &claims, "t", Events::Insert, filter)
@@ -371,8 +383,27 @@ async fn filters_hold_on_what_they_compare_and_never_on_null() {
         ("n=eq.x", "invalid input syntax for type integer: \"x\""),
         ("n=eq.99999999999", "is out of range for type integer"),
         (
-            "s=gt.a",
-            "operator gt is not supported on column s of type text",
+            "n=like.5",
+            "operator like requires a text-compatible column type, got integer",
+        ),
+        (
+            "s=is.true",
+            "is true filter requires a boolean column, got text",
+        ),
+        (
+            "s=is.nothing",
+            "invalid value for is filter: must be null, true, false, or unknown",
+        ),
+        ("s=match.(", "invalid regular expression for match filter: "),
+        (
+            "s=like.a\\",
+            "LIKE pattern must not end with escape character",
+        ),
+        (
+            "s=in.(1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,\
+             1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,\
+             1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1)",
+            "too many values for `in` filter. Maximum 100",
         ),
     ] {
         let refused = relay

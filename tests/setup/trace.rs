@@ -180,7 +180,7 @@ async fn an_identity_that_somebody_changed_since_is_theirs() {
 }
 
 #[tokio::test]
-async fn a_slot_that_is_read_is_not_taken_away() {
+async fn a_slot_that_nobody_reads_goes_as_well() {
     let place = Place::new("createrole").await;
     place.run(SCHEMA).await;
     place.setup("postgres", &with(&[])).await.ok();

@@ -19,7 +19,17 @@ use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::retry::Backoff;
 
+/// What a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// The policies of a table, which its owner made.
+    Policies,
+    /// A filter, which a client made: a slow one must not take the others of its batch with it.
+    Filter,
+}
+
 pub(super) struct Desk {
+    subject: Subject,
     database: Database,
     metrics: Arc<Metrics>,
     timeout: Duration,
@@ -69,13 +79,21 @@ enum Trouble {
     NotVisible,
     /// A statement raised an error: which of the groups and rows it was is found one by one.
     Raised,
+    /// A statement took too long.
+    Slow,
     /// The connection, or something that no row is to blame for.
     Broken(String),
 }
 
 impl Desk {
-    pub(super) const fn new(database: Database, metrics: Arc<Metrics>, timeout: Duration) -> Self {
+    pub(super) const fn new(
+        database: Database,
+        metrics: Arc<Metrics>,
+        timeout: Duration,
+        subject: Subject,
+    ) -> Self {
         Self {
+            subject,
             database,
             metrics,
             timeout,
@@ -102,6 +120,14 @@ impl Desk {
                 Ok(Err(Trouble::Raised)) => {
                     one_by_one = true;
                     continue;
+                }
+                Ok(Err(Trouble::Slow)) if self.subject == Subject::Filter && !one_by_one => {
+                    one_by_one = true;
+                    continue;
+                }
+                Ok(Err(Trouble::Slow)) => {
+                    self.connection = None;
+                    warn!("a question to PostgreSQL took too long");
                 }
                 Ok(Err(Trouble::NotVisible)) => debug!("a commit was decoded before it is visible"),
                 Ok(Err(Trouble::Broken(error))) => {
@@ -133,7 +159,13 @@ impl Desk {
         one_by_one: bool,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        let timeout = self.timeout;
+        let timeout = match self.subject {
+            Subject::Policies => self.timeout,
+            // What is left of the time is for finding out which it was.
+            Subject::Filter if one_by_one => self.timeout / 20,
+            Subject::Filter => self.timeout / 2,
+        };
+        let slow_ones_alone = self.subject == Subject::Filter;
         let connection = self.connected().await?;
         if !one_by_one {
             connection.prepare(groups).await?;
@@ -146,7 +178,9 @@ impl Desk {
             ))
             .await
             .map_err(broken)?;
-        let outcome = connection.answer(batch, groups, one_by_one, answers).await;
+        let outcome = connection
+            .answer(batch, groups, one_by_one, slow_ones_alone, answers)
+            .await;
         connection
             .client
             .batch_execute("rollback")
@@ -199,6 +233,7 @@ impl Connection {
         batch: &[Question],
         groups: &[Group],
         one_by_one: bool,
+        slow_ones_alone: bool,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
         let mut xids: Vec<String> = batch
@@ -219,7 +254,8 @@ impl Connection {
         if one_by_one {
             let statements = self.learn(groups).await?;
             for group in groups {
-                self.answer_row_by_row(group, &statements, answers).await?;
+                self.answer_row_by_row(group, &statements, answers, slow_ones_alone)
+                    .await?;
             }
             return Ok(());
         }
@@ -355,6 +391,7 @@ impl Connection {
         group: &Group,
         statements: &Statements,
         answers: &mut [Answer],
+        slow_ones_alone: bool,
     ) -> Result<(), Trouble> {
         let Some(statement) = statements.get(&group.query).and_then(Option::as_ref) else {
             group.settle_all(Answer::Failed, answers);
@@ -381,6 +418,7 @@ impl Connection {
                 Err(error) if transient(&error) => Answer::Failed,
                 Err(error) => match trouble(&error) {
                     Trouble::Raised => Answer::Raised,
+                    Trouble::Slow if slow_ones_alone => Answer::TimedOut,
                     other => return Err(other),
                 },
             };
@@ -476,7 +514,8 @@ fn transient(error: &tokio_postgres::Error) -> bool {
 /// Whether an error is the policy's (or the row's), or the connection's.
 fn trouble(error: &tokio_postgres::Error) -> Trouble {
     match error.code().map(SqlState::code) {
-        // In a failed transaction, cancelled, or the server is going away or out of something.
+        Some("57014") => Trouble::Slow,
+        // In a failed transaction, or the server is going away or out of something.
         Some(code)
             if code.starts_with("57") || code.starts_with("53") || code.starts_with("08") =>
         {

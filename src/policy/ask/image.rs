@@ -1,8 +1,9 @@
 //! A row of the stream as PostgreSQL can read it again, and the query that asks about it.
 
 use crate::change::{Relation, Row, Value};
-use crate::pg::quote_identifier as quoted;
+use crate::pg::{Oid, quote_identifier as quoted};
 use crate::policy::catalog::{Column, Table};
+use crate::subscription::mutant::Mutant;
 
 /// A row as the JSON object that [`query`] reads: every value as its type's text output in a JSON
 /// string. What the stream does not carry is left out; whoever asks has seen to it that no policy
@@ -112,15 +113,45 @@ pub fn needs<'a>(asked: &Asked<'a>) -> Vec<&'a Column> {
     asked.table.columns.iter().filter(read).collect()
 }
 
+/// The column's collation, for a value in its place: a column of a sub-select passes it on as one of
+/// a table does.
+fn collate(column: &Column) -> String {
+    if Mutant::CollationIsForgotten.active() {
+        return String::new();
+    }
+    match &column.collation_sql {
+        Some(name) => format!(" collate {name}"),
+        // An expression may come with another.
+        None if column.generated.is_some() && column.collation == DEFAULT_COLLATION => {
+            " collate pg_catalog.\"default\"".to_owned()
+        }
+        None => String::new(),
+    }
+}
+
+const DEFAULT_COLLATION: Oid = Oid(100);
+
+const REGCLASS: Oid = Oid(2205);
+
 /// One row with the columns that are read, under the table's own name.
 fn source(asked: &Asked<'_>) -> String {
     let alias = quoted(&asked.table.name);
     let values: Vec<String> = needs(asked)
         .into_iter()
         .map(|column| {
+            let collate = collate(column);
+            let text = format!(
+                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})",
+                crate::pg::quote_literal(&column.name)
+            );
+            // The cast from text to regclass does not take all that its output is.
+            let text = if column.type_oid == REGCLASS {
+                format!("pg_catalog.regclassin(pg_catalog.textout({text}))")
+            } else {
+                text
+            };
             format!(
-                "(\"rowcast image\".\"rowcast row\"::pg_catalog.json ->> {})::{} as {}",
-                crate::pg::quote_literal(&column.name),
+                "{text}::{}{collate} as {}",
                 column.type_sql,
                 quoted(&column.name)
             )
@@ -139,8 +170,9 @@ fn source(asked: &Asked<'_>) -> String {
         // Rounded and cut to the column's type, as it is when it is stored.
         .map(|(column, expression)| {
             format!(
-                "({expression})::{} as {}",
+                "({expression})::{}{} as {}",
                 column.type_sql,
+                collate(column),
                 quoted(&column.name)
             )
         })

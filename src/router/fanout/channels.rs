@@ -1,21 +1,22 @@
 //! Channels come, go, and are held against each new catalog.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use tracing::{debug, warn};
 
 use super::{Channel, Doubt, Fanout, Unparked, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
+use crate::policy::ask::Asker;
+use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
-use crate::router::group::{Binding, Group};
+use crate::router::group::Group;
 use crate::router::layout::Layout;
-use crate::router::resolve::{Resolved, Rulebook, Unread, Unresolved, refused, resolve};
+use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, refused, resolve};
 use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
 use crate::subscription::Wanted;
 
@@ -30,7 +31,7 @@ impl Fanout {
         match command {
             Command::Join(join) => {
                 let joining = self.begin(&join);
-                self.join(join, joining, false);
+                self.join(join, joining, false, &Readings::default());
             }
             Command::Leave { session, channel } => self.leave(session, channel),
             Command::Disconnect { session } => {
@@ -54,6 +55,7 @@ impl Fanout {
             outbox: Arc::clone(&join.outbox),
             wanted: Arc::new([]),
             refused: Vec::new(),
+            readings: Readings::default(),
             members: Vec::new(),
             joining: 0,
             bindings: 0,
@@ -62,18 +64,18 @@ impl Fanout {
         channel.joining
     }
 
-    fn join(&mut self, join: Join, joining: u64, role_read: bool) {
-        let resolved = self.resolve(&join.principal, &join.wanted);
+    fn join(&mut self, join: Join, joining: u64, role_read: bool, told: &Readings) {
+        let resolved = self.resolve(&join.principal, &join.wanted, told);
         // The catalog may be a second old. Before a client is told what it cannot have, it is
         // looked at again.
         let stale = !role_read
             && match &resolved {
                 Ok(resolved) => !resolved.notices.is_empty() || !resolved.refusals.is_empty(),
                 Err(Unresolved::Role) => true,
-                Err(Unresolved::Literals(_)) => false,
+                Err(Unresolved::Unread(_)) => false,
             };
         if stale {
-            self.park(join, joining, Vec::new());
+            self.park(join, joining, Vec::new(), told);
             return;
         }
         match resolved {
@@ -116,26 +118,28 @@ impl Fanout {
                     notices: Vec::new(),
                 });
             }
-            Err(Unresolved::Literals(unread)) => self.park(join, joining, unread),
+            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told),
         }
     }
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
-    fn park(&mut self, join: Join, joining: u64, unread: Vec<Unread>) {
+    fn park(&mut self, join: Join, joining: u64, unread: Vec<Probe>, told: &Readings) {
         if self.parked.len() >= MAX_PARKED {
             self.unavailable(&join);
             return;
         }
-        let watch = self.watch.clone();
+        let (watch, asker) = (self.watch.clone(), self.asker.clone());
+        let told = told.clone();
         self.parked.push(Box::pin(async move {
             let mut unparked = Unparked {
                 joining,
                 role_read: unread.is_empty(),
-                literals: Vec::new(),
+                told,
+                readings: Vec::new(),
                 answered: false,
                 join,
             };
-            let answering = answer(&watch, &mut unparked, unread);
+            let answering = answer(&watch, &asker, &mut unparked, unread);
             // Clients give up a join after ten seconds and try again: better they hear why.
             let answered = tokio::time::timeout(JOIN_TIMEOUT, answering).await;
             unparked.answered = answered.is_ok();
@@ -156,11 +160,15 @@ impl Fanout {
             join,
             joining,
             role_read,
-            literals,
+            mut told,
+            readings,
             answered,
         } = unparked;
-        for (unread, literal) in literals {
-            self.literals.insert(unread.of, unread.text, literal);
+        for (probe, reading) in readings {
+            if Reading::lasts(&probe) {
+                self.readings.insert(probe.clone(), reading.clone());
+            }
+            told.insert(probe, reading);
         }
         let current = self
             .sessions
@@ -173,7 +181,7 @@ impl Fanout {
         }
         if answered {
             self.adopt(None);
-            self.join(join, joining, role_read);
+            self.join(join, joining, role_read, &told);
         } else {
             self.unavailable(&join);
         }
@@ -183,6 +191,7 @@ impl Fanout {
         &mut self,
         principal: &Principal,
         wanted: &[Wanted],
+        told: &Readings,
     ) -> Result<Resolved, Unresolved> {
         let rulebook = Rulebook {
             require_rls: self.settings.require_rls,
@@ -191,7 +200,10 @@ impl Fanout {
         let (catalog, accesses) = (&self.catalog, &mut self.access);
         resolve(
             catalog,
-            &self.literals,
+            Told {
+                own: told,
+                shared: &self.readings,
+            },
             rulebook,
             principal,
             wanted,
@@ -214,6 +226,7 @@ impl Fanout {
             return;
         };
         state.refused = resolved.refusals;
+        state.readings = resolved.readings;
         for (oid, bindings) in resolved.tables {
             let Some(table) = self.catalog.tables.get(&oid) else {
                 continue;
@@ -238,7 +251,6 @@ impl Fanout {
                 .entry(Arc::clone(role))
                 .or_insert_with(|| Group::new(Arc::clone(access)));
             state.bindings += i64::try_from(bindings.len()).unwrap_or(0);
-            let bindings: SmallVec<[Binding; 1]> = bindings.into();
             let key = group.add(&state.principal, &state.outbox, channel, bindings);
             state.members.push((oid, key));
         }
@@ -333,6 +345,8 @@ impl Fanout {
         }
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
+        // Types and operators may be others now.
+        self.readings.clear();
         let (mut changed, mut emptied) = (Vec::new(), Vec::new());
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
@@ -408,6 +422,14 @@ impl Fanout {
             })
             .map(|(session, channel, _)| (session, channel))
             .collect();
+        let watched = |state: &Channel| state.members.iter().map(|(oid, _)| *oid).collect();
+        let before: HashMap<(SessionId, ChannelId), BTreeSet<Oid>> = affected
+            .iter()
+            .filter_map(|(session, channel)| {
+                let state = self.sessions.get(session)?.get(channel)?;
+                Some(((*session, *channel), watched(state)))
+            })
+            .collect();
         for (session, channel) in &affected {
             self.withdraw(*session, *channel);
         }
@@ -420,10 +442,20 @@ impl Fanout {
                 continue;
             };
             let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
-            let refused = state.refused.clone();
-            match self.resolve(&principal, &wanted) {
+            let (refused, told) = (state.refused.clone(), state.readings.clone());
+            let outbox = Arc::clone(&state.outbox);
+            match self.resolve(&principal, &wanted, &told) {
                 Ok(resolved) if resolved.refusals == refused => {
+                    let tables = resolved.tables.iter().map(|(oid, _)| *oid).collect();
                     self.put_in_force(session, channel, resolved);
+                    if before.get(&(session, channel)) != Some(&tables) {
+                        // A client that named no table is told that it hears of others now.
+                        outbox.push(Event::Joined {
+                            channel,
+                            refusals: Vec::new(),
+                            notices: Vec::new(),
+                        });
+                    }
                 }
                 // The client joins again and learns there what fits now and what no longer does.
                 Ok(_) | Err(_) => self.expel(session, channel, Resync::SchemaChanged),
@@ -440,7 +472,7 @@ impl Fanout {
 }
 
 /// Gets what a join waits for; tries again for as long as it is polled.
-async fn answer(watch: &CatalogWatch, unparked: &mut Unparked, unread: Vec<Unread>) {
+async fn answer(watch: &CatalogWatch, asker: &Asker, unparked: &mut Unparked, unread: Vec<Probe>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     if unread.is_empty() {
         let role = unparked.join.principal.role.as_ref();
@@ -448,11 +480,10 @@ async fn answer(watch: &CatalogWatch, unparked: &mut Unparked, unread: Vec<Unrea
             tokio::time::sleep(backoff.after_failure()).await;
         }
     }
-    for unread in unread {
+    for probe in unread {
         loop {
-            let (type_sql, text) = (unread.type_sql.clone(), unread.text.clone());
-            if let Ok(literal) = watch.literal(type_sql, text).await {
-                unparked.literals.push((unread, literal));
+            if let Some(reading) = asker.read(probe.clone()).await {
+                unparked.readings.push((probe, reading));
                 break;
             }
             tokio::time::sleep(backoff.after_failure()).await;

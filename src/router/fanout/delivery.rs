@@ -1,21 +1,23 @@
 //! One change on its way to those who asked for it and may see it.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Fanout;
+use crate::auth::Claims;
 use crate::change::{Change, ColumnSet, Kind, OldRow, Row, Value};
 use crate::encode::{OldRecord, Shape};
 use crate::log::{Entry, Offset};
-use crate::metrics::HiddenReason;
+use crate::metrics::{HiddenReason, Metrics};
 use crate::policy::access::Rules;
-use crate::policy::ask::{Answer, Question, Reply, image};
+use crate::policy::ask::{self, Answer, Question, Reply, image};
 use crate::policy::catalog::Table;
-use crate::router::group::{Match, MemberKey, Sight, Subject};
+use crate::router::filter_index::FilterKey;
+use crate::router::group::{Match, Selection, Sight, Subject, Told};
 use crate::router::{ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, SessionId, Verdict};
 
 impl Fanout {
@@ -31,7 +33,7 @@ impl Fanout {
             let clients = watched
                 .groups
                 .values()
-                .map(|group| group.watching(&change.kind).len());
+                .map(|group| group.watching(&change.kind));
             self.metrics
                 .hidden(HiddenReason::CatalogChanged, clients.sum::<usize>() as u64);
             self.expel_table(oid, Resync::Undecided);
@@ -49,9 +51,10 @@ impl Fanout {
             offset,
             change,
             row: &row,
-            columns: None,
+            columns: Vec::new(),
             bodies: Vec::new(),
             image: None,
+            filters: HashMap::new(),
         };
         let roles: Vec<Arc<str>> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
@@ -65,6 +68,9 @@ impl Fanout {
             };
             for found in group.route(&subject) {
                 self.settle(&mut place, &role, found, &mut undecided).await;
+            }
+            for (filter, awaited) in std::mem::take(&mut place.filters) {
+                self.ask_filter(&mut place, &role, filter, awaited).await;
             }
         }
         for (session, channel) in undecided {
@@ -80,12 +86,12 @@ impl Fanout {
         found: Match,
         undecided: &mut Vec<(SessionId, ChannelId)>,
     ) {
-        let clients = found.members.len() as u64;
+        let clients = found.told.len() as u64;
         let delete = matches!(place.change.kind, Kind::Delete { .. });
         match found.sight {
             Sight::Visible => {
                 let old = self.old_record(place, found.sees_old);
-                self.hand_out(place, role, &found.members, old, None);
+                self.hand_out(place, role, &found.told, old, None);
             }
             Sight::Hidden => self.metrics.hidden(HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
@@ -121,19 +127,19 @@ impl Fanout {
         delete: bool,
         undecided: &mut Vec<(SessionId, ChannelId)>,
     ) {
-        let clients = found.members.len() as u64;
+        let clients = found.told.len() as u64;
         if !delete {
             self.metrics.hidden(HiddenReason::UnchangedToast, clients);
             let group = self
                 .tables
                 .get(&place.change.relation.oid)
                 .and_then(|w| w.groups.get(role));
-            undecided.extend(found.members.iter().filter_map(|(key, _)| {
-                let member = group?.member(*key)?;
+            undecided.extend(found.told.iter().filter_map(|told| {
+                let member = group?.member(told.member)?;
                 Some((member.outbox.session(), member.channel))
             }));
         } else if self.unjudged_keys() {
-            self.hand_out(place, role, &found.members, OldRecord::Key, None);
+            self.hand_out(place, role, &found.told, OldRecord::Key, None);
         } else {
             // The join said so.
             self.metrics
@@ -166,15 +172,14 @@ impl Fanout {
         if !decidable {
             return None;
         }
-        let image = place
-            .image
-            .get_or_insert_with(|| image::of(relation, place.row).into());
+        let image = place.image();
         Some(Question {
+            subject: ask::Subject::Policies,
             xid: place.entry.batch.xid,
             query: Arc::clone(query),
             role: Arc::clone(role),
             claims: found.principal.claims.clone(),
-            image: Arc::clone(image),
+            image,
             deadline: Instant::now() + self.settings.ask_timeout,
             answer: Reply::new(|_| {}),
         })
@@ -188,9 +193,9 @@ impl Fanout {
         found: Match,
         mut question: Question,
     ) {
-        let verdict = Arc::new(Verdict::default());
+        let mut awaited = Vec::new();
         let old = self.old_record(place, false);
-        let waiting = self.hand_out(place, role, &found.members, old, Some(&verdict));
+        self.hand_out(place, role, &found.told, old, Some(&mut awaited));
         let metrics = Arc::clone(&self.metrics);
         question.answer = Reply::new(move |answer| {
             let hidden = match answer {
@@ -200,75 +205,140 @@ impl Fanout {
                 Answer::TimedOut => Some(HiddenReason::AskTimeout),
                 Answer::Failed => Some(HiddenReason::AskFailed),
             };
-            verdict.decide(hidden.is_none());
-            if let Some(reason) = hidden {
-                metrics.hidden(reason, waiting.len() as u64);
-            }
-            for (outbox, channel) in waiting {
-                if matches!(answer, Answer::TimedOut | Answer::Failed) {
-                    outbox.push(Event::Resync {
-                        channel,
-                        reason: Resync::Undecided,
-                    });
-                }
-                outbox.wake();
-            }
+            // Where a policy raises a SELECT would too: there is nothing to read again.
+            let doubt = matches!(answer, Answer::TimedOut | Answer::Failed);
+            conclude(awaited, hidden, doubt, &metrics);
         });
         self.asker.ask(question).await;
     }
 
-    /// Puts a change into the outboxes of `members`; returns where it went.
+    /// Puts the question whether a filter asks for the row, once for all who have that filter.
+    async fn ask_filter(
+        &mut self,
+        place: &mut Place<'_>,
+        role: &Arc<str>,
+        filter: FilterKey,
+        awaited: Vec<Awaited>,
+    ) {
+        let watched = self.tables.get(&place.change.relation.oid);
+        let group = watched.and_then(|watched| watched.groups.get(role));
+        let filter = group.and_then(|group| group.filter(filter));
+        let metrics = Arc::clone(&self.metrics);
+        let answer = Reply::new(move |answer| {
+            let hidden = match answer {
+                // Who does not ask for a row is not kept from it.
+                Answer::Visible | Answer::Hidden => None,
+                Answer::TimedOut => Some(HiddenReason::AskTimeout),
+                Answer::Raised | Answer::Failed => Some(HiddenReason::AskFailed),
+            };
+            let Some(reason) = hidden else {
+                let show = answer == Answer::Visible;
+                for one in &awaited {
+                    one.verdict.decide(show);
+                    one.wake();
+                }
+                return;
+            };
+            conclude(awaited, Some(reason), true, &metrics);
+        });
+        // Without a question the answer is dropped, which hides the row.
+        let Some(asked) = filter.and_then(|filter| filter.question()) else {
+            return;
+        };
+        let question = Question {
+            subject: ask::Subject::Filter,
+            xid: place.entry.batch.xid,
+            query: Arc::clone(&asked.query),
+            role: Arc::clone(&asked.role),
+            claims: Claims::verified("{}".to_owned()),
+            image: place.image(),
+            deadline: Instant::now() + self.settings.ask_timeout,
+            answer,
+        };
+        self.asker.ask(question).await;
+    }
+
+    /// Puts a change into the outboxes of those who are told; with `judged` only held there, for
+    /// whoever decides about the row. Where PostgreSQL has to say whether a filter asks for it, it
+    /// is held for that as well.
     fn hand_out(
         &mut self,
         place: &mut Place<'_>,
         role: &Arc<str>,
-        members: &[(MemberKey, SmallVec<[u32; 4]>)],
+        told: &[Told],
         old: OldRecord,
-        verdict: Option<&Arc<Verdict>>,
-    ) -> Vec<(Arc<Outbox>, ChannelId)> {
-        let Some(data) = self.data(place, role, old) else {
-            return Vec::new();
-        };
-        let Some(group) = self
-            .tables
-            .get(&place.change.relation.oid)
-            .and_then(|w| w.groups.get(role))
-        else {
-            return Vec::new();
-        };
-        let mut reached = Vec::new();
-        for (key, bindings) in members {
-            let Some(member) = group.member(*key) else {
+        mut judged: Option<&mut Vec<Awaited>>,
+    ) {
+        // Those who wait for the same wait together.
+        let mut awaited: Vec<(Option<FilterKey>, Awaited)> = Vec::new();
+        for told in told {
+            let Some(data) = self.data(place, role, told.selection.as_ref(), old) else {
+                continue;
+            };
+            let Some(member) = self
+                .tables
+                .get(&place.change.relation.oid)
+                .and_then(|w| w.groups.get(role)?.member(told.member))
+            else {
                 continue;
             };
             let event = Event::Change {
                 channel: member.channel,
-                bindings: bindings.clone(),
+                bindings: told.bindings.clone(),
                 offset: place.offset,
                 committed_at: place.entry.batch.committed_at,
-                data: data.clone(),
+                data,
             };
-            match verdict {
-                Some(verdict) => {
-                    member.outbox.hold(event, Arc::clone(verdict));
-                    reached.push((Arc::clone(&member.outbox), member.channel));
-                }
-                None => member.outbox.push(event),
+            let voices = u8::from(judged.is_some()) + u8::from(told.asked.is_some());
+            if voices == 0 {
+                member.outbox.push(event);
+                continue;
+            }
+            let at = awaited.iter().position(|(asked, _)| *asked == told.asked);
+            let at = at.unwrap_or_else(|| {
+                awaited.push((told.asked, Awaited::new(voices)));
+                awaited.len() - 1
+            });
+            if let Some((_, one)) = awaited.get_mut(at) {
+                member.outbox.hold(event, Arc::clone(&one.verdict));
+                one.waiting
+                    .push((Arc::clone(&member.outbox), member.channel));
             }
         }
-        reached
+        for (asked, one) in awaited {
+            if let Some(filter) = asked {
+                place.filters.entry(filter).or_default().push(one.clone());
+            }
+            if let Some(judged) = &mut judged {
+                judged.push(one);
+            }
+        }
     }
 
     /// The change as bytes, for everybody under this role: written once for each set of columns,
     /// however many there are to receive it.
-    fn data(&mut self, place: &mut Place<'_>, role: &Arc<str>, old: OldRecord) -> Option<Bytes> {
+    fn data(
+        &mut self,
+        place: &mut Place<'_>,
+        role: &Arc<str>,
+        selection: Option<&Selection>,
+        old: OldRecord,
+    ) -> Option<Bytes> {
         let relation = &place.change.relation;
         let watched = self.tables.get_mut(&relation.oid)?;
-        let columns = match &place.columns {
-            Some((known, columns)) if known == role => columns.clone(),
-            _ => {
-                let columns = watched.groups.get(role)?.access.columns(relation);
-                place.columns = Some((Arc::clone(role), columns.clone()));
+        let mut known = place.columns.iter();
+        let known = known.find(|(of, selected, _)| of == role && selected.as_ref() == selection);
+        let columns = match known {
+            Some((_, _, columns)) => columns.clone(),
+            None => {
+                let access = &watched.groups.get(role)?.access;
+                let columns = ColumnSet::of(relation, |column| {
+                    access.may_read(&column.name)
+                        && selection.is_none_or(|names| names.contains(&column.name))
+                });
+                place
+                    .columns
+                    .push((Arc::clone(role), selection.cloned(), columns.clone()));
                 columns
             }
         };
@@ -306,11 +376,68 @@ struct Place<'a> {
     offset: Offset,
     change: &'a Change,
     row: &'a Row,
-    /// The columns of the role in hand.
-    columns: Option<(Arc<str>, ColumnSet)>,
+    /// The columns of roles and selections.
+    columns: Vec<(Arc<str>, Option<Selection>, ColumnSet)>,
     bodies: Vec<Body>,
     /// The row as questions carry it.
     image: Option<Arc<str>>,
+    /// The filters of the role in hand that have to be asked about, and who waits for that.
+    filters: HashMap<FilterKey, Vec<Awaited>>,
+}
+
+impl Place<'_> {
+    fn image(&mut self) -> Arc<str> {
+        let (relation, row) = (&self.change.relation, self.row);
+        let image = self
+            .image
+            .get_or_insert_with(|| image::of(relation, row).into());
+        Arc::clone(image)
+    }
+}
+
+/// A change that is held in outboxes.
+#[derive(Clone)]
+struct Awaited {
+    verdict: Arc<Verdict>,
+    waiting: Vec<(Arc<Outbox>, ChannelId)>,
+}
+
+impl Awaited {
+    fn new(voices: u8) -> Self {
+        Self {
+            verdict: Arc::new(Verdict::of(voices)),
+            waiting: Vec::new(),
+        }
+    }
+
+    fn wake(&self) {
+        for (outbox, _) in &self.waiting {
+            outbox.wake();
+        }
+    }
+}
+
+/// Acts on an answer about a row for all who wait for it. Those of whom it is now decided that they
+/// do not get it, for a reason that leaves it in doubt, are to read again.
+fn conclude(
+    awaited: Vec<Awaited>,
+    hidden: Option<HiddenReason>,
+    in_doubt: bool,
+    metrics: &Metrics,
+) {
+    for one in awaited {
+        let decided = one.verdict.decide(hidden.is_none());
+        if let Some(reason) = hidden.filter(|_| decided) {
+            metrics.hidden(reason, one.waiting.len() as u64);
+            for (outbox, channel) in one.waiting.iter().filter(|_| in_doubt) {
+                outbox.push(Event::Resync {
+                    channel: *channel,
+                    reason: Resync::Undecided,
+                });
+            }
+        }
+        one.wake();
+    }
 }
 
 /// The row that decides and, for an update, what is carried of the one before. Values that an

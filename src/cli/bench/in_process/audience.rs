@@ -179,6 +179,7 @@ async fn join(
                 schema: Some(NAME.to_owned()),
                 table: Some("rows".to_owned()),
                 filter,
+                select: None,
             }],
         })
         .await?;

@@ -1,0 +1,353 @@
+//! Values of every built-in type, extreme and random, as texts that PostgreSQL reads.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+/// A text of a type that is no array, range or made by the test; `None` for types that the test
+/// does not know.
+pub(crate) fn sample(name: &str, rng: &mut StdRng) -> Option<String> {
+    let pool = pool(name)?;
+    if rng.random_bool(0.5)
+        && let Some(random) = random(name, rng)
+    {
+        return Some(random);
+    }
+    Some(pool[rng.random_range(0..pool.len())].to_owned())
+}
+
+fn pool(name: &str) -> Option<&'static [&'static str]> {
+    Some(match name {
+        "bool" => &["t", "f", "true", "no", " on ", "1"],
+        "int2" => &["0", "1", "-1", "32767", "-32768", " 7", "+3", "007"],
+        "int4" => &["0", "1", "-1", "2147483647", "-2147483648", " 7", "007"],
+        "int8" => &[
+            "0",
+            "1",
+            "-1",
+            "9223372036854775807",
+            "-9223372036854775808",
+            "+07",
+        ],
+        "oid" => &["0", "1", "26", "4294967295", " 5"],
+        "float4" => &[
+            "0",
+            "-0",
+            "1.5",
+            "NaN",
+            "Infinity",
+            "-inf",
+            "1e-45",
+            "3.4028235e38",
+            "0.1",
+        ],
+        "float8" => &[
+            "0",
+            "-0",
+            "1.5",
+            "nan",
+            "infinity",
+            "-Infinity",
+            "5e-324",
+            "1.7976931348623157e308",
+            "0.1",
+        ],
+        "numeric" => &[
+            "0",
+            "1",
+            "1.0",
+            "1.00",
+            "-1.50",
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1e3",
+            "123456789012345678901234567890.123456789",
+            "0.1",
+        ],
+        "money" => &["0", "12.34", "-$1,000.50", "92233720368547758.07"],
+        "text" | "varchar" | "bpchar" | "citext" => &[
+            "",
+            "a",
+            "A",
+            "ab",
+            "Ab",
+            "a ",
+            " a",
+            "null",
+            "NULL",
+            "é",
+            "É",
+            "ß",
+            "SS",
+            "İ",
+            "i",
+            "ı",
+            "K",
+            "k",
+            "\u{212a}",
+            "a\u{301}",
+            "á",
+            "a,b",
+            "(x)",
+            "\"q\"",
+            "a\\b",
+            "%",
+            "_",
+            "a%b",
+            "x=y.z",
+            "it's",
+            "日本",
+            "\u{1f600}",
+            "zz",
+            "Z",
+            "_a",
+            "-a",
+            "b",
+            "eq.1",
+        ],
+        "name" => &[
+            "",
+            "a",
+            "A",
+            "ab",
+            "Zz",
+            "pg_class",
+            "é",
+            "aaaaaaaaaabbbbbbbbbbccccccccccddddddddddeeeeeeeeeeffffffffffgggggggggg",
+        ],
+        "char" => &["a", "", "A", "\\001", "ab", " "],
+        "bytea" => &[
+            "",
+            "\\x",
+            "\\xdeadbeef",
+            "\\xDEAD",
+            "abc",
+            "a\\000b",
+            "\\x00ff",
+            "\\x61",
+        ],
+        "uuid" => &[
+            "00000000-0000-0000-0000-000000000000",
+            "ffffffff-ffff-ffff-ffff-ffffffffffff",
+            "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11",
+            "{a0eebc999c0b4ef8bb6d6bb9bd380a11}",
+        ],
+        "date" => &[
+            "2024-02-29",
+            "infinity",
+            "-infinity",
+            "0001-01-01",
+            "4713-01-01 BC",
+            "5874897-12-31",
+            "epoch",
+            "1 Jan 2000",
+        ],
+        "time" => &[
+            "00:00",
+            "24:00",
+            "12:34:56.789",
+            "23:59:59.999999",
+            "04:05 PM",
+        ],
+        "timetz" => &[
+            "00:00+00",
+            "12:34:56+02",
+            "14:34:56+04",
+            "24:00-15:59",
+            "12:00",
+        ],
+        "timestamp" => &[
+            "2024-02-29 12:34:56.123456",
+            "infinity",
+            "-infinity",
+            "2000-01-01",
+            "4713-01-01 00:00:00 BC",
+            "294276-12-31 23:59:59.999999",
+            "epoch",
+        ],
+        "timestamptz" => &[
+            "2024-02-29 12:34:56.123456+02",
+            "infinity",
+            "-infinity",
+            "2000-01-01",
+            "2000-01-01 00:00:00 America/New_York",
+            "294276-12-31 23:59:59Z",
+            "epoch",
+        ],
+        "interval" => &[
+            "1 month",
+            "30 days",
+            "720:00:00",
+            "1 year",
+            "12 mons",
+            "-1 day",
+            "1 day 24:00:00",
+            "2 days",
+            "P1Y2M3DT4H5M6S",
+            "0",
+        ],
+        "json" => &[
+            "{}",
+            "[]",
+            "null",
+            "1",
+            "{\"a\": 1.0}",
+            "{\"a\":1.00, \"b\":[1,null]}",
+            "\"x\"",
+        ],
+        "jsonb" => &[
+            "{}",
+            "[]",
+            "null",
+            "1",
+            "1.0",
+            "{\"a\": 1.0}",
+            "{\"a\":1.00}",
+            "{\"b\":1,\"a\":[1,null]}",
+            "\"x\"",
+            "true",
+            "[1,2]",
+        ],
+        "jsonpath" => &["$", "$.a", "$.a[*] ? (@ > 1)"],
+        "xml" => &["<a/>", "<a>b</a>", "text"],
+        "inet" => &[
+            "10.0.0.1",
+            "10.0.0.1/8",
+            "10.0.0.0/8",
+            "::1",
+            "2001:db8::/32",
+            "255.255.255.255",
+            "0.0.0.0/0",
+        ],
+        "cidr" => &[
+            "10.0.0.0/8",
+            "10",
+            "::/0",
+            "192.168.1.0/24",
+            "2001:db8::/32",
+        ],
+        "macaddr" => &[
+            "08:00:2b:01:02:03",
+            "08-00-2b-01-02-03",
+            "08002b010203",
+            "ff:ff:ff:ff:ff:ff",
+        ],
+        "macaddr8" => &[
+            "08:00:2b:01:02:03:04:05",
+            "08:00:2b:01:02:03",
+            "ff:ff:ff:ff:ff:ff:ff:ff",
+        ],
+        "bit" => &["101", "111", "000", "010"],
+        "varbit" => &["", "1", "101", "1010", "x1F"],
+        "point" => &["(0,0)", "(1,2)", "(NaN,1)", "1,2"],
+        "line" => &["{1,-1,0}", "{0,1,2}", "[(0,0),(1,1)]"],
+        "lseg" => &["[(0,0),(1,1)]", "[(1,1),(0,0)]", "[(0,0),(2,0)]"],
+        "box" => &["(1,1),(0,0)", "(2,2),(1,1)", "(3,1),(0,0)", "(0,0),(0,0)"],
+        "path" => &[
+            "((0,0),(1,1))",
+            "[(0,0),(1,1),(2,0)]",
+            "((0,0),(1,0),(1,1))",
+        ],
+        "polygon" => &["((0,0),(1,1),(1,0))", "((0,0),(2,2),(2,0))"],
+        "circle" => &["<(0,0),1>", "<(1,1),1>", "<(0,0),2>"],
+        "tsvector" => &["", "a", "a b", "'a':1 'b':2A", "the fat cat"],
+        "tsquery" => &["", "a", "a & b", "a | !b", "a <-> b"],
+        "pg_lsn" => &["0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF", "0/1"],
+        "txid_snapshot" | "pg_snapshot" => &["10:20:10,14,15", "1:1:", "10:20:"],
+        "xid" => &["0", "1", "3", "4294967295"],
+        "xid8" => &["0", "1", "3", "18446744073709551615"],
+        "cid" => &["0", "1", "4294967295"],
+        "tid" => &["(0,0)", "(0,1)", "(4294967295,65535)"],
+        "int2vector" | "oidvector" => &["", "1", "1 2", "2 1"],
+        "aclitem" => &[
+            "postgres=r/postgres",
+            "=r/postgres",
+            "postgres=arw/postgres",
+        ],
+        "refcursor" => &["", "a", "A", "cursor 1"],
+        "gtsvector" => return None,
+        "regclass" => &["pg_class", "1259", "pg_type", "-", "9"],
+        "regtype" => &["integer", "23", "text", "-"],
+        "regproc" => &["now", "0", "-"],
+        "regprocedure" => &["abs(integer)", "-", "sin(double precision)"],
+        "regoper" => &["||/", "-", "0"],
+        "regoperator" => &["+(integer,integer)", "-", "0"],
+        "regrole" => &["postgres", "-", "10"],
+        "regnamespace" => &["public", "pg_catalog", "-"],
+        "regcollation" => &["\"C\"", "-", "\"POSIX\""],
+        "regconfig" => &["english", "simple", "-"],
+        "regdictionary" => &["simple", "english_stem", "-"],
+        // Made by the test.
+        "mood" => &["sad", "ok", "happy", "very, \"odd\""],
+        "pair" => &["(1,a)", "(,)", "(2,\"b c\")", "(1,)", "(3,A)"],
+        "small" => &["0", "5", "100", "-3"],
+        "slug" => &["a", "b-c", "zz", "é", "Ab"],
+        "feeling" => &["sad", "ok", "happy"],
+        _ => return None,
+    })
+}
+
+fn random(name: &str, rng: &mut StdRng) -> Option<String> {
+    Some(match name {
+        "int2" => rng.random::<i16>().to_string(),
+        "int4" => rng.random::<i32>().to_string(),
+        "int8" => rng.random::<i64>().to_string(),
+        "oid" | "xid" | "cid" => rng.random::<u32>().to_string(),
+        "xid8" => rng.random::<u64>().to_string(),
+        "float4" => f32::from_bits(rng.random()).to_string(),
+        "float8" => f64::from_bits(rng.random()).to_string(),
+        "numeric" => format!("{}.{:0>3}", rng.random::<i64>(), rng.random_range(0..1000)),
+        "text" | "varchar" | "citext" | "bpchar" | "name" => word(rng),
+        "uuid" => format!("{:032x}", rng.random::<u128>()),
+        "date" => format!(
+            "{:04}-{:02}-{:02}",
+            rng.random_range(1..3000),
+            rng.random_range(1..13),
+            rng.random_range(1..29)
+        ),
+        "timestamp" | "timestamptz" => format!(
+            "{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}",
+            rng.random_range(1..3000),
+            rng.random_range(1..13),
+            rng.random_range(1..29),
+            rng.random_range(0..24),
+            rng.random_range(0..60),
+            rng.random_range(0..60),
+            rng.random_range(0..1_000_000)
+        ),
+        "time" => format!(
+            "{:02}:{:02}:{:02}",
+            rng.random_range(0..24),
+            rng.random_range(0..60),
+            rng.random_range(0..60)
+        ),
+        "interval" => format!(
+            "{} mons {} days {} secs",
+            rng.random_range(-20..20),
+            rng.random_range(-400..400),
+            rng.random_range(-99999..99999)
+        ),
+        "bytea" => format!("\\x{:016x}", rng.random::<u64>()),
+        "inet" => format!(
+            "{}.{}.{}.{}",
+            rng.random::<u8>(),
+            rng.random::<u8>(),
+            rng.random::<u8>(),
+            rng.random::<u8>()
+        ),
+        "jsonb" => format!("{{\"a\": {}, \"b\": [{:?}]}}", rng.random_range(-9..9), "x"),
+        _ => return None,
+    })
+}
+
+/// A short text in which letters, wildcards and what has a meaning in filters meet.
+pub(crate) fn word(rng: &mut StdRng) -> String {
+    const LETTERS: [&str; 22] = [
+        "a", "b", "A", "B", "z", "é", "É", "ß", "ı", "%", "_", "\\", ",", "(", ")", "\"", "'", " ",
+        ".", "=", "日", "x",
+    ];
+    let length = rng.random_range(0..5);
+    (0..length)
+        .map(|_| LETTERS[rng.random_range(0..LETTERS.len())])
+        .collect()
+}
