@@ -1,5 +1,7 @@
 //! What differs between PostgreSQL's major versions.
 
+#![allow(clippy::print_stdout, reason = "what is not tested is printed")]
+
 use rowcast::config::Secret;
 use rowcast::pg::Oid;
 use rowcast::pg::connect::Database;
