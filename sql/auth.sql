@@ -2,62 +2,63 @@
 -- that tokens name, and the functions through which a policy asks who is asking.
 --
 -- Safe to run anywhere and more than once: on a Supabase project everything is there already and
--- nothing here touches it.
+-- nothing here touches it. What is made here says so in its comment, by which `rowcast setup
+-- --remove` knows it again. `rowcast setup --print` prints this file; `psql -f` runs it as it is.
 
 -- Roles --------------------------------------------------------------------------------------
 -- None of them can log in. The relay, or an API server, logs in as itself and acts as one of these
--- for the length of a transaction.
+-- for the length of a transaction. Only service_role, the back end's own, is held back by no policy.
 do $$
+declare
+  wanted record;
 begin
-  -- Roles belong to the whole cluster: another database may be creating them right now, which the
-  -- inner blocks forgive.
-  if to_regrole('anon') is null then
+  for wanted in
+    select * from (values
+      ('anon', 'nologin noinherit', 'whoever has not logged in'),
+      ('authenticated', 'nologin noinherit', 'whoever has'),
+      ('service_role', 'nologin noinherit bypassrls', 'the back end; no policy holds it back')
+    ) as roles(name, attributes, meaning)
+  loop
+    continue when to_regrole(wanted.name) is not null;
     begin
-      create role anon nologin noinherit;
-    exception when duplicate_object or unique_violation then null;
-    end;
-  end if;
-
-  if to_regrole('authenticated') is null then
-    begin
-      create role authenticated nologin noinherit;
-    exception when duplicate_object or unique_violation then null;
-    end;
-  end if;
-
-  if to_regrole('service_role') is null then
-    begin
-      -- The back end's own role: no policy holds it back.
-      create role service_role nologin noinherit bypassrls;
+      execute format('create role %I %s', wanted.name, wanted.attributes);
+      execute format('comment on role %I is %L', wanted.name,
+        'Made by rowcast setup: ' || wanted.meaning || '.');
     exception
+      -- Roles belong to the whole cluster: another database may be creating them right now.
       when duplicate_object or unique_violation then null;
       when insufficient_privilege then
-        raise warning 'service_role is left out: only a role with BYPASSRLS may create it';
+        raise warning '% is left out: this login may not create it', wanted.name;
     end;
-  end if;
-end
-$$;
-
--- Since PostgreSQL 16 whoever creates a role may administer it but not act as it. The relay has to
--- act as these two to ask what they may see. A superuser needs no grant, and whoever may not grant
--- has been granted the roles by somebody else.
-do $$
-begin
-  if not (select rolsuper from pg_roles where rolname = current_user) then
-    execute format('grant anon, authenticated to %I', current_user);
-  end if;
-exception when insufficient_privilege then
-  raise notice 'could not grant anon and authenticated to %', current_user;
+  end loop;
 end
 $$;
 
 -- Who is asking ------------------------------------------------------------------------------
 -- The claims of the caller's token arrive as settings of the transaction: `request.jwt.claims`
 -- holds all of them as JSON; older servers set `request.jwt.claim.<name>` for each.
-create schema if not exists auth;
+do $$
+begin
+  if to_regnamespace('auth') is null then
+    if not has_database_privilege(current_database(), 'create') then
+      raise warning 'schema auth is left out: this login may not create it';
+      return;
+    end if;
+    create schema auth;
+    comment on schema auth is 'Made by rowcast setup: who is asking.';
+    -- Whoever looks after the database writes policies that name these functions.
+    execute format('grant usage on schema auth to %I',
+      (select pg_get_userbyid(datdba) from pg_database where datname = current_database()));
+  end if;
+end
+$$;
 
 do $$
 begin
+  if to_regnamespace('auth') is null then
+    return;
+  end if;
+
   -- The settings are absent (null) in a session that never had them, and empty after a transaction
   -- that set them locally has ended: both mean "nobody".
   if to_regprocedure('auth.uid()') is null then
@@ -69,7 +70,7 @@ begin
           nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'
         )::uuid
       $body$;
-    comment on function auth.uid() is 'The user that the token was issued to, or null.';
+    comment on function auth.uid() is 'Made by rowcast setup: the user that the token was issued to, or null.';
   end if;
 
   if to_regprocedure('auth.role()') is null then
@@ -81,7 +82,7 @@ begin
           nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role'
         )
       $body$;
-    comment on function auth.role() is 'The role that the token names, or null.';
+    comment on function auth.role() is 'Made by rowcast setup: the role that the token names, or null.';
   end if;
 
   if to_regprocedure('auth.jwt()') is null then
@@ -93,19 +94,24 @@ begin
           nullif(current_setting('request.jwt.claims', true), '')
         )::jsonb
       $body$;
-    comment on function auth.jwt() is 'All claims of the token, or null.';
+    comment on function auth.jwt() is 'Made by rowcast setup: all claims of the token, or null.';
   end if;
 end
 $$;
 
+-- Without USAGE a policy that names auth.uid() still works, and a query that names it does not.
+-- Granted only where it is missing, so that what others have granted is nobody's business here.
 do $$
+declare
+  client text;
 begin
-  grant usage on schema auth to anon, authenticated;
-  if to_regrole('service_role') is not null then
-    grant usage on schema auth to service_role;
-  end if;
+  foreach client in array array['anon', 'authenticated', 'service_role'] loop
+    if to_regrole(client) is not null and to_regnamespace('auth') is not null
+      and not has_schema_privilege(client, 'auth', 'usage') then
+      execute format('grant usage on schema auth to %I', client);
+    end if;
+  end loop;
 exception when insufficient_privilege then
-  -- Supabase owns the schema on its own projects, and has granted this.
-  null;
+  raise warning 'USAGE on schema auth is left to its owner';
 end
 $$;

@@ -67,6 +67,7 @@ fn the_help_shows_every_command_and_examples() {
     let help = stdout(&output);
     for words in [
         "serve",
+        "tail",
         "token",
         "bench",
         "health",

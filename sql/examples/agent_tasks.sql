@@ -1,7 +1,32 @@
 -- A CRM in which AI agents do chores for people, and people watch them do it.
 --
 -- Load `sql/auth.sql` first. May be loaded more than once: what is there stays, policies and
--- triggers are put back to what is written here.
+-- triggers are put back to what is written here. Each table says in its comment that it came with
+-- the example, by which `rowcast setup --remove --example agent_tasks` knows it again.
+
+-- Somebody else's table or function of the same name is left alone, and so is everything else then.
+do $$
+declare
+  taken text;
+begin
+  select string_agg(name, ', ' order by name) into taken
+  from (
+    select format('table public.%I', c.relname)
+    from pg_class c
+    where c.relnamespace = to_regnamespace('public')
+      and c.relname in ('organizations', 'org_members', 'contacts', 'agents', 'agent_tasks', 'drafts', 'follow_ups')
+      and coalesce(obj_description(c.oid, 'pg_class'), '') not like 'Made by rowcast setup: example agent_tasks%'
+    union all
+    select 'function ' || f.oid::regprocedure::text
+    from pg_proc f
+    where f.oid = to_regprocedure('public.touch_updated_at()')
+      and coalesce(obj_description(f.oid, 'pg_proc'), '') not like 'Made by rowcast setup: example agent_tasks%'
+  ) as others(name);
+  if taken is not null then
+    raise exception 'the example would take the place of what is there already: %', taken;
+  end if;
+end
+$$;
 
 -- Tables -------------------------------------------------------------------------------------
 create table if not exists public.organizations (
@@ -77,6 +102,14 @@ create table if not exists public.follow_ups (
   updated_at timestamptz not null default now()
 );
 
+comment on table public.organizations is 'Made by rowcast setup: example agent_tasks.';
+comment on table public.org_members is 'Made by rowcast setup: example agent_tasks.';
+comment on table public.contacts is 'Made by rowcast setup: example agent_tasks.';
+comment on table public.agents is 'Made by rowcast setup: example agent_tasks.';
+comment on table public.agent_tasks is 'Made by rowcast setup: example agent_tasks.';
+comment on table public.drafts is 'Made by rowcast setup: example agent_tasks.';
+comment on table public.follow_ups is 'Made by rowcast setup: example agent_tasks.';
+
 -- Policies compare these columns on every read, and the worker looks for work by state.
 create index if not exists org_members_user on public.org_members (user_id);
 create index if not exists contacts_organization on public.contacts (organization_id);
@@ -98,6 +131,8 @@ begin
 end
 $$;
 
+comment on function public.touch_updated_at() is 'Made by rowcast setup: example agent_tasks.';
+
 create or replace trigger touch_updated_at before update on public.agents
   for each row execute function public.touch_updated_at();
 create or replace trigger touch_updated_at before update on public.agent_tasks
@@ -111,7 +146,19 @@ create or replace trigger touch_updated_at before update on public.follow_ups
 -- Agents and the demo's worker write as the owner or as service_role. People only read, so there
 -- are policies for SELECT and none for writing. `anon` may ask, as on Supabase, and since no policy
 -- names it, it sees nothing.
-grant usage on schema public to anon, authenticated;
+do $$
+declare
+  reader text;
+begin
+  foreach reader in array array['anon', 'authenticated', 'service_role'] loop
+    -- Everybody has it unless it was revoked.
+    if to_regrole(reader) is not null and not has_schema_privilege(reader, 'public', 'usage') then
+      execute format('grant usage on schema public to %I', reader);
+    end if;
+  end loop;
+end
+$$;
+
 grant select on
   public.organizations, public.org_members, public.contacts, public.agents,
   public.agent_tasks, public.drafts, public.follow_ups
@@ -120,7 +167,6 @@ grant select on
 do $$
 begin
   if to_regrole('service_role') is not null then
-    grant usage on schema public to service_role;
     grant select, insert, update, delete on
       public.organizations, public.org_members, public.contacts, public.agents,
       public.agent_tasks, public.drafts, public.follow_ups
@@ -187,19 +233,24 @@ alter table public.follow_ups replica identity full;
 -- Table by table, never FOR ALL TABLES: what is published can be subscribed to, and a new table
 -- should not be until somebody has thought about its policies. `org_members` decides who sees what
 -- but is nobody's business to watch, so it stays out.
+--
+-- The publication is called rowcast unless the setting rowcast.publication names another.
 do $$
 declare
+  publication text := coalesce(nullif(current_setting('rowcast.publication', true), ''), 'rowcast');
   wanted text;
 begin
-  if not exists (select from pg_publication where pubname = 'rowcast') then
-    create publication rowcast;
+  if not exists (select from pg_publication where pubname = publication) then
+    execute format('create publication %I with (publish_via_partition_root = true)', publication);
+    execute format('comment on publication %I is %L', publication,
+      'Made by rowcast setup: what can be subscribed to.');
   end if;
   foreach wanted in array array['contacts', 'agents', 'agent_tasks', 'drafts', 'follow_ups'] loop
     if not exists (
       select from pg_publication_tables
-      where pubname = 'rowcast' and schemaname = 'public' and tablename = wanted
+      where pubname = publication and schemaname = 'public' and tablename = wanted
     ) then
-      execute format('alter publication rowcast add table public.%I', wanted);
+      execute format('alter publication %I add table public.%I', publication, wanted);
     end if;
   end loop;
 end

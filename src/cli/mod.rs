@@ -10,6 +10,10 @@ mod logging;
 
 mod serve;
 
+mod setup;
+
+mod tail;
+
 mod token;
 
 use std::process::ExitCode;
@@ -32,8 +36,10 @@ pub const EXIT_SOFTWARE: u8 = 70;
     about = "Carries row changes from PostgreSQL to the browsers that may see them",
     after_help = "Examples:\n  \
         rowcast demo\n  \
+        DATABASE_URL=postgres://localhost/app rowcast setup --print --table public.todos\n  \
         DATABASE_URL=postgres://localhost/app JWT_SECRET=… rowcast serve\n  \
         JWT_SECRET=… rowcast token --sub 3fa85f64-5717-4562-b3fc-2c963f66afa6\n  \
+        JWT_SECRET=… rowcast tail todos --role service_role\n  \
         rowcast bench --subscribers 1000 --rate 1000 --duration 10s\n\n\
         Exit codes: 64 wrong arguments or settings, 69 PostgreSQL unreachable or unfit, 70 a part \
         of the daemon ended, 1 anything else."
@@ -47,10 +53,14 @@ struct Arguments {
 enum Command {
     /// Run the relay
     Serve(serve::Arguments),
+    /// Make in a database what the relay needs, or print the SQL, or undo it
+    Setup(setup::Arguments),
     /// Show what it does: a database of its own, a page with two users, tokens to paste
     Demo(demo::Options),
     /// Print a token for trying things out
     Token(token::Arguments),
+    /// Show changes in the terminal as they come
+    Tail(tail::Arguments),
     /// Measure the relay, and check that everybody gets what is theirs and nothing else
     Bench(bench::Arguments),
     /// Ask a running relay whether it is ready; exit code 0 or 1
@@ -90,6 +100,14 @@ pub fn main() -> ExitCode {
                     Err(error) => fail(EXIT_FAILURE, format_args!("{error:#}")),
                 }
             })
+        }
+        Command::Setup(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, setup::run(arguments))
+        }
+        Command::Tail(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, tail::run(arguments))
         }
         Command::Health(arguments) => block_on(Threads::One, health::run(arguments)),
         Command::Bench(arguments) => {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "the token is what is asked for")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,7 +40,12 @@ pub(super) struct Arguments {
 
 /// Prints a token.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    match secret(arguments).and_then(|secret| mint(arguments, &secret)) {
+    let token = secret(arguments.secret_file.as_deref()).and_then(|secret| {
+        let ttl = lifetime(&arguments.ttl)?;
+        let claims = claims(arguments.sub.as_deref(), &arguments.role, &arguments.claims)?;
+        sign(claims, ttl, &secret)
+    });
+    match token {
         Ok(token) => {
             println!("{token}");
             ExitCode::SUCCESS
@@ -49,10 +54,14 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     }
 }
 
-fn secret(arguments: &Arguments) -> Result<Secret, String> {
+/// The relay's secret: out of this file, or from the environment.
+///
+/// # Errors
+/// A sentence, where there is none.
+pub(super) fn secret(file: Option<&Path>) -> Result<Secret, String> {
     let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let path = match &arguments.secret_file {
-        Some(path) => path.clone(),
+    let path = match file {
+        Some(path) => path.to_owned(),
         None => match (variable("JWT_SECRET"), variable("JWT_SECRET_FILE")) {
             (Some(_), Some(_)) => {
                 return Err(
@@ -78,23 +87,38 @@ fn secret(arguments: &Arguments) -> Result<Secret, String> {
     Ok(Secret::new(secret))
 }
 
-fn mint(arguments: &Arguments, secret: &Secret) -> Result<String, String> {
+/// How long a token is to be good for.
+///
+/// # Errors
+/// A sentence about what would be right.
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(87_600 * 3600));
-    let ttl = parse_duration(&arguments.ttl, least, most)
-        .map_err(|expected| format!("--ttl is `{}`; it must be {expected}.", arguments.ttl))?;
+    parse_duration(text, least, most)
+        .map_err(|expected| format!("--ttl is `{text}`; it must be {expected}."))
+}
+
+/// What a token says of its holder, from flags: `more` are `name=value`.
+///
+/// # Errors
+/// A sentence, where one of them is no claim.
+pub(super) fn claims(
+    sub: Option<&str>,
+    role: &str,
+    more: &[String],
+) -> Result<Map<String, Value>, String> {
     let mut claims = Map::new();
-    if let Some(sub) = &arguments.sub {
-        claims.insert("sub".into(), sub.clone().into());
+    if let Some(sub) = sub {
+        claims.insert("sub".into(), sub.into());
     }
-    claims.insert("role".into(), arguments.role.clone().into());
-    for claim in &arguments.claims {
+    claims.insert("role".into(), role.into());
+    for claim in more {
         let (name, value) = claim.split_once('=').ok_or_else(|| {
             format!("--claim is `{claim}`; it must be a name and a value, such as org_id=7.")
         })?;
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         put(&mut claims, name, value)?;
     }
-    sign(claims, ttl, secret)
+    Ok(claims)
 }
 
 /// Signs claims with HS256, adding when the token was made and when it ends.

@@ -13,17 +13,30 @@ use super::{Config, Secret};
 pub struct ConfigError(String);
 
 /// Names in the environment that begin like a setting and belong to something else: the first to
-/// `--config`, the others to the tests.
-const OTHER_VARIABLES: [&str; 5] = [
+/// `--config`, then those of `rowcast setup`, `rowcast tail` and `rowcast demo`; the others to the
+/// tests.
+const OTHER_VARIABLES: [&str; 12] = [
     "ROWCAST_CONFIG",
+    "ROWCAST_RELAY_PASSWORD",
+    "ROWCAST_RELAY_PASSWORD_FILE",
+    "ROWCAST_SETUP_TABLES",
+    "ROWCAST_URL",
+    "ROWCAST_TOKEN",
+    "ROWCAST_TOKEN_FILE",
+    "ROWCAST_DEMO_DATABASE_URL",
     "ROWCAST_SEED",
     "ROWCAST_CASES",
     "ROWCAST_BIN",
     "ROWCAST_MUTANT",
 ];
 
-/// The example secret of Supabase's documentation, known to everybody.
-const WELL_KNOWN_SECRET: &str = "super-secret-jwt-token-with-at-least-32-characters-long";
+/// Secrets that everybody knows: of `supabase start`, of the `.env.example` that Supabase is
+/// self-hosted with, and of PostgREST's tutorial.
+const WELL_KNOWN_SECRETS: [&str; 3] = [
+    "super-secret-jwt-token-with-at-least-32-characters-long",
+    "your-super-secret-jwt-token-with-at-least-32-characters-long",
+    "reallyreallyreallyreallyverysafe",
+];
 
 /// What was given, from the strongest to the weakest.
 #[derive(Default)]
@@ -348,10 +361,11 @@ fn sufficient(config: &Config) -> Result<(), ConfigError> {
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(secret) = config.jwt_secret.as_ref().map(Secret::expose) {
-        if secret == WELL_KNOWN_SECRET {
+        if is_well_known(secret) {
             warnings.push(
-                "JWT_SECRET is the example of Supabase's documentation: everybody can make \
-                 tokens for this relay."
+                "JWT_SECRET is an example that everybody knows: everybody can make tokens for \
+                 this relay, for any user and role. Take another one, such as what `openssl rand \
+                 -hex 32` prints, and sign new API keys with it."
                     .to_owned(),
             );
         } else if secret.len() < 32 {
@@ -362,6 +376,15 @@ fn warnings(config: &Config) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Whether a secret is one of those examples, also with other capitals or blanks and quotes around
+/// it, as files and shells leave them.
+fn is_well_known(secret: &str) -> bool {
+    let bare = secret.trim_matches(|c: char| c.is_whitespace() || c == '"' || c == '\'');
+    WELL_KNOWN_SECRETS
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(bare))
 }
 
 /// A sentence about the known name nearest to a mistyped one.

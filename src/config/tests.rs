@@ -285,7 +285,15 @@ fn a_weak_secret_is_warned_of() {
         ("short", "has 5 bytes"),
         (
             "super-secret-jwt-token-with-at-least-32-characters-long",
-            "Supabase's documentation",
+            "an example that everybody knows",
+        ),
+        (
+            "your-super-secret-jwt-token-with-at-least-32-characters-long",
+            "an example that everybody knows",
+        ),
+        (
+            "\"Your-super-secret-jwt-token-with-at-least-32-characters-long\" ",
+            "an example that everybody knows",
         ),
     ] {
         let mut given = enough();
@@ -300,7 +308,12 @@ fn a_weak_secret_is_warned_of() {
             loaded.warnings
         );
         assert!(!format!("{:?}", loaded.config).contains(secret));
+        assert!(!loaded.warnings.concat().contains(secret));
     }
+    let mut given = enough();
+    let good = "0123456789abcdef0123456789abcdef".to_owned();
+    given.environment.insert("JWT_SECRET".into(), good);
+    assert!(load(&given, true).unwrap().warnings.is_empty());
 }
 
 #[test]

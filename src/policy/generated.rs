@@ -25,6 +25,9 @@ pub type Values = Vec<Option<String>>;
 /// others wait for it.
 const REST: u32 = 5;
 
+/// How often a right that is missing is said, at most.
+const WARN_GAP: Duration = Duration::from_secs(60);
+
 /// Statements kept prepared; past this all are prepared anew.
 const MAX_PREPARED: usize = 500;
 
@@ -35,6 +38,8 @@ pub struct Computer {
     timeout: Duration,
     connection: Option<Connection>,
     resting_until: Option<Instant>,
+    /// When it was last said that nobody may compute.
+    warned: Option<Instant>,
 }
 
 impl fmt::Debug for Computer {
@@ -67,6 +72,7 @@ impl Computer {
             timeout,
             connection: None,
             resting_until: None,
+            warned: None,
         }
     }
 
@@ -127,10 +133,13 @@ impl Computer {
                 }
             }
         }
-        warn!(
-            "no role of a client may compute the generated columns of a table, they are left out: \
+        if self.warned.is_none_or(|at| at.elapsed() >= WARN_GAP) {
+            self.warned = Some(Instant::now());
+            warn!(
+                "no role of a client may compute the generated columns of a table, they are left out: \
              grant one of them to the relay's login, and EXECUTE on the functions to it"
-        );
+            );
+        }
     }
 
     /// One row's error is no other's.

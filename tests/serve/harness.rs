@@ -50,9 +50,12 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 pub(crate) async fn cluster() -> &'static Throwaway {
     CLUSTER
         .get_or_init(async || {
-            Throwaway::start(Options::default())
-                .await
-                .expect("a cluster")
+            let options = Options {
+                // One for each database of these tests, and they are never dropped.
+                settings: vec!["max_replication_slots = 100".to_owned()],
+                ..Options::default()
+            };
+            Throwaway::start(options).await.expect("a cluster")
         })
         .await
 }

@@ -23,3 +23,5 @@ mod outages;
 mod enemies;
 
 mod tokens;
+
+mod tail;

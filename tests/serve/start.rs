@@ -134,3 +134,23 @@ async fn a_taken_port_and_settings_that_cannot_be_read_are_mistakes_of_usage() {
         assert!(last.contains(words), "{words} is missing in {last}");
     }
 }
+
+#[tokio::test]
+async fn a_secret_that_everybody_knows_is_warned_of_and_never_printed() {
+    let database = Database::new("rowcast").await;
+    let known = "your-super-secret-jwt-token-with-at-least-32-characters-long";
+    let environment = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("ROWCAST_SLOT", database.slot.as_str()),
+        ("JWT_SECRET", known),
+    ];
+    let daemon = Daemon::spawn(&environment);
+    daemon.ready().await;
+    let log = daemon.log();
+    let warned = log
+        .lines()
+        .filter(|line| line.contains("WARN") && line.contains("an example that everybody knows"));
+    assert_eq!(warned.count(), 1, "{log}");
+    assert!(!log.contains(known), "{log}");
+    daemon.terminate().await;
+}

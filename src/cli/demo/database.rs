@@ -25,6 +25,20 @@ const EXAMPLE: [(&str, &str); 3] = [
     ),
 ];
 
+/// The demo's relay logs in as whoever loads the example, and has to act as the clients' roles to ask
+/// what they may see. A superuser needs no grant, and whoever may not grant has been granted the
+/// roles by somebody else.
+const BECOME_CLIENTS: &str = "
+do $$
+begin
+  if not (select rolsuper from pg_roles where rolname = current_user) then
+    execute format('grant anon, authenticated to %I', current_user);
+  end if;
+exception when insufficient_privilege then
+  raise notice 'could not grant anon and authenticated to %', current_user;
+end
+$$";
+
 /// The demo's database, ready for connections.
 #[derive(Debug)]
 pub(super) struct Database {
@@ -68,14 +82,37 @@ impl Database {
                 .await
                 .with_context(|| format!("cannot load {name}"))?;
         }
-        Ok(())
+        client
+            .batch_execute(BECOME_CLIENTS)
+            .await
+            .context("cannot grant the clients' roles")
+    }
+
+    /// Adds the example's rows where they are missing; its tables are there.
+    pub(super) async fn load_rows(&self) -> anyhow::Result<()> {
+        let client = connect(&self.url).await?;
+        let there: bool = client
+            .query_one("select to_regclass('public.agent_tasks') is not null", &[])
+            .await?
+            .try_get(0)?;
+        anyhow::ensure!(
+            there,
+            "the example's tables are not in this database; `rowcast setup --example agent_tasks` \
+             makes them"
+        );
+        let [.., (name, rows)] = EXAMPLE;
+        client
+            .batch_execute(rows)
+            .await
+            .with_context(|| format!("cannot load {name}"))
     }
 
     /// Ends the private server; takes the slot out of another one, which would otherwise keep its
-    /// write-ahead log for a demo that may never come back.
-    pub(super) async fn close(self) {
+    /// write-ahead log for a demo that may never come back. `own_relay` is whether there was one.
+    pub(super) async fn close(self, own_relay: bool) {
         match self.private {
             Some(private) => private.stop().await,
+            None if !own_relay => {}
             None => {
                 if let Err(error) = drop_slot(&self.url).await {
                     tracing::warn!(

@@ -14,6 +14,7 @@ use std::future::Future;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use anyhow::Context as _;
 use tokio::sync::oneshot;
@@ -100,8 +101,15 @@ pub struct Options {
     pub listen: SocketAddr,
 
     /// Use this database instead of a private throw-away one; the example tables are created in it
+    /// [env: ROWCAST_DEMO_DATABASE_URL]
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
+
+    /// Use this relay, as browsers reach it, instead of one of the demo's own. It follows the same
+    /// database, in which `rowcast setup --example agent_tasks` has made the tables, and shares
+    /// JWT_SECRET (or JWT_SECRET_FILE) with the demo
+    #[arg(long, value_name = "URL", conflicts_with = "keep")]
+    pub relay_url: Option<String>,
 
     /// Keep the private database in this directory; a later start goes on with it
     #[arg(long, value_name = "DIR", conflicts_with = "database_url")]
@@ -125,7 +133,12 @@ fn pace(text: &str) -> Result<f64, String> {
 /// # Errors
 /// When there is no PostgreSQL to run or to reach, when the example tables cannot be created, when
 /// the address is taken, or when the relay gives up.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub async fn run(mut options: Options) -> anyhow::Result<()> {
+    if options.database_url.is_none() && options.keep.is_none() {
+        // Of its own name: the demo writes, and DATABASE_URL may be meant for something else.
+        let variable = std::env::var("ROWCAST_DEMO_DATABASE_URL").ok();
+        options.database_url = variable.filter(|url| !url.is_empty());
+    }
     // Listened for from the first moment: Ctrl-C while the database starts must stop it as well.
     let interrupted = interruption()?;
     let stop = CancellationToken::new();
@@ -145,54 +158,99 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn run_until(options: &Options, stop: &CancellationToken) -> anyhow::Result<()> {
+    let elsewhere = Elsewhere::of(options)?;
     say("starting …")?;
     let database = database::Database::open(options).await?;
-    let served = serve(options, &database, stop).await;
+    let served = serve(options, &database, elsewhere.as_ref(), stop).await;
     // Whatever happened, the server that was started here ends here.
-    database.close().await;
+    database.close(elsewhere.is_none()).await;
     served
+}
+
+/// A relay that runs already.
+struct Elsewhere {
+    /// As browsers reach it, without a path.
+    url: String,
+    secret: Secret,
+}
+
+impl Elsewhere {
+    fn of(options: &Options) -> anyhow::Result<Option<Self>> {
+        let Some(url) = &options.relay_url else {
+            return Ok(None);
+        };
+        anyhow::ensure!(
+            url.starts_with("http://") || url.starts_with("https://"),
+            "--relay-url is `{url}`; it must be an address such as http://localhost:4000"
+        );
+        anyhow::ensure!(
+            options.database_url.is_some(),
+            "--relay-url needs the relay's database: --database-url or ROWCAST_DEMO_DATABASE_URL"
+        );
+        Ok(Some(Self {
+            url: url.trim_end_matches('/').to_owned(),
+            secret: super::token::secret(None).map_err(anyhow::Error::msg)?,
+        }))
+    }
 }
 
 /// Everything between a database that answers and one that is no longer needed.
 async fn serve(
     options: &Options,
     database: &database::Database,
+    elsewhere: Option<&Elsewhere>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let loading = async {
+        match elsewhere {
+            None => database.load_example().await,
+            Some(_) => database.load_rows().await,
+        }
+    };
     tokio::select! {
-        loaded = database.load_example() => loaded?,
+        loaded = loading => loaded?,
         () = stop.cancelled() => return Ok(()),
     }
-    let secret = tokens::random_secret();
-    let tokens = tokens::Tokens::mint(&secret)?;
+    let secret = elsewhere.map_or_else(tokens::random_secret, |relay| relay.secret.clone());
     let journal = statements::Journal::new();
     let page = page::Page::new(
         database.url(),
-        tokens.clone(),
+        elsewhere.map_or("", |relay| &relay.url),
+        secret.clone(),
         journal.clone(),
         stop.clone(),
     );
+    let routes = page::routes(page, options.listen.ip());
 
     let (ready, listening) = oneshot::channel();
-    let relay = relay::serve(
-        relay::Settings {
-            database_url: Secret::new(database.url()),
-            jwt_secret: Secret::new(secret),
-            listen: options.listen,
-        },
-        page::routes(page, options.listen.ip()),
-        ready,
-        stop.clone(),
-    );
-    tokio::pin!(relay);
+    let serving: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> = match elsewhere {
+        Some(_) => Box::pin(relay::serve_page(
+            options.listen,
+            routes,
+            ready,
+            stop.clone(),
+        )),
+        None => Box::pin(relay::serve(
+            relay::Settings {
+                database_url: Secret::new(database.url()),
+                jwt_secret: secret.clone(),
+                listen: options.listen,
+            },
+            routes,
+            ready,
+            stop.clone(),
+        )),
+    };
+    tokio::pin!(serving);
     let address = tokio::select! {
-        ended = &mut relay => return ended,
-        address = listening => address.context("the relay ended before it listened")?,
+        ended = &mut serving => return ended,
+        address = listening => address.context("the demo ended before it listened")?,
     };
     say(&start_text::render(
         address,
+        elsewhere.map(|relay| relay.url.as_str()),
         database.private_url(),
-        &tokens,
+        &tokens::Tokens::mint(&secret)?,
     ))?;
 
     let worker = (options.pace > 0.0).then(|| {
@@ -203,7 +261,7 @@ async fn serve(
             stop.clone(),
         ))
     });
-    let ended = relay.await;
+    let ended = serving.await;
     stop.cancel();
     if let Some(worker) = worker {
         worker.await.context("the demo's worker")?;

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::statements::{self, Journal, Ran};
 use super::tokens::Tokens;
 use super::{PEOPLE, Person, database, guard};
+use crate::config::Secret;
 
 const HTML: &str = include_str!("page.html");
 const CSS: &str = include_str!("page.css");
@@ -47,7 +48,9 @@ pub(super) struct Page {
     database_url: String,
     /// One connection is enough for a page, and is made again when it is lost.
     client: Mutex<Option<Client>>,
-    tokens: Tokens,
+    /// Where the relay is, as browsers reach it; empty where it is beside the page.
+    relay_url: String,
+    secret: Secret,
     journal: Journal,
     stop: CancellationToken,
 }
@@ -55,14 +58,16 @@ pub(super) struct Page {
 impl Page {
     pub(super) fn new(
         database_url: &str,
-        tokens: Tokens,
+        relay_url: &str,
+        secret: Secret,
         journal: Journal,
         stop: CancellationToken,
     ) -> Self {
         Self {
             database_url: database_url.to_owned(),
             client: Mutex::new(None),
-            tokens,
+            relay_url: relay_url.to_owned(),
+            secret,
             journal,
             stop,
         }
@@ -126,11 +131,12 @@ impl From<anyhow::Error> for Refused {
     }
 }
 
-/// Keys and names. The tokens are the demo's own, good for nothing else, and the check above keeps
-/// other sites from reading them.
-async fn config(State(page): State<Arc<Page>>) -> Json<Value> {
-    let people: Vec<Value> = page
-        .tokens
+/// Keys and names. The tokens are those of the example's two users, made anew for each page so
+/// that one that is left open for long gets others; the check above keeps other sites from reading
+/// them.
+async fn config(State(page): State<Arc<Page>>) -> Result<Json<Value>, Refused> {
+    let tokens = Tokens::mint(&page.secret)?;
+    let people: Vec<Value> = tokens
         .people()
         .map(|(person, token)| {
             json!({
@@ -141,12 +147,12 @@ async fn config(State(page): State<Arc<Page>>) -> Json<Value> {
             })
         })
         .collect();
-    Json(json!({
-        "anon_key": page.tokens.anon(),
-        "websocket": "/realtime/v1/websocket",
+    Ok(Json(json!({
+        "anon_key": tokens.anon(),
+        "websocket": format!("{}/realtime/v1/websocket", page.relay_url),
         "now": statements::now_ms(),
         "people": people,
-    }))
+    })))
 }
 
 #[derive(Deserialize)]

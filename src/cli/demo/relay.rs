@@ -1,16 +1,22 @@
 //! The relay itself, with the page's routes beside its own.
 
 use std::collections::BTreeMap;
+use std::future::IntoFuture as _;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::Context as _;
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::database::SLOT;
 use crate::app::{self, Fault};
 use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Secret};
+
+/// How long what is under way may take at the end.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// What differs from one demo to the next.
 #[derive(Debug)]
@@ -40,13 +46,47 @@ pub(super) async fn serve(
         Fault::Listen { address, error, .. }
             if address == listen && error.kind() == ErrorKind::AddrInUse =>
         {
-            anyhow::anyhow!(
-                "{listen} is taken by another program; choose another address with --listen, \
-                 for example --listen 127.0.0.1:4001"
-            )
+            taken(listen)
         }
         fault => fault.into(),
     })
+}
+
+fn taken(listen: SocketAddr) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{listen} is taken by another program; choose another address with --listen, \
+         for example --listen 127.0.0.1:4001"
+    )
+}
+
+/// Serves the page alone until `stop`; the relay is another process.
+pub(super) async fn serve_page(
+    listen: SocketAddr,
+    routes: axum::Router,
+    ready: oneshot::Sender<SocketAddr>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = match TcpListener::bind(listen).await {
+        Ok(listener) => listener,
+        Err(error) if error.kind() == ErrorKind::AddrInUse => return Err(taken(listen)),
+        Err(error) => {
+            return Err(anyhow::Error::new(error).context(format!("cannot listen at {listen}")));
+        }
+    };
+    let address = listener.local_addr().context("the listener's address")?;
+    // Nobody waits any more where the demo is already ending.
+    ready.send(address).ok();
+    let serving =
+        axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let limit = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = serving.into_future() => ended.context("the page is not served any more"),
+        // Browsers keep connections open that nothing comes over.
+        () = limit => Ok(()),
+    }
 }
 
 fn config(settings: Settings) -> Config {
@@ -75,7 +115,7 @@ fn config(settings: Settings) -> Config {
         outbox_max_bytes: 16 << 20,
         ask_timeout: Duration::from_secs(5),
         catalog_interval: Duration::from_secs(1),
-        drain: Duration::from_secs(2),
+        drain: DRAIN,
         log: "warn".to_owned(),
         log_format: LogFormat::Auto,
     }

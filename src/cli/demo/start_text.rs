@@ -18,9 +18,19 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// The whole text. The lines up to the snippet are `name value`, for people and for scripts.
-pub(super) fn render(listen: SocketAddr, database_url: Option<&str>, tokens: &Tokens) -> String {
+/// The whole text. The lines up to the snippet are `name value`, for people and for scripts. A relay
+/// that is not beside the page is at `relay_url`; its tokens are signed with a secret that others
+/// use too, so they are on the page alone and not where they might be logged.
+pub(super) fn render(
+    listen: SocketAddr,
+    relay_url: Option<&str>,
+    database_url: Option<&str>,
+    tokens: &Tokens,
+) -> String {
     let url = format!("http://{}", reachable(listen));
+    if let Some(relay) = relay_url {
+        return format!("ready {url}\n\n  relay     {relay}\n\nOpen {url} in a browser.");
+    }
     let database_url = database_url.unwrap_or("as given with --database-url");
     let mut text = format!(
         "ready {url}\n\n  database  {database_url}\n  anon key  {}\n",
@@ -83,15 +93,25 @@ mod tests {
         let tokens = Tokens::mint(&random_secret()).unwrap();
         let text = render(
             "0.0.0.0:4123".parse().unwrap(),
+            None,
             Some("postgres://x/y"),
             &tokens,
         );
         assert_eq!(text.lines().next(), Some("ready http://127.0.0.1:4123"));
         assert!(text.contains("Whoever can reach this address"));
 
-        let text = render("127.0.0.1:4000".parse().unwrap(), None, &tokens);
+        let text = render("127.0.0.1:4000".parse().unwrap(), None, None, &tokens);
         assert!(text.contains("agent_id=in.(0a000000-0000-4000-8000-0000000000a1,"));
         assert!(text.contains("createClient('http://127.0.0.1:4000', 'ey"));
         assert!(!text.contains("Whoever can reach this address"));
+    }
+
+    #[test]
+    fn tokens_of_another_relay_are_not_printed() {
+        let tokens = Tokens::mint(&random_secret()).unwrap();
+        let listen = "0.0.0.0:4100".parse().unwrap();
+        let text = render(listen, Some("http://localhost:4000"), None, &tokens);
+        assert!(text.contains("relay     http://localhost:4000"), "{text}");
+        assert!(!text.contains("ey"), "{text}");
     }
 }

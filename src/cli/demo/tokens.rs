@@ -1,4 +1,4 @@
-//! The demo's secret, drawn at each start, and the tokens signed with it.
+//! The demo's secret, drawn at each start where the relay is its own, and the tokens signed with it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,18 +8,20 @@ use serde_json::json;
 
 use super::{PEOPLE, Person};
 use crate::auth::mint;
+use crate::config::Secret;
 
-/// Long enough for a demo that is left running over a weekend. The secret dies with the process,
-/// and with it every token.
+/// Long enough for a demo that is left running over a weekend. The demo's own secret dies with the
+/// process, and with it every token; those for a relay elsewhere end by themselves.
 const LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const ISSUER: &str = "rowcast-demo";
 
 /// A key for HS256: 256 random bits, in hexadecimal.
-pub(super) fn random_secret() -> String {
+pub(super) fn random_secret() -> Secret {
     let mut bytes = [0_u8; 32];
     rand::rng().fill_bytes(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Secret::new(text)
 }
 
 /// What clients authenticate with. No `Debug`: nothing here belongs in a log.
@@ -31,7 +33,7 @@ pub(super) struct Tokens {
 
 impl Tokens {
     /// Signs all of them.
-    pub(super) fn mint(secret: &str) -> anyhow::Result<Self> {
+    pub(super) fn mint(secret: &Secret) -> anyhow::Result<Self> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .context("the clock stands before 1970")?;
@@ -46,12 +48,12 @@ impl Tokens {
                 "iat": issued,
                 "exp": expires,
             });
-            mint(secret, &claims)
+            mint(secret.expose(), &claims)
         };
         let anon = json!({ "iss": ISSUER, "role": "anon", "iat": issued, "exp": expires });
         let [ann, ben] = &PEOPLE;
         Ok(Self {
-            anon: mint(secret, &anon)?,
+            anon: mint(secret.expose(), &anon)?,
             people: [sign(ann)?, sign(ben)?],
         })
     }
@@ -74,11 +76,11 @@ mod tests {
     #[test]
     fn tokens_are_signed_with_the_secret_and_name_their_user() {
         let secret = random_secret();
-        assert_eq!(secret.len(), 64);
+        assert_eq!(secret.expose().len(), 64);
         assert_ne!(secret, random_secret());
 
         let tokens = Tokens::mint(&secret).unwrap();
-        let key = jsonwebtoken::DecodingKey::from_secret(secret.as_bytes());
+        let key = jsonwebtoken::DecodingKey::from_secret(secret.expose().as_bytes());
         let checks = jsonwebtoken::Validation::default();
         for (person, token) in tokens.people() {
             let claims = jsonwebtoken::decode::<serde_json::Value>(token, &key, &checks)
