@@ -2,7 +2,7 @@
 # scripts/prepare.sh installs or names.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-clients test-mutants bench check
+.PHONY: help demo test test-unit test-clients test-long test-mutants bench check
 
 # More arguments for the demo: make demo ARGS='--listen 127.0.0.1:4001'
 ARGS ?=
@@ -27,6 +27,10 @@ test-clients: ## The real supabase-js, and the demo's page in Chromium
 	@scripts/prepare.sh rust postgres node chromium
 	cargo build
 	cd tests/clients && npm test --silent
+
+test-long: ## A million frames and a million filters; make test reads a tenth of that
+	@scripts/prepare.sh rust
+	ROWCAST_CASES=1000000 cargo test --test frames great_number -- --nocapture
 
 test-mutants: ## Break the relay on purpose and see that a test notices each time
 	@scripts/prepare.sh rust postgres

@@ -187,6 +187,10 @@ fn front_settings(config: &Config) -> transport::Settings {
             ..session::Limits::default()
         },
         max_connections: config.max_connections,
+        max_connections_per_user: config.max_connections_per_user,
+        max_connections_per_address: config.max_connections_per_address,
+        trusted_proxies: config.trusted_proxies.clone(),
+        allowed_origins: config.allowed_origins.clone(),
         max_frame_bytes: config.max_frame_bytes,
         outbox_max_events: config.outbox_max_events,
         outbox_max_bytes: config.outbox_max_bytes,

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use crate::router::DeleteWithoutIdentity;
+pub use crate::transport::{Origins, Proxies};
 pub use load::{ConfigError, Given, Loaded, load};
 pub use print::{markdown, toml_file};
 pub(crate) use value::duration as parse_duration;
@@ -80,6 +81,14 @@ pub struct Config {
     pub max_record_bytes: usize,
     /// Client sockets at once.
     pub max_connections: usize,
+    /// Sockets of one user at once; 0 for as many as there are.
+    pub max_connections_per_user: usize,
+    /// Sockets of one address at once; 0 for as many as there are.
+    pub max_connections_per_address: usize,
+    /// The proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Proxies,
+    /// The web pages that may connect.
+    pub allowed_origins: Origins,
     /// Channels of one socket.
     pub max_channels: usize,
     /// Joins a second on one socket.
@@ -123,6 +132,10 @@ impl Config {
             log_max_bytes: 0,
             max_record_bytes: 0,
             max_connections: 0,
+            max_connections_per_user: 0,
+            max_connections_per_address: 0,
+            trusted_proxies: Proxies::default(),
+            allowed_origins: Origins::Any,
             max_channels: 0,
             max_joins_per_second: 0,
             max_frame_bytes: 0,
@@ -157,6 +170,13 @@ impl fmt::Debug for Config {
             .field("log_max_bytes", &self.log_max_bytes)
             .field("max_record_bytes", &self.max_record_bytes)
             .field("max_connections", &self.max_connections)
+            .field("max_connections_per_user", &self.max_connections_per_user)
+            .field(
+                "max_connections_per_address",
+                &self.max_connections_per_address,
+            )
+            .field("trusted_proxies", &self.trusted_proxies)
+            .field("allowed_origins", &self.allowed_origins)
             .field("max_channels", &self.max_channels)
             .field("max_joins_per_second", &self.max_joins_per_second)
             .field("max_frame_bytes", &self.max_frame_bytes)

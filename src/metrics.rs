@@ -49,6 +49,39 @@ impl HiddenReason {
     }
 }
 
+/// Why a client did not get a socket, or a channel because of how many sockets there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refused {
+    /// Its token or key is missing or bad.
+    Token,
+    /// The web page that it belongs to is none of the allowed ones.
+    Origin,
+    /// It asked for a version of the protocol that is not spoken.
+    Version,
+    /// All sockets are taken.
+    Connections,
+    /// All sockets of its address are taken.
+    Address,
+    /// All sockets of its user are taken.
+    User,
+    /// The server stops.
+    Stopping,
+}
+
+impl Refused {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Origin => "origin",
+            Self::Version => "version",
+            Self::Connections => "connections",
+            Self::Address => "address",
+            Self::User => "user",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
@@ -68,6 +101,7 @@ pub struct Metrics {
     pub changes_delivered: Counter,
     hidden: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
+    refusals: Family<ReasonLabel, Counter>,
     /// Seconds from a change's commit to its frame being written to the socket.
     pub commit_to_socket: Histogram,
     /// WAL that the slot retains behind the server's position, in bytes.
@@ -99,6 +133,7 @@ impl Metrics {
         let changes_delivered = Counter::default();
         let hidden = Family::<ReasonLabel, Counter>::default();
         let closes = Family::<ReasonLabel, Counter>::default();
+        let refusals = Family::<ReasonLabel, Counter>::default();
         // 50 microseconds to 27 seconds, each bucket twice the one before.
         let commit_to_socket = Histogram::new(exponential_buckets(50e-6, 2.0, 20));
         let slot_lag_bytes = Gauge::default();
@@ -125,6 +160,11 @@ impl Metrics {
             hidden.clone(),
         );
         registry.register("closes", "Client sockets closed, by reason", closes.clone());
+        registry.register(
+            "refusals",
+            "Clients that got no socket, or no channel for want of places, by reason",
+            refusals.clone(),
+        );
         registry.register_with_unit(
             "commit_to_socket",
             "From a change's commit to its frame being written to the socket",
@@ -165,6 +205,7 @@ impl Metrics {
             changes_delivered,
             hidden,
             closes,
+            refusals,
             commit_to_socket,
             slot_lag_bytes,
             questions,
@@ -190,6 +231,12 @@ impl Metrics {
         self.closes.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// Counts a client that was refused.
+    pub fn refused(&self, reason: Refused) {
+        let reason = reason.as_str();
+        self.refusals.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
     /// The text that Prometheus reads (OpenMetrics 1.0).
     #[must_use]
     pub fn encode(&self) -> String {
@@ -209,6 +256,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.hidden(HiddenReason::PolicyError, 2);
         metrics.closed("slow");
+        metrics.refused(Refused::Origin);
         let text = metrics.encode();
         for expected in [
             "rowcast_connections 0",
@@ -217,6 +265,7 @@ mod tests {
             "rowcast_changes_delivered_total 0",
             "rowcast_changes_hidden_total{reason=\"policy_error\"} 2",
             "rowcast_closes_total{reason=\"slow\"} 1",
+            "rowcast_refusals_total{reason=\"origin\"} 1",
             "rowcast_commit_to_socket_seconds_bucket",
             "rowcast_slot_lag_bytes 0",
             "rowcast_questions_total 0",

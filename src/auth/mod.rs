@@ -31,6 +31,18 @@ impl Claims {
     pub fn as_json(&self) -> &str {
         &self.0
     }
+
+    /// The claim `sub`: whom the token is about. `None` where it names nobody.
+    #[must_use]
+    pub fn subject(&self) -> Option<String> {
+        // A map, so that of two the last counts, as everywhere else.
+        let mut claims: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&self.0).ok()?;
+        match claims.remove("sub")? {
+            serde_json::Value::String(subject) if !subject.is_empty() => Some(subject),
+            _ => None,
+        }
+    }
 }
 
 /// Claims are personal data and must not reach a log.

@@ -285,6 +285,56 @@ pub static SETTINGS: &[Setting] = &[
     )
     .form(Form::Bare),
     setting(
+        "max_connections_per_user",
+        "COUNT",
+        Some("100"),
+        "Sockets of one user (the token's sub, in one role) at once: more tabs and devices than \
+         anybody has, and too few to take all of max_connections. Tokens without a sub are not \
+         counted. 0 for no limit.",
+        |config, text| {
+            config.max_connections_per_user = value::count(text, 0, 10_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "max_connections_per_address",
+        "COUNT",
+        Some("0"),
+        "Sockets of one client address at once, an IPv6 network of /64 counting as one. 0 for no \
+         limit, because behind a proxy that trusted_proxies does not name all clients have one \
+         address.",
+        |config, text| {
+            config.max_connections_per_address = value::count(text, 0, 10_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "trusted_proxies",
+        "NETWORK,…",
+        Some(""),
+        "Addresses and networks of proxies whose X-Forwarded-For says where a client is. None by \
+         default, because anybody can send that header.",
+        |config, text| {
+            config.trusted_proxies = value::proxies(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "allowed_origins",
+        "ORIGIN,…",
+        Some("*"),
+        "The web pages that may connect, such as https://app.example.com or \
+         https://*.example.com; clients that name no origin are no browsers and always may. All \
+         by default, as with Supabase: a page needs a token, and browsers keep none for it as \
+         they do cookies.",
+        |config, text| {
+            config.allowed_origins = value::origins(text)?;
+            Ok(())
+        },
+    ),
+    setting(
         "max_channels",
         "COUNT",
         Some("100"),

@@ -135,6 +135,8 @@ fn a_given_value_is_printed_so_that_it_reads_back_and_a_secret_is_not() {
             "publication" => "a \"quoted\" name",
             "log" => "warn",
             "drain" => "1500ms",
+            "trusted_proxies" => "10.0.0.0/8, 192.0.2.7",
+            "allowed_origins" => "https://*.example.com,http://localhost:3000,null",
             _ => setting.default.unwrap(),
         };
         given
@@ -191,6 +193,25 @@ fn a_wrong_value_is_answered_with_its_name_and_what_would_be_right() {
     assert_eq!(
         error(&given),
         "--slot is `My-Slot`; it must be a slot name: 1 to 63 of a-z, 0-9 and _."
+    );
+    let mut given = enough();
+    given.environment.insert(
+        "ROWCAST_ALLOWED_ORIGINS".into(),
+        "https://app.example.com/".into(),
+    );
+    assert_eq!(
+        error(&given),
+        "ROWCAST_ALLOWED_ORIGINS is `https://app.example.com/`; it must be * or a list of origins \
+         without a path, such as https://app.example.com,http://localhost:3000 \
+         (https://*.example.com stands for all names below example.com)."
+    );
+    let mut given = enough();
+    let proxies = ("trusted_proxies".into(), "10.0.0.0/40".into());
+    given.flags.push(proxies);
+    assert_eq!(
+        error(&given),
+        "--trusted-proxies is `10.0.0.0/40`; it must be a list of addresses and networks, such as \
+         10.0.0.0/8,192.0.2.7,2001:db8::/32."
     );
     let secret = "mysql://user:hidden@host/db";
     let message = error(&environment(&[

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{DeleteWithoutIdentity, LogFormat};
+use super::{DeleteWithoutIdentity, LogFormat, Origins, Proxies};
 
 /// What would have been right.
 pub(super) type Expected = String;
@@ -166,6 +166,18 @@ pub(super) fn http_url(text: &str) -> Result<String, Expected> {
         }
         _ => Err("an http:// or https:// URL".to_owned()),
     }
+}
+
+/// Networks, separated by commas.
+pub(super) fn proxies(text: &str) -> Result<Proxies, Expected> {
+    text.parse()
+        .map_err(|error: crate::transport::InvalidNetwork| error.to_string())
+}
+
+/// `*`, or origins separated by commas.
+pub(super) fn origins(text: &str) -> Result<Origins, Expected> {
+    text.parse()
+        .map_err(|error: crate::transport::InvalidOrigin| error.to_string())
 }
 
 pub(super) fn secret(text: &str) -> Result<&str, Expected> {

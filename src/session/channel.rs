@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::quota::{Place, User};
 use super::reply::{Reply, Status, System};
 use super::request::Wire;
 use crate::auth::Principal;
@@ -22,6 +23,9 @@ pub(super) struct Channel {
     pub(super) topic: Arc<str>,
     pub(super) join_ref: Option<Wire>,
     pub(super) principal: Arc<Principal>,
+    /// The principal's place among its user's sockets, shared with the socket's other channels of
+    /// the same user.
+    pub(super) place: Option<Arc<Place<User>>>,
     pub(super) wanted: Vec<Wanted>,
     /// The length of the bindings, as the limit counts them.
     pub(super) bytes: usize,
@@ -35,12 +39,16 @@ pub(super) struct Channel {
 pub(super) struct Joining {
     pub(super) reference: Option<Wire>,
     pub(super) echoes: Vec<Wire>,
-    /// What was wrong before the router was asked, and with which bindings.
-    pub(super) refusals: Vec<(String, Wire)>,
+    /// What was wrong before the router was asked, and with which bindings; with none where it is
+    /// the payload.
+    pub(super) refusals: Vec<(String, Option<Wire>)>,
     /// The joins of this topic that this one replaces.
     pub(super) superseded: Vec<Option<Wire>>,
     /// Whether the token is still with the authenticator.
     pub(super) unverified: bool,
+    pub(super) private: bool,
+    /// Whether a refused binding refuses the join.
+    pub(super) wait: bool,
 }
 
 impl Joining {

@@ -26,6 +26,8 @@ impl Session {
             refusals: Vec::new(),
             superseded: Vec::new(),
             unverified: true,
+            private: join.private,
+            wait: join.wait,
         };
         // The old channel ends whatever becomes of the new one.
         if let Some(at) = at {
@@ -45,12 +47,15 @@ impl Session {
             return;
         }
 
+        joining
+            .refusals
+            .extend(join.mistake.map(|text| (text, None)));
         let mut wanted = Vec::with_capacity(join.bindings.len());
         joining.echoes.reserve_exact(join.bindings.len());
         for binding in join.bindings {
             match binding.wanted {
                 Ok(one) => wanted.push(one),
-                Err(text) => joining.refusals.push((text, binding.echo.clone())),
+                Err(text) => joining.refusals.push((text, Some(binding.echo.clone()))),
             }
             joining.echoes.push(binding.echo);
         }
@@ -62,6 +67,7 @@ impl Session {
             topic,
             join_ref,
             principal: Arc::clone(&self.principal),
+            place: None,
             wanted,
             bytes,
             attempt: 0,
@@ -83,7 +89,8 @@ impl Session {
         }
     }
 
-    /// What stands against a join before its token is looked at.
+    /// What stands against a join before its token is looked at; of several what Supabase says
+    /// first.
     fn objection(
         &mut self,
         topic: &str,
@@ -93,6 +100,9 @@ impl Session {
     ) -> Option<String> {
         if topic == "realtime:" {
             return Some("TopicNameRequired: You must provide a topic name".to_owned());
+        }
+        if self.standby {
+            return Some("RealtimeRestarting: Realtime is restarting, please standby".to_owned());
         }
         let second = Duration::from_secs(now.monotonic.as_secs());
         if self.joins.0 != second {
@@ -122,10 +132,19 @@ impl Session {
                 "BindingsTooLong: The postgres_changes bindings of a socket may have {limit} bytes"
             ));
         }
-        join.private.then(|| {
-            "PrivateChannelsNotSupported: private channels are not supported yet by this server"
-                .to_owned()
-        })
+        join.refusal.clone()
+    }
+
+    /// What stands against a join whose token is good.
+    pub(super) fn objection_to_verified(joining: &Joining) -> Option<String> {
+        if joining.private {
+            return Some(
+                "PrivateChannelsNotSupported: private channels are not supported yet by this server"
+                    .to_owned(),
+            );
+        }
+        let (text, _) = joining.refusals.first().filter(|_| joining.wait)?;
+        Some(refused_by_binding(text))
     }
 
     pub(super) fn joined(
@@ -139,12 +158,22 @@ impl Session {
         let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) else {
             return;
         };
+        // Whoever waits for all of its bindings gets all of them or none.
+        if let Some(refusal) = refusals.first()
+            && channel.joining.as_ref().is_some_and(|joining| joining.wait)
+        {
+            let reason = refused_by_binding(&channel.refused(refusal));
+            if let Some(at) = at {
+                self.refuse(at, reason, actions);
+            }
+            return;
+        }
         // A refused binding errs alone, and says which it is: the others are in force.
         let mut errors = Vec::new();
         let in_force = channel.wanted.len().saturating_sub(refusals.len());
         if let Some(joining) = channel.joining.take() {
             for (text, echo) in joining.refusals {
-                errors.push(channel.refused_binding(text, Some(echo)));
+                errors.push(channel.refused_binding(text, echo));
             }
             for refusal in &refusals {
                 let at = usize::try_from(refusal.binding).ok();
@@ -178,6 +207,11 @@ impl Session {
             actions.push(Action::Reply(Reply::System(Box::new(system))));
         }
     }
+}
+
+/// The reason of a join that is refused because one of its bindings is.
+fn refused_by_binding(text: &str) -> String {
+    format!("RealtimeDisabledForConfiguration: {text}")
 }
 
 pub(super) fn error(

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::channel::{Channel, ROWCAST, SYSTEM};
 use super::join::{answer_refused_join, error, say_farewells};
+use super::quota::{Full, Place, Quota, User};
 use super::reply::{Reply, Status};
 use super::request::{Body, Request, Wire};
 use super::{Action, Close, Limits, Now, Verify};
@@ -13,6 +14,9 @@ use crate::router::{ChannelId, Event};
 
 /// Placeholders of clients that have no token of their own.
 pub(super) const PLACEHOLDER: &str = "sb_";
+
+const UNREACHABLE: &str =
+    "UnableToConnectToProject: Realtime was unable to connect to the project database";
 
 /// One client: who it is, and the channels that it joined.
 pub struct Session {
@@ -24,6 +28,11 @@ pub struct Session {
     /// The current second of the join rate and the joins in it.
     pub(super) joins: (Duration, u32),
     malformed: u32,
+    users: Option<Arc<Quota<User>>>,
+    /// The principal's own place among its user's sockets.
+    place: Option<Arc<Place<User>>>,
+    /// Whether the server is about to stop.
+    pub(super) standby: bool,
 }
 
 impl Session {
@@ -37,7 +46,32 @@ impl Session {
             last_channel: 0,
             joins: (Duration::ZERO, 0),
             malformed: 0,
+            users: None,
+            place: None,
+            standby: false,
         }
+    }
+
+    /// The same, one of the sockets that `users` counts. The principal's user takes its place
+    /// now, those of channels with tokens of their own when they are known.
+    ///
+    /// # Errors
+    /// [`Full`] where the principal's user has too many sockets.
+    pub fn counted(
+        principal: Arc<Principal>,
+        limits: Limits,
+        users: Option<Arc<Quota<User>>>,
+    ) -> Result<Self, Full> {
+        let mut session = Self::new(principal, limits);
+        session.users = users;
+        session.place = session.place_of(&Arc::clone(&session.principal))?;
+        Ok(session)
+    }
+
+    /// The role that the client came with.
+    #[must_use]
+    pub fn role(&self) -> Arc<str> {
+        Arc::clone(&self.principal.role)
     }
 
     /// Channels joined or being joined.
@@ -171,7 +205,7 @@ impl Session {
             },
             Err(error) => Err(error),
         };
-        let Some(channel) = self.channels.get_mut(at) else {
+        let Some(channel) = self.channels.get(at) else {
             return;
         };
         if channel.attempt != attempt {
@@ -179,6 +213,21 @@ impl Session {
         }
         match result {
             Ok(principal) => {
+                let place = match self.place_of(&principal) {
+                    Ok(place) => place,
+                    Err(full) => {
+                        let reason = format!("ConnectionRateLimitReached: {full}");
+                        return self.refuse_or_end(at, reason, full.to_string(), actions);
+                    }
+                };
+                let joining = channel.joining.as_deref().filter(|join| join.unverified);
+                if let Some(reason) = joining.and_then(Self::objection_to_verified) {
+                    return self.refuse(at, reason, actions);
+                }
+                let Some(channel) = self.channels.get_mut(at) else {
+                    return;
+                };
+                channel.place = place;
                 let first = channel
                     .joining
                     .as_mut()
@@ -193,18 +242,59 @@ impl Session {
                 }
             }
             Err(error) => {
-                let channel = self.channels.remove(at);
-                actions.push(Action::Leave(channel.id));
-                match channel.joining {
-                    Some(joining) => {
-                        let reason = format!("{}: {error}", error.code());
-                        let (join_ref, topic) = (channel.join_ref, channel.topic);
-                        answer_refused_join(join_ref, *joining, topic, reason, actions);
-                    }
-                    None => end(&channel, error.to_string(), actions),
-                }
+                let reason = format!("{}: {error}", error.code());
+                self.refuse_or_end(at, reason, error.to_string(), actions);
             }
         }
+    }
+
+    /// Refuses a join that is under way, or ends the channel that it made.
+    fn refuse_or_end(
+        &mut self,
+        at: usize,
+        reason: String,
+        text: String,
+        actions: &mut Vec<Action>,
+    ) {
+        let is_joined = |channel: &Channel| channel.joining.is_none();
+        if !self.channels.get(at).is_some_and(is_joined) {
+            return self.refuse(at, reason, actions);
+        }
+        let channel = self.channels.remove(at);
+        actions.push(Action::Leave(channel.id));
+        end(&channel, text, actions);
+    }
+
+    /// Refuses a join that is under way.
+    pub(super) fn refuse(&mut self, at: usize, reason: String, actions: &mut Vec<Action>) {
+        if at >= self.channels.len() {
+            return;
+        }
+        let channel = self.channels.remove(at);
+        actions.push(Action::Leave(channel.id));
+        if let Some(joining) = channel.joining {
+            answer_refused_join(channel.join_ref, *joining, channel.topic, reason, actions);
+        }
+    }
+
+    /// The place of a principal's user: one for all of the socket's channels. `None` where places
+    /// are not counted, or not this principal's.
+    fn place_of(&self, principal: &Arc<Principal>) -> Result<Option<Arc<Place<User>>>, Full> {
+        let Some(users) = &self.users else {
+            return Ok(None);
+        };
+        if Arc::ptr_eq(principal, &self.principal) && self.place.is_some() {
+            return Ok(self.place.clone());
+        }
+        let Some(user) = User::of(principal) else {
+            return Ok(None);
+        };
+        let held = self.channels.iter().map(|channel| &channel.place);
+        let mut held = held.chain(std::iter::once(&self.place)).flatten();
+        if let Some(place) = held.find(|place| *place.key() == user) {
+            return Ok(Some(Arc::clone(place)));
+        }
+        users.take(user).map(|place| Some(Arc::new(place)))
     }
 
     /// The same principal as another channel's is held once.
@@ -246,24 +336,16 @@ impl Session {
                 let Some(at) = self.position(channel) else {
                     return;
                 };
+                if self.channels.get(at).is_some_and(|c| c.joining.is_some()) {
+                    return self.refuse(at, UNREACHABLE.to_owned(), actions);
+                }
                 // An error, unlike an end, has the client try again by itself.
                 let channel = self.channels.remove(at);
                 actions.push(Action::Leave(channel.id));
-                match channel.joining {
-                    Some(joining) => answer_refused_join(
-                        channel.join_ref,
-                        *joining,
-                        channel.topic,
-                        "UnableToConnectToProject: Realtime was unable to connect to the project \
-                         database"
-                            .to_owned(),
-                        actions,
-                    ),
-                    None => actions.push(Action::Reply(Reply::Failed {
-                        join_ref: channel.join_ref,
-                        topic: channel.topic,
-                    })),
-                }
+                actions.push(Action::Reply(Reply::Failed {
+                    join_ref: channel.join_ref,
+                    topic: channel.topic,
+                }));
             }
             Event::Resync { channel, reason } => {
                 let Some(at) = self.position(channel) else {
@@ -308,6 +390,11 @@ impl Session {
             }
             false
         });
+    }
+
+    /// Notes that the server is about to stop: what is joined goes on, nothing is joined any more.
+    pub const fn stand_by(&mut self) {
+        self.standby = true;
     }
 
     /// Takes leave of the client because the server stops.

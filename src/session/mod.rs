@@ -5,6 +5,7 @@ mod channel;
 mod close;
 mod join;
 mod machine;
+mod quota;
 mod reply;
 mod request;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use close::Close;
 pub use machine::Session;
+pub use quota::{Full, Place, Quota, User};
 pub use reply::{Reply, Status, System};
 pub use request::{Binding, Body, JoinRequest, Request, Wire};
 

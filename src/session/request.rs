@@ -62,6 +62,12 @@ pub struct JoinRequest {
     pub token: Option<String>,
     /// Whether the channel is to be a private one.
     pub private: bool,
+    /// Whether the join is to be refused where a binding is.
+    pub wait: bool,
+    /// What is wrong with the payload so that the channel cannot be joined.
+    pub refusal: Option<String>,
+    /// What is wrong with the payload although the channel stands.
+    pub mistake: Option<String>,
     /// What is wanted of the tables, in the client's order.
     pub bindings: Vec<Binding>,
     /// Bindings asked for, including those beyond what was kept.

@@ -1,56 +1,91 @@
 //! The payload of a join. Clients of many languages write it, so what is badly typed is passed
-//! over, except where passing over it would show more than was asked for.
+//! over, except where passing over it would show more than was asked for, or where nobody would
+//! ever know.
+
+use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
 use super::Malformed;
-use super::json::{Elements, Members, is_null, is_true, string};
+use super::json::{Elements, Members, boolean, is_null, string};
 use crate::session::{Binding, JoinRequest, Wire};
 use crate::subscription::{Events, Wanted, filter};
 
 /// Bindings that are read; the session refuses fewer than that.
 const MAX_BINDINGS: usize = 1000;
 
+/// What Supabase says where a join's payload makes no sense to it.
+const UNKNOWN: &str = "Unknown Error on Channel";
 /// Columns of a selection that are read: as many as a table can have.
 const MAX_SELECTED: usize = 1600;
 
 pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
     let mut join = JoinRequest::default();
-    if !payload.get().starts_with('{') {
-        return Ok(join);
-    }
-    let payload = Members::of(payload).ok_or(Malformed)?;
-    let token = |key| payload.get(key).and_then(string);
-    join.token = token("user_token").or_else(|| token("access_token"));
-    let Some(config) = payload
-        .get("config")
-        .filter(|config| config.get().starts_with('{'))
-    else {
+    let Some(payload) = Members::of(payload) else {
+        join.refusal = Some(UNKNOWN.to_owned());
         return Ok(join);
     };
-    // An object that cannot be read may have said that the channel is private.
-    let config = Members::of(config).ok_or(Malformed)?;
-    join.private = config.get("private").is_some_and(is_true);
-    if let Some(bindings) = config.get("postgres_changes")
-        && bindings.get().starts_with('[')
-    {
-        let bindings: Elements<'_, MAX_BINDINGS> =
-            serde_json::from_str(bindings.get()).map_err(|_| Malformed)?;
-        for object in bindings.kept {
-            if !object.get().starts_with('{') {
-                // Clients leave null where a binding was removed.
-                continue;
-            }
-            let id = u32::try_from(join.bindings.len() + 1).map_err(|_| Malformed)?;
-            join.bindings.push(binding(object, id)?);
+    let token = |key| payload.get(key).and_then(string);
+    join.token = token("user_token").or_else(|| token("access_token"));
+    let Some(config) = payload.get("config") else {
+        // Clients of long ago meant the table that the topic names.
+        join.mistake = Some(
+            "A join without `config` subscribes to nothing. Please name the tables in \
+             `config.postgres_changes`"
+                .to_owned(),
+        );
+        return Ok(join);
+    };
+    let Some(config) = Members::of(config) else {
+        // An object that cannot be read may have said that the channel is private.
+        join.refusal = Some(UNKNOWN.to_owned());
+        return Ok(join);
+    };
+    match config.get("private").map_or(Some(false), boolean) {
+        Some(private) => join.private = private,
+        // To pass over it would make the channel a public one.
+        None => {
+            join.refusal =
+                Some("InvalidJoinPayload: `config.private` must be true or false".to_owned());
         }
-        join.binding_count = if bindings.total > MAX_BINDINGS {
-            bindings.total
-        } else {
-            join.bindings.len()
-        };
+    }
+    join.wait = config
+        .get("postgres_changes_options")
+        .and_then(Members::of)
+        .and_then(|options| options.get("wait").and_then(boolean))
+        .unwrap_or_default();
+    match config.get("postgres_changes") {
+        Some(bindings) if bindings.get().starts_with('[') => add(bindings, &mut join)?,
+        Some(bindings) if !is_null(bindings) => {
+            join.mistake =
+                Some("Error parsing `postgres_changes` params: expected a list".to_owned());
+        }
+        _ => {}
     }
     Ok(join)
+}
+
+fn add(bindings: &RawValue, join: &mut JoinRequest) -> Result<(), Malformed> {
+    let bindings: Elements<'_, MAX_BINDINGS> =
+        serde_json::from_str(bindings.get()).map_err(|_| Malformed)?;
+    for object in bindings.kept {
+        if !object.get().starts_with('{') {
+            // Clients leave null where a binding was removed.
+            continue;
+        }
+        let id = u32::try_from(join.bindings.len() + 1).map_err(|_| Malformed)?;
+        match binding(object, id) {
+            Ok(binding) => join.bindings.push(binding),
+            // Without it the others would be answered in another order than they were asked for.
+            Err(Malformed) => join.refusal = Some(UNKNOWN.to_owned()),
+        }
+    }
+    join.binding_count = if bindings.total > MAX_BINDINGS {
+        bindings.total
+    } else {
+        join.bindings.len()
+    };
+    Ok(())
 }
 
 fn binding(object: &RawValue, id: u32) -> Result<Binding, Malformed> {
@@ -92,8 +127,8 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
     let (schema, table) = match (name("schema"), name("table")) {
         (None, None) => {
             return Err(format!(
-                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: %{{\"event\" => \"{}\"}}",
-                event.unwrap_or_default()
+                "No subscription params provided. Please provide at least a `schema` or `table` to subscribe to: {}",
+                inspected(members)
             ));
         }
         (None, Some(table)) => (Some("public".to_owned()), table),
@@ -130,6 +165,23 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         filter,
         select,
     })
+}
+
+/// An object as Supabase shows it: Elixir's map, in the order of its keys.
+fn inspected(members: &Members<'_>) -> String {
+    let known: BTreeMap<&str, &RawValue> = members
+        .0
+        .iter()
+        .map(|(name, value)| (name.as_ref(), *value))
+        .collect();
+    let shown: Vec<String> = known
+        .into_iter()
+        .map(|(name, value)| {
+            let value = if is_null(value) { "nil" } else { value.get() };
+            format!("{} => {value}", serde_json::Value::from(name))
+        })
+        .collect();
+    format!("%{{{}}}", shown.join(", "))
 }
 
 /// The strings of a list, and of anything else none.

@@ -104,7 +104,16 @@ pub(super) fn is_null(value: &RawValue) -> bool {
     value.get() == "null"
 }
 
-/// Whether it is true, or a string that says so, as some clients write it.
-pub(super) fn is_true(value: &RawValue) -> bool {
-    value.get() == "true" || string(value).is_some_and(|text| text.eq_ignore_ascii_case("true"))
+/// A boolean, also one in a string of any case, as some clients write it; null is false. `None`
+/// for anything else.
+pub(super) fn boolean(value: &RawValue) -> Option<bool> {
+    match value.get() {
+        "true" => Some(true),
+        "false" | "null" => Some(false),
+        _ => match string(value)?.to_ascii_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        },
+    }
 }

@@ -7,23 +7,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures_util::SinkExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use rand::Rng;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite;
 
 use super::Front;
 use super::stream::Progress;
-use crate::auth::{Principal, TokenError};
-use crate::router::{ChannelId, Join, Outbox, SessionId};
+use super::verifying::{Verified, Verifying};
+use crate::router::{Join, Outbox, SessionId};
 use crate::session::{Action, Close, Now, Reply, Session, Verify};
 use crate::supabase::{Serializer, encode};
 
 /// Events written before the socket is flushed and read again.
 const RUN: usize = 64;
-/// Tokens of one client whose keys may be on their way; with more, nothing is read from it.
-const MAX_UNVERIFIED: usize = 16;
 /// How long the client may take to answer a close.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a write may make no progress to a client that is to be closed as too slow anyway: until
@@ -43,8 +39,6 @@ fn since_epoch() -> Duration {
         .unwrap_or_default()
 }
 
-type Verified = (ChannelId, u32, Result<Principal, TokenError>);
-
 pub(super) struct Connection {
     front: Front,
     socket: WebSocket,
@@ -55,7 +49,7 @@ pub(super) struct Connection {
     outbox: Arc<Outbox>,
     progress: Option<Arc<Progress>>,
     /// Boxed, since a socket seldom has any.
-    unverified: Option<Box<FuturesUnordered<BoxFuture<'static, Verified>>>>,
+    verifying: Option<Box<Verifying>>,
     started: Instant,
     heard: Instant,
     pinged: Instant,
@@ -68,7 +62,7 @@ impl Connection {
         front: Front,
         socket: WebSocket,
         serializer: Serializer,
-        principal: Arc<Principal>,
+        session: Session,
         progress: Option<Arc<Progress>>,
     ) -> Self {
         let id = front.next_session();
@@ -77,14 +71,14 @@ impl Connection {
         let now = Instant::now();
         Self {
             outbox: Outbox::new(id, events, bytes),
-            role: Arc::clone(&principal.role),
-            session: Session::new(principal, settings.limits),
+            role: session.role(),
+            session,
             front,
             socket,
             serializer,
             id,
             progress,
-            unverified: None,
+            verifying: None,
             started: now,
             heard: now,
             pinged: now,
@@ -134,24 +128,27 @@ impl Connection {
             if timer.deadline() != due {
                 timer.as_mut().reset(due);
             }
-            let unverified = self.unverified.as_deref().map_or(0, FuturesUnordered::len);
             tokio::select! {
-                message = self.socket.recv(), if unverified < MAX_UNVERIFIED => {
-                    self.received(message).await?;
-                }
+                message = self.socket.recv() => self.received(message).await?,
                 () = self.outbox.readable(), if !more => more = self.deliver().await?,
                 () = std::future::ready(()), if more => {
                     // A client that takes everything at once must not occupy the thread.
                     tokio::task::yield_now().await;
                     more = self.deliver().await?;
                 }
-                Some((channel, attempt, result)) = next(&mut self.unverified), if unverified > 0 => {
+                (waiting, result) = next(&mut self.verifying), if self.verifying.is_some() => {
                     let mut actions = Vec::new();
-                    self.session.verified(channel, attempt, result, self.now(), &mut actions);
+                    for (channel, attempt) in waiting {
+                        let result = result.clone();
+                        self.session.verified(channel, attempt, result, self.now(), &mut actions);
+                    }
                     self.perform(actions).await?;
                 }
                 () = &mut timer => self.tick().await?,
-                () = &mut stopping, if self.leaving.is_none() => self.leaving = Some(self.leave_at()),
+                () = &mut stopping, if self.leaving.is_none() => {
+                    self.session.stand_by();
+                    self.leaving = Some(self.leave_at());
+                }
             }
         }
     }
@@ -309,20 +306,19 @@ impl Connection {
             attempt,
             token,
         } = verify;
-        if let Some(result) = self.front.0.auth.try_verify(&token, unix_now()) {
+        let known = match self.front.0.auth.try_verify(&token, unix_now()) {
+            None => {
+                let verifying = self.verifying.get_or_insert_default();
+                verifying.add(&self.front.0.auth, (channel, attempt), token)
+            }
+            known => known,
+        };
+        if let Some(result) = known {
             let mut then = Vec::new();
             let now = self.now();
             self.session
                 .verified(channel, attempt, result, now, &mut then);
             actions.extend(then);
-        } else {
-            let auth = Arc::clone(&self.front.0.auth);
-            let verified = async move {
-                let result = auth.verify(&token, unix_now()).await;
-                (channel, attempt, result)
-            };
-            let unverified = self.unverified.get_or_insert_default();
-            unverified.push(Box::pin(verified));
         }
     }
 
@@ -404,15 +400,13 @@ async fn stall(progress: Option<&Progress>, outbox: &Outbox, limit: Duration) {
     }
 }
 
-async fn next(
-    unverified: &mut Option<Box<FuturesUnordered<BoxFuture<'static, Verified>>>>,
-) -> Option<Verified> {
-    let verified = unverified.as_mut()?.next().await;
-    if unverified
-        .as_ref()
-        .is_some_and(|waiting| waiting.is_empty())
-    {
-        *unverified = None;
+async fn next(verifying: &mut Option<Box<Verifying>>) -> Verified {
+    let Some(waiting) = verifying else {
+        return std::future::pending().await;
+    };
+    let verified = waiting.next().await;
+    if waiting.is_empty() {
+        *verifying = None;
     }
     verified
 }

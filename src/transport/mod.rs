@@ -1,11 +1,15 @@
 //! Moves frames: HTTP upgrades, WebSockets, and the end of all of them.
 
+mod address;
 mod connection;
+mod origin;
 mod serve;
 mod stream;
 mod upgrade;
+mod verifying;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,12 +20,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use address::{InvalidNetwork, Proxies};
+pub use origin::{InvalidOrigin, Origin, Origins};
 pub use serve::serve;
 
 use crate::auth::Authenticator;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Refused};
 use crate::router::{Router, SessionId};
-use crate::session::Limits;
+use crate::session::{Limits, Quota, User};
 
 /// How clients are served.
 #[derive(Debug, Clone)]
@@ -30,12 +36,22 @@ pub struct Settings {
     pub limits: Limits,
     /// Sockets at once.
     pub max_connections: usize,
+    /// Sockets of one user at once; 0 for as many as there are.
+    pub max_connections_per_user: usize,
+    /// Sockets of one address (of IPv6 one network of 2^64) at once; 0 for as many as there are.
+    pub max_connections_per_address: usize,
+    /// Whose `X-Forwarded-For` is taken for where a client is.
+    pub trusted_proxies: Proxies,
+    /// The web pages that may talk to the relay.
+    pub allowed_origins: Origins,
     /// The largest frame taken from a client, in bytes.
     pub max_frame_bytes: usize,
     /// Events that may wait for one socket.
     pub outbox_max_events: usize,
     /// Bytes of changes that may wait for one socket.
     pub outbox_max_bytes: usize,
+    /// How long the head of a request may take, also of one that never comes.
+    pub head: Duration,
     /// How often the server pings, so that what lies between does not cut an idle socket.
     pub ping_every: Duration,
     /// After how much silence of the client its socket is closed.
@@ -51,9 +67,14 @@ impl Default for Settings {
         Self {
             limits: Limits::default(),
             max_connections: 10_000,
+            max_connections_per_user: 100,
+            max_connections_per_address: 0,
+            trusted_proxies: Proxies::default(),
+            allowed_origins: Origins::Any,
             max_frame_bytes: 1024 * 1024,
             outbox_max_events: 10_000,
             outbox_max_bytes: 16 * 1024 * 1024,
+            head: Duration::from_secs(10),
             ping_every: Duration::from_secs(30),
             idle_after: Duration::from_mins(1),
             write_stall: Duration::from_secs(30),
@@ -72,6 +93,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     settings: Settings,
     free: Arc<Semaphore>,
+    users: Option<Arc<Quota<User>>>,
+    addresses: Option<Arc<Quota<IpAddr>>>,
     last_session: AtomicU64,
     /// Sockets take leave of their clients.
     stopping: CancellationToken,
@@ -98,7 +121,11 @@ impl Front {
         settings: Settings,
     ) -> Self {
         let sockets = settings.max_connections.min(Semaphore::MAX_PERMITS);
+        let users = settings.max_connections_per_user;
+        let addresses = settings.max_connections_per_address;
         Self(Arc::new(Shared {
+            users: Quota::new(users, Refused::User, Arc::clone(&metrics)),
+            addresses: Quota::new(addresses, Refused::Address, Arc::clone(&metrics)),
             router,
             auth,
             metrics,
@@ -124,6 +151,10 @@ pub fn routes(front: &Front) -> Routes {
         .route("/realtime/v1/api/ping", get(ping))
         .route("/api/ping", get(ping))
         .route("/healthz", get(async || "ok"))
+        .layer(axum::middleware::from_fn_with_state(
+            front.clone(),
+            origin::guard,
+        ))
         .with_state(front.clone())
 }
 

@@ -1,6 +1,7 @@
 //! The listener, from the first client to the last.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,11 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::Front;
+use super::address::Peer;
 use super::stream::ClientStream;
 
 /// Connections that are still HTTP; sockets are counted elsewhere.
 const MAX_HTTP: usize = 4096;
-/// How long a request's head may take.
-const HEAD: Duration = Duration::from_secs(10);
 /// The largest head: a long token fits several times.
 const HEAD_BYTES: usize = 64 * 1024;
 
@@ -46,8 +46,9 @@ pub async fn serve(
             () = shutdown.cancelled() => break,
         };
         match accepted {
-            Ok((stream, slot)) => {
-                let connection = connection(stream, routes.clone(), shutdown.clone());
+            Ok((stream, peer, slot)) => {
+                let head = front.0.settings.head;
+                let connection = connection(stream, peer, head, routes.clone(), shutdown.clone());
                 http.spawn(async move {
                     connection.await;
                     drop(slot);
@@ -86,15 +87,15 @@ pub async fn serve(
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, IpAddr, tokio::sync::OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots)
         .acquire_owned()
         .await
         .map_err(io::Error::other)?;
-    let (stream, _address) = listener.accept().await?;
+    let (stream, peer) = listener.accept().await?;
     // A change is written once and should leave at once.
     stream.set_nodelay(true)?;
-    Ok((stream, slot))
+    Ok((stream, peer.ip(), slot))
 }
 
 /// Whether only the client that was being accepted is concerned.
@@ -107,17 +108,24 @@ fn is_the_clients(error: &io::Error) -> bool {
 }
 
 /// One HTTP connection, until it ends or becomes a socket.
-async fn connection(stream: TcpStream, routes: Routes, shutdown: CancellationToken) {
+async fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    head: Duration,
+    routes: Routes,
+    shutdown: CancellationToken,
+) {
     let stream = ClientStream::new(stream);
     let progress = Arc::clone(stream.progress());
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Arc::clone(&progress));
+        request.extensions_mut().insert(Peer(peer));
         routes.clone().oneshot(request)
     });
     let mut http = std::pin::pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
+            .header_read_timeout(head)
             .max_buf_size(HEAD_BYTES)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()

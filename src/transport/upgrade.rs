@@ -1,5 +1,6 @@
 //! From an HTTP request to a WebSocket, or to the reason why not.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,10 +9,15 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, State};
 use axum::http::{Extensions, HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Front;
+use super::address::{Peer, neighbourhood};
 use super::connection::Connection;
 use super::stream::Progress;
+use crate::auth::Principal;
+use crate::metrics::Refused;
+use crate::session::{Full, Place, Session};
 use crate::supabase::Serializer;
 
 /// Idle sockets are many and their messages small. The library's own buffers take 135 KiB a socket.
@@ -26,8 +32,13 @@ pub(super) async fn websocket(
     mut extensions: Extensions,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let refused = |reason, status, text: &str| {
+        front.0.metrics.refused(reason);
+        (status, Json(serde_json::json!({ "error": text }))).into_response()
+    };
     if front.0.stopping.is_cancelled() {
-        return refused(StatusCode::SERVICE_UNAVAILABLE, "Server is shutting down");
+        let text = "Server is shutting down";
+        return refused(Refused::Stopping, StatusCode::SERVICE_UNAVAILABLE, text);
     }
     if method != Method::GET {
         return StatusCode::BAD_REQUEST.into_response();
@@ -37,11 +48,13 @@ pub(super) async fn websocket(
         found.map(|(_, value)| value.as_str())
     };
     let Some(serializer) = Serializer::from_version(parameter("vsn")) else {
+        front.0.metrics.refused(Refused::Version);
         return StatusCode::FORBIDDEN.into_response();
     };
     let header = headers.get("x-api-key").and_then(|key| key.to_str().ok());
     let Some(token) = header.or_else(|| parameter("apikey")) else {
-        return refused(StatusCode::UNAUTHORIZED, "API key is missing");
+        let text = "API key is missing";
+        return refused(Refused::Token, StatusCode::UNAUTHORIZED, text);
     };
     let principal = match front
         .0
@@ -50,10 +63,17 @@ pub(super) async fn websocket(
         .await
     {
         Ok(principal) => Arc::new(principal),
-        Err(error) => return refused(StatusCode::UNAUTHORIZED, &error.upgrade_text()),
+        Err(error) => {
+            let text = error.upgrade_text();
+            return refused(Refused::Token, StatusCode::UNAUTHORIZED, &text);
+        }
     };
-    let Ok(permit) = Arc::clone(&front.0.free).try_acquire_owned() else {
-        return refused(StatusCode::TOO_MANY_REQUESTS, "Too many connected users");
+    let places = match places(&front, principal, &headers, &extensions) {
+        Ok(places) => places,
+        Err(full) => {
+            let body = Json(serde_json::json!({ "error": full.to_string() }));
+            return (StatusCode::TOO_MANY_REQUESTS, body).into_response();
+        }
     };
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
@@ -69,12 +89,46 @@ pub(super) async fn websocket(
     let sockets = front.0.sockets.clone();
     let tracked = sockets.token();
     upgrade.on_upgrade(move |socket| async move {
-        let connection = Connection::new(front, socket, serializer, principal, progress);
+        let Places {
+            session,
+            all,
+            address,
+        } = places;
+        let connection = Connection::new(front, socket, serializer, session, progress);
         connection.run().await;
-        drop((permit, tracked));
+        drop((all, address, tracked));
     })
 }
 
-fn refused(status: StatusCode, text: &str) -> Response {
-    (status, Json(serde_json::json!({ "error": text }))).into_response()
+/// A session, with the places that it takes for as long as it lives.
+struct Places {
+    session: Session,
+    all: OwnedSemaphorePermit,
+    address: Option<Place<IpAddr>>,
+}
+
+fn places(
+    front: &Front,
+    principal: Arc<Principal>,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<Places, Full> {
+    let shared = &front.0;
+    let all = Arc::clone(&shared.free).try_acquire_owned().map_err(|_| {
+        shared.metrics.refused(Refused::Connections);
+        Full
+    })?;
+    let address = match (&shared.addresses, extensions.get::<Peer>()) {
+        (Some(addresses), Some(Peer(peer))) => {
+            let client = shared.settings.trusted_proxies.client(*peer, headers);
+            Some(addresses.take(neighbourhood(client))?)
+        }
+        _ => None,
+    };
+    let session = Session::counted(principal, shared.settings.limits, shared.users.clone())?;
+    Ok(Places {
+        session,
+        all,
+        address,
+    })
 }

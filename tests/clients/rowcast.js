@@ -9,8 +9,9 @@ import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 
-import { createClient } from '@supabase/supabase-js'
+import * as newest from '@supabase/supabase-js'
 import pg from 'pg'
+import * as yearBefore from 'supabase-js-year-before'
 import WebSocket from 'ws'
 
 const BINARY =
@@ -203,6 +204,13 @@ export class Rowcast {
     assert.equal(await listens(hostname, port), false, 'its port is closed')
   }
 
+  /** Holds it still until SIGCONT: it keeps its sockets and answers nothing. */
+  async pause() {
+    this.child.kill('SIGSTOP')
+    const state = () => readFileSync(`/proc/${this.child.pid}/stat`, 'utf8').split(') ').at(-1)[0]
+    if (existsSync('/proc/self/stat')) await until(() => state() === 'T', 'its standstill')
+  }
+
   /** What a crash does. */
   async kill() {
     this.child.kill('SIGKILL')
@@ -225,7 +233,10 @@ export async function startDemo(...parameters) {
 }
 
 /** `rowcast serve` on a demo's database, with a secret that the test knows. */
-export async function startServe(demo, { port, secret = randomBytes(32).toString('hex'), slot } = {}) {
+export async function startServe(
+  demo,
+  { port, secret = randomBytes(32).toString('hex'), slot, settings = {} } = {},
+) {
   const address = `127.0.0.1:${port ?? (await freePort())}`
   const relay = new Rowcast(['serve'], {
     DATABASE_URL: demo.database,
@@ -233,6 +244,7 @@ export async function startServe(demo, { port, secret = randomBytes(32).toString
     ROWCAST_LISTEN: address,
     ROWCAST_ADMIN_LISTEN: '127.0.0.1:0',
     ROWCAST_SLOT: slot ?? `test_${randomBytes(6).toString('hex')}`,
+    ...settings,
   })
   relay.secret = secret
   relay.anon = mint(secret, { role: 'anon' })
@@ -294,11 +306,26 @@ export class Tables {
 
 // The client ------------------------------------------------------------------------------------
 
+const { devDependencies } = JSON.parse(readFileSync(new URL('package.json', import.meta.url)))
+const version = (name) => devDependencies[name].split('@').at(-1)
+
+/**
+ * The clients that every rule is tested with: the newest that this Node runs in both versions of
+ * the protocol, and the newest of a year before it, which knows the first only. That one ends the
+ * rejoining of its channels when it opens its socket anew (`disconnect` calls `teardown`), whatever
+ * the server is.
+ */
+export const CLIENTS = [
+  { library: newest, package: '@supabase/supabase-js', vsn: '2.0.0', rejoins: true },
+  { library: newest, package: '@supabase/supabase-js', vsn: '1.0.0', rejoins: true },
+  { library: yearBefore, package: 'supabase-js-year-before', vsn: '1.0.0', rejoins: false },
+].map((kind) => ({ ...kind, name: `supabase-js ${version(kind.package)}, vsn ${kind.vsn}` }))
+
 /** The unmodified client, acting as whoever the token names. */
-export async function connectClient(url, anon, token, realtime = {}) {
-  const client = createClient(url, anon, {
+export async function connectClient(url, anon, token, realtime = {}, { library, vsn } = CLIENTS[0]) {
+  const client = library.createClient(url, anon, {
     auth: { persistSession: false, autoRefreshToken: false },
-    realtime: { transport: WebSocket, ...realtime },
+    realtime: { transport: WebSocket, vsn, ...realtime },
   })
   if (token) await client.realtime.setAuth(token)
   return client
@@ -332,6 +359,74 @@ export async function subscribe(client, topic, bindings, { refusals = false } = 
   }
   await heard.statuses.first(({ status }) => status === 'SUBSCRIBED', `SUBSCRIBED on ${topic}`, 20_000)
   return heard
+}
+
+/** A WebSocket that says exactly what the test says, in either version of the protocol. */
+export class Raw {
+  frames = new Inbox()
+  texts = new Inbox()
+
+  static async open(relay, { vsn = '2.0.0', apikey = relay.anon, headers, path = '/realtime/v1' } = {}) {
+    const raw = new Raw()
+    const query = vsn ? `apikey=${apikey}&vsn=${vsn}` : `apikey=${apikey}`
+    raw.isArray = vsn === '2.0.0'
+    raw.socket = new WebSocket(`${relay.url.replace('http', 'ws')}${path}/websocket?${query}`, { headers })
+    raw.closed = new Promise((resolve) => raw.socket.once('close', (code) => resolve(code)))
+    raw.socket.on('message', (data) => {
+      raw.texts.push(String(data))
+      const frame = JSON.parse(data)
+      const { ref, topic, event, payload } = frame
+      raw.frames.push(raw.isArray ? frame : [null, ref, topic, event, payload])
+    })
+    await within(10_000, new Promise((open, fail) => raw.socket.once('open', open).once('error', fail)), 'a socket')
+    return raw
+  }
+
+  /** The status and the body of a refused upgrade. */
+  static refused(relay, query, headers) {
+    const url = `${relay.url.replace('http', 'ws')}/realtime/v1/websocket?${query}`
+    const answered = new Promise((resolve, fail) => {
+      const socket = new WebSocket(url, { headers })
+      socket.once('open', () => fail(new Error('not refused')))
+      socket.once('error', fail)
+      socket.once('unexpected-response', (_, response) => {
+        let body = ''
+        response.setEncoding('utf8').on('data', (text) => (body += text))
+        response.once('end', () => resolve([response.statusCode, body && JSON.parse(body).error]))
+      })
+    })
+    return within(10_000, answered, 'a refusal')
+  }
+
+  send(join_ref, ref, topic, event, payload) {
+    const frame = this.isArray ? [join_ref, ref, topic, event, payload] : { topic, event, payload, ref, join_ref }
+    this.socket.send(JSON.stringify(frame))
+  }
+
+  /** Sends a message and returns the frame that answers it. */
+  ask(join_ref, ref, topic, event, payload = {}) {
+    this.send(join_ref, ref, topic, event, payload)
+    const answers = ([, answered, of, name]) => name === 'phx_reply' && answered === ref && of === topic
+    return this.frames.first(answers, `the reply to ${event} ${ref} on ${topic}`)
+  }
+
+  /** Joins and returns the payload of the reply. */
+  async join(ref, topic, config, payload = {}) {
+    return (await this.ask(ref, ref, topic, 'phx_join', { config, ...payload }))[4]
+  }
+
+  /** Whether the socket still answers. */
+  async beat(ref = `hb${this.frames.items.length}`) {
+    const [, , , , payload] = await this.ask(null, ref, 'phoenix', 'heartbeat')
+    assert.deepEqual(payload, { status: 'ok', response: {} })
+  }
+
+  /** The next system message of a topic, from the given place in what was heard on. */
+  system(topic, predicate = () => true, what = 'a system message') {
+    return this.frames
+      .first(([, , of, event, payload]) => of === topic && event === 'system' && predicate(payload), what)
+      .then((frame) => frame[4])
+  }
 }
 
 /** Whether a change is about this row. */

@@ -1,6 +1,7 @@
 //! Joining and leaving, in every order that clients do it.
 
-use rowcast::router::{Event, Refusal, Resync};
+use rowcast::router::{Command, Event, Refusal, Resync};
+use rowcast::session::Limits;
 use rowcast::subscription::Events;
 use rowcast::transport::Settings;
 use serde_json::json;
@@ -48,14 +49,14 @@ async fn a_join_is_answered_with_the_clients_own_objects_byte_for_byte_and_truth
 }
 
 #[tokio::test]
-async fn joins_without_config_and_with_junk_succeed() {
+async fn fields_that_are_junk_do_not_stand_against_a_join() {
     let (server, _joins) = Server::granting(Settings::default()).await;
     let mut client = server.client().await;
     for (reference, payload) in [
-        "{}",
-        "[]",
-        r#"{"config":5}"#,
-        r#"{"config":{"broadcast":{"ack":5,"self":"true"},"presence":{"enabled":true},"private":"false","postgres_changes":null},"access_token":7}"#,
+        r#"{"config":{}}"#,
+        r#"{"config":{"broadcast":{"ack":5,"self":"true"},"presence":{"key":7,"enabled":"TRUE"},"private":"False","postgres_changes":null},"access_token":7}"#,
+        r#"{"config":{"postgres_changes":[null,null],"postgres_changes_options":5,"private":null},"user_token":null}"#,
+        r#"{"config":{"postgres_changes":[],"postgres_changes_options":{"wait":"true","timeout":"x"}}}"#,
     ]
     .iter()
     .enumerate()
@@ -70,6 +71,274 @@ async fn joins_without_config_and_with_junk_succeed() {
             )
         );
     }
+    client.heartbeat().await;
+}
+
+#[tokio::test]
+async fn a_join_that_subscribes_to_nothing_by_mistake_stands_and_says_so() {
+    let (server, _joins) = Server::granting(Settings::default()).await;
+    let mut client = server.client().await;
+    for (payload, message) in [
+        (
+            "{}",
+            "A join without `config` subscribes to nothing. Please name the tables in `config.postgres_changes`",
+        ),
+        (
+            r#"{"config":{"postgres_changes":{"table":"t"}}}"#,
+            "Error parsing `postgres_changes` params: expected a list",
+        ),
+    ] {
+        client
+            .send(format!(
+                r#"["1","1","realtime:{}","phx_join",{payload}]"#,
+                message.len()
+            ))
+            .await;
+        assert_eq!(
+            client.next().await[4],
+            json!({"status": "ok", "response": {"postgres_changes": []}})
+        );
+        assert_eq!(
+            client.next().await[4],
+            json!({"extension": "postgres_changes", "status": "error", "message": message,
+                   "channel": message.len().to_string()})
+        );
+        client.heartbeat().await;
+    }
+}
+
+#[tokio::test]
+async fn the_older_name_of_the_token_comes_before_the_newer() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let mut client = server.client().await;
+    let payload = json!({
+        "config": {}, "access_token": token("newer", 100), "user_token": token("older", 100)
+    });
+    client
+        .send(json!(["1", "1", "realtime:a", "phx_join", payload]).to_string())
+        .await;
+    assert_eq!(client.next().await[4]["status"], "ok");
+    assert_eq!(&*soon(joins.recv()).await.unwrap().principal.role, "older");
+}
+
+#[tokio::test]
+async fn who_waits_for_all_bindings_is_refused_where_one_is_and_nothing_stays_in_force() {
+    let (server, mut commands) = Server::start(Settings::default()).await;
+    let mut client = server.client().await;
+    let join = |reference: &str, bad: &str| {
+        format!(
+            r#"["{reference}","{reference}","realtime:r","phx_join",{{"config":{{"postgres_changes":[{{"table":"good"}},{bad}],"postgres_changes_options":{{"wait":true,"timeout":15000}}}}}}]"#
+        )
+    };
+    // Known without a look at the catalog: the router hears nothing of it.
+    client
+        .send(join("1", r#"{"table":"t","filter":"a=foo.hey"}"#))
+        .await;
+    assert_eq!(
+        client.next().await[4],
+        json!({"status": "error", "response": {"reason":
+            "RealtimeDisabledForConfiguration: Error parsing `filter` params: [\"foo\", \"hey\"]"}})
+    );
+    client
+        .send(join("2", r#"{"schema":"s","table":"none"}"#))
+        .await;
+    let asked = next_join(&mut commands).await;
+    asked.outbox.push(Event::Joined {
+        channel: asked.channel,
+        refusals: vec![Refusal {
+            binding: 2,
+            reason: "Please check Realtime is enabled for the given connect parameters".to_owned(),
+        }],
+        notices: vec![],
+    });
+    assert_eq!(
+        client.next().await,
+        json!(["2", "2", "realtime:r", "phx_reply", {"status": "error", "response": {"reason":
+            "RealtimeDisabledForConfiguration: Unable to subscribe to changes with given parameters. Please check Realtime is enabled for the given connect parameters: [event: *, schema: s, table: none, filters: [], select: nil]"}}])
+    );
+    let left = soon(async {
+        loop {
+            if let Command::Leave { channel, .. } = commands.recv().await.unwrap()
+                && channel == asked.channel
+            {
+                return;
+            }
+        }
+    });
+    left.await;
+    asked.outbox.push(change(&asked, "1"));
+    client.heartbeat().await;
+    // All in force: the reply alone says so, and the system message as ever.
+    client.send(join("3", r#"{"table":"fine"}"#)).await;
+    grant(&next_join(&mut commands).await);
+    assert_eq!(client.next().await[4]["status"], "ok");
+    assert_eq!(
+        client.next().await[4]["message"],
+        "Subscribed to PostgreSQL"
+    );
+}
+
+#[tokio::test]
+async fn a_database_out_of_reach_refuses_the_join_and_later_breaks_the_channel() {
+    let (server, mut commands) = Server::start(Settings::default()).await;
+    let mut client = server.client().await;
+    client.send(join_frame("realtime:a", 1)).await;
+    let join = next_join(&mut commands).await;
+    join.outbox.push(Event::Unavailable {
+        channel: join.channel,
+    });
+    assert_eq!(
+        client.next().await[4]["response"]["reason"],
+        "UnableToConnectToProject: Realtime was unable to connect to the project database"
+    );
+    client.send(join_frame("realtime:a", 2)).await;
+    let join = next_join(&mut commands).await;
+    grant(&join);
+    client.next().await;
+    client.next().await;
+    join.outbox.push(Event::Unavailable {
+        channel: join.channel,
+    });
+    assert_eq!(
+        client.text().await,
+        r#"["2","2","realtime:a","phx_error",{}]"#,
+        "an error and no end: clients join again by themselves"
+    );
+}
+
+#[tokio::test]
+async fn of_several_things_that_stand_against_a_join_the_one_that_supabase_names_first_is_named() {
+    let (server, _joins) = Server::granting(Settings {
+        limits: Limits {
+            channels: 1,
+            joins_per_second: 3,
+            ..Limits::default()
+        },
+        ..Settings::default()
+    })
+    .await;
+    let mut client = server.client().await;
+    // All within one second, or the rate begins anew: then it is tried again.
+    let everything = r#"{"config":{"private":true},"access_token":"x"}"#;
+    let bad_token = "MalformedJWT: The token provided is not a valid JWT";
+    for (topic, payload, reason) in [
+        (
+            "realtime:",
+            everything,
+            "TopicNameRequired: You must provide a topic name",
+        ),
+        ("realtime:a", r#"{"config":5}"#, "Unknown Error on Channel"),
+        ("realtime:a", everything, bad_token),
+        (
+            "realtime:a",
+            r#"{"config":{"private":true}}"#,
+            "PrivateChannelsNotSupported: private channels are not supported yet by this server",
+        ),
+    ] {
+        // The rate counts what gets past the name; a fresh socket for each has its own.
+        let mut client = server.client().await;
+        client
+            .send(format!(r#"["1","1","{topic}","phx_join",{payload}]"#))
+            .await;
+        assert_eq!(client.next().await[4]["response"]["reason"], reason);
+    }
+    client.join("realtime:a", 1).await;
+    client
+        .send(format!(r#"["2","2","realtime:b","phx_join",{everything}]"#))
+        .await;
+    assert_eq!(
+        client.next().await[4]["response"]["reason"],
+        "ChannelRateLimitReached: Too many channels"
+    );
+    soon(async {
+        let too_fast = "ClientJoinRateLimitReached: Too many joins per second";
+        loop {
+            client
+                .send(format!(r#"["3","3","realtime:b","phx_join",{everything}]"#))
+                .await;
+            if client.next().await[4]["response"]["reason"] == too_fast {
+                break;
+            }
+        }
+    })
+    .await;
+    // The socket stays: closing it would end its other channels for the sake of one.
+    client.heartbeat().await;
+}
+
+#[tokio::test]
+async fn fifty_channels_of_which_one_is_denied_one_is_slow_and_one_has_an_unknown_key() {
+    // An issuer that takes connections and never answers.
+    let issuer = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let keys = rowcast::auth::Settings {
+        jwks_url: Some(format!("http://{}/keys", issuer.local_addr().unwrap())),
+        ..crate::support::keys()
+    };
+    let (server, mut commands) = Server::trusting(keys, Settings::default()).await;
+    let mut client = server.client().await;
+    let unknown = "eyJhbGciOiJFUzI1NiIsImtpZCI6IngifQ.e30.AAAA";
+    for channel in 0..50 {
+        let token = match channel {
+            7 => "denied".to_owned(),
+            // As a client does whose keys were changed: every channel comes with the same token.
+            10..30 => unknown.to_owned(),
+            _ => token("anon", 100),
+        };
+        let payload = json!({
+            "config": { "postgres_changes": [{ "table": "t" }] }, "access_token": token
+        });
+        let reference = channel.to_string();
+        let topic = format!("realtime:{channel}");
+        client
+            .send(json!([reference, reference, topic, "phx_join", payload]).to_string())
+            .await;
+    }
+    // The heartbeat comes after all of them and waits for none.
+    client.send(r#"[null,"hb","phoenix","heartbeat",{}]"#).await;
+    let mut joins = Vec::new();
+    for channel in (0..50).filter(|c| *c != 7 && !(10..30).contains(c)) {
+        let join = next_join(&mut commands).await;
+        // The router does not answer channel 3: PostgreSQL is slow to.
+        if channel != 3 {
+            grant(&join);
+        }
+        joins.push(join);
+    }
+    let (mut answered, mut denied, mut alive) = (0, 0, false);
+    while answered < 28 || denied < 1 || !alive {
+        let frame = client.next().await;
+        match (
+            frame[3].as_str().unwrap(),
+            frame[4]["status"].as_str().unwrap(),
+        ) {
+            ("phx_reply", "error") => {
+                assert_eq!(frame[2], "realtime:7");
+                denied += 1;
+            }
+            ("phx_reply", "ok") if frame[2] == "phoenix" => alive = true,
+            ("phx_reply", "ok") => answered += 1,
+            _ => {}
+        }
+    }
+    // Changes flow on the others while those still wait.
+    let last = joins.last().unwrap();
+    last.outbox.push(change(last, "1"));
+    let frame = soon(async {
+        loop {
+            let frame = client.next().await;
+            if frame[3] == "postgres_changes" {
+                return frame;
+            }
+        }
+    })
+    .await;
+    assert_eq!(frame[2], "realtime:49");
+    client.heartbeat().await;
+    // The slow one is answered when its time has come.
+    grant(&joins[3]);
+    assert_eq!(client.next().await[2], "realtime:3");
 }
 
 #[tokio::test]

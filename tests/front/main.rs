@@ -11,8 +11,10 @@
 mod auth;
 mod bounds;
 mod channels;
-mod frames;
+mod origins;
+mod places;
 mod shutdown;
+mod stalls;
 mod support;
 mod tokens;
 mod upgrades;

@@ -2,10 +2,41 @@
 
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use rowcast::transport::Settings;
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Server, soon};
+use crate::support::{Server, join_frame, soon};
+
+#[tokio::test]
+async fn who_joins_while_the_server_takes_its_leave_is_told_to_stand_by() {
+    // Sockets leave within as many milliseconds as there are sockets, so that most of these have
+    // some time left; a machine may be too slow for one round of it, hardly for all.
+    for _ in 0..20 {
+        let (server, _joins) = Server::granting(Settings::default()).await;
+        let mut clients = Vec::new();
+        for _ in 0..100 {
+            clients.push(server.client().await);
+        }
+        server.shutdown.cancel();
+        for (reference, client) in (1..).zip(&mut clients) {
+            let join = Message::text(join_frame("realtime:late", reference));
+            // Some are closed already.
+            let _sent = client.socket.send(join).await;
+        }
+        for client in &mut clients {
+            while let Some(Ok(message)) = soon(client.socket.next()).await {
+                if let Message::Text(text) = message
+                    && text.contains("RealtimeRestarting: Realtime is restarting, please standby")
+                {
+                    return;
+                }
+            }
+        }
+    }
+    panic!("nobody was told");
+}
 
 #[tokio::test]
 async fn every_channel_is_told_and_every_socket_closed_with_1012() {

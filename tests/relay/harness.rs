@@ -8,7 +8,7 @@ use std::time::Duration;
 use rowcast::admin::Readiness;
 use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
-use rowcast::config::{Config, DeleteWithoutIdentity, LogFormat, Secret};
+use rowcast::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret};
 use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
@@ -195,6 +195,10 @@ pub(crate) fn config(url: &str) -> Config {
         log_max_bytes: 256 << 20,
         max_record_bytes: 1 << 20,
         max_connections: 100,
+        max_connections_per_user: 0,
+        max_connections_per_address: 0,
+        trusted_proxies: Proxies::default(),
+        allowed_origins: Origins::Any,
         max_channels: 100,
         max_joins_per_second: 100,
         max_frame_bytes: 1 << 20,

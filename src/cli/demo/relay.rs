@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::SLOT;
 use crate::app::{self, Fault};
-use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Secret};
+use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret};
 
 /// How long what is under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -108,6 +108,10 @@ fn config(settings: Settings) -> Config {
         log_max_bytes: 64 << 20,
         max_record_bytes: 1 << 20,
         max_connections: 1000,
+        max_connections_per_user: 0,
+        max_connections_per_address: 0,
+        trusted_proxies: Proxies::default(),
+        allowed_origins: Origins::Any,
         max_channels: 100,
         max_joins_per_second: 100,
         max_frame_bytes: 1 << 20,
