@@ -436,7 +436,7 @@ async fn the_routers_refusal_and_its_notices_reach_the_client() {
     let (server, mut commands) = Server::start(Settings::default()).await;
     let mut client = server.client().await;
     client
-        .send(r#"["1","1","realtime:r","phx_join",{"config":{"postgres_changes":[{"schema":"public","table":"t","filter":"nope=not.eq.1","select":["a",5,"b\\""]}]}}]"#)
+        .send(r#"["1","1","realtime:r","phx_join",{"config":{"postgres_changes":[{"schema":"public","table":"t","filter":"nope=not.eq.1","select":["a",5,"b\""]}]}}]"#)
         .await;
     let join = next_join(&mut commands).await;
     let selected = join.wanted[0].select.as_deref();
