@@ -69,7 +69,10 @@ select jsonb_build_object(
     -- Absent before PostgreSQL 15, where there was only libc.
     'provider', (select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
                  from pg_database d where d.datname = current_database()),
-    'ctype', (select d.datctype from pg_database d where d.datname = current_database()),
+    -- What lower() and upper() go by. ICU and the built-in provider have a locale of their own,
+    -- under a name that changed with PostgreSQL 17.
+    'ctype', (select coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', d.datctype)
+              from pg_database d where d.datname = current_database()),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)
       from pg_db_role_setting s

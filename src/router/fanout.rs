@@ -114,7 +114,8 @@ struct Watched {
     described: Option<Arc<Relation>>,
     /// How its rows become what they are, where they are not that already.
     layout: Option<Arc<Layout>>,
-    /// Whether columns were computed for the verified version by what was known of the table then.
+    /// Whether columns were computed for the verified version by what was known of the table then,
+    /// or would have been when it was watched first.
     computed: bool,
     shapes: HashMap<(u64, ColumnSet), Arc<Shape>>,
 }

@@ -99,7 +99,7 @@ pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: 
     } else {
         columns
     };
-    let mut subjects = prepare(&sql, &mut rng, columns, size).await;
+    let mut subjects = prepare(&sql, &mut rng, columns, size, narrow).await;
     let metrics = Arc::new(Metrics::new());
     let mut config = config(&url);
     // Thousands of filters ask at once here.
@@ -156,10 +156,13 @@ async fn prepare(
     rng: &mut StdRng,
     columns: Vec<Column>,
     size: usize,
+    narrow: bool,
 ) -> Vec<Subject> {
     // What is asked costs PostgreSQL more than a row is worth to the test.
     let weight = |column: &Column| match (column.native, column.textual) {
+        (true, _) if narrow => 10,
         (true, _) => 30,
+        (_, true) if narrow => 20,
         (_, true) => 5,
         _ => 1,
     };
