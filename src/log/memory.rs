@@ -234,7 +234,7 @@ impl Log for MemoryLog {
     fn begin(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()> {
         let next = {
             let mut inner = self.lock();
-            let begun = inner.origin.replace(origin).is_some();
+            let begun = inner.origin.replace(origin).is_some() || inner.next > Offset(0);
             inner.entries.clear();
             (inner.changes, inner.bytes, inner.open) = (0, 0, Open::default());
             if begun {

@@ -73,6 +73,16 @@ struct Subject {
 
 static LAST: AtomicU64 = AtomicU64::new(1 << 32);
 
+/// The server's version, as `server_version_num` counts.
+pub(crate) async fn server_version() -> i32 {
+    let client = connect(&cluster().await.url("postgres")).await;
+    let version = client
+        .query_one("select current_setting('server_version_num')::int", &[])
+        .await
+        .expect("a version");
+    version.get(0)
+}
+
 /// Holds about `size` filters against PostgreSQL in a database made with `options`.
 pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: bool) -> Report {
     let mut rng = StdRng::seed_from_u64(seed);
