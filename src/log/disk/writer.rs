@@ -116,10 +116,7 @@ impl Writer {
                 from,
                 done,
             } => {
-                self.begin(&state, first)?;
-                self.insist(|writer| writer.segment.pass(from))?;
-                self.written = Some(from);
-                self.store()?;
+                self.begin(&state, first, from)?;
                 let _nobody_waits = done.send(());
             }
             Command::Close => {}
@@ -227,12 +224,19 @@ impl Writer {
         }
     }
 
-    fn begin(&mut self, state: &State, first: Offset) -> Option<()> {
-        self.insist(|writer| writer.directory.set_state(state))?;
+    /// Begins a history. It has an origin, which is what makes it one, only once all else of it is
+    /// stored: a crash before that leaves one that has not begun.
+    fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Option<()> {
+        let bare = State::new(state.epoch(), None);
+        self.insist(|writer| writer.directory.set_state(&bare))?;
         self.epoch = state.epoch();
         self.written = None;
         self.insist(|writer| writer.directory.clear())?;
-        self.next_segment(first)
+        self.next_segment(first)?;
+        self.insist(|writer| writer.segment.pass(from))?;
+        self.written = Some(from);
+        self.store()?;
+        self.insist(|writer| writer.directory.set_state(state))
     }
 
     /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
