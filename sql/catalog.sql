@@ -23,14 +23,19 @@ tables as (
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
 ),
--- The partitions that hold the rows of a published root.
-leaves as (
-  select t.oid as root, l.oid, l.xmin as version, l.relreplident, l.relfilenode
-  from tables t
+-- The partitions that hold the rows of a published root. Not by pg_partition_tree: it locks them
+-- all, and somebody who alters root and partitions at that moment would meet a deadlock.
+tree(root, oid) as (
+  select t.oid, t.oid from tables t
   join pg_class c on c.oid = t.oid and c.relkind = 'p'
-  cross join lateral pg_partition_tree(c.oid) as part(relid, parent, leaf, level)
-  join pg_class l on l.oid = part.relid
-  where t.published and part.leaf
+  where t.published
+  union all
+  select tree.root, i.inhrelid from tree
+  join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
+),
+leaves as (
+  select tree.root, l.oid, l.xmin as version, l.relreplident, l.relfilenode
+  from tree join pg_class l on l.oid = tree.oid and l.relkind <> 'p'
 ),
 roles as (
   select r.oid, r.rolname, r.rolsuper or r.rolbypassrls as bypass
