@@ -161,6 +161,11 @@ async fn the_tables_may_come_from_the_environment() {
 #[tokio::test]
 async fn a_publication_that_was_there_is_not_changed() {
     let place = Place::new("createrole").await;
+    let version = place.text("show server_version_num").await;
+    if version.as_str() < "150000" {
+        println!("not tested: column lists and row filters need PostgreSQL 15");
+        return;
+    }
     place.run(SCHEMA).await;
     place
         .admin("create publication rowcast for table app.notes (id, owner) where (id > 0)")
