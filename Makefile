@@ -2,13 +2,16 @@
 # scripts/prepare.sh installs or names.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-clients test-long test-mutants bench check
+.PHONY: help demo test test-unit test-clients test-all-postgres test-long test-mutants bench check
 
 # More arguments for the demo: make demo ARGS='--listen 127.0.0.1:4001'
 ARGS ?=
 
+# The major versions of PostgreSQL that test-all-postgres runs on; all where this is empty.
+MAJORS ?=
+
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## Run the demo: a private PostgreSQL, a worker, the relay and a page
 	@scripts/prepare.sh rust postgres
@@ -27,6 +30,10 @@ test-clients: ## The real supabase-js, and the demo's page in Chromium
 	@scripts/prepare.sh rust postgres node chromium
 	cargo build
 	cd tests/clients && npm test --silent
+
+test-all-postgres: ## The Rust tests on PostgreSQL 14, 15, 16, 17 and 18
+	@scripts/prepare.sh rust majors
+	@MAJORS='$(MAJORS)' ARGS='$(ARGS)' tests/postgres/run.sh
 
 test-long: ## A million frames and a million filters; make test reads a tenth of that
 	@scripts/prepare.sh rust

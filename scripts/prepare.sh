@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that what the named parts need is there: prepare.sh [rust] [postgres] [node] [chromium]
+# Makes sure that what the named parts need is there:
+#     prepare.sh [rust] [postgres] [majors] [node] [chromium]
 #
 # On Debian and Ubuntu what is missing is installed, as root or with sudo. Elsewhere, and where
 # that fails, one sentence says what to install. What is there already is left alone.
@@ -65,21 +66,24 @@ postgres() {
         fi
     fi
     postgres_is_there || fail "PostgreSQL's server programs (initdb, postgres) are needed:" \
-        "install PostgreSQL 15 or newer, or set PG_BIN to the directory they are in."
+        "install PostgreSQL 14 or newer, or set PG_BIN to the directory they are in."
 }
 
 node_is_there() {
     have node && have npm && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]
 }
 
-node_packages() {
+node_programs() {
+    node_is_there && return
     local packages=()
-    if ! node_is_there; then
-        have node || packages+=(nodejs)
-        have npm || packages+=(npm)
-        [ "${#packages[@]}" -eq 0 ] || install "${packages[@]}" || true
-        node_is_there || fail "Node 20 or newer with npm is needed for the client tests: https://nodejs.org"
-    fi
+    have node || packages+=(nodejs)
+    have npm || packages+=(npm)
+    [ "${#packages[@]}" -eq 0 ] || install "${packages[@]}" || true
+    node_is_there || fail "Node 20 or newer with npm is needed: https://nodejs.org"
+}
+
+node_packages() {
+    node_programs
     # Once for each version of the lock file.
     local stamp=tests/clients/node_modules/.installed-lock
     if ! cmp -s tests/clients/package-lock.json "$stamp"; then
@@ -88,6 +92,23 @@ node_packages() {
             fail "npm could not install tests/clients/package-lock.json; is there a network?"
         cp tests/clients/package-lock.json "$stamp"
     fi
+}
+
+# The server programs of every major version, as npm packages that are built for one platform.
+majors() {
+    [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || fail "The servers of all major versions are" \
+        "packaged for Linux on x86-64 only. Elsewhere install them and run, for each:" \
+        "PG_BIN=<its bin directory> cargo test"
+    node_programs
+    local stamp=tests/postgres/node_modules/.installed-lock
+    cmp -s tests/postgres/package-lock.json "$stamp" && return
+    say "installing the servers of all major versions (about 300 MB)"
+    (
+        cd tests/postgres &&
+            npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2 &&
+            node links.mjs node_modules/postgresql-*
+    ) || fail "npm could not install tests/postgres/package-lock.json; is there a network?"
+    cp tests/postgres/package-lock.json "$stamp"
 }
 
 chromium_is_there() {
@@ -105,9 +126,9 @@ chromium_browser() {
 
 for part in "$@"; do
     case "$part" in
-        rust | postgres) "$part" ;;
+        rust | postgres | majors) "$part" ;;
         node) node_packages ;;
         chromium) chromium_browser ;;
-        *) fail "prepare.sh: unknown part '$part'; there are rust, postgres, node and chromium" ;;
+        *) fail "prepare.sh: unknown part '$part'; there are rust, postgres, majors, node and chromium" ;;
     esac
 done

@@ -23,14 +23,19 @@ tables as (
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
 ),
--- The partitions that hold the rows of a published root.
-leaves as (
-  select t.oid as root, l.oid, l.xmin as version, l.relreplident, l.relfilenode
-  from tables t
+-- The partitions that hold the rows of a published root. Not by pg_partition_tree: it locks them
+-- all, and somebody who alters root and partitions at that moment would meet a deadlock.
+tree(root, oid) as (
+  select t.oid, t.oid from tables t
   join pg_class c on c.oid = t.oid and c.relkind = 'p'
-  cross join lateral pg_partition_tree(c.oid) as part(relid, parent, leaf, level)
-  join pg_class l on l.oid = part.relid
-  where t.published and part.leaf
+  where t.published
+  union all
+  select tree.root, i.inhrelid from tree
+  join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
+),
+leaves as (
+  select tree.root, l.oid, l.xmin as version, l.relreplident, l.relfilenode
+  from tree join pg_class l on l.oid = tree.oid and l.relkind <> 'p'
 ),
 roles as (
   select r.oid, r.rolname, r.rolsuper or r.rolbypassrls as bypass
@@ -69,7 +74,10 @@ select jsonb_build_object(
     -- Absent before PostgreSQL 15, where there was only libc.
     'provider', (select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')
                  from pg_database d where d.datname = current_database()),
-    'ctype', (select d.datctype from pg_database d where d.datname = current_database()),
+    -- What lower() and upper() go by. ICU and the built-in provider have a locale of their own,
+    -- under a name that changed with PostgreSQL 17.
+    'ctype', (select coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', d.datctype)
+              from pg_database d where d.datname = current_database()),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)
       from pg_db_role_setting s

@@ -30,7 +30,8 @@ with settings as (
          coalesce(current_setting('rowcast.tables', true), '') as tables,
          coalesce(current_setting('rowcast.schemas', true), '') as schemas,
          coalesce(current_setting('rowcast.filter_columns', true), '') as filters,
-         coalesce(current_setting('rowcast.without_rls', true), '') = 'on' as without_rls
+         coalesce(current_setting('rowcast.without_rls', true), '') = 'on' as without_rls,
+         coalesce(nullif(current_setting('rowcast.parts', true), ''), 'publication') ~ 'publication' as with_publication
 ),
 publication as (
   select s.publication as name, p.oid, obj_description(p.oid, 'pg_publication') as comment,
@@ -142,14 +143,23 @@ lacking as (
     and not exists (select from identities o where o.judged = i.judged and o.relkind = 'r'
                       and o.relreplident <> 'f' and o.indexrelid is null)
 ),
+-- Never less than the identity of before: other subscribers, and the row filters of other
+-- publications, may need its columns.
+widened as (
+  select l.*, coalesce(l.key, '{}') || array(select n from unnest(l.columns) with ordinality as x(n, place)
+                                             where not n = any (coalesce(l.key, '{}')) order by place)
+                || array(select n from unnest(l.deciding) with ordinality as x(n, place)
+                         where not n = any (l.columns) order by place) as indexed
+  from lacking l where l.missing is not null
+),
 chosen as (
-  select l.*, coalesce(l.key, l.columns) || l.deciding as indexed,
+  select l.*,
          case when octet_length(l.relname) <= 45 then l.relname else 'table_' || l.oid end
-           || '_identity_' || left(md5((coalesce(l.key, l.columns) || l.deciding)::text), 8) as wanted,
+           || '_identity_' || left(md5(l.indexed::text), 8) as wanted,
          not l.partitioned and l.relkind = 'r'
-           and cardinality(coalesce(l.key, l.columns) || l.deciding) <= 32
+           and cardinality(l.indexed) <= 32
            and not exists (
-             select from unnest(coalesce(l.key, l.columns) || l.deciding) as x(name)
+             select from unnest(l.indexed) as x(name)
              join pg_attribute a on a.attrelid = l.oid and a.attname = x.name
              join pg_type y on y.oid = a.atttypid
              left join pg_type b on b.oid = y.typbasetype
@@ -160,7 +170,47 @@ chosen as (
                    or exists (select from pg_opclass o join pg_am m on m.oid = o.opcmethod
                               where m.amname = 'btree' and o.opcdefault and o.opcintype in (y.oid, b.oid))))
            ) as by_index
-  from lacking l where l.missing is not null
+  from widened l
+),
+-- The publications, also others', that a table is in, and what each bears as its replica identity:
+-- PostgreSQL refuses UPDATE and DELETE where a column list does not cover the identity, and since 18
+-- where generated columns are part of it (of FULL, all are) and the publication leaves them out.
+bearing as (
+  select c.oid, x.pubname,
+         (select array_agg(a.attname)
+          from pg_publication_rel r
+          join pg_attribute a on a.attrelid = r.prrelid
+            and to_jsonb(r) -> 'prattrs' @> to_jsonb(a.attnum)
+          where r.prpubid = x.oid and r.prrelid in (select c.oid union select a.relid from pg_partition_ancestors(c.oid) as a(relid))
+         ) as list,
+         coalesce(to_jsonb(x) ->> 'pubgencols', 's') in ('s', 't', 'true')
+           or x.pubname = s.publication and s.with_publication and obj_description(x.oid, 'pg_publication') like 'Made by rowcast setup%'
+           as generated
+  from chosen c cross join settings s cross join pg_publication x
+  where (x.pubupdate or x.pubdelete)
+    and (x.puballtables
+      or exists (select from pg_publication_rel r where r.prpubid = x.oid
+                   and r.prrelid in (select c.oid union select a.relid from pg_partition_ancestors(c.oid) as a(relid)))
+      or exists (select from pg_publication_tables t where t.pubname = x.pubname and t.schemaname = c.nspname and t.tablename = c.relname))
+),
+judged as (
+  select c.*,
+         coalesce(
+           case when not c.by_index and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v')
+             then 'FULL would contain virtual generated columns, which are never published' end,
+           (select format('publication %s lists only some of its columns: have its list cover %s',
+                     string_agg(quote_ident(b.pubname), ', ' order by b.pubname),
+                     case when c.by_index then array_to_string(array(select quote_ident(n) from unnest(c.indexed) as x(n)), ', ')
+                          else 'all, by leaving it out' end)
+            from bearing b where b.oid = c.oid and b.list is not null and not (c.by_index and c.indexed <@ b.list)
+            having count(*) > 0),
+           case when not c.by_index and current_setting('server_version_num')::int >= 180000
+                  and exists (select from pg_attribute a where a.attrelid = c.oid and a.attgenerated = 's')
+             then (select format('its generated columns are not published: %s',
+                            string_agg(format('alter publication %I set (publish_generated_columns = stored)', b.pubname), '; ' order by b.pubname))
+                   from bearing b where b.oid = c.oid and not b.generated having count(*) > 0) end
+         ) as hindrance
+  from chosen c
 ),
 -- The wanted index as it stands: made already, or left behind by a build that was broken off.
 planned as (
@@ -172,9 +222,10 @@ planned as (
          regexp_replace(array_to_string(array(select quote_ident(name) from unnest(c.missing) as x(name)), ', '), '[[:cntrl:]]', '?', 'g') as missing_list,
          case when c.owned then '' else format(E'-- administrator: only the table''s owner %I may do this; without it DELETEs reach nobody whose policies or filters read the columns.\n', regexp_replace(c.owner, '[[:cntrl:]]', '?', 'g')) end as tag,
          regexp_replace(format('%I.%I', c.nspname, c.relname), '[[:cntrl:]]', '?', 'g') as shown
-  from chosen c
+  from judged c
   left join pg_class x on x.relname = c.wanted and x.relnamespace = (select relnamespace from pg_class where oid = c.oid)
   left join pg_index i on i.indexrelid = x.oid and i.indrelid = c.oid
+  where c.hindrance is null
 ),
 noted as (
   select p.name, p.oid, p.comment, p.owned,
@@ -235,6 +286,12 @@ statements(place, detail, step, statement) as (
     case when p.partitioned then 'partitions have no index in common that is one'
          else 'it takes NOT NULL columns of a small size' end, p.shown)
   from planned p, noted n where not p.by_index
+  union all
+  select 4, j.nspname || '.' || j.relname, 1, regexp_replace(format(
+    '-- refused: %1$I.%2$I keeps its replica identity, so DELETEs on it do not carry %3$s and reach nobody whose policies or filters read that: with the one that carries it UPDATEs and DELETEs would fail (%4$s).',
+    j.nspname, j.relname, array_to_string(array(select quote_ident(name) from unnest(j.missing) as x(name)), ', '), j.hindrance),
+    '[[:cntrl:]]', '?', 'g')
+  from judged j where j.hindrance is not null
   union all
   select 4, f.text, 1, format('-- refused: filter column %s: there is no such column of a published table.', regexp_replace(f.text, '[[:cntrl:]]', '?', 'g'))
   from filters f

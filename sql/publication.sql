@@ -24,6 +24,10 @@ with settings as (
 publication as (
   select p.oid, s.publication as name, p.oid is not null as exists, coalesce(p.puballtables, false) as everything,
          coalesce(p.pubviaroot, true) as via_root,
+         -- Since PostgreSQL 18 a publication says whether it shows generated columns, and UPDATE and
+         -- DELETE fail on its tables that have such and the replica identity FULL if it does not.
+         current_setting('server_version_num')::int >= 180000 as since_18,
+         coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 's' as generated,
          p.oid is null or coalesce(obj_description(p.oid, 'pg_publication') like 'Made by rowcast setup%', false) as made,
          case when p.oid is null then has_database_privilege(current_database(), 'create')
               else pg_has_role(current_user, p.pubowner, 'usage') end as owned,
@@ -63,7 +67,9 @@ leaves as (
            else exists (
              select from pg_index i
              where i.indrelid = l.oid and i.indisvalid and i.indisunique and i.indimmediate and i.indpred is null
-               and case l.relreplident when 'd' then i.indisprimary else i.indisreplident end) end as identified
+               and case l.relreplident when 'd' then i.indisprimary else i.indisreplident end) end as identified,
+         l.relreplident = 'f' and exists (select from pg_attribute a where a.attrelid = l.oid and a.attgenerated = 'v') as virtual,
+         l.relreplident = 'f' and exists (select from pg_attribute a where a.attrelid = l.oid and a.attgenerated = 's') as stored
   from (select oid from candidates
         union select c.oid from publication p
           join pg_publication_tables x on x.pubname = p.name
@@ -105,6 +111,12 @@ checked as (
                string_agg(format('alter table %I.%I replica identity full', m.nspname, l.relname), '; ' order by m.nspname, l.relname))
              from leaves l join pg_namespace m on m.oid = l.relnamespace
              where l.root = c.oid and not l.identified)
+           when exists (select from leaves l where l.root = c.oid and l.virtual) then
+             'its UPDATEs and DELETEs would fail, because its replica identity is FULL and virtual generated columns are never published: '
+             'give it a primary key and replica identity default, or have the columns stored'
+           when exists (select from leaves l, publication p where l.root = c.oid and l.stored and p.since_18 and not p.generated and not p.made) then (
+             select format('its UPDATEs and DELETEs would fail, because its replica identity is FULL and the publication leaves out generated columns: '
+                           'alter publication %I set (publish_generated_columns = stored)', p.name) from publication p)
          end as refusal
   from candidates t
   cross join settings s
@@ -116,14 +128,38 @@ statements(place, detail, statement) as (
   select 1, '', format(
     E'%1$s-- What the relay follows. Partitions are published as their root: its policies are the ones that a\n'
     '-- query would be held to.\n'
-    'create publication %2$I with (publish_via_partition_root = true);\n'
+    '%4$screate publication %2$I with (publish_via_partition_root = true%5$s);\n'
     'comment on publication %2$I is %3$L;',
     case when not has_database_privilege(current_database(), 'create')
          then format(E'-- administrator: only a role with CREATE on the database may make it (grant create on database %I to %I); without it there is nothing to follow.\n', current_database(), current_user)
          else '' end,
-    p.name, 'Made by rowcast setup: what can be subscribed to.')
+    p.name, 'Made by rowcast setup: what can be subscribed to.',
+    case when p.since_18 then E'-- Without generated columns UPDATEs of tables that have such and the replica identity FULL would fail.\n' else '' end,
+    case when p.since_18 then ', publish_generated_columns = stored' else '' end)
   from publication p
   where not p.exists and exists (select from checked where refusal is null)
+  union all
+  select 1, 'generated', format(
+    E'%s-- Without generated columns UPDATEs of tables that have such and the replica identity FULL would fail.\n'
+    'alter publication %I set (publish_generated_columns = stored);',
+    case when p.owned then '' else E'-- administrator: only the publication''s owner may change it; without it UPDATEs of tables with generated columns and the replica identity FULL fail.\n' end,
+    p.name)
+  from publication p
+  where p.exists and p.made and p.since_18 and not p.generated
+  union all
+  select 1, 'generated', format(
+    E'-- administrator: the publication was there before setup, which does not change it; until this is done UPDATE and DELETE fail on %s.\n'
+    'alter publication %I set (publish_generated_columns = stored);',
+    regexp_replace(string_agg(distinct format('%I.%I', n.nspname, l.relname), ', '), '[[:cntrl:]]', '?', 'g'), p.name)
+  from publication p
+  cross join leaves l
+  join pg_namespace n on n.oid = l.relnamespace
+  where p.exists and not p.made and p.since_18 and not p.generated and l.stored
+    and exists (select from pg_publication_tables x
+                join pg_namespace m on m.nspname = x.schemaname
+                join pg_class r on r.relnamespace = m.oid and r.relname = x.tablename
+                where x.pubname = p.name and r.oid = l.root)
+  group by p.name
   union all
   select 2, c.text, format(
     E'%s-- %s\nalter publication %I add table only %I.%I;',

@@ -14,6 +14,7 @@ mod value;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::router::DeleteWithoutIdentity;
@@ -73,6 +74,12 @@ pub struct Config {
     pub require_rls: bool,
     /// What a delete is answered with whose old row cannot be judged.
     pub delete_without_identity: DeleteWithoutIdentity,
+    /// The directory of the log; `None` for one in memory.
+    pub data: Option<PathBuf>,
+    /// How long the log on disk keeps changes.
+    pub log_retention: Duration,
+    /// The bytes that the log on disk keeps.
+    pub log_retention_bytes: u64,
     /// The memory log's bound, in changes.
     pub log_max_changes: usize,
     /// The memory log's bound, in bytes.
@@ -128,6 +135,9 @@ impl Config {
             api_keys: BTreeMap::new(),
             require_rls: false,
             delete_without_identity: DeleteWithoutIdentity::Suppress,
+            data: None,
+            log_retention: Duration::ZERO,
+            log_retention_bytes: 0,
             log_max_changes: 0,
             log_max_bytes: 0,
             max_record_bytes: 0,
@@ -166,6 +176,9 @@ impl fmt::Debug for Config {
             .field("api_keys", &self.api_keys.len())
             .field("require_rls", &self.require_rls)
             .field("delete_without_identity", &self.delete_without_identity)
+            .field("data", &self.data)
+            .field("log_retention", &self.log_retention)
+            .field("log_retention_bytes", &self.log_retention_bytes)
             .field("log_max_changes", &self.log_max_changes)
             .field("log_max_bytes", &self.log_max_bytes)
             .field("max_record_bytes", &self.max_record_bytes)

@@ -12,6 +12,7 @@ use super::{Fault, chain};
 use crate::admin::{Readiness, SourceState};
 use crate::config::Config;
 use crate::log::Log;
+use crate::log::disk::{self, DiskLog};
 use crate::log::memory::{Bounds, MemoryLog};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
@@ -61,10 +62,7 @@ impl Core {
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
-            log: Arc::new(MemoryLog::new(Bounds {
-                changes: config.log_max_changes,
-                bytes: config.log_max_bytes,
-            })),
+            log: open_log(config).await?,
             metrics: Arc::clone(&metrics),
             readiness: readiness.clone(),
         };
@@ -84,7 +82,7 @@ impl Core {
         });
         let (router, fanout) = router(
             Foundation {
-                log: Arc::clone(&feed.log) as Arc<dyn Log>,
+                log: Arc::clone(&feed.log),
                 catalog,
                 asker,
                 computer: Computer::new(database.clone(), config.ask_timeout),
@@ -109,7 +107,7 @@ impl Core {
         ));
         let feeding = stop_source.clone();
         tasks.spawn(async move {
-            feed.fill(opened.source, &publication, feeding).await?;
+            feed.fill(opened, &publication, feeding).await?;
             Ok(SOURCE)
         });
         Ok(Self {
@@ -159,6 +157,38 @@ impl Core {
         if tokio::time::timeout(LIMIT, ended).await.is_err() {
             warn!(task = name, "did not end in time");
         }
+    }
+}
+
+/// The log that the settings ask for.
+async fn open_log(config: &Config) -> Result<Arc<dyn Log>, Fault> {
+    let Some(directory) = &config.data else {
+        return Ok(Arc::new(MemoryLog::new(Bounds {
+            changes: config.log_max_changes,
+            bytes: config.log_max_bytes,
+        })));
+    };
+    let options = disk::Options {
+        directory: directory.clone(),
+        keep_for: config.log_retention,
+        keep_bytes: config.log_retention_bytes,
+        segment_bytes: (config.log_retention_bytes / 16).clamp(1 << 20, 64 << 20),
+        recent_bytes: config.log_max_bytes,
+    };
+    let opened = tokio::task::spawn_blocking(move || DiskLog::open(options)).await;
+    match opened {
+        Ok(Ok(log)) => {
+            let range = log.range();
+            info!(
+                directory = %directory.display(),
+                from = %range.start,
+                to = %range.end,
+                "the log is open"
+            );
+            Ok(Arc::new(log))
+        }
+        Ok(Err(error)) => Err(Fault::Config(chain(&error))),
+        Err(_panicked) => Err(Fault::Ended("log")),
     }
 }
 

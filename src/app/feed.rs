@@ -8,8 +8,7 @@ use tracing::{info, warn};
 
 use super::{Fault, chain};
 use crate::admin::{Readiness, SourceState};
-use crate::log::memory::MemoryLog;
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, Origin};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
@@ -23,7 +22,7 @@ const LAG_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Feed {
     pub(super) database: Database,
     pub(super) slot: String,
-    pub(super) log: Arc<MemoryLog>,
+    pub(super) log: Arc<dyn Log>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
 }
@@ -56,18 +55,19 @@ impl Feed {
     /// Fills the log until `stop`, over reconnects.
     pub(super) async fn fill(
         &self,
-        first: Source,
+        first: Opened,
         publication: &str,
         stop: CancellationToken,
     ) -> Result<(), Fault> {
-        let mut source = first;
         let mut backoff = backoff();
+        self.resume(&first, publication).await;
+        let mut source = first.source;
         self.flowing();
         loop {
             let ended = tokio::select! {
                 ended = self.pour(&mut source, &mut backoff) => ended,
                 () = stop.cancelled() => {
-                    source.acknowledge(self.log.stored());
+                    source.acknowledge(*self.log.stored().borrow());
                     source.close().await;
                     return Ok(());
                 }
@@ -92,9 +92,7 @@ impl Feed {
                 };
                 match opened {
                     Ok(opened) => {
-                        if opened.created {
-                            self.announce_gap();
-                        }
+                        self.resume(&opened, publication).await;
                         self.flowing();
                         info!("streaming changes again");
                         break opened.source;
@@ -110,36 +108,70 @@ impl Feed {
     }
 
     async fn pour(&self, source: &mut Source, backoff: &mut Backoff) -> Ended {
+        let (mut stored, mut trouble) = (self.log.stored(), self.log.trouble());
         loop {
-            let event = match source.next().await {
-                Ok(event) => event,
-                Err(error) => return Ended::Source(error),
+            source.acknowledge(*stored.borrow_and_update());
+            let event = tokio::select! {
+                event = source.next() => match event {
+                    Ok(event) => event,
+                    Err(error) => return Ended::Source(error),
+                },
+                Ok(()) = stored.changed() => continue,
+                Ok(()) = trouble.changed() => {
+                    let reason = trouble.borrow_and_update().clone();
+                    match reason {
+                        Some(reason) => self.readiness.set(SourceState::Waiting(reason)),
+                        None => self.flowing(),
+                    }
+                    continue;
+                }
             };
             backoff.reset();
             match event {
                 SourceEvent::Batch(batch) => {
                     self.metrics.changes_read.inc_by(batch.changes.len() as u64);
-                    let last = batch.last;
                     if let Err(error) = self.log.append(batch).await {
                         return Ended::Log(error);
                     }
-                    if last {
-                        source.acknowledge(self.log.stored());
-                    }
                 }
-                // Nothing for us was committed up to here, and all before it is in the log.
-                SourceEvent::Progress(position) => source.acknowledge(position),
+                SourceEvent::Progress(position) => self.log.pass(position),
             }
         }
     }
 
-    /// The slot was gone and is made anew: what lay between is lost to whoever is connected.
-    fn announce_gap(&self) {
+    /// Holds what was opened against what the log holds: unless the one goes on where the other
+    /// ends, what lay between is lost to whoever is connected, and a new history begins.
+    async fn resume(&self, opened: &Opened, publication: &str) {
+        let origin = Origin {
+            system_identifier: opened.system.system_identifier,
+            timeline: opened.system.timeline,
+            slot: self.slot.clone(),
+            publication: publication.to_owned(),
+        };
+        let appended = self.log.appended();
+        let gap = match self.log.origin() {
+            None => {
+                self.log.begin(origin, opened.confirmed).await;
+                return;
+            }
+            Some(known) if known != origin => "the changes come from another source now",
+            Some(_) if opened.created => "the slot was lost and made anew",
+            // PostgreSQL would pass over what lies between without a word.
+            Some(_) if opened.confirmed > appended => "the slot is ahead of the log",
+            Some(_) if appended > opened.system.insert_lsn => {
+                "the log is ahead of the database, which was restored or lost something"
+            }
+            Some(_) => return,
+        };
         warn!(
+            gap,
             slot = self.slot,
-            "the slot was lost and made anew: clients have to read again"
+            log = %appended,
+            confirmed = %opened.confirmed,
+            server = %opened.system.insert_lsn,
+            "a new history begins: clients have to read again"
         );
-        self.log.lose();
+        self.log.begin(origin, opened.confirmed).await;
     }
 
     fn flowing(&self) {

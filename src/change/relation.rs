@@ -1,8 +1,12 @@
 //! A table as the replication stream describes it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::pg::Oid;
+
+/// The next version to be given.
+static VERSION: AtomicU64 = AtomicU64::new(1);
 
 /// One version of a table, as a Relation message of the stream gave it. Versions are told apart by
 /// their `version`; a new one does not mean that anything changed, only that PostgreSQL had reason
@@ -20,11 +24,17 @@ pub struct Relation {
     /// Its columns as they stand in the stream: dropped ones, those outside a column list and
     /// (before PostgreSQL 18) generated ones are not among them.
     pub columns: Vec<Column>,
-    /// Counts the Relation messages that this process has read; unique, never 0.
+    /// Counts the descriptions that this process has read; unique, never 0.
     pub version: u64,
 }
 
 impl Relation {
+    /// The first of `count` versions that no other relation of this process has, in order.
+    #[must_use]
+    pub fn reserve_versions(count: u64) -> u64 {
+        VERSION.fetch_add(count, Ordering::Relaxed)
+    }
+
     /// The place of a column in this version's rows.
     #[must_use]
     pub fn position(&self, column: &str) -> Option<usize> {

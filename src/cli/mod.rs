@@ -6,6 +6,8 @@ pub mod demo;
 
 mod health;
 
+mod log;
+
 mod logging;
 
 mod serve;
@@ -65,6 +67,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Ask a running relay whether it is ready; exit code 0 or 1
     Health(health::Arguments),
+    /// Show what a log on disk holds, and verify its checksums
+    Log(log::Arguments),
     /// The bare relay that `bench --baseline` compares with
     #[command(hide = true)]
     BenchBaseline(bench::baseline::Arguments),
@@ -101,6 +105,7 @@ pub fn main() -> ExitCode {
                 }
             })
         }
+        Command::Log(arguments) => log::run(&arguments),
         Command::Setup(arguments) => {
             logging::for_a_tool();
             block_on(Threads::One, setup::run(arguments))

@@ -80,6 +80,12 @@ fn current(config: &Config, name: &str) -> Option<String> {
             DeleteWithoutIdentity::Suppress => "suppress".to_owned(),
             DeleteWithoutIdentity::Key => "key".to_owned(),
         },
+        "data" => match &config.data {
+            Some(directory) => directory.to_str()?.to_owned(),
+            None => "memory".to_owned(),
+        },
+        "log_retention" => millis(config.log_retention),
+        "log_retention_bytes" => format!("{}B", config.log_retention_bytes),
         "log_max_changes" => config.log_max_changes.to_string(),
         "log_max_bytes" => format!("{}B", config.log_max_bytes),
         "max_record_bytes" => format!("{}B", config.max_record_bytes),

@@ -239,6 +239,38 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "data",
+        "DIRECTORY|memory",
+        Some("memory"),
+        "Where the log of changes is kept: a directory that nothing else uses, so that it outlives \
+         the process, or only in memory.",
+        |config, text| {
+            config.data = value::data(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "log_retention",
+        "TIME",
+        Some("24h"),
+        "How long the log on disk keeps changes: a day's absence.",
+        |config, text| {
+            config.log_retention = value::duration(text, MINUTE, 8760 * HOUR)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "log_retention_bytes",
+        "SIZE",
+        Some("4GiB"),
+        "The bytes that the log on disk keeps, older ones go first; some millions of changes. A \
+         transaction larger than this is answered with a resync.",
+        |config, text| {
+            config.log_retention_bytes = value::size(text, 16 * MIB, 1 << 50)? as u64;
+            Ok(())
+        },
+    ),
+    setting(
         "log_max_changes",
         "COUNT",
         Some("1000000"),
@@ -255,7 +287,8 @@ pub static SETTINGS: &[Setting] = &[
         "SIZE",
         Some("256MiB"),
         "The memory log's bound, in bytes; what a small machine can spare. A transaction larger \
-         than this is answered with a resync.",
+         than this is answered with a resync, unless the log is on disk: then this is how much of \
+         its end is in memory too.",
         |config, text| {
             config.log_max_bytes = value::size(text, MIB, 1024 * GIB)?;
             Ok(())

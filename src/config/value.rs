@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{DeleteWithoutIdentity, LogFormat, Origins, Proxies};
@@ -30,6 +31,14 @@ pub(super) fn count(text: &str, least: u64, most: u64) -> Result<usize, Expected
 }
 
 /// Bytes: a number and a unit.
+pub(super) fn data(text: &str) -> Result<Option<PathBuf>, Expected> {
+    match text.trim() {
+        "" => Err("a directory, or memory".to_owned()),
+        "memory" => Ok(None),
+        directory => Ok(Some(PathBuf::from(directory))),
+    }
+}
+
 pub(super) fn size(text: &str, least: u64, most: u64) -> Result<usize, Expected> {
     const UNITS: [(&str, u64); 8] = [
         ("KiB", 1 << 10),

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
 
-use super::{Entry, Epoch, Log, LogError, Offset};
+use super::{Entry, Epoch, Log, LogError, Offset, Origin};
 use crate::change::{Batch, Change, Kind, Lost};
 use crate::pg::Lsn;
 
@@ -25,13 +25,18 @@ pub struct Bounds {
 
 /// The log in memory.
 pub struct MemoryLog {
-    epoch: Epoch,
     bounds: Bounds,
     inner: Mutex<Inner>,
     tail: watch::Sender<Offset>,
+    /// The same as what was appended: nothing outlives the process anyway.
+    stored: watch::Sender<Lsn>,
+    /// Memory has none.
+    trouble: watch::Sender<Option<String>>,
 }
 
 struct Inner {
+    epoch: Epoch,
+    origin: Option<Origin>,
     entries: VecDeque<Arc<Entry>>,
     oldest: Offset,
     next: Offset,
@@ -58,9 +63,10 @@ impl MemoryLog {
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         Self {
-            epoch: Epoch::random(),
             bounds,
             inner: Mutex::new(Inner {
+                epoch: Epoch::random(),
+                origin: None,
                 entries: VecDeque::new(),
                 oldest: Offset(0),
                 next: Offset(0),
@@ -71,6 +77,8 @@ impl MemoryLog {
                 lost: None,
             }),
             tail: watch::Sender::new(Offset(0)),
+            stored: watch::Sender::new(Lsn(0)),
+            trouble: watch::Sender::new(None),
         }
     }
 
@@ -80,7 +88,7 @@ impl MemoryLog {
     }
 
     fn take(&self, batch: Batch) {
-        let next = {
+        let (next, end_lsn) = {
             let mut inner = self.lock();
             if batch.commit_lsn < inner.appended {
                 // Sent again after a reconnect. By where the commit begins: the next one may begin
@@ -98,9 +106,10 @@ impl MemoryLog {
             }
             inner.appended = end_lsn;
             inner.trim(self.bounds);
-            inner.next
+            (inner.next, end_lsn)
         };
         self.tail.send_replace(next);
+        self.stored.send_replace(end_lsn);
     }
 }
 
@@ -187,7 +196,7 @@ impl Inner {
 
 impl Log for MemoryLog {
     fn epoch(&self) -> Epoch {
-        self.epoch
+        self.lock().epoch
     }
 
     fn append(&self, batch: Batch) -> BoxFuture<'_, Result<(), LogError>> {
@@ -199,28 +208,52 @@ impl Log for MemoryLog {
         self.lock().open = Open::default();
     }
 
-    fn lose(&self) {
-        let next = {
+    fn pass(&self, lsn: Lsn) {
+        {
             let mut inner = self.lock();
-            inner.entries.clear();
-            (inner.changes, inner.bytes, inner.open) = (0, 0, Open::default());
-            // One offset that was never given: whoever stands before it has a gap.
-            inner.next = Offset(inner.next.0 + 1);
-            inner.oldest = inner.next;
-            inner.lost = Some(inner.next);
-            // A slot made anew may begin behind what the lost one had reached.
-            inner.appended = Lsn(0);
-            inner.next
-        };
-        self.tail.send_replace(next);
+            if lsn <= inner.appended {
+                return;
+            }
+            inner.appended = lsn;
+        }
+        self.stored.send_replace(lsn);
     }
 
     fn appended(&self) -> Lsn {
         self.lock().appended
     }
 
-    fn stored(&self) -> Lsn {
-        self.lock().appended
+    fn stored(&self) -> watch::Receiver<Lsn> {
+        self.stored.subscribe()
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        self.lock().origin.clone()
+    }
+
+    fn begin(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()> {
+        let next = {
+            let mut inner = self.lock();
+            let begun = inner.origin.replace(origin).is_some() || inner.next > Offset(0);
+            inner.entries.clear();
+            (inner.changes, inner.bytes, inner.open) = (0, 0, Open::default());
+            if begun {
+                // One offset that was never given: whoever stands before it has a gap.
+                inner.next = Offset(inner.next.0 + 1);
+                inner.oldest = inner.next;
+                inner.lost = Some(inner.next);
+                inner.epoch = Epoch::random();
+            }
+            inner.appended = from;
+            inner.next
+        };
+        self.stored.send_replace(from);
+        self.tail.send_replace(next);
+        ready(()).boxed()
+    }
+
+    fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     fn range(&self) -> Range<Offset> {
@@ -241,7 +274,7 @@ impl Log for MemoryLog {
 impl fmt::Debug for MemoryLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryLog")
-            .field("epoch", &self.epoch)
+            .field("epoch", &self.epoch())
             .field("range", &self.range())
             .finish_non_exhaustive()
     }
@@ -285,6 +318,15 @@ mod tests {
         })
     }
 
+    fn origin() -> Origin {
+        Origin {
+            system_identifier: 1,
+            timeline: 1,
+            slot: "rowcast".to_owned(),
+            publication: "rowcast".to_owned(),
+        }
+    }
+
     async fn offsets(log: &MemoryLog, from: u64) -> Vec<(u64, usize)> {
         let entries = log.read(Offset(from), 100).await.unwrap();
         entries
@@ -299,14 +341,14 @@ mod tests {
         log.append(batch(1, 2, false)).await.unwrap();
         assert_eq!(offsets(&log, 0).await, []);
         assert_eq!(
-            log.stored(),
+            *log.stored().borrow(),
             Lsn(0),
             "half a transaction must not be acknowledged"
         );
         log.append(batch(1, 3, true)).await.unwrap();
         assert_eq!(offsets(&log, 0).await, [(0, 2), (2, 3)]);
         assert_eq!(offsets(&log, 3).await, [(2, 3)]);
-        assert_eq!(log.stored(), Lsn(15));
+        assert_eq!(*log.stored().borrow(), Lsn(15));
         assert_eq!(*log.tail().borrow(), Offset(5));
     }
 
@@ -367,7 +409,7 @@ mod tests {
     async fn lost_changes_are_a_gap_for_every_reader_even_one_at_the_end() {
         let log = log(100);
         log.append(batch(1, 1, true)).await.unwrap();
-        log.lose();
+        log.begin(origin(), Lsn(0)).await;
         assert!(matches!(
             log.read(Offset(1), 1).await,
             Err(LogError::Lost { next: Offset(2) })
@@ -394,7 +436,7 @@ mod tests {
                 .all(|change| matches!(change.kind, Kind::Lost(Lost::TooLarge)))
         );
         assert_eq!(
-            log.stored(),
+            *log.stored().borrow(),
             Lsn(15),
             "it is acknowledged: sending it again would not help"
         );

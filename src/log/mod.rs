@@ -6,6 +6,8 @@
 
 pub mod cursor;
 
+pub mod disk;
+
 pub mod memory;
 
 use std::fmt;
@@ -13,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub use cursor::{Cursor, Epoch, Offset};
@@ -43,6 +46,19 @@ impl Entry {
     }
 }
 
+/// Where the changes of a log come from. Another one means another history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Identifies the cluster.
+    pub system_identifier: u64,
+    /// Counts the times that a standby of the cluster was promoted.
+    pub timeline: u32,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+}
+
 /// Why the log cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -64,6 +80,9 @@ pub enum LogError {
         /// The next offset to be given.
         next: Offset,
     },
+    /// It has ended.
+    #[error("the log has ended")]
+    Stopped,
 }
 
 /// What the path of a change needs of a log. Implementations keep whole transactions, in order,
@@ -82,16 +101,26 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// reconnect.
     fn abandon(&self);
 
-    /// Notes that changes between the last one taken and the next are lost. Readers that have
-    /// not read what is kept get [`LogError::Lost`].
-    fn lose(&self);
+    /// Notes that no transaction is to be taken that commits before `lsn` and has not been.
+    fn pass(&self, lsn: Lsn);
 
-    /// The end of the last transaction taken; older ones that come again are to be skipped.
+    /// The end of the last transaction taken, or what was passed since; older ones that come again
+    /// are skipped.
     fn appended(&self) -> Lsn;
 
-    /// The end of the last transaction that outlives this process as well as this log can: the
-    /// source may be acknowledged up to here. Never ahead of [`Log::appended`].
-    fn stored(&self) -> Lsn;
+    /// Follows what outlives this process as well as this log can: the source may be acknowledged
+    /// up to here. Never ahead of [`Log::appended`].
+    fn stored(&self) -> watch::Receiver<Lsn>;
+
+    /// Where the changes come from; `None` before the first [`Log::begin`].
+    fn origin(&self) -> Option<Origin>;
+
+    /// Begins a history of the changes that come from `origin` and commit at `from` or later. What
+    /// was kept before is dropped: its readers get [`LogError::Lost`].
+    fn begin(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()>;
+
+    /// Follows what keeps the log from storing changes, while something does.
+    fn trouble(&self) -> watch::Receiver<Option<String>>;
 
     /// The offsets that can be read: the oldest kept, and the next to be given.
     fn range(&self) -> Range<Offset>;

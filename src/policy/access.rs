@@ -103,9 +103,15 @@ impl Access {
         let mut asked = false;
         let mut unaskable = None;
         if !catalog.roles.get(role).is_some_and(|role| role.settable) {
+            // A membership may exist without the right to SET ROLE from 16 on.
+            let option = if catalog.major < 16 {
+                ""
+            } else {
+                " with set true"
+            };
             unaskable = Some(format!(
                 "policies of {} have to be asked of PostgreSQL, and the relay's login may not \
-                 become {role}: grant {role} to it",
+                 become {role}: grant {role} to it{option}",
                 table.name
             ));
         }

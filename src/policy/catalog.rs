@@ -420,10 +420,23 @@ fn native_types(document: &Document) -> Types {
     let default = if bytes(collate) && bytes(ctype) {
         Collation::C
     } else {
-        // The languages whose i is not everybody's.
-        let odd = ["tr", "az", "lt"]
-            .iter()
-            .any(|language| ctype.to_lowercase().starts_with(language));
+        // The languages whose i is not everybody's, by all of their codes and names.
+        let ctype = ctype.to_lowercase();
+        let language = ctype.split(|c: char| !c.is_alphabetic()).next();
+        let odd = language.is_some_and(|language| {
+            [
+                "tr",
+                "tur",
+                "turkish",
+                "az",
+                "aze",
+                "azerbaijani",
+                "lt",
+                "lit",
+                "lithuanian",
+            ]
+            .contains(&language)
+        });
         Collation {
             plain_case: !odd,
             ..Collation::DEFAULT

@@ -3,7 +3,10 @@
 //! The format is not promised to stay: every node that is used must have exactly the fields, in
 //! their order, that the server's major version writes. Anything else is refused.
 
+mod fields;
+
 use super::Refusal;
+pub use fields::MAJORS;
 
 /// A tree with more nodes, fields and list items than this is refused.
 const MAX_PARTS: usize = 100_000;
@@ -195,92 +198,6 @@ fn unescaped(atom: &str) -> String {
     text
 }
 
-/// The fields that PostgreSQL 15 writes for each node that is read, in their order.
-const FIELDS_15: &[(&str, &str)] = &[
-    (
-        "ARRAYCOERCEEXPR",
-        "arg elemexpr resulttype resulttypmod resultcollid coerceformat location",
-    ),
-    (
-        "ARRAYEXPR",
-        "array_typeid array_collid element_typeid elements multidims location",
-    ),
-    ("BOOLEANTEST", "arg booltesttype location"),
-    ("BOOLEXPR", "boolop args location"),
-    (
-        "CASEEXPR",
-        "casetype casecollid arg args defresult location",
-    ),
-    ("CASETESTEXPR", "typeId typeMod collation"),
-    ("CASEWHEN", "expr result location"),
-    ("COALESCEEXPR", "coalescetype coalescecollid args location"),
-    (
-        "COERCEVIAIO",
-        "arg resulttype resultcollid coerceformat location",
-    ),
-    ("COLLATEEXPR", "arg collOid location"),
-    (
-        "CONST",
-        "consttype consttypmod constcollid constlen constbyval constisnull location constvalue",
-    ),
-    (
-        "DISTINCTEXPR",
-        "opno opfuncid opresulttype opretset opcollid inputcollid args location",
-    ),
-    ("FROMEXPR", "fromlist quals"),
-    (
-        "FUNCEXPR",
-        "funcid funcresulttype funcretset funcvariadic funcformat funccollid inputcollid args \
-         location",
-    ),
-    (
-        "NULLIFEXPR",
-        "opno opfuncid opresulttype opretset opcollid inputcollid args location",
-    ),
-    ("NULLTEST", "arg nulltesttype argisrow location"),
-    (
-        "OPEXPR",
-        "opno opfuncid opresulttype opretset opcollid inputcollid args location",
-    ),
-    (
-        "PARAM",
-        "paramkind paramid paramtype paramtypmod paramcollid location",
-    ),
-    (
-        "QUERY",
-        "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
-         hasTargetSRFs hasSubLinks hasDistinctOn hasRecursive hasModifyingCTE hasForUpdate \
-         hasRowSecurity isReturn cteList rtable jointree targetList override onConflict \
-         returningList groupClause groupDistinct groupingSets havingQual windowClause \
-         distinctClause sortClause limitOffset limitCount limitOption rowMarks setOperations \
-         constraintDeps withCheckOptions mergeActionList mergeUseOuterJoin stmt_location stmt_len",
-    ),
-    (
-        "RELABELTYPE",
-        "arg resulttype resulttypmod resultcollid relabelformat location",
-    ),
-    (
-        "SCALARARRAYOPEXPR",
-        "opno opfuncid hashfuncid negfuncid useOr inputcollid args location",
-    ),
-    ("SQLVALUEFUNCTION", "op type typmod location"),
-    (
-        "SUBLINK",
-        "subLinkType subLinkId testexpr operName subselect location",
-    ),
-    (
-        "TARGETENTRY",
-        "expr resno resname ressortgroupref resorigtbl resorigcol resjunk",
-    ),
-    (
-        "VAR",
-        "varno varattno vartype vartypmod varcollid varlevelsup varnosyn varattnosyn location",
-    ),
-];
-
-/// The major versions whose trees are read.
-pub const MAJORS: &[u16] = &[15];
-
 impl Tree {
     /// The node that this is, its fields checked against what the major version writes.
     ///
@@ -293,17 +210,25 @@ impl Tree {
         if !MAJORS.contains(&major) {
             return Err(Refusal::new(format!("server version {major} is not known")));
         }
-        let known = FIELDS_15.iter().find(|(name, _)| *name == node.name);
-        let (_, fields) =
-            known.ok_or_else(|| Refusal::new(format!("{} is not compiled", node.name)))?;
-        if !fields
+        let name = &node.name;
+        let written = fields::written(name, major)
+            .ok_or_else(|| Refusal::new(format!("{name} is not compiled")))?;
+        if !written
             .split(' ')
             .eq(node.fields.iter().map(|(label, _)| &**label))
         {
-            let name = &node.name;
             return Err(Refusal::new(format!("{name} has unexpected fields")));
         }
         Ok(node)
+    }
+
+    fn is_nothing(&self) -> bool {
+        match self {
+            Self::Null => true,
+            Self::Numbers(numbers) => numbers.is_empty(),
+            Self::Atom(atom) => matches!(&**atom, "false" | "0"),
+            Self::List(_) | Self::Node(_) | Self::Bytes(_) => false,
+        }
     }
 
     /// The items of a list; no list is an empty one.
@@ -320,6 +245,16 @@ impl Tree {
 }
 
 impl Node {
+    /// Whether every field but the `named` ones says that there is nothing: `<>`, an empty set,
+    /// `false` or 0.
+    #[must_use]
+    pub fn has_only(&self, named: &[&str]) -> bool {
+        self.fields
+            .iter()
+            .filter(|(label, _)| !named.contains(&&**label))
+            .all(|(_, value)| value.is_nothing())
+    }
+
     /// The value of a field.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod complete;
 mod delivery;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,7 +114,8 @@ struct Watched {
     described: Option<Arc<Relation>>,
     /// How its rows become what they are, where they are not that already.
     layout: Option<Arc<Layout>>,
-    /// Whether columns were computed for the verified version by what was known of the table then.
+    /// Whether columns were computed for the verified version by what was known of the table then,
+    /// or would have been when it was watched first.
     computed: bool,
     shapes: HashMap<(u64, ColumnSet), Arc<Shape>>,
 }
@@ -199,7 +201,9 @@ impl Fanout {
                     };
                     self.command(command);
                 }
-                self.follow().await;
+                if self.follow().await.is_break() {
+                    break;
+                }
                 // Neither of these may wait for a stream that never pauses.
                 while let Some(Some(unparked)) = self.parked.next().now_or_never() {
                     self.unpark(unparked);
@@ -230,7 +234,7 @@ impl Fanout {
         }
     }
 
-    async fn follow(&mut self) {
+    async fn follow(&mut self) -> ControlFlow<()> {
         match self.log.read(self.next, ENTRIES).await {
             Ok(entries) => {
                 for entry in entries {
@@ -247,7 +251,9 @@ impl Fanout {
                 self.next = next;
                 self.expel_everybody(Resync::SlotLost);
             }
+            Err(LogError::Stopped) => return ControlFlow::Break(()),
         }
+        ControlFlow::Continue(())
     }
 
     async fn entry(&mut self, entry: &Entry) {

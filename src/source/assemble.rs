@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::decode::{ColumnMessage, Message, OldTuple, Undecodable, decode};
 use super::reader::Malformed;
@@ -237,8 +236,6 @@ fn described(
     replica_identity: ReplicaIdentity,
     columns: &[ColumnMessage<'_>],
 ) -> Relation {
-    /// Counts the Relation messages of all sessions of this process.
-    static VERSION: AtomicU64 = AtomicU64::new(1);
     Relation {
         oid,
         schema: schema.into(),
@@ -253,7 +250,7 @@ fn described(
                 identity: column.identity,
             })
             .collect(),
-        version: VERSION.fetch_add(1, Ordering::Relaxed),
+        version: Relation::reserve_versions(1),
     }
 }
 

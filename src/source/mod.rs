@@ -233,7 +233,9 @@ async fn server_timeout(session: &mut Walsender) -> Result<Option<Duration>, Sou
 impl From<SessionError> for SourceError {
     fn from(error: SessionError) -> Self {
         match error {
-            SessionError::Refused(refusal) => Self::Refused(refusal),
+            SessionError::Refused(refusal) | SessionError::ChangesLeftOut(refusal) => {
+                Self::Refused(refusal)
+            }
             other => Self::disconnected(other),
         }
     }
@@ -260,6 +262,10 @@ fn starting(error: SessionError, slot: &str) -> SourceError {
 fn streaming(error: SessionError, slot: &str, publication: &str) -> SourceError {
     match error {
         // The plugin looks publications up when it needs them, as they were at that time.
+        SessionError::ChangesLeftOut(_) => SourceError::PublicationYounger {
+            publication: publication.to_owned(),
+            slot: slot.to_owned(),
+        },
         SessionError::Refused(refusal) if refusal.sqlstate == "42704" => {
             SourceError::PublicationYounger {
                 publication: publication.to_owned(),

@@ -27,6 +27,9 @@ const MESSAGE_BYTES: usize = (1 << 30) + (1 << 10);
 /// Asked of the server, so that a dead connection is noticed and the slot freed within seconds.
 const SENDER_TIMEOUT: &str = "-c wal_sender_timeout=10s";
 
+/// Whatever the role is set to: a warning can tell of changes that are left out.
+const WARNINGS: &str = "-c client_min_messages=warning";
+
 /// Why the session cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
@@ -40,6 +43,9 @@ pub(super) enum SessionError {
     Authentication,
     #[error("the proof of the password is not bound to the TLS connection")]
     NoChannelBinding,
+    /// From PostgreSQL 18 on a warning; the server goes on without the publication's changes.
+    #[error("{0}")]
+    ChangesLeftOut(Refusal),
 }
 
 /// What the copy stream brings.
@@ -76,10 +82,10 @@ impl Walsender {
         application_name: &str,
     ) -> Result<Self, ConnectError> {
         let attempt = async {
-            let options = database.session_options();
+            let options = format!("{} {WARNINGS}", database.session_options());
             // Who says so in the address knows better.
             let with_timeout = if options.contains("wal_sender_timeout") {
-                options
+                options.clone()
             } else {
                 format!("{options} {SENDER_TIMEOUT}")
             };
@@ -91,7 +97,6 @@ impl Walsender {
                         .iter()
                         .any(|class| refusal.sqlstate.starts_with(class)) =>
                 {
-                    let options = database.session_options();
                     Self::start(database, endpoint, application_name, &options).await
                 }
                 outcome => outcome,
@@ -118,7 +123,9 @@ impl Walsender {
             .start_up(database.config(), application_name, options)
             .await
             .map_err(|error| match error {
-                SessionError::Refused(refusal) => ConnectError::Refused(refusal),
+                SessionError::Refused(refusal) | SessionError::ChangesLeftOut(refusal) => {
+                    ConnectError::Refused(refusal)
+                }
                 SessionError::Authentication => ConnectError::Authentication {
                     host: endpoint.to_string(),
                 },
@@ -252,8 +259,16 @@ impl Walsender {
                 b'd' => break,
                 b'c' | b'C' => return Ok(Some(Frame::Done)),
                 b'E' => return Err(SessionError::Refused(refusal(body()))),
-                // Notices and changed parameters.
-                b'N' | b'S' => {}
+                b'N' => {
+                    // Object not in prerequisite state: the publication was not there when the
+                    // next change was made. Before PostgreSQL 18 that is an error.
+                    let notice = refusal(body());
+                    if notice.sqlstate == "55000" {
+                        return Err(SessionError::ChangesLeftOut(notice));
+                    }
+                }
+                // Changed parameters.
+                b'S' => {}
                 _ => return Err(Malformed.into()),
             }
         }

@@ -201,12 +201,7 @@ impl Test {
             Way::Equal {
                 values, differs, ..
             } if *differs == self.negated && (!self.negated || values.len() == 1) => {
-                let taken = if Mutant::IndexTakesFirstItem.active() {
-                    1
-                } else {
-                    values.len()
-                };
-                Some(values.iter().take(taken).flatten().collect())
+                Some(values.iter().flatten().collect())
             }
             Way::Distinct { value, .. } if self.negated => Some(vec![value]),
             _ => None,

@@ -33,12 +33,11 @@ pub enum Mutant {
     AskedIsYes,
     AskedForgetsNot,
     CollationIsForgotten,
-    IndexTakesFirstItem,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 27] = [
         Self::EqIsNeq,
         Self::NeqIsEq,
         Self::LtIsLte,
@@ -66,7 +65,6 @@ impl Mutant {
         Self::AskedIsYes,
         Self::AskedForgetsNot,
         Self::CollationIsForgotten,
-        Self::IndexTakesFirstItem,
     ];
 
     /// Whether this fault is switched on.

@@ -14,6 +14,8 @@
 mod cluster;
 mod grammar;
 #[cfg(not(feature = "mutants"))]
+mod majors;
+#[cfg(not(feature = "mutants"))]
 mod values;
 
 use std::sync::Arc;
@@ -62,8 +64,10 @@ async fn rows_of(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
 }
 
 async fn scope_of(client: &Client) -> Scope {
+    let version = rows_of(client, "show server_version_num").await;
+    let version: u32 = version[0][0].as_deref().unwrap().parse().unwrap();
     let mut scope = Scope {
-        major: 15,
+        major: u16::try_from(version / 10_000).unwrap(),
         ..Scope::default()
     };
     let oid = |text: &Option<String>| Oid(text.as_deref().unwrap().parse().unwrap());
@@ -389,7 +393,7 @@ async fn native_verdicts_are_postgresqls() {
     let world = World::make(&client).await;
     let mut counts = Counts::default();
     let wrong = world.compare(&mut counts);
-    eprintln!("{counts:?}");
+    eprintln!("PostgreSQL {}: {counts:?}", world.scope.major);
     assert!(
         wrong.is_empty(),
         "{} wrong:\n{}",

@@ -81,7 +81,7 @@ fn condition(
             value(rng)
         }
     };
-    let choice = rng.random_range(0..if textual { 20 } else { 15 });
+    let choice = rng.random_range(0..if textual { 26 } else { 15 });
     let (op, operand, sql) = match choice {
         0..7 => {
             let (name, symbol) = COMPARISONS[rng.random_range(0..6)];
@@ -173,9 +173,13 @@ fn like(rng: &mut StdRng, value: &mut dyn FnMut(&mut StdRng) -> String) -> Strin
 }
 
 fn regex(rng: &mut StdRng, value: &mut dyn FnMut(&mut StdRng) -> String) -> String {
-    const SHAPES: [&str; 12] = [
+    const SHAPES: [&str; 16] = [
         "^a",
         "b$",
+        "A",
+        "b",
+        "[A-C]",
+        "[a-c]",
         "[[:alpha:]]+",
         "^[a-z]*$",
         "(a|b)",
@@ -185,7 +189,7 @@ fn regex(rng: &mut StdRng, value: &mut dyn FnMut(&mut StdRng) -> String) -> Stri
         "\\w",
         "(",
         "^.{2}$",
-        "[A-Z]",
+        "Z",
     ];
     if rng.random_bool(0.4) {
         value(rng)
@@ -213,9 +217,16 @@ fn list(
         }
         let text = value(rng);
         literals.push(literal(&text));
+        // Parentheses need no quotes where each that opens is closed.
+        let depth = text.chars().try_fold(0_u32, |depth, c| match c {
+            '(' => Some(depth + 1),
+            ')' => depth.checked_sub(1),
+            _ => Some(depth),
+        });
         let odd = text.is_empty()
+            || depth != Some(0)
             || text.eq_ignore_ascii_case("null")
-            || text.contains(|c: char| c.is_whitespace() || "{}\"\\,()".contains(c));
+            || text.contains(|c: char| c.is_whitespace() || "{}\"\\,".contains(c));
         words.push(if odd || rng.random_bool(0.2) {
             quoted(&text)
         } else {

@@ -73,6 +73,16 @@ struct Subject {
 
 static LAST: AtomicU64 = AtomicU64::new(1 << 32);
 
+/// The server's version, as `server_version_num` counts.
+pub(crate) async fn server_version() -> i32 {
+    let client = connect(&cluster().await.url("postgres")).await;
+    let version = client
+        .query_one("select current_setting('server_version_num')::int", &[])
+        .await
+        .expect("a version");
+    version.get(0)
+}
+
 /// Holds about `size` filters against PostgreSQL in a database made with `options`.
 pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: bool) -> Report {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -99,7 +109,7 @@ pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: 
     } else {
         columns
     };
-    let mut subjects = prepare(&sql, &mut rng, columns, size).await;
+    let mut subjects = prepare(&sql, &mut rng, columns, size, narrow).await;
     let metrics = Arc::new(Metrics::new());
     let mut config = config(&url);
     // Thousands of filters ask at once here.
@@ -156,10 +166,13 @@ async fn prepare(
     rng: &mut StdRng,
     columns: Vec<Column>,
     size: usize,
+    narrow: bool,
 ) -> Vec<Subject> {
     // What is asked costs PostgreSQL more than a row is worth to the test.
     let weight = |column: &Column| match (column.native, column.textual) {
+        (true, _) if narrow => 10,
         (true, _) => 30,
+        (_, true) if narrow => 20,
         (_, true) => 5,
         _ => 1,
     };

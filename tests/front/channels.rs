@@ -402,6 +402,10 @@ async fn one_bad_binding_errs_alone_and_is_named() {
             r#"{"event":"*","table":"t","select":"a"}"#,
             "Error parsing `select` params: expected a list of column name strings, e.g. select: [\"col1\", \"col2\"]",
         ),
+        (
+            r#"{"event":"*","schema":"s","select":["a"]}"#,
+            "Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name.",
+        ),
     ] {
         client
             .send(format!(
@@ -432,9 +436,11 @@ async fn the_routers_refusal_and_its_notices_reach_the_client() {
     let (server, mut commands) = Server::start(Settings::default()).await;
     let mut client = server.client().await;
     client
-        .send(r#"["1","1","realtime:r","phx_join",{"config":{"postgres_changes":[{"schema":"public","table":"t","filter":"nope=eq.1"}]}}]"#)
+        .send(r#"["1","1","realtime:r","phx_join",{"config":{"postgres_changes":[{"schema":"public","table":"t","filter":"nope=not.eq.1","select":["a",5,"b\""]}]}}]"#)
         .await;
     let join = next_join(&mut commands).await;
+    let selected = join.wanted[0].select.as_deref();
+    assert_eq!(selected, Some(&["a".to_owned(), "b\"".to_owned()][..]));
     join.outbox.push(Event::Joined {
         channel: join.channel,
         refusals: vec![Refusal {
@@ -447,9 +453,9 @@ async fn the_routers_refusal_and_its_notices_reach_the_client() {
     let system = client.next().await;
     assert_eq!(
         system[4]["message"],
-        "Unable to subscribe to changes with given parameters. An exception happened so please check your connect parameters: [event: *, schema: public, table: t, filters: [{\"nope\", \"eq\", \"1\", false}], select: nil]. Exception: invalid column for filter nope"
+        "Unable to subscribe to changes with given parameters. An exception happened so please check your connect parameters: [event: *, schema: public, table: t, filters: [{\"nope\", \"eq\", \"1\", true}], select: [\"a\", \"b\\\"\"]]. Exception: invalid column for filter nope"
     );
-    assert_eq!(system[4]["binding"]["filter"], "nope=eq.1");
+    assert_eq!(system[4]["binding"]["filter"], "nope=not.eq.1");
     let notice = client.next().await;
     assert_eq!(
         (&notice[4]["extension"], &notice[4]["status"]),

@@ -17,6 +17,8 @@ mod asked;
 
 mod catalog;
 
+mod majors;
+
 mod differential;
 
 mod alter;

@@ -18,6 +18,8 @@ mod start;
 
 mod operate;
 
+mod durable;
+
 mod outages;
 
 mod enemies;

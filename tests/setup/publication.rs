@@ -161,12 +161,26 @@ async fn the_tables_may_come_from_the_environment() {
 #[tokio::test]
 async fn a_publication_that_was_there_is_not_changed() {
     let place = Place::new("createrole").await;
+    let version = place.text("show server_version_num").await;
+    if version.as_str() < "150000" {
+        println!("not tested: column lists and row filters need PostgreSQL 15");
+        return;
+    }
     place.run(SCHEMA).await;
     place
         .admin("create publication rowcast for table app.notes (id, owner) where (id > 0)")
         .await;
     let said = place.setup("postgres", &["--table", "app.todos"]).await;
-    assert_eq!(said.code, 69, "{}", said.out);
+    // Any wider identity would be beyond the column list.
+    place
+        .run("insert into app.notes values (1, 'a', 'a'); update app.notes set body = 'b'")
+        .await;
+    assert!(
+        said.out.contains("app.notes keeps its replica identity"),
+        "{}",
+        said.out
+    );
+    assert_eq!(said.code, 1, "{}", said.out);
     assert!(
         said.out
             .contains("shows only some rows and columns of app.notes"),

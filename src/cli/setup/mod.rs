@@ -11,6 +11,7 @@ mod print;
 
 mod script;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -243,11 +244,60 @@ fn configuration(arguments: &Arguments) -> Result<Config, Fault> {
         .map_err(|error| Fault::usage(error.to_string()))
 }
 
+/// Whether a text is one name or several with commas between them, each of so many parts, as SQL
+/// writes them.
+fn are_sql_names(text: &str, parts: &RangeInclusive<usize>) -> bool {
+    let mut rest = text.trim_start();
+    let mut count = 1;
+    loop {
+        let part = if let Some(quoted) = rest.strip_prefix('"') {
+            // A doubled quote stands for one.
+            let inside = quoted.replace("\"\"", "__");
+            inside.find('"').map(|end| end + 2).filter(|end| *end > 2)
+        } else {
+            let letter = |c: char| c.is_alphabetic() || c == '_' || !c.is_ascii();
+            let other = |c: char| !(letter(c) || c.is_ascii_digit() || c == '$');
+            let end = rest.find(other).unwrap_or(rest.len());
+            rest.starts_with(letter).then_some(end)
+        };
+        let Some(behind) = part.and_then(|end| rest.get(end..)) else {
+            return false;
+        };
+        let behind = behind.trim_start();
+        if let Some(next) = behind.strip_prefix('.') {
+            count += 1;
+            rest = next.trim_start();
+            continue;
+        }
+        if !parts.contains(&count) {
+            return false;
+        }
+        match behind.strip_prefix(',') {
+            Some(next) => (count, rest) = (1, next.trim_start()),
+            None => return behind.is_empty(),
+        }
+    }
+}
+
 impl Plan {
     fn new(arguments: Arguments, config: &Config) -> Result<Self, Fault> {
         let mut tables = arguments.tables;
         if tables.is_empty() {
             tables.extend(variable("ROWCAST_SETUP_TABLES"));
+        }
+        for (flag, parts, names) in [
+            ("--table", 1..=2, &tables),
+            ("--filter-column", 2..=3, &arguments.filter_columns),
+        ] {
+            for names in names {
+                if !are_sql_names(names, &parts) {
+                    return Err(Fault::usage(format!(
+                        "{flag} {names:?} is not a name as it stands in SQL: write schema.table, and \
+                         each part that is not made of letters, digits and underscores in double \
+                         quotes, such as 'app.\"My Table\"'."
+                    )));
+                }
+            }
         }
         let names = arguments.client_roles.iter().chain(&arguments.schemas);
         let publication = config.publication.clone();
@@ -574,5 +624,39 @@ impl Session {
         }
         outcome.one_by_one(&self.client, steps).await?;
         Ok(outcome.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_named_as_in_sql() {
+        for good in [
+            "todos",
+            "app.todos",
+            " app . todos , public.\"My Table\"",
+            "\"a\"\"b\".\"We.ird, T\"",
+            "größe.t$1",
+        ] {
+            assert!(are_sql_names(good, &(1..=2)), "{good}");
+        }
+        for bad in [
+            "",
+            "Od d.We.ird, T",
+            "app.",
+            ".todos",
+            "a.b.c",
+            "\"open",
+            "\"\"",
+            "1a",
+            "a,",
+            "a b",
+            "a;drop table t",
+        ] {
+            assert!(!are_sql_names(bad, &(1..=2)), "{bad}");
+        }
+        assert!(are_sql_names("app.todos.list_id", &(2..=3)));
     }
 }

@@ -24,8 +24,9 @@ impl Sheet {
         sheet.comment(&format!(
             "{} in database {database}, run by {login}. Nothing has been changed yet.\n\
              Every piece may be run by itself, in this order. Run again, PostgreSQL says of some that \
-             they are there\nalready; printed again, they are left out.",
-            capital(what)
+             they are {}\nalready; printed again, they are left out.",
+            capital(what),
+            if remove { "gone" } else { "there" },
         ));
         sheet.text.push('\n');
         sheet.comment(

@@ -36,7 +36,9 @@ Examples:
 
 Changes go to stdout, everything else (errors, warnings, reconnects) to stderr. Only what happens \
 while it is connected is shown: what was missed in between is not caught up, and is said. It shows \
-what the token may see and nothing else. An old row comes only under `replica identity full`.
+what the token may see and nothing else. An old row comes only \
+under `replica identity full` and policies that are compiled; elsewhere an update is held against \
+the row as it was shown last.
 
 Exit codes: 0 after Ctrl-C, --limit, or when nobody reads any more; 64 wrong arguments, a refused \
 token, table or filter; 1 anything else that waiting does not heal, such as a token that has ended.")]
@@ -191,6 +193,7 @@ async fn follow(plan: &Plan, out: &mut Output) -> ExitCode {
             End::Enough => return ExitCode::SUCCESS,
             End::Refused { code, text } => return fail(code, format_args!("{text}")),
             End::Lost(why) => {
+                out.printer.forget();
                 if history.subscribed > before {
                     backoff.reset();
                     said.clear();

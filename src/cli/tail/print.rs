@@ -30,7 +30,21 @@ pub(super) struct Printer {
     colours: bool,
     /// Tables of which it was said that no old rows come.
     without_old: BTreeSet<(String, String)>,
+    /// Rows as they were shown last, for updates whose old row does not come.
+    shown: HashMap<Identity, Shown>,
 }
+
+/// Schema, table, and the columns that name a row with their values.
+type Identity = (String, String, Vec<(String, String)>);
+
+/// A row's values as JSON.
+type Shown = HashMap<String, String>;
+
+/// Rows that are remembered; past this all are forgotten.
+const MAX_SHOWN: usize = 10_000;
+
+/// Bytes of a row past which it is not remembered.
+const MAX_SHOWN_BYTES: usize = 16 << 10;
 
 /// What clients get as `data`.
 #[derive(Deserialize)]
@@ -70,7 +84,13 @@ impl Printer {
             json,
             colours,
             without_old: BTreeSet::new(),
+            shown: HashMap::new(),
         }
+    }
+
+    /// Changes may have been missed: no row is as it was shown.
+    pub(super) fn forget(&mut self) {
+        self.shown.clear();
     }
 
     /// A change (what clients get as `data`) as text that ends with a newline.
@@ -84,20 +104,38 @@ impl Printer {
             line.push('\n');
             return Ok(line);
         }
-        if change.kind == "UPDATE" && !change.has_old_row() {
+        let before = self.shown.remove(&change.identity());
+        let before = before.filter(|_| change.kind == "UPDATE" && !change.has_old_row());
+        if change.kind == "UPDATE" && !change.has_old_row() && before.is_none() {
             let table = (change.schema.clone(), change.table.clone());
             if self.without_old.insert(table) {
                 note(&format!(
-                    "no old rows come of {}.{}, so what changed cannot be shown: its replica \
-                     identity is not full, or its policies are asked",
+                    "no old rows come of {}.{} (its replica identity is not full, or its policies \
+                     are asked): what changed is shown of rows that were shown before",
                     change.schema, change.table
                 ));
             }
         }
-        Ok(self.block(&change))
+        let text = self.block(&change, before.as_ref());
+        self.remember(&change);
+        Ok(text)
     }
 
-    fn block(&self, change: &Change<'_>) -> String {
+    fn remember(&mut self, change: &Change<'_>) {
+        let bytes: usize = change.record.values().map(|value| value.get().len()).sum();
+        // Where something is wrong with a row it is not all there.
+        if change.kind == "DELETE" || change.errors.is_some() || bytes > MAX_SHOWN_BYTES {
+            return;
+        }
+        if self.shown.len() >= MAX_SHOWN {
+            self.shown.clear();
+        }
+        let row = change.record.iter();
+        let row = row.map(|(name, value)| (name.clone(), value.get().to_owned()));
+        self.shown.insert(change.identity(), row.collect());
+    }
+
+    fn block(&self, change: &Change<'_>, before: Option<&Shown>) -> String {
         let colour = match change.kind.as_str() {
             "INSERT" => GREEN,
             "DELETE" => RED,
@@ -123,7 +161,7 @@ impl Printer {
             .max()
             .unwrap_or(0);
         for name in names {
-            self.line(&mut text, change, name, widest);
+            self.line(&mut text, change, before, name, widest);
         }
         for error in change.errors.iter().flatten() {
             let _written = writeln!(text, "  ! {}", self.painted(RED, &harmless(error)));
@@ -132,18 +170,27 @@ impl Printer {
     }
 
     /// One column of a change.
-    fn line(&self, text: &mut String, change: &Change<'_>, name: &str, widest: usize) {
+    fn line(
+        &self,
+        text: &mut String,
+        change: &Change<'_>,
+        before: Option<&Shown>,
+        name: &str,
+        widest: usize,
+    ) {
         let label = format!("{:widest$}", harmless(name));
-        let (old, new) = (change.old_record.get(name), change.record.get(name));
+        let old = change.old_record.get(name).map(|value| value.get());
+        let old = old.or_else(|| before?.get(name).map(String::as_str));
+        let new = change.record.get(name);
         let _written = match (change.kind.as_str(), old, new) {
-            ("UPDATE", Some(old), Some(new)) if old.get() != new.get() => {
-                let old = self.painted(RED, &shown(old.get()));
+            ("UPDATE", Some(old), Some(new)) if old != new.get() => {
+                let old = self.painted(RED, &shown(old));
                 let new = self.painted(GREEN, &shown(new.get()));
                 let label = self.painted(YELLOW, &format!("~ {label}"));
                 writeln!(text, "  {label}  {old} → {new}")
             }
             ("DELETE", Some(old), _) => {
-                let line = format!("- {label}  {}", shown(old.get()));
+                let line = format!("- {label}  {}", shown(old));
                 writeln!(text, "  {}", self.painted(RED, &line))
             }
             ("INSERT", _, Some(new)) => {
@@ -212,6 +259,16 @@ impl Change<'_> {
         }
         let id = names.iter().find(|name| **name == "id").copied();
         id.or(names.first().copied()).into_iter().collect()
+    }
+
+    /// What tells its row from others. Columns belong to it by name, so that a guessed key is never
+    /// taken for the real one.
+    fn identity(&self) -> Identity {
+        let key = self.key().into_iter().filter_map(|name| {
+            let value = self.value(name)?;
+            Some((name.to_owned(), value.to_owned()))
+        });
+        (self.schema.clone(), self.table.clone(), key.collect())
     }
 
     fn value(&self, name: &str) -> Option<&str> {
@@ -307,6 +364,33 @@ mod tests {
             painted.contains("\x1b[31mfalse\x1b[0m → \x1b[32mtrue\x1b[0m"),
             "{painted:?}"
         );
+    }
+
+    #[test]
+    fn an_update_without_its_old_row_is_held_against_what_was_shown_last_and_only_that() {
+        let change = |kind: &str, id: u64, title: &str| {
+            json!({
+                "schema": "s", "table": "t", "type": kind, "commit_timestamp": "x",
+                "columns": [{"name": "id", "type": "int8"}, {"name": "title", "type": "text"}],
+                "record": {"id": id, "title": title},
+                "old_record": if kind == "UPDATE" { json!({"id": id}) } else { json!({}) },
+                "errors": null
+            })
+            .to_string()
+        };
+        let mut printer = printer(false, ColorChoice::Never);
+        printer.change(&change("INSERT", 1, "a")).unwrap();
+        printer.change(&change("INSERT", 2, "b")).unwrap();
+        let mut title = |kind, id, title| {
+            let text = printer.change(&change(kind, id, title)).unwrap();
+            text.lines().last().unwrap().trim().to_owned()
+        };
+        assert_eq!(title("UPDATE", 1, "c"), "~ title  \"a\" → \"c\"");
+        assert_eq!(title("UPDATE", 1, "d"), "~ title  \"c\" → \"d\"");
+        assert_eq!(title("UPDATE", 3, "e"), "title  \"e\"", "another row");
+        printer.forget();
+        let text = printer.change(&change("UPDATE", 2, "f")).unwrap();
+        assert!(!text.contains('→'), "it may have changed meanwhile: {text}");
     }
 
     #[test]

@@ -8,6 +8,18 @@ use crate::pg::Oid;
 use crate::policy::expr::{self, Constant, Expr};
 use crate::policy::node_tree::{self, Node, Tree};
 
+/// The fields of `select <expression>`.
+const PLAIN_QUERY: [&str; 8] = [
+    "commandType",
+    "canSetTag",
+    "hasSubLinks",
+    "isReturn",
+    "jointree",
+    "targetList",
+    "stmt_location",
+    "stmt_len",
+];
+
 /// A function being inlined.
 pub(super) struct Call {
     pub(super) args: Vec<Typed>,
@@ -29,7 +41,7 @@ impl Compiler<'_> {
         if let Oid(2077 | 3294) = oid {
             return Ok((self.setting(&args)?, result));
         }
-        if let Some(built_in) = operators::function(oid) {
+        if let Some(built_in) = operators::function(oid, self.scope.major) {
             if built_in.result != result {
                 return Err(Refusal::new(format!("function {oid} has another result")));
             }
@@ -193,42 +205,8 @@ impl Compiler<'_> {
         if query.name != "QUERY" || query.number::<u8>("commandType")? != 1 {
             return refuse();
         }
-        for absent in [
-            "hasAggs",
-            "hasWindowFuncs",
-            "hasTargetSRFs",
-            "hasDistinctOn",
-            "hasRecursive",
-            "hasModifyingCTE",
-            "hasForUpdate",
-            "groupDistinct",
-        ] {
-            if query.flag(absent)? {
-                return refuse();
-            }
-        }
-        for absent in [
-            "utilityStmt",
-            "cteList",
-            "rtable",
-            "onConflict",
-            "returningList",
-            "groupClause",
-            "groupingSets",
-            "havingQual",
-            "windowClause",
-            "distinctClause",
-            "sortClause",
-            "limitOffset",
-            "limitCount",
-            "rowMarks",
-            "setOperations",
-            "withCheckOptions",
-            "mergeActionList",
-        ] {
-            if *query.field(absent)? != Tree::Null {
-                return refuse();
-            }
+        if !query.has_only(&PLAIN_QUERY) {
+            return refuse();
         }
         let from = query.field("jointree")?.node(self.scope.major)?;
         if from.name != "FROMEXPR"

@@ -12,6 +12,19 @@ use crate::policy::node_tree::{Node, Tree};
 
 const BOOL: Oid = Oid(16);
 
+/// The fields of a reference to a column of the row.
+const PLAIN_VAR: [&str; 9] = [
+    "varno",
+    "varattno",
+    "vartype",
+    "vartypmod",
+    "varcollid",
+    "varlevelsup",
+    "varnosyn",
+    "varattnosyn",
+    "location",
+];
+
 impl Compiler<'_> {
     pub(super) fn node(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         match node.name.as_str() {
@@ -61,7 +74,7 @@ impl Compiler<'_> {
                 };
                 Ok((Expr::IsBool(Box::new(arg), value, negated), BOOL))
             }
-            "COALESCEEXPR" => {
+            "COALESCEEXPR" | "COALESCE" => {
                 let oid = node.oid("coalescetype")?;
                 let args = self.exprs(node.field("args")?, depth)?;
                 if args.iter().any(|arg| arg.oid != oid) {
@@ -72,7 +85,7 @@ impl Compiler<'_> {
                     oid,
                 ))
             }
-            "CASEEXPR" => self.case(node, depth),
+            "CASEEXPR" | "CASE" => self.case(node, depth),
             "CASETESTEXPR" => {
                 let test = self.tests.last().cloned();
                 let test = test.ok_or_else(|| Refusal::new("CASETESTEXPR outside a case"))?;
@@ -83,7 +96,7 @@ impl Compiler<'_> {
                 Ok((test.expr, test.oid))
             }
             "RELABELTYPE" => self.relabel(node, depth),
-            "COLLATEEXPR" => {
+            "COLLATEEXPR" | "COLLATE" => {
                 self.refer(Reference::Collation(node.oid("collOid")?));
                 let arg = self.expr(node.field("arg")?, depth)?;
                 Ok((arg.expr, arg.oid))
@@ -117,6 +130,10 @@ impl Compiler<'_> {
             && self.calls.is_empty();
         if !own || number <= 0 {
             return Err(Refusal::new("VAR of another relation or a system column"));
+        }
+        // What newer versions add: an outer join that makes it NULL, OLD or NEW of a RETURNING.
+        if !node.has_only(&PLAIN_VAR) {
+            return Err(Refusal::new("VAR with more to it than its column"));
         }
         let column = self.scope.columns.get(&number);
         let column = column.ok_or_else(|| Refusal::new(format!("column {number} is not known")))?;
@@ -265,7 +282,7 @@ impl Compiler<'_> {
     fn array(&mut self, tree: &Tree, depth: usize) -> Result<Option<(Oid, Vec<Expr>)>, Refusal> {
         let node = tree.node(self.scope.major)?;
         match node.name.as_str() {
-            "ARRAYEXPR" => {
+            "ARRAYEXPR" | "ARRAY" => {
                 if node.flag("multidims")? {
                     return Err(Refusal::new("ARRAYEXPR of several dimensions"));
                 }
@@ -351,7 +368,7 @@ impl Compiler<'_> {
         let node = tree.node(self.scope.major)?;
         let items = match node.name.as_str() {
             "CONST" => self.constant_array(node)?.ok_or_else(refuse)?,
-            "ARRAYEXPR" => {
+            "ARRAYEXPR" | "ARRAY" => {
                 let array = self.array(tree, 0)?.ok_or_else(refuse)?;
                 let items = array.1.into_iter().map(|item| match item {
                     Expr::Const(Constant(item)) => Ok(item),
@@ -422,7 +439,7 @@ impl Compiler<'_> {
         let mut whens = Vec::new();
         for when in node.field("args")?.items()? {
             let when = when.node(self.scope.major)?;
-            if when.name != "CASEWHEN" {
+            if !matches!(when.name.as_str(), "CASEWHEN" | "WHEN") {
                 return Err(Refusal::new("CASEEXPR has other operands"));
             }
             let condition = self.boolean(when.field("expr")?, depth)?;

@@ -149,8 +149,9 @@ pub(super) const fn path_operator(operator: Oid) -> Option<bool> {
     }
 }
 
-/// The functions.
-pub(super) fn function(function: Oid) -> Option<BuiltIn> {
+/// The functions, as that major version has them.
+pub(super) fn function(function: Oid, major: u16) -> Option<BuiltIn> {
+    let null = major >= 18;
     const SMALL: Function = Function::Narrow(i16::MIN as i64, i16::MAX as i64);
     const MIDDLE: Function = Function::Narrow(i32::MIN as i64, i32::MAX as i64);
     const LARGE: Function = Function::Narrow(i64::MIN, i64::MAX);
@@ -175,11 +176,11 @@ pub(super) fn function(function: Oid) -> Option<BuiltIn> {
         870 => (Function::Lower(false), &[TEXT], TEXT),
         871 => (Function::Upper(false), &[TEXT], TEXT),
         3210 => (Function::JsonbTypeof, &[JSONB], TEXT),
-        3556 => (Function::Scalar(Type::Bool), &[JSONB], BOOL),
-        3449 => (Function::Scalar(Type::Numeric), &[JSONB], NUMERIC),
-        3450 => (Function::Scalar(Type::Int2), &[JSONB], INT2),
-        3451 => (Function::Scalar(Type::Int4), &[JSONB], INT4),
-        3452 => (Function::Scalar(Type::Int8), &[JSONB], INT8),
+        3556 => (Function::Scalar(Type::Bool, null), &[JSONB], BOOL),
+        3449 => (Function::Scalar(Type::Numeric, null), &[JSONB], NUMERIC),
+        3450 => (Function::Scalar(Type::Int2, null), &[JSONB], INT2),
+        3451 => (Function::Scalar(Type::Int4, null), &[JSONB], INT4),
+        3452 => (Function::Scalar(Type::Int8, null), &[JSONB], INT8),
         3478 => (Function::Get, &[JSONB, TEXT], JSONB),
         3214 => (Function::GetText, &[JSONB, TEXT], TEXT),
         4047 => (Function::Has, &[JSONB, TEXT], BOOL),

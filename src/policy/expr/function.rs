@@ -37,8 +37,9 @@ pub enum Function {
     ToNumeric,
     /// A cast of another number to `double precision`
     ToFloat,
-    /// A cast of a `jsonb` scalar
-    Scalar(Type),
+    /// A cast of a `jsonb` scalar; where the flag is set, as from PostgreSQL 18 on, that of JSON's
+    /// null is NULL and else an error
+    Scalar(Type, bool),
     /// A cast to `text`
     ToText,
     /// The output function, as the cast to text by way of it uses it
@@ -103,7 +104,10 @@ impl Function {
                 Jsonb::Array(_) => "array",
                 Jsonb::Object(_) => "object",
             }),
-            (Self::Scalar(to), Datum::Jsonb(value)) => scalar(value, to)?,
+            (Self::Scalar(_, true), Datum::Jsonb(value)) if **value == Jsonb::Null => {
+                return Ok(None);
+            }
+            (Self::Scalar(to, _), Datum::Jsonb(value)) => scalar(value, to)?,
             (Self::ToText | Self::Output, _) if Mutant::OutputIsEmpty.active() => Datum::text(""),
             (Self::ToText, _) => datum::cast_to_text(a)?,
             (Self::Output, _) => Datum::Text(a.output().ok_or(Trouble::Undecided)?),
@@ -177,8 +181,7 @@ fn get<'v>(value: &'v Jsonb, of: &Datum) -> Result<Option<&'v Jsonb>, Trouble> {
     })
 }
 
-/// The cast of a `jsonb` scalar: an error for every other kind. In these versions that holds for
-/// `null` too.
+/// The cast of a `jsonb` scalar: an error for every other kind.
 fn scalar(value: &Jsonb, to: &Type) -> Result<Datum, Trouble> {
     let range = match to {
         Type::Bool => {

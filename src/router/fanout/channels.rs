@@ -243,7 +243,10 @@ impl Fanout {
                 fits: true,
                 described: None,
                 layout: None,
-                computed: false,
+                computed: table
+                    .columns
+                    .iter()
+                    .any(|column| column.generated.is_some()),
                 shapes: HashMap::new(),
             });
             let group = watched

@@ -1,0 +1,235 @@
+//! The directory of a log on disk: one process, one history, its segments in order.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::record::FORMAT;
+use super::segment::{Segment, SegmentError, first_of};
+use crate::change::Relation;
+use crate::log::{Epoch, Origin};
+
+const LOCK: &str = "lock";
+const STATE: &str = "state.json";
+
+/// What stands in the state file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    format: u32,
+    epoch: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) origin: Option<Origin>,
+}
+
+impl State {
+    pub(super) const fn new(epoch: Epoch, origin: Option<Origin>) -> Self {
+        Self {
+            format: FORMAT,
+            epoch: epoch.0,
+            origin,
+        }
+    }
+
+    pub(super) const fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+}
+
+/// Why a directory cannot hold the log.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process uses it.
+    #[error("{path} is in use by another process", path = .0.display())]
+    Locked(PathBuf),
+    /// The system refused.
+    #[error("{path}: {error}", path = path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// It is not a log, or one of another version.
+    #[error(
+        "{path} is not a log of this version ({reason}); name another directory, or move this one \
+         away to begin anew", path = path.display()
+    )]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl From<SegmentError> for OpenError {
+    fn from(error: SegmentError) -> Self {
+        match error {
+            SegmentError::File { path, error } => Self::File { path, error },
+            SegmentError::Damaged { path, place } => Self::Foreign {
+                path,
+                reason: format!("damaged at byte {place}"),
+            },
+        }
+    }
+}
+
+/// A directory that this process has to itself.
+#[derive(Debug)]
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+    /// Held for as long as this lives.
+    _lock: File,
+}
+
+impl Directory {
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| OpenError::File { path, error }
+        };
+        fs::create_dir_all(path).map_err(failed(path))?;
+        let lock = path.join(LOCK);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock)
+            .map_err(failed(&lock))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(failed(&lock)(error)),
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: file,
+        })
+    }
+
+    /// Writes the state so that after a crash there is the old one or the new one.
+    pub(super) fn set_state(&self, state: &State) -> Result<(), OpenError> {
+        let (path, fresh) = (self.path.join(STATE), self.path.join("state.json.new"));
+        let write = || {
+            let mut file = File::create(&fresh)?;
+            file.write_all(&serde_json::to_vec(state)?)?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(|error| OpenError::File { path, error })
+    }
+
+    /// Makes files that came or went outlive a crash.
+    pub(super) fn sync(&self) -> Result<(), SegmentError> {
+        File::open(&self.path)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|error| SegmentError::File {
+                path: self.path.clone(),
+                error,
+            })
+    }
+
+    /// Removes all segments.
+    pub(super) fn clear(&self) -> Result<(), OpenError> {
+        for segment in segments(&self.path)? {
+            remove(&segment.path);
+        }
+        Ok(())
+    }
+
+    /// The segments of a history: the newest that follow on one another without a gap. What is
+    /// older than a gap cannot be reached by any reader, and is removed like other remains; what a
+    /// crash left half-written is cut off.
+    pub(super) fn history(&self, epoch: Epoch) -> Result<Vec<Arc<Segment>>, OpenError> {
+        let mut history: Vec<Arc<Segment>> = Vec::new();
+        for segment in segments(&self.path)? {
+            if segment.epoch != epoch.0 {
+                remove(&segment.path);
+                continue;
+            }
+            if let Some(before) = history.last()
+                && before.end() != segment.first
+            {
+                warn!(
+                    file = %before.path.display(),
+                    end = %before.end(),
+                    next = %segment.first,
+                    "a file of the log is damaged: changes up to there cannot be read any more"
+                );
+                for segment in history.drain(..) {
+                    remove(&segment.path);
+                }
+            }
+            history.push(Arc::new(segment));
+        }
+        if let Some(newest) = history.last() {
+            newest.cut()?;
+        }
+        self.sync()?;
+        Ok(history)
+    }
+}
+
+/// The state, where there is one.
+pub(super) fn state(directory: &Path) -> Result<Option<State>, OpenError> {
+    let path = directory.join(STATE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(OpenError::File { path, error }),
+    };
+    let foreign = |reason| OpenError::Foreign {
+        path: path.clone(),
+        reason,
+    };
+    let state: State = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
+    if state.format != FORMAT {
+        return Err(foreign(format!(
+            "its format is {}, this program's is {FORMAT}",
+            state.format
+        )));
+    }
+    Ok(Some(state))
+}
+
+/// Every segment of a directory, of whatever history, in the order of their offsets.
+pub(super) fn segments(directory: &Path) -> Result<Vec<Segment>, OpenError> {
+    let failed = |error| OpenError::File {
+        path: directory.to_owned(),
+        error,
+    };
+    let mut paths = Vec::new();
+    for file in fs::read_dir(directory).map_err(failed)? {
+        let file = file.map_err(failed)?;
+        let first = file.file_name().to_str().and_then(first_of);
+        paths.extend(first.map(|first| (first, file.path())));
+    }
+    paths.sort_by_key(|(first, _)| *first);
+    let mut segments = Vec::new();
+    for (_, path) in paths {
+        match Segment::open(path, Relation::reserve_versions) {
+            Ok(segment) => segments.push(segment),
+            // It was being made when the process died.
+            Err(SegmentError::Damaged { path, place: 0 }) => {
+                warn!(file = %path.display(), "a file of the log has no beginning and is left out");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(segments)
+}
+
+/// Unlinks a file that nobody needs any more. Where that fails it is tried again at the next
+/// start.
+pub(super) fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        warn!(file = %path.display(), %error, "a file of the log cannot be removed");
+    }
+}

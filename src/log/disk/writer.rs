@@ -1,0 +1,275 @@
+//! The thread that writes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::{error, info, warn};
+
+use super::directory::{Directory, OpenError, State, remove};
+use super::segment::{Segment, SegmentWriter};
+use super::{Options, Shared};
+use crate::log::{Entry, Epoch, Offset};
+use crate::pg::Lsn;
+use crate::retry::Backoff;
+
+/// The least time between two synchronisations: what comes meanwhile shares the next. Nobody waits
+/// for it but PostgreSQL, for the acknowledgement.
+const SYNC_EVERY: Duration = Duration::from_millis(10);
+
+/// How often age is looked at while nothing comes.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// What the thread is told.
+pub(super) enum Command {
+    /// The next batch, and the room that it takes up in the queue.
+    Write(Arc<Entry>, OwnedSemaphorePermit),
+    /// Everything that commits before has come.
+    Pass(Lsn),
+    /// The transaction that is open does not go on.
+    Abandon,
+    /// Say when everything before has been written.
+    Written(oneshot::Sender<()>),
+    /// Remove everything and begin a history.
+    Begin {
+        state: State,
+        first: Offset,
+        from: Lsn,
+        done: oneshot::Sender<()>,
+    },
+    /// Store what there is, and end.
+    Close,
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    directory: Directory,
+    options: Options,
+    epoch: Epoch,
+    segment: SegmentWriter,
+    /// Where the last transaction that was written, and is not stored yet, ends.
+    written: Option<Lsn>,
+    synced_at: Instant,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        directory: Directory,
+        options: Options,
+        newest: Arc<Segment>,
+    ) -> Result<Self, OpenError> {
+        Ok(Self {
+            epoch: Epoch(newest.epoch),
+            shared,
+            directory,
+            options,
+            segment: SegmentWriter::new(newest)?,
+            written: None,
+            synced_at: Instant::now(),
+        })
+    }
+
+    /// Writes what comes, until it is told to end or the disk fails in a way that cannot be
+    /// mended: then the queue is closed, and what is not acknowledged comes again after a restart.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        self.retain();
+        loop {
+            let wait = match self.written {
+                Some(_) => SYNC_EVERY.saturating_sub(self.synced_at.elapsed()),
+                None => IDLE,
+            };
+            let done = match commands.recv_timeout(wait) {
+                Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => {
+                    self.store();
+                    return;
+                }
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.retain();
+                    self.store()
+                }
+            };
+            if done.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// `None` where there is no going on.
+    fn obey(&mut self, command: Command) -> Option<()> {
+        match command {
+            Command::Write(entry, _room) => self.write(&entry)?,
+            Command::Pass(lsn) => {
+                self.insist(|writer| writer.segment.pass(lsn))?;
+                self.written = Some(lsn);
+            }
+            Command::Abandon => self.insist(|writer| writer.segment.abandon())?,
+            Command::Written(done) => {
+                let _nobody_waits = done.send(());
+            }
+            Command::Begin {
+                state,
+                first,
+                from,
+                done,
+            } => {
+                self.begin(&state, first, from)?;
+                let _nobody_waits = done.send(());
+            }
+            Command::Close => {}
+        }
+        Some(())
+    }
+
+    fn write(&mut self, entry: &Entry) -> Option<()> {
+        let batch = &entry.batch;
+        self.insist(|writer| writer.segment.write(entry.first, batch))?;
+        if !batch.last {
+            return Some(());
+        }
+        self.written = Some(batch.end_lsn);
+        {
+            let mut inner = self.shared.lock();
+            if inner.epoch == self.epoch {
+                inner.written = entry.end();
+                inner.trim(self.options.recent_bytes);
+            }
+        }
+        if self.segment.segment.length() >= self.options.segment_bytes {
+            self.roll(entry.end())
+        } else if self.synced_at.elapsed() >= SYNC_EVERY {
+            self.store()
+        } else {
+            Some(())
+        }
+    }
+
+    /// Finishes the segment and begins the next.
+    fn roll(&mut self, first: Offset) -> Option<()> {
+        self.insist(|writer| writer.segment.finish())?;
+        self.store()?;
+        self.next_segment(first)?;
+        self.retain();
+        Some(())
+    }
+
+    fn next_segment(&mut self, first: Offset) -> Option<()> {
+        let epoch = self.epoch;
+        self.segment = self.insist(|writer| {
+            let segment = Segment::create(&writer.directory.path, epoch.0, first)?;
+            writer.directory.sync()?;
+            SegmentWriter::new(Arc::new(segment))
+        })?;
+        let mut inner = self.shared.lock();
+        if inner.epoch == epoch {
+            inner.segments.push_back(Arc::clone(&self.segment.segment));
+        }
+        Some(())
+    }
+
+    /// Makes what was written outlive a crash, and says so.
+    fn store(&mut self) -> Option<()> {
+        self.synced_at = Instant::now();
+        let Some(lsn) = self.written.take() else {
+            return Some(());
+        };
+        if let Err(error) = self.segment.sync() {
+            // What the system had not written yet it may have forgotten; to ask again would be
+            // answered with yes.
+            error!(%error, "the disk lost what was written to the log");
+            self.shared.trouble.send_replace(Some(error.to_string()));
+            return None;
+        }
+        if self.shared.lock().epoch == self.epoch {
+            self.shared.stored.send_replace(lsn);
+        }
+        Some(())
+    }
+
+    /// Removes the oldest segments as far as age and size ask for it; the newest stays.
+    fn retain(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let age = i64::try_from(self.options.keep_for.as_micros()).unwrap_or(i64::MAX);
+        let keep_after = now.map_or(i64::MIN, |now| {
+            i64::try_from(now.as_micros())
+                .unwrap_or(i64::MAX)
+                .saturating_sub(age)
+        });
+        let mut removed = Vec::new();
+        {
+            let mut inner = self.shared.lock();
+            if inner.epoch != self.epoch {
+                return;
+            }
+            let mut bytes: u64 = inner.segments.iter().map(|segment| segment.length()).sum();
+            while inner.segments.len() > 1
+                && let Some(oldest) = inner.segments.pop_front_if(|oldest| {
+                    bytes > self.options.keep_bytes || oldest.committed_at() < keep_after
+                })
+            {
+                bytes -= oldest.length();
+                removed.push(oldest);
+            }
+            if let Some(first) = inner.segments.front().map(|segment| segment.first) {
+                while let Some(entry) = inner.recent.pop_front_if(|entry| entry.first < first) {
+                    inner.recent_bytes -= entry.batch.size();
+                }
+            }
+        }
+        for segment in removed {
+            remove(&segment.path);
+        }
+    }
+
+    /// Begins a history. It has an origin, which is what makes it one, only once all else of it is
+    /// stored: a crash before that leaves one that has not begun.
+    fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Option<()> {
+        let bare = State::new(state.epoch(), None);
+        self.insist(|writer| writer.directory.set_state(&bare))?;
+        self.epoch = state.epoch();
+        self.written = None;
+        self.insist(|writer| writer.directory.clear())?;
+        self.next_segment(first)?;
+        self.insist(|writer| writer.segment.pass(from))?;
+        self.written = Some(from);
+        self.store()?;
+        self.insist(|writer| writer.directory.set_state(state))
+    }
+
+    /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
+    /// once the queue is full nothing is read from it either. `None` where the end comes first.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this thread has nothing else to do"
+    )]
+    fn insist<T, E: std::fmt::Display>(
+        &mut self,
+        mut act: impl FnMut(&mut Self) -> Result<T, E>,
+    ) -> Option<T> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut failed = false;
+        loop {
+            match act(self) {
+                Ok(done) => {
+                    if failed {
+                        info!("the disk takes changes again");
+                        self.shared.trouble.send_replace(None);
+                    }
+                    return Some(done);
+                }
+                Err(error) => {
+                    warn!(%error, "the disk does not take changes; nothing is acknowledged");
+                    failed = true;
+                    self.shared.trouble.send_replace(Some(error.to_string()));
+                    if self.shared.closing.load(Ordering::Relaxed) {
+                        return None;
+                    }
+                    std::thread::sleep(backoff.after_failure());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Which fields each major version writes for each node that is read, in their order.
+
+use std::ops::RangeInclusive;
+
+/// The major versions whose trees are read.
+pub const MAJORS: &[u16] = &[14, 15, 16, 17, 18];
+
+/// The fields of a node as that major version writes them; `None` where it writes no such node or
+/// the node is not read.
+pub(super) fn written(name: &str, major: u16) -> Option<&'static str> {
+    FIELDS
+        .iter()
+        .find(|(known, majors, _)| *known == name && majors.contains(&major))
+        .map(|(_, _, fields)| *fields)
+}
+
+const ALL: RangeInclusive<u16> = 14..=18;
+
+/// What an `OpExpr` is written with, and its two kin.
+const OPERATION: &str = "opno opfuncid opresulttype opretset opcollid inputcollid args location";
+
+/// What a `CaseExpr` is written with; likewise below for the others whose name changed.
+const CASE: &str = "casetype casecollid arg args defresult location";
+const WHEN: &str = "expr result location";
+const COALESCE: &str = "coalescetype coalescecollid args location";
+const COLLATE: &str = "arg collOid location";
+const ARRAY: &str = "array_typeid array_collid element_typeid elements multidims location";
+
+/// Name, major versions, fields. PostgreSQL 14 writes some names without their "Expr".
+const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
+    ("ARRAY", 14..=14, ARRAY),
+    ("ARRAYEXPR", 15..=17, ARRAY),
+    (
+        "ARRAYEXPR",
+        18..=18,
+        "array_typeid array_collid element_typeid elements multidims list_start list_end location",
+    ),
+    (
+        "ARRAYCOERCEEXPR",
+        ALL,
+        "arg elemexpr resulttype resulttypmod resultcollid coerceformat location",
+    ),
+    ("BOOLEANTEST", ALL, "arg booltesttype location"),
+    ("BOOLEXPR", ALL, "boolop args location"),
+    ("CASE", 14..=14, CASE),
+    ("CASEEXPR", 15..=18, CASE),
+    ("CASETESTEXPR", ALL, "typeId typeMod collation"),
+    ("WHEN", 14..=14, WHEN),
+    ("CASEWHEN", 15..=18, WHEN),
+    ("COALESCE", 14..=14, COALESCE),
+    ("COALESCEEXPR", 15..=18, COALESCE),
+    (
+        "COERCEVIAIO",
+        ALL,
+        "arg resulttype resultcollid coerceformat location",
+    ),
+    ("COLLATE", 14..=14, COLLATE),
+    ("COLLATEEXPR", 15..=18, COLLATE),
+    (
+        "CONST",
+        ALL,
+        "consttype consttypmod constcollid constlen constbyval constisnull location constvalue",
+    ),
+    ("DISTINCTEXPR", ALL, OPERATION),
+    ("FROMEXPR", ALL, "fromlist quals"),
+    (
+        "FUNCEXPR",
+        ALL,
+        "funcid funcresulttype funcretset funcvariadic funcformat funccollid inputcollid args \
+         location",
+    ),
+    ("NULLIFEXPR", ALL, OPERATION),
+    ("NULLTEST", ALL, "arg nulltesttype argisrow location"),
+    ("OPEXPR", ALL, OPERATION),
+    (
+        "PARAM",
+        ALL,
+        "paramkind paramid paramtype paramtypmod paramcollid location",
+    ),
+    (
+        "QUERY",
+        14..=14,
+        "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
+         hasTargetSRFs hasSubLinks hasDistinctOn hasRecursive hasModifyingCTE hasForUpdate \
+         hasRowSecurity isReturn cteList rtable jointree targetList override onConflict \
+         returningList groupClause groupDistinct groupingSets havingQual windowClause \
+         distinctClause sortClause limitOffset limitCount limitOption rowMarks setOperations \
+         constraintDeps withCheckOptions stmt_location stmt_len",
+    ),
+    (
+        "QUERY",
+        15..=15,
+        "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
+         hasTargetSRFs hasSubLinks hasDistinctOn hasRecursive hasModifyingCTE hasForUpdate \
+         hasRowSecurity isReturn cteList rtable jointree targetList override onConflict \
+         returningList groupClause groupDistinct groupingSets havingQual windowClause \
+         distinctClause sortClause limitOffset limitCount limitOption rowMarks setOperations \
+         constraintDeps withCheckOptions mergeActionList mergeUseOuterJoin stmt_location stmt_len",
+    ),
+    (
+        "QUERY",
+        16..=16,
+        "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
+         hasTargetSRFs hasSubLinks hasDistinctOn hasRecursive hasModifyingCTE hasForUpdate \
+         hasRowSecurity isReturn cteList rtable rteperminfos jointree mergeActionList \
+         mergeUseOuterJoin targetList override onConflict returningList groupClause \
+         groupDistinct groupingSets havingQual windowClause distinctClause sortClause \
+         limitOffset limitCount limitOption rowMarks setOperations constraintDeps \
+         withCheckOptions stmt_location stmt_len",
+    ),
+    (
+        "QUERY",
+        17..=17,
+        "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
+         hasTargetSRFs hasSubLinks hasDistinctOn hasRecursive hasModifyingCTE hasForUpdate \
+         hasRowSecurity isReturn cteList rtable rteperminfos jointree mergeActionList \
+         mergeTargetRelation mergeJoinCondition targetList override onConflict returningList \
+         groupClause groupDistinct groupingSets havingQual windowClause distinctClause \
+         sortClause limitOffset limitCount limitOption rowMarks setOperations constraintDeps \
+         withCheckOptions stmt_location stmt_len",
+    ),
+    (
+        "QUERY",
+        18..=18,
+        "commandType querySource canSetTag utilityStmt resultRelation hasAggs hasWindowFuncs \
+         hasTargetSRFs hasSubLinks hasDistinctOn hasRecursive hasModifyingCTE hasForUpdate \
+         hasRowSecurity hasGroupRTE isReturn cteList rtable rteperminfos jointree \
+         mergeActionList mergeTargetRelation mergeJoinCondition targetList override onConflict \
+         returningOldAlias returningNewAlias returningList groupClause groupDistinct \
+         groupingSets havingQual windowClause distinctClause sortClause limitOffset limitCount \
+         limitOption rowMarks setOperations constraintDeps withCheckOptions stmt_location \
+         stmt_len",
+    ),
+    (
+        "RELABELTYPE",
+        ALL,
+        "arg resulttype resulttypmod resultcollid relabelformat location",
+    ),
+    (
+        "SCALARARRAYOPEXPR",
+        14..=14,
+        "opno opfuncid hashfuncid useOr inputcollid args location",
+    ),
+    (
+        "SCALARARRAYOPEXPR",
+        15..=18,
+        "opno opfuncid hashfuncid negfuncid useOr inputcollid args location",
+    ),
+    ("SQLVALUEFUNCTION", ALL, "op type typmod location"),
+    (
+        "SUBLINK",
+        ALL,
+        "subLinkType subLinkId testexpr operName subselect location",
+    ),
+    (
+        "TARGETENTRY",
+        ALL,
+        "expr resno resname ressortgroupref resorigtbl resorigcol resjunk",
+    ),
+    (
+        "VAR",
+        14..=15,
+        "varno varattno vartype vartypmod varcollid varlevelsup varnosyn varattnosyn location",
+    ),
+    (
+        "VAR",
+        16..=17,
+        "varno varattno vartype vartypmod varcollid varnullingrels varlevelsup varnosyn \
+         varattnosyn location",
+    ),
+    (
+        "VAR",
+        18..=18,
+        "varno varattno vartype vartypmod varcollid varnullingrels varlevelsup varreturningtype \
+         varnosyn varattnosyn location",
+    ),
+];
