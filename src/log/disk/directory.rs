@@ -220,6 +220,8 @@ pub(super) fn segments(directory: &Path) -> Result<Vec<Segment>, OpenError> {
             Err(SegmentError::Damaged { path, place: 0 }) => {
                 warn!(file = %path.display(), "a file of the log has no beginning and is left out");
             }
+            // Whoever uses the log has removed it meanwhile.
+            Err(SegmentError::File { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
     }
