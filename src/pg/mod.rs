@@ -10,6 +10,8 @@ mod tls;
 
 pub mod connect;
 
+pub mod snapshot;
+
 pub mod throwaway;
 
 use std::fmt;

@@ -76,6 +76,12 @@ impl Computer {
         }
     }
 
+    /// Another one, with a connection of its own.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::new(self.database.clone(), self.timeout)
+    }
+
     /// The values for each of `images` (made by [`of_columns`](super::ask::image::of_columns))
     /// that `query` ([`computation`](super::ask::image::computation)) computes under the first of
     /// `roles` that may; `None` for a row for which they cannot be known. Takes as long as the

@@ -64,6 +64,8 @@ pub struct JoinRequest {
     pub private: bool,
     /// Whether the join is to be refused where a binding is.
     pub wait: bool,
+    /// Whether the client wants to be told its cursor.
+    pub cursor: bool,
     /// What is wrong with the payload so that the channel cannot be joined.
     pub refusal: Option<String>,
     /// What is wrong with the payload although the channel stands.

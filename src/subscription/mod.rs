@@ -6,8 +6,11 @@ pub mod matcher;
 
 pub mod mutant;
 
+pub mod start;
+
 use crate::change::Kind;
 pub use filter::{Condition, FilterError, Operator};
+pub use start::Start;
 
 /// The kinds of change that a binding asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,6 +75,8 @@ pub struct Wanted {
     pub filter: Vec<Condition>,
     /// The columns that are wanted besides the primary key's; `None` for all.
     pub select: Option<Vec<String>>,
+    /// Where it begins.
+    pub start: Start,
 }
 
 impl Wanted {

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
-use super::Malformed;
 use super::json::{Elements, Members, boolean, is_null, string};
+use super::{Malformed, rowcast};
+use crate::log::Cursor;
 use crate::session::{Binding, JoinRequest, Wire};
 use crate::subscription::{Events, Wanted, filter};
 
@@ -27,6 +28,15 @@ pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
     };
     let token = |key| payload.get(key).and_then(string);
     join.token = token("user_token").or_else(|| token("access_token"));
+    let asked = match rowcast::of_join(payload.get("rowcast")) {
+        Ok(asked) => asked,
+        // To pass over it would leave a gap of which nobody knows.
+        Err(reason) => {
+            join.refusal = Some(format!("InvalidJoinPayload: {reason}"));
+            return Ok(join);
+        }
+    };
+    join.cursor = asked.cursor;
     let Some(config) = payload.get("config") else {
         // Clients of long ago meant the table that the topic names.
         join.mistake = Some(
@@ -55,7 +65,9 @@ pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
         .and_then(|options| options.get("wait").and_then(boolean))
         .unwrap_or_default();
     match config.get("postgres_changes") {
-        Some(bindings) if bindings.get().starts_with('[') => add(bindings, &mut join)?,
+        Some(bindings) if bindings.get().starts_with('[') => {
+            add(bindings, asked.since, &mut join)?;
+        }
         Some(bindings) if !is_null(bindings) => {
             join.mistake =
                 Some("Error parsing `postgres_changes` params: expected a list".to_owned());
@@ -65,7 +77,11 @@ pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
     Ok(join)
 }
 
-fn add(bindings: &RawValue, join: &mut JoinRequest) -> Result<(), Malformed> {
+fn add(
+    bindings: &RawValue,
+    since: Option<Cursor>,
+    join: &mut JoinRequest,
+) -> Result<(), Malformed> {
     let bindings: Elements<'_, MAX_BINDINGS> =
         serde_json::from_str(bindings.get()).map_err(|_| Malformed)?;
     for object in bindings.kept {
@@ -75,7 +91,12 @@ fn add(bindings: &RawValue, join: &mut JoinRequest) -> Result<(), Malformed> {
         }
         let id = u32::try_from(join.bindings.len() + 1).map_err(|_| Malformed)?;
         match binding(object, id) {
-            Ok(binding) => join.bindings.push(binding),
+            Ok(mut binding) => {
+                if let Ok(wanted) = &mut binding.wanted {
+                    wanted.start.since = wanted.start.since.or(since);
+                }
+                join.bindings.push(binding);
+            }
             // Without it the others would be answered in another order than they were asked for.
             Err(Malformed) => join.refusal = Some(UNKNOWN.to_owned()),
         }
@@ -164,6 +185,7 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         table,
         filter,
         select,
+        start: rowcast::of_binding(members.get("rowcast"))?,
     })
 }
 

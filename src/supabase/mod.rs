@@ -4,6 +4,7 @@ mod binary;
 mod encode;
 mod join;
 mod json;
+mod rowcast;
 mod text;
 
 pub use encode::encode;

@@ -12,7 +12,7 @@ use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
 use rowcast::metrics::Metrics;
 use rowcast::router::{ChannelId, Event, Join, Outbox, SessionId};
-use rowcast::subscription::{Events, Wanted, filter};
+use rowcast::subscription::{Events, Start, Wanted, filter};
 use tokio_postgres::Client;
 
 use crate::columns::{self, Column};
@@ -236,6 +236,7 @@ async fn subscribe(core: &Core, subject: &mut Subject) {
         table: Some(table.to_owned()),
         filter,
         select: None,
+        start: Start::default(),
     };
     for (channel, cases) in subject.cases.chunks(BINDINGS).enumerate() {
         let mut all = Vec::new();

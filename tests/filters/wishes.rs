@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rowcast::auth::{Claims, Principal};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Refusal, SessionId};
-use rowcast::subscription::{Events, Wanted, filter};
+use rowcast::subscription::{Events, Start, Wanted, filter};
 use serde_json::{Value, json};
 
 use crate::harness::{DEADLINE, Relay, Seen, brief};
@@ -18,6 +18,7 @@ fn wish(id: u32, table: &str, filtered: &str) -> Wanted {
         table: (table != "*").then(|| table.to_owned()),
         filter: filter::parse(filtered).expect("a filter"),
         select: None,
+        start: Start::default(),
     }
 }
 
@@ -25,6 +26,7 @@ fn selecting(id: u32, table: &str, columns: &[&str]) -> Wanted {
     let select = columns.iter().map(|name| (*name).to_owned()).collect();
     Wanted {
         select: Some(select),
+        start: Start::default(),
         ..wish(id, table, "")
     }
 }

@@ -12,7 +12,7 @@ use rowcast::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies
 use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
-use rowcast::subscription::{Events, Wanted, filter};
+use rowcast::subscription::{Events, Start, Wanted, filter};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio_postgres::NoTls;
@@ -124,6 +124,7 @@ impl Relay {
             table: (table != "*").then(|| table.to_owned()),
             filter,
             select: None,
+            start: Start::default(),
         };
         let principal = Arc::new(Principal {
             role: role.into(),

@@ -19,7 +19,7 @@ use crate::cli::bench::plan::{Plan, Written, user_id};
 use crate::cli::bench::subscriber::{bucket, filter};
 use crate::cli::bench::verifier::{Tally, Verifier};
 use crate::router::{ChannelId, Event, Join, Outbox, Router, SessionId};
-use crate::subscription::{Events, Wanted, filter as condition};
+use crate::subscription::{Events, Start, Wanted, filter as condition};
 
 /// Joins under way at once.
 const JOINING: usize = 1_024;
@@ -180,6 +180,7 @@ async fn join(
                 table: Some("rows".to_owned()),
                 filter,
                 select: None,
+                start: Start::default(),
             }],
         })
         .await?;

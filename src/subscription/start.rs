@@ -1,0 +1,23 @@
+//! Where in the log the changes begin that a binding wants.
+
+use std::sync::Arc;
+
+use crate::log::Cursor;
+use crate::pg::snapshot::Snapshot;
+
+/// Where a binding begins. By default with its join.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Start {
+    /// What comes behind this place is wanted, though it lies before the join.
+    pub since: Option<Cursor>,
+    /// What this snapshot shows is not wanted: its holder has it.
+    pub unseen_by: Option<Arc<Snapshot>>,
+}
+
+impl Start {
+    /// Whether it lies before the join.
+    #[must_use]
+    pub const fn is_earlier(&self) -> bool {
+        self.since.is_some()
+    }
+}

@@ -1,0 +1,66 @@
+//! What clients ask of this server alone: the `rowcast` object of a join, and that of a binding.
+//! What is not understood in it is refused by name, since its author relies on it.
+
+use serde_json::value::RawValue;
+
+use super::json::{Members, boolean, is_null, string};
+use crate::log::Cursor;
+use crate::subscription::Start;
+
+/// What a join asks for.
+#[derive(Debug, Default)]
+pub(super) struct OfJoin {
+    /// Where those bindings begin that do not say it themselves.
+    pub(super) since: Option<Cursor>,
+    /// Whether the client wants to be told its cursor.
+    pub(super) cursor: bool,
+}
+
+pub(super) fn of_join(value: Option<&RawValue>) -> Result<OfJoin, String> {
+    let mut asked = OfJoin::default();
+    for (name, value) in &members(value)?.0 {
+        match name.as_ref() {
+            "since" => asked.since = since(value)?,
+            "cursor" => {
+                asked.cursor = boolean(value)
+                    .ok_or_else(|| "`rowcast.cursor` must be true or false".to_owned())?;
+            }
+            name => return Err(unknown(name, "since, cursor")),
+        }
+    }
+    Ok(asked)
+}
+
+pub(super) fn of_binding(value: Option<&RawValue>) -> Result<Start, String> {
+    let mut start = Start::default();
+    for (name, value) in &members(value)?.0 {
+        match name.as_ref() {
+            "since" => start.since = since(value)?,
+            name => return Err(unknown(name, "since")),
+        }
+    }
+    Ok(start)
+}
+
+fn members(value: Option<&RawValue>) -> Result<Members<'_>, String> {
+    match value.filter(|value| !is_null(value)) {
+        None => Ok(Members(Vec::new())),
+        Some(value) => Members::of(value).ok_or_else(|| "`rowcast` must be an object".to_owned()),
+    }
+}
+
+fn since(value: &RawValue) -> Result<Option<Cursor>, String> {
+    if is_null(value) {
+        return Ok(None);
+    }
+    let text = string(value).ok_or_else(|| "`rowcast.since` must be a string".to_owned())?;
+    let cursor = text
+        .parse()
+        .map_err(|error| format!("`rowcast.since` is {error}"))?;
+    Ok(Some(cursor))
+}
+
+fn unknown(name: &str, known: &str) -> String {
+    let shown: String = name.chars().take(64).collect();
+    format!("`rowcast.{shown}` is not known to this server, which knows: {known}")
+}
