@@ -30,6 +30,9 @@ pub(super) type Ended = Result<&'static str, Fault>;
 const SOURCE: &str = "source";
 const ROUTER: &str = "router";
 
+/// The file beside the log that says since when the rules hold.
+const ACCESS: &str = "access.json";
+
 /// Everything between PostgreSQL and the sessions, running.
 #[derive(Debug)]
 pub struct Core {
@@ -87,6 +90,7 @@ impl Core {
                 asker,
                 computer: Computer::new(database.clone(), config.ask_timeout),
                 metrics: Arc::clone(&metrics),
+                history: config.data.as_ref().map(|data| data.join(ACCESS)),
             },
             crate::router::Settings {
                 require_rls: config.require_rls,

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Refusal;
-use super::group::{Binding, Selection};
+use super::group::{Begin, Binding, Selection};
 use crate::auth::Principal;
 use crate::datum::Type;
 use crate::pg::{Oid, quote_identifier};
@@ -14,7 +14,7 @@ use crate::policy::ask::probe::{Asked, Probe, Reading};
 use crate::policy::catalog::{Catalog, Column, Table};
 use crate::subscription::filter::MAX_IN_ITEMS;
 use crate::subscription::matcher::{Filter, Question, Target, Test};
-use crate::subscription::{Condition, Operator, Wanted};
+use crate::subscription::{Condition, Operator, Start, Wanted};
 
 /// What PostgreSQL has told of filters.
 #[derive(Debug, Default, Clone)]
@@ -235,6 +235,7 @@ fn bind(
                 events: wish.events,
                 filter: reader.filter(&wish.filter, &table, &access)?,
                 selection,
+                begin: begin(wish),
             })
         });
         match binding {
@@ -256,6 +257,16 @@ fn bind(
             Ok(bound)
         }
     }
+}
+
+fn begin(wish: &Wanted) -> Option<Arc<Begin>> {
+    let start = &wish.start;
+    (*start != Start::default()).then(|| {
+        Arc::new(Begin {
+            from: start.since.map(|cursor| cursor.offset),
+            unseen_by: start.unseen_by.clone(),
+        })
+    })
 }
 
 /// The columns that a wish names and those of the primary key; `None` for all.

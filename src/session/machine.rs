@@ -10,6 +10,7 @@ use super::reply::{Reply, Status};
 use super::request::{Body, Request, Wire};
 use super::{Action, Close, Limits, Now, Verify};
 use crate::auth::{Principal, TokenError};
+use crate::log::{Cursor, Offset};
 use crate::router::{ChannelId, Event};
 
 /// Placeholders of clients that have no token of their own.
@@ -31,6 +32,10 @@ pub struct Session {
     users: Option<Arc<Quota<User>>>,
     /// The principal's own place among its user's sockets.
     place: Option<Arc<Place<User>>>,
+    /// How far the router had got when it was last looked at.
+    pub(super) position: Option<Cursor>,
+    /// The cursors, by topic, whose holder was told to read again.
+    pub(super) refused: Vec<(Arc<str>, Cursor)>,
     /// Whether the server is about to stop.
     pub(super) standby: bool,
 }
@@ -48,6 +53,8 @@ impl Session {
             malformed: 0,
             users: None,
             place: None,
+            position: None,
+            refused: Vec::new(),
             standby: false,
         }
     }
@@ -316,14 +323,19 @@ impl Session {
             Event::Change {
                 channel,
                 bindings,
+                offset,
                 committed_at,
                 data,
-                ..
             } => {
                 let at = self.position(channel);
-                if let Some(channel) = at.and_then(|at| self.channels.get(at))
+                let epoch = self.position.map(|position| position.epoch);
+                if let Some(channel) = at.and_then(|at| self.channels.get_mut(at))
                     && channel.joining.is_none()
                 {
+                    if let Some(epoch) = epoch {
+                        let offset = Offset(offset.0 + 1);
+                        channel.progress.pass(Cursor { epoch, offset });
+                    }
                     actions.push(Action::Reply(Reply::Change {
                         topic: Arc::clone(&channel.topic),
                         bindings,
@@ -347,7 +359,12 @@ impl Session {
                     topic: channel.topic,
                 }));
             }
-            Event::Resync { channel, reason } => {
+            Event::CaughtUp { channel } => self.caught_up(channel),
+            Event::Resync {
+                channel,
+                reason,
+                cursor,
+            } => {
                 let Some(at) = self.position(channel) else {
                     return;
                 };
@@ -360,6 +377,8 @@ impl Session {
                     "Changes may have been missed; read the tables again".to_owned(),
                 );
                 system.reason = Some(reason.as_str());
+                system.cursor = cursor.or(self.position);
+                self.refuse_cursors(&channel);
                 actions.push(Action::Reply(Reply::System(Box::new(system))));
                 actions.push(Action::Reply(Reply::Failed {
                     join_ref: channel.join_ref,
@@ -399,6 +418,7 @@ impl Session {
 
     /// Takes leave of the client because the server stops.
     pub fn shut_down(&mut self, actions: &mut Vec<Action>) {
+        self.last_report(actions);
         for channel in self.channels.drain(..) {
             let mut system =
                 channel.system(SYSTEM, Status::Ok, "Server requested disconnect".to_owned());

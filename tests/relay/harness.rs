@@ -283,7 +283,7 @@ impl Watcher {
                     };
                 }
                 Event::Unavailable { .. } => return Err("unavailable".to_owned()),
-                Event::Change { .. } | Event::Resync { .. } => {}
+                Event::Change { .. } | Event::CaughtUp { .. } | Event::Resync { .. } => {}
             }
         }
     }
@@ -331,7 +331,7 @@ impl Watcher {
                     // Nothing follows on this joining.
                     return seen;
                 }
-                Event::Unavailable { .. } | Event::Joined { .. } => {}
+                Event::Unavailable { .. } | Event::CaughtUp { .. } | Event::Joined { .. } => {}
             }
         }
     }
