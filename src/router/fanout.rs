@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment};
 use super::history::AccessHistory;
 use super::layout::Layout;
@@ -71,6 +72,8 @@ pub(super) struct Fanout {
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
     pub(super) history: Arc<AccessHistory>,
+    /// Which tables the router has seen change.
+    pub(super) changed: Arc<Changed>,
     /// How far the router has handed out.
     pub(super) position: Arc<Position>,
     pub(super) epoch: Epoch,
@@ -167,7 +170,7 @@ impl Fanout {
             Arc<Metrics>,
         ),
         settings: Settings,
-        history: Arc<AccessHistory>,
+        (history, changed): (Arc<AccessHistory>, Arc<Changed>),
         position: Arc<Position>,
         (epoch, catalog): (Epoch, Arc<Catalog>),
     ) -> Self {
@@ -179,6 +182,7 @@ impl Fanout {
             metrics,
             settings,
             history,
+            changed,
             position,
             epoch,
             moment: Moment {
@@ -208,7 +212,7 @@ impl Fanout {
                 Arc::clone(&self.metrics),
             ),
             self.settings,
-            Arc::clone(&self.history),
+            (Arc::clone(&self.history), Arc::clone(&self.changed)),
             Arc::clone(&self.position),
             (self.epoch, Arc::clone(&self.catalog)),
         );

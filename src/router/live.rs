@@ -16,6 +16,7 @@ use tracing::warn;
 
 pub(super) use self::joins::Unparked;
 use self::returns::Returns;
+use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::group::Moment;
 use super::history::AccessHistory;
@@ -62,7 +63,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
     let fanout = Fanout::new(
         (log, watch, asker, computer, metrics),
         settings,
-        history,
+        (history, Arc::new(Changed::since(next))),
         Arc::clone(&router.position),
         (epoch, catalog),
     );
@@ -134,6 +135,7 @@ impl Live {
             Ok(entries) => {
                 for entry in entries {
                     let commit = entry.batch.commit_lsn;
+                    self.fanout.changed.note(&entry);
                     // What nobody at all can have subscribed to is passed over.
                     if commit > self.started_at || commit > self.fanout.history.began() {
                         self.fanout.entry(&entry, commit <= self.started_at).await;

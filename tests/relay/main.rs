@@ -32,3 +32,5 @@ mod random_alters;
 mod rows;
 
 mod redteam;
+
+mod resume;
