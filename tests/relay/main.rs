@@ -34,3 +34,5 @@ mod rows;
 mod redteam;
 
 mod resume;
+
+mod resume_random;

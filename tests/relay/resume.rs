@@ -53,6 +53,8 @@ pub(crate) enum Heard {
     Joined,
     Change(Vec<u32>, Value),
     CaughtUp,
+    /// It did not keep up: its socket is closed.
+    Full,
     Resync(&'static str, Option<Cursor>),
 }
 
@@ -61,7 +63,12 @@ impl Client {
         Self::sized(core, who, wanted, 100_000).await
     }
 
-    async fn sized(core: &Core, who: &Arc<Principal>, wanted: Vec<Wanted>, events: usize) -> Self {
+    pub(crate) async fn sized(
+        core: &Core,
+        who: &Arc<Principal>,
+        wanted: Vec<Wanted>,
+        events: usize,
+    ) -> Self {
         let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
         let client = Self {
             outbox: Outbox::new(session, events, 1 << 30),
@@ -86,16 +93,18 @@ impl Client {
         let next = async {
             let mut events = Vec::new();
             loop {
-                if self.outbox.take(&mut events, 1).expect("room") > 0 {
-                    return events.pop().unwrap();
+                match self.outbox.take(&mut events, 1) {
+                    Ok(0) => self.outbox.readable().await,
+                    Ok(_) => return events.pop(),
+                    Err(_full) => return None,
                 }
-                self.outbox.readable().await;
             }
         };
-        match tokio::time::timeout(DEADLINE, next)
-            .await
-            .expect("an event in time")
-        {
+        let event = tokio::time::timeout(DEADLINE, next).await;
+        let Some(event) = event.expect("an event in time") else {
+            return Heard::Full;
+        };
+        match event {
             Event::Joined { refusals, .. } => {
                 assert_eq!(refusals, []);
                 Heard::Joined
@@ -138,7 +147,7 @@ impl Client {
         }
     }
 
-    async fn go(self, core: &Core) {
+    pub(crate) async fn go(self, core: &Core) {
         self.outbox.close();
         core.router.disconnect(self.outbox.session()).await.unwrap();
     }
