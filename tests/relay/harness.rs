@@ -13,7 +13,7 @@ use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
 use rowcast::subscription::{Events, Wanted, filter};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio_postgres::NoTls;
 
@@ -106,6 +106,12 @@ impl Relay {
             .expect("a subscription")
     }
 
+    /// Subscribes a user of the role `authenticated` to every change of a table of schema public.
+    pub(crate) async fn watch_as(&self, user: &str, table: &str) -> Watcher {
+        self.watch("authenticated", &json!({"sub": user}), table)
+            .await
+    }
+
     /// Subscribes with a filter; the refusal's text where it is refused.
     pub(crate) async fn watch_filtered(
         &self,
@@ -115,28 +121,38 @@ impl Relay {
         events: Events,
         filtered: &str,
     ) -> Result<Watcher, String> {
-        let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
-        let outbox = Outbox::new(session, 100_000, 1 << 30);
-        let wanted = |id, table: &str, events, filter| Wanted {
-            id,
-            events,
-            schema: Some("public".to_owned()),
-            table: (table != "*").then(|| table.to_owned()),
-            filter,
-            select: None,
+        let wanted = wanted(1, table, events, filtered);
+        self.watch_wanted(role, claims, wanted).await
+    }
+
+    /// Subscribes with a filter and a selection of columns.
+    pub(crate) async fn watch_columns(
+        &self,
+        role: &str,
+        claims: &Value,
+        table: &str,
+        filtered: &str,
+        select: &[&str],
+    ) -> Result<Watcher, String> {
+        let columns = select.iter().map(|&name| name.to_owned()).collect();
+        let wanted = Wanted {
+            select: Some(columns),
+            ..wanted(1, table, Events::All, filtered)
         };
-        let principal = Arc::new(Principal {
-            role: role.into(),
-            claims: Claims::verified(claims.to_string()),
-            expires_at: None,
-        });
+        self.watch_wanted(role, claims, wanted).await
+    }
+
+    async fn watch_wanted(
+        &self,
+        role: &str,
+        claims: &Value,
+        first: Wanted,
+    ) -> Result<Watcher, String> {
+        let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
         let mut watcher = Watcher {
-            outbox,
-            principal,
-            wanted: vec![
-                wanted(1, table, events, filter::parse(filtered).expect("a filter")),
-                wanted(2, "fence", Events::Insert, Vec::new()),
-            ],
+            outbox: Outbox::new(session, 100_000, 1 << 30),
+            principal: principal(role, claims),
+            wanted: vec![first, wanted(2, "fence", Events::Insert, "")],
             notices: Vec::new(),
         };
         watcher.join(&self.core).await?;
@@ -157,6 +173,25 @@ impl Relay {
         let fence = self.fence().await;
         watcher.until(fence).await
     }
+}
+
+fn wanted(id: u32, table: &str, events: Events, filtered: &str) -> Wanted {
+    Wanted {
+        id,
+        events,
+        schema: Some("public".to_owned()),
+        table: (table != "*").then(|| table.to_owned()),
+        filter: filter::parse(filtered).expect("a filter"),
+        select: None,
+    }
+}
+
+fn principal(role: &str, claims: &Value) -> Arc<Principal> {
+    Arc::new(Principal {
+        role: role.into(),
+        claims: Claims::verified(claims.to_string()),
+        expires_at: None,
+    })
 }
 
 pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
@@ -259,8 +294,14 @@ pub(crate) fn brief(seen: &[Seen]) -> Vec<String> {
 }
 
 impl Watcher {
-    /// Joins (again): as a client does after a resync.
-    pub(crate) async fn join(&mut self, core: &Core) -> Result<(), String> {
+    /// Puts the channel in force as somebody else, as a session does once a new token is verified.
+    /// The answer comes among the other events.
+    pub(crate) async fn refresh(&mut self, core: &Core, role: &str, claims: &Value) {
+        self.principal = principal(role, claims);
+        self.ask_to_join(core).await;
+    }
+
+    async fn ask_to_join(&self, core: &Core) {
         core.router
             .join(Join {
                 outbox: Arc::clone(&self.outbox),
@@ -270,6 +311,11 @@ impl Watcher {
             })
             .await
             .expect("a router");
+    }
+
+    /// Joins (again): as a client does after a resync.
+    pub(crate) async fn join(&mut self, core: &Core) -> Result<(), String> {
+        self.ask_to_join(core).await;
         loop {
             match self.event().await {
                 Event::Joined {
