@@ -45,6 +45,7 @@ async fn a_head_that_does_not_end_is_not_waited_for() {
     let (mut reading, mut writing) = stream.into_split();
     let dripping = tokio::spawn(async move {
         while writing.write_all(b"x").await.is_ok() {
+            // The pace of the writer.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
@@ -80,6 +81,7 @@ async fn a_frame_that_does_not_end_is_not_waited_for() {
     let (mut reading, mut writing) = stream.into_split();
     let dripping = tokio::spawn(async move {
         while writing.write_all(b"x").await.is_ok() {
+            // The pace of the writer.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });

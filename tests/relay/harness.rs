@@ -159,6 +159,14 @@ impl Relay {
         Ok(watcher)
     }
 
+    /// Has the catalog read as it is now: before a client is refused a table, it is looked at again.
+    pub(crate) async fn reads_the_catalog(&self) {
+        let refused = self
+            .watch_filtered("anon", &json!({}), "nowhere", Events::All, "")
+            .await;
+        assert!(refused.is_err(), "there is no such table");
+    }
+
     /// Writes to the fence and returns what its row says; everything committed before is behind it
     /// in every outbox.
     pub(crate) async fn fence(&mut self) -> u64 {

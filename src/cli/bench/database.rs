@@ -145,6 +145,7 @@ pub async fn take_down(client: &Client) -> anyhow::Result<()> {
         if Instant::now() > deadline {
             bail!("The replication slots of an earlier run are still in use.");
         }
+        // PostgreSQL tells nobody when a slot's reader has gone, so it is asked again.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     client
