@@ -14,12 +14,8 @@ const NOTES: &str = "
 
 async fn started() -> (Relay, Watcher, Watcher) {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    let ben = relay.watch_as(BEN, "notes").await;
     relay
         .run(&format!("insert into notes values (1, '{ANN}', 'a')"))
         .await;
@@ -185,9 +181,7 @@ async fn replacing_a_compiled_function_holds_within_the_catalog_interval() {
         "notes",
     )
     .await;
-    let mut ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     assert_eq!(
@@ -217,9 +211,7 @@ async fn replacing_a_function_that_is_asked_holds_at_once() {
         "notes",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     relay
@@ -277,9 +269,7 @@ async fn dropping_a_column_does_not_hide_rows_that_are_asked_about() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_joins_the_publication_reaches_those_who_asked_for_all() {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let all = relay
-        .watch("authenticated", &json!({"sub": ANN}), "*")
-        .await;
+    let all = relay.watch_as(ANN, "*").await;
     relay
         .run("create table later (id int primary key); grant select on later to authenticated")
         .await;

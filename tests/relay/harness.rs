@@ -250,7 +250,8 @@ pub(crate) fn config(url: &str) -> Config {
         max_frame_bytes: 1 << 20,
         outbox_max_events: 10_000,
         outbox_max_bytes: 16 << 20,
-        ask_timeout: Duration::from_secs(5),
+        // Of no row may be told less because the machine is busy.
+        ask_timeout: Duration::from_secs(20),
         catalog_interval: Duration::from_millis(100),
         drain: Duration::from_secs(1),
         log: "info".to_owned(),

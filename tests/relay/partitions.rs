@@ -75,9 +75,7 @@ async fn the_old_row_of_a_leaf_is_never_taken_for_more_than_its_own_identity_car
          alter table t_de alter body set storage external"
     );
     let mut relay = Relay::start(&schema, VIA_ROOT).await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "t")
-        .await;
+    let ben = relay.watch_as(BEN, "t").await;
     assert!(
         ben.notices
             .iter()
@@ -85,9 +83,7 @@ async fn the_old_row_of_a_leaf_is_never_taken_for_more_than_its_own_identity_car
         "{:?}",
         ben.notices
     );
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     relay
         .run(&format!(
             "insert into t values (1, 'de', '{ANN}', repeat('b', 5000));
@@ -109,9 +105,7 @@ async fn the_old_row_of_a_leaf_is_never_taken_for_more_than_its_own_identity_car
              alter table t_fr replica identity full; alter table t_us replica identity full",
         )
         .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     assert_eq!(ann.notices, [""; 0]);
     relay
         .run(&format!(

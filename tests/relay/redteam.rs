@@ -20,9 +20,7 @@ async fn what_a_question_names_can_still_be_dropped_and_altered() {
         "t",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     relay
         .run(&format!("insert into members values (7, '{ANN}')"))
         .await;
@@ -219,9 +217,7 @@ async fn two_tables_in_turn_with_savepoints_arrive_whole_and_in_order() {
         "t, u",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     relay
         .run(&format!(
             "do $$ begin for i in 1..2000 loop

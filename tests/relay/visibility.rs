@@ -26,12 +26,8 @@ const DOCS: &str = "
 async fn each_user_sees_only_the_rows_of_its_policy() {
     let mut relay = Relay::start(NOTES, "notes").await;
     relay.run("grant select on notes to service_role").await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    let ben = relay.watch_as(BEN, "notes").await;
     let nobody = relay.watch("authenticated", &json!({}), "notes").await;
     let service = relay.watch("service_role", &json!({}), "notes").await;
     relay
@@ -71,12 +67,8 @@ async fn a_role_without_the_right_to_select_is_refused_in_words() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_asked_is_answered_as_a_select_would_and_in_order() {
     let mut relay = Relay::start(DOCS, "docs").await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "docs")
-        .await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "docs")
-        .await;
+    let ann = relay.watch_as(ANN, "docs").await;
+    let ben = relay.watch_as(BEN, "docs").await;
     // The member comes after the row, in one transaction.
     relay
         .run(&format!(
@@ -115,12 +107,8 @@ async fn restrictive_policies_narrow_and_a_table_without_permissive_ones_shows_n
         "a, b",
     )
     .await;
-    let on_a = relay
-        .watch("authenticated", &json!({"sub": ANN}), "a")
-        .await;
-    let on_b = relay
-        .watch("authenticated", &json!({"sub": ANN}), "b")
-        .await;
+    let on_a = relay.watch_as(ANN, "a").await;
+    let on_b = relay.watch_as(ANN, "b").await;
     relay
         .run(&format!(
             "insert into a values (1, '{ANN}', true), (2, '{ANN}', false), (3, '{ANN}', null);
@@ -171,9 +159,7 @@ async fn a_policy_that_raises_hides_the_row_from_those_it_raises_for() {
         "notes, asked",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
     let odd = relay
         .watch("authenticated", &json!({"sub": "not a uuid"}), "notes")
         .await;
@@ -228,9 +214,7 @@ async fn columns_that_the_role_may_not_read_are_absent_and_cannot_be_filtered_on
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_is_judged_on_the_old_row_or_kept_back_and_said() {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let kept = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let kept = relay.watch_as(ANN, "notes").await;
     assert!(
         kept.notices[0].contains("replica identity does not carry user_id"),
         "{:?}",
@@ -244,12 +228,8 @@ async fn a_delete_is_judged_on_the_old_row_or_kept_back_and_said() {
     assert_eq!(brief(&relay.seen(&kept).await), ["INSERT 1"]);
 
     relay.run("alter table notes replica identity full").await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    let ben = relay.watch_as(BEN, "notes").await;
     assert!(ann.notices.is_empty(), "{:?}", ann.notices);
     relay
         .run(&format!(
@@ -266,9 +246,7 @@ async fn a_delete_that_cannot_be_judged_goes_out_with_the_key_where_that_is_conf
         config.delete_without_identity = DeleteWithoutIdentity::Key;
     })
     .await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "notes")
-        .await;
+    let ben = relay.watch_as(BEN, "notes").await;
     relay
         .run(&format!(
             "insert into notes values (1, '{ANN}', 'a'); delete from notes"
@@ -283,9 +261,7 @@ async fn a_delete_that_cannot_be_judged_goes_out_with_the_key_where_that_is_conf
 async fn the_row_before_an_update_is_shown_only_to_those_who_could_see_it() {
     let schema = format!("{NOTES} alter table notes replica identity full;");
     let mut relay = Relay::start(&schema, "notes").await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
     relay
         .run(&format!("insert into notes values (1, '{BEN}', 'secret')"))
         .await;
@@ -315,9 +291,7 @@ async fn a_partition_published_on_its_own_obeys_the_policies_of_its_root() {
         "leaf",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "leaf")
-        .await;
+    let ann = relay.watch_as(ANN, "leaf").await;
     relay
         .run(&format!(
             "insert into root values (1, '{ANN}'), (2, '{BEN}')"
@@ -425,9 +399,7 @@ async fn a_policy_that_raises_does_not_hide_what_one_that_postgresql_asks_first_
         "t",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     relay
         .run(&format!(
             "insert into t values (1, 'x'), (2, 'xy'), (3, '{ANN}')"
