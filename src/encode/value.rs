@@ -170,7 +170,7 @@ impl Codec {
             Self::Bool | Self::Number | Self::Text => write_string(out, text),
             Self::Timestamp => write_timestamp(out, text, ""),
             Self::Timestamptz if EncoderMutant::ZoneIsShort.active() => {
-                write_timestamp(out, text, "")
+                write_timestamp(out, text, "");
             }
             Self::Timestamptz => write_timestamp(out, text, "+00"),
             Self::Bytea => write_string(out, text.strip_prefix("\\x").unwrap_or(text)),

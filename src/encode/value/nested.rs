@@ -206,7 +206,7 @@ pub(super) fn write_composite(
         match from.peek()? {
             // Nothing at all is NULL; a pair of quotes is the empty text.
             b',' | b')' if EncoderMutant::NullAttributeIsEmpty.active() => {
-                out.extend_from_slice(b"\"\"")
+                out.extend_from_slice(b"\"\"");
             }
             b',' | b')' => out.extend_from_slice(b"null"),
             b'"' => codec.write(out, from.quoted(&mut scratch)?),
