@@ -33,6 +33,13 @@ fn rows(words: &[&str]) -> String {
     rows.join(", ")
 }
 
+/// What is to be delivered for the rows of a query.
+async fn inserts(relay: &Relay, select: &str) -> Vec<String> {
+    let rows = relay.sql.query(select, &[]).await.expect(select);
+    let insert = |row: &tokio_postgres::Row| format!("INSERT {}", row.get::<_, i32>(0));
+    rows.iter().map(insert).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn filters_of_text_are_what_a_where_is_in_every_encoding() {
     for (encoding, words) in ENCODINGS {
@@ -75,11 +82,7 @@ async fn filters_of_text_are_what_a_where_is_in_every_encoding() {
         let mut shown = 0;
         for (condition, watcher) in &watchers {
             let select = format!("select id from t where {condition} order by id");
-            let expected = relay.sql.query(&select, &[]).await.unwrap();
-            let expected: Vec<String> = expected
-                .iter()
-                .map(|row| format!("INSERT {}", row.get::<_, i32>(0)))
-                .collect();
+            let expected = inserts(&relay, &select).await;
             shown += expected.len();
             let seen = brief(&relay.seen(watcher).await);
             assert_eq!(seen, expected, "{encoding}: {condition}");
@@ -135,13 +138,8 @@ async fn policies_over_text_show_what_a_select_shows_in_every_encoding() {
                      reset role"
                 ))
                 .await;
-            let select = "select id from seen order by id";
-            let expected = relay.sql.query(select, &[]).await.unwrap();
+            let expected = inserts(&relay, "select id from seen order by id").await;
             relay.run("commit").await;
-            let expected: Vec<String> = expected
-                .iter()
-                .map(|row| format!("INSERT {}", row.get::<_, i32>(0)))
-                .collect();
             shown += expected.len();
             let seen = brief(&relay.seen(watcher).await);
             assert_eq!(seen, expected, "{encoding}: {table}");
