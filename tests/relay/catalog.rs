@@ -332,3 +332,25 @@ async fn require_rls_refuses_a_table_without_it_also_once_it_is_switched_off() {
     let refused = ann.join(&relay.core).await.unwrap_err();
     assert!(refused.contains("has no row-level security"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cast_made_later_refuses_the_policy_that_it_would_be_asked_through() {
+    let relay = Relay::start(
+        "create type pair as (a int, b int);
+         create table t (id int primary key, p pair);
+         alter table t enable row level security;
+         create policy p on t using ((p).a = 1);
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let watcher = relay.watch("authenticated", &json!({}), "t").await;
+    relay
+        .run(
+            "create function pair_of(text) returns pair language sql immutable
+               as 'select row(1, 1)::pair';
+             create cast (text as pair) with function pair_of(text)",
+        )
+        .await;
+    assert_eq!(watcher.resync().await, "schema_changed");
+}

@@ -63,7 +63,17 @@ impl Relay {
 
     pub(crate) async fn with(schema: &str, tables: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let url = cluster().await.fresh_database().await.expect("a database");
-        let sql = connect(&url).await;
+        Self::in_database(&url, schema, tables, adjust).await
+    }
+
+    /// As [`Relay::with`], in a database that is there and empty.
+    pub(crate) async fn in_database(
+        url: &str,
+        schema: &str,
+        tables: &str,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
+        let sql = connect(url).await;
         sql.batch_execute(include_str!("../../sql/auth.sql"))
             .await
             .expect("auth.sql");
@@ -78,7 +88,7 @@ impl Relay {
         ))
         .await
         .expect("a publication");
-        let mut config = config(&url);
+        let mut config = config(url);
         adjust(&mut config);
         let core = Core::start(&config, Arc::new(Metrics::new()), Readiness::default())
             .await
