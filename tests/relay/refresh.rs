@@ -254,13 +254,11 @@ async fn rows_and_refreshes_at_random_leave_no_gap_and_no_row_of_the_one_before(
                 .await;
             parts.push((orgs.clone(), Vec::new()));
             // A refusal takes a look at the catalog; a newer refresh would take its place.
-            while *role == "anon" {
+            let mut refused = *role != "anon";
+            while !refused {
                 let word = next(&watcher).await;
-                let refused = word.starts_with("joined ");
+                refused = word.starts_with("joined ");
                 words.push(word);
-                if refused {
-                    break;
-                }
             }
         }
     }
