@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use self::complete::Ahead;
 use super::changed::Changed;
-use super::group::{Group, MemberKey, Moment};
+use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
 use super::layout::Layout;
 use super::position::Position;
@@ -77,8 +77,10 @@ pub(super) struct Fanout {
     /// How far the router has handed out.
     pub(super) position: Arc<Position>,
     pub(super) epoch: Epoch,
-    /// The change in hand.
+    /// The change in hand, or the last one.
     pub(super) moment: Moment,
+    /// The place behind it.
+    behind: Offset,
     pub(super) catalog: Arc<Catalog>,
     pub(super) readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
@@ -190,6 +192,7 @@ impl Fanout {
                 xid: Xid(0),
                 early: false,
             },
+            behind: Offset(0),
             catalog,
             readings: Readings::default(),
             access: HashMap::new(),
@@ -228,19 +231,30 @@ impl Fanout {
         self.sessions.get_mut(&session)?.get_mut(&channel)
     }
 
-    /// Whether two tokens are of somebody who sees the same.
-    pub(super) fn sees_alike(&self, one: &Principal, other: &Principal) -> bool {
-        one.role == other.role && one.claims == other.claims
+    /// Whether a new token shows the same of these tables as the one before.
+    pub(super) fn shows_alike(
+        &self,
+        tables: impl IntoIterator<Item = Oid>,
+        before: &Principal,
+        now: &Principal,
+    ) -> bool {
+        let alike = |oid| {
+            let access = self.access.get(&(oid, Arc::clone(&now.role)));
+            access.is_some_and(|access| are_kin(access, before, now))
+        };
+        before.role == now.role && tables.into_iter().all(alike)
     }
 
     /// The place from which somebody who reads the tables now misses nothing.
     pub(super) fn current(&self) -> Cursor {
+        let handed_out = self.position.get();
         if self.replay.is_some() {
-            return self.position.get();
+            return handed_out;
         }
+        // It is noted behind an entry, and this may be amid one.
         Cursor {
             epoch: self.epoch,
-            offset: Offset(self.moment.offset.0 + 1),
+            offset: self.behind.max(handed_out.offset),
         }
     }
 
@@ -254,8 +268,9 @@ impl Fanout {
                 xid: entry.batch.xid,
                 early,
             };
+            self.behind = Offset(offset.0 + 1);
             self.hand_on(entry, offset, change, &mut ahead).await;
-            self.set_aside(Offset(offset.0 + 1));
+            self.set_aside(self.behind);
         }
     }
 
@@ -348,9 +363,10 @@ impl Fanout {
         watched.described = Some(Arc::clone(relation));
         watched.layout = layout;
         watched.computed = computed;
+        // In the table's order: columns that took each other's names since are others.
+        let mut known = watched.table.columns.iter();
         watched.fits = relation.columns.iter().all(|column| {
-            let known = watched.table.column(&column.name);
-            known.is_some_and(|known| known.type_oid == column.type_oid)
+            known.any(|known| *known.name == *column.name && known.type_oid == column.type_oid)
         });
     }
 }

@@ -118,6 +118,24 @@ pub(super) struct Told {
 /// asked, all claims.
 type KinKey = (SmallVec<[Projection; 1]>, Option<Claims>);
 
+/// Whether no rule of the table can tell two principals apart: what was judged for one holds for
+/// the other.
+pub(super) fn are_kin(access: &Access, one: &Principal, other: &Principal) -> bool {
+    let Rules::Judged {
+        predicates, asked, ..
+    } = &access.rules
+    else {
+        return true;
+    };
+    let mut decided = !asked;
+    let alike = predicates.iter().all(|predicate| {
+        let (first, second) = (predicate.project(one), predicate.project(other));
+        decided &= !first.is_undecided() && !second.is_undecided();
+        first == second
+    });
+    alike && (decided || one.claims.says_the_same(&other.claims))
+}
+
 /// All members of one table and role.
 pub(super) struct Group {
     pub(super) access: Arc<Access>,

@@ -169,6 +169,9 @@ pub struct Join {
     pub principal: Arc<Principal>,
     /// What it wants; may be empty.
     pub wanted: Vec<Wanted>,
+    /// Whether its client keeps a cursor: then it is told to read again where a new token shows
+    /// something else, as what lies before the cursor is of the old one.
+    pub keeps_cursor: bool,
 }
 
 /// The router has ended; so will the process.

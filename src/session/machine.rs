@@ -245,6 +245,7 @@ impl Session {
                         channel: channel.id,
                         principal,
                         wanted: channel.wanted.clone(),
+                        keeps_cursor: channel.keeps_cursor(),
                     });
                 }
             }

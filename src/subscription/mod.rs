@@ -4,8 +4,6 @@ pub mod filter;
 
 pub mod matcher;
 
-pub mod mutant;
-
 pub mod start;
 
 use crate::change::Kind;

@@ -116,9 +116,24 @@ impl Live {
                         wish.start.since = None;
                     }
                 }
+                let before = known.settled.then(|| Arc::clone(&known.principal));
+                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+                let shows_else = join.keeps_cursor
+                    && before.is_some_and(|before| {
+                        !self.fanout.shows_alike(tables, &before, &join.principal)
+                    });
                 self.fanout.withdraw(session, channel);
                 self.note(&join, told);
                 let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
+                if shows_else {
+                    join.outbox.push(Event::Joined {
+                        channel,
+                        refusals,
+                        notices,
+                    });
+                    self.fanout.expel(session, channel, Resync::AccessChanged);
+                    return;
+                }
                 if !returning {
                     self.fanout.put_in_force(session, channel, resolved);
                 }
@@ -143,9 +158,20 @@ impl Live {
                     "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
                     join.principal.role
                 );
-                self.fanout.withdraw(join.outbox.session(), join.channel);
+                let (session, channel) = (join.outbox.session(), join.channel);
+                self.fanout.withdraw(session, channel);
+                if let Some(known) = self.fanout.channel(session, channel) {
+                    // What it was before the refresh must not come back with the next catalog.
+                    known.principal = Arc::clone(&join.principal);
+                    known.wanted = Arc::new([]);
+                    known.refused = Vec::new();
+                    known.successor = None;
+                    if std::mem::take(&mut known.away) {
+                        self.returns.recalled.call(session, channel);
+                    }
+                }
                 join.outbox.push(Event::Joined {
-                    channel: join.channel,
+                    channel,
                     refusals: join
                         .wanted
                         .iter()
@@ -236,7 +262,13 @@ impl Live {
             refusals: Vec::new(),
             notices: Vec::new(),
         });
-        if self.fanout.sees_alike(&before.principal, &join.principal) {
+        let resolved = self.fanout.resolve(&join.principal, &join.wanted, told);
+        let tables = resolved.map(|resolved| resolved.tables).unwrap_or_default();
+        let tables = tables.into_iter().map(|(oid, _)| oid);
+        if self
+            .fanout
+            .shows_alike(tables, &before.principal, &join.principal)
+        {
             self.send_after(session, channel, before.from);
         } else {
             // What it was given before was judged for somebody else.
