@@ -25,7 +25,7 @@ const GATHER: Duration = Duration::from_millis(50);
 const COHORTS: usize = 4;
 
 /// Channels of a cohort that are taken in before everything else gets its turn.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 64;
 
 /// What cohorts say of their members; past this they wait.
 const BACK: usize = 1024;
