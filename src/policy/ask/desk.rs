@@ -89,11 +89,7 @@ enum Trouble {
 }
 
 impl Desk {
-    pub(super) const fn new(
-        database: Database,
-        metrics: Arc<Metrics>,
-        timeout: Duration,
-    ) -> Self {
+    pub(super) const fn new(database: Database, metrics: Arc<Metrics>, timeout: Duration) -> Self {
         Self {
             database,
             metrics,
@@ -170,9 +166,7 @@ impl Desk {
             ))
             .await
             .map_err(broken)?;
-        let outcome = connection
-            .answer(batch, groups, one_by_one, answers)
-            .await;
+        let outcome = connection.answer(batch, groups, one_by_one, answers).await;
         connection
             .client
             .batch_execute("rollback")
@@ -246,9 +240,7 @@ impl Connection {
 
     /// Whether the rows' transactions are visible.
     async fn see(&self, questions: impl Iterator<Item = &Question>) -> Result<(), Trouble> {
-        let mut xids: Vec<String> = questions
-            .map(|question| question.xid.to_string())
-            .collect();
+        let mut xids: Vec<String> = questions.map(|question| question.xid.to_string()).collect();
         xids.sort_unstable();
         xids.dedup();
         let visible: bool = self
@@ -266,10 +258,7 @@ impl Connection {
 
     /// Prepares the questions that are not prepared yet, under the relay's own login. What
     /// PostgreSQL does not take is left out.
-    async fn prepare(
-        &mut self,
-        queries: impl Iterator<Item = &Arc<str>>,
-    ) -> Result<(), Trouble> {
+    async fn prepare(&mut self, queries: impl Iterator<Item = &Arc<str>>) -> Result<(), Trouble> {
         for query in queries {
             if self.prepared.contains_key(query) {
                 continue;
@@ -297,10 +286,7 @@ impl Connection {
     ///
     /// The function lives no longer than the batch: one that is committed depends on every table,
     /// column, type and function that the policy names, and nobody could drop or alter those.
-    async fn learn(
-        &self,
-        queries: impl Iterator<Item = &Arc<str>>,
-    ) -> Result<Statements, Trouble> {
+    async fn learn(&self, queries: impl Iterator<Item = &Arc<str>>) -> Result<Statements, Trouble> {
         let mut statements = Statements::new();
         for query in queries {
             if statements.contains_key(query) {

@@ -125,9 +125,7 @@ impl Queue {
     /// back where there is no room and no filter is to blame.
     pub(super) fn put(&self, question: Question, now: Instant) -> Option<Question> {
         let mut answered = Answered::new();
-        let back = self
-            .lock()
-            .put(self.subject, question, now, &mut answered);
+        let back = self.lock().put(self.subject, question, now, &mut answered);
         give(answered);
         if back.is_none() {
             self.came.notify_one();
@@ -472,7 +470,10 @@ mod tests {
         put("a", 40);
         put("b", 1);
         let turns = queue.next().await.unwrap();
-        assert_eq!(queries(&turns), expected(&[("a", 32), ("b", 1), ("slow", 32)]));
+        assert_eq!(
+            queries(&turns),
+            expected(&[("a", 32), ("b", 1), ("slow", 32)])
+        );
         put("a", 1);
         all_served(&queue, &turns[..2], Pace::Quick);
         all_served(&queue, &turns[2..], Pace::Slow);
@@ -491,7 +492,8 @@ mod tests {
         let (queue, undecided) = (Queue::new(Subject::Filter), Undecided::default());
         let now = Instant::now();
         let small: Arc<str> = "{}".into();
-        let put = |query: &str, image: &Arc<str>| queue.put(question(query, image, &undecided), now);
+        let put =
+            |query: &str, image: &Arc<str>| queue.put(question(query, image, &undecided), now);
         for name in ["a", "b"] {
             assert!(put(name, &small).is_none());
         }
@@ -527,10 +529,17 @@ mod tests {
         let full = (1..100).position(|n| put(&row(n)).is_some());
         assert!(full.is_some_and(|at| at < ROOM >> 20), "{full:?}");
         assert_eq!(queue.next().await.unwrap()[0].questions.len(), BATCH);
-        while let Some(turns) = { queue.close(); queue.next().await } {
+        while let Some(turns) = {
+            queue.close();
+            queue.next().await
+        } {
             drop(turns);
         }
         let inner = queue.lock();
-        assert_eq!((inner.bytes, inner.images.len()), (0, 0), "all is given back");
+        assert_eq!(
+            (inner.bytes, inner.images.len()),
+            (0, 0),
+            "all is given back"
+        );
     }
 }

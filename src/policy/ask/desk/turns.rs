@@ -237,8 +237,11 @@ impl Connection {
                 let query = async move {
                     let switch = self.client.query(&self.become_client, &who);
                     let asked = self.client.query(statement, &images);
-                    let back = self.client.batch_execute("rollback to savepoint rowcast_turn");
-                    let (switch, asked, back) = futures_util::future::join3(switch, asked, back).await;
+                    let back = self
+                        .client
+                        .batch_execute("rollback to savepoint rowcast_turn");
+                    let (switch, asked, back) =
+                        futures_util::future::join3(switch, asked, back).await;
                     back?;
                     Ok(switch.and(asked))
                 };
