@@ -27,6 +27,9 @@ mod wishes;
 #[cfg(not(feature = "mutants"))]
 mod attacks;
 
+#[cfg(not(feature = "mutants"))]
+mod flood;
+
 use run::differential;
 
 fn number(name: &str, otherwise: u64) -> u64 {
