@@ -12,7 +12,7 @@ use crate::harness::{DEADLINE, Relay, Seen, Watcher, brief};
 
 /// Back references make PostgreSQL try every way to split a text of many x.
 fn slow(n: usize) -> String {
-    format!(r#"body=match."^(x+)(x+)(x+)(x+)(x+)(x+)\\1y?\\2\\3\\4\\5z{{{n}}}$""#)
+    format!(r#"body=match."^(x+)(x+)(x+)(x+)(x+)(x+)\\1y?\\2\\3\\4\\5z{{0,{n}}}$""#)
 }
 
 async fn watch(relay: &Relay, claims: &Value, filter: &str) -> Result<Watcher, String> {
@@ -145,7 +145,7 @@ async fn a_flood_of_slow_filters_leaves_others_their_rows() {
     .await;
     let (mallory, ann) = (json!({"sub": "mallory"}), json!({"sub": "ann"}));
     let mut flood = Vec::new();
-    for n in 0..30 {
+    for n in 1..=30 {
         flood.push(watch(&relay, &mallory, &slow(n)).await.unwrap());
     }
     let mut others = Vec::new();
@@ -196,9 +196,9 @@ async fn a_time_in_a_named_zone_is_read_anew_for_every_join() {
         rows.iter().map(|row| row.get(0)).collect()
     };
     for (filter, lasts) in [
-        ("at=eq.10:00 Europe/Berlin", false),
-        ("at=eq.10:00 America/New_York", false),
-        ("at=in.(10:00+02,10:00 CET)", false),
+        ("at=eq.10:00 MSK", false),
+        ("at=in.(10:00+02,10:00 ALMT)", false),
+        ("at=eq.2024-01-01 10:00 Europe/Berlin", false),
         ("at=eq.10:00+02", true),
         ("sent=eq.2024-01-01T10:00:00Z", true),
     ] {
