@@ -74,6 +74,7 @@ struct Subject {
 static LAST: AtomicU64 = AtomicU64::new(1 << 32);
 
 /// The server's version, as `server_version_num` counts.
+#[cfg(not(feature = "mutants"))]
 pub(crate) async fn server_version() -> i32 {
     let client = connect(&cluster().await.url("postgres")).await;
     let version = client

@@ -299,8 +299,7 @@ impl Connection {
                 .map_err(broken)?;
             let create = format!(
                 "create function pg_temp.{name}(text[]) returns setof bigint language sql \
-                 volatile begin atomic {}; end",
-                query
+                 volatile begin atomic {query}; end"
             );
             let statement = match self.client.execute(&create, &[]).await {
                 Ok(_) => {
