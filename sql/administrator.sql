@@ -63,7 +63,7 @@ statements(place, detail, statement) as (
   from settings s cross join pg_namespace n cross join (values ('uid'), ('role'), ('jwt')) as f(name)
   where s.parts ~ 'auth' and n.nspname = 'auth'
     and not (has_schema_privilege(n.oid, 'usage') and has_schema_privilege(n.oid, 'create'))
-    and not exists (select from pg_proc p where p.pronamespace = n.oid and p.proname = f.name and p.pronargs = 0)
+    and not exists (select from pg_proc p where p.pronamespace = n.oid and p.proname = f.name and p.pronargs = p.pronargdefaults)
   group by n.nspowner
   union all
   select 9, '', format(E'-- advice: only %1$I, its owner, may grant it; queries of these roles that name what is in it fail without.\ngrant usage on schema auth to %2$s;',

@@ -54,8 +54,9 @@ $$;
 
 do $$
 declare
-  -- Without arguments, by name. Not by to_regprocedure(): it fails where the schema is another's.
-  there text[] := array(select proname from pg_proc where pronamespace = to_regnamespace('auth') and pronargs = 0);
+  -- What can be called without arguments: another one beside it would make calls ambiguous. Not by
+  -- to_regprocedure(), which fails where the schema is another's.
+  there text[] := array(select proname from pg_proc where pronamespace = to_regnamespace('auth') and pronargs = pronargdefaults);
 begin
   if not coalesce(has_schema_privilege(to_regnamespace('auth'), 'usage')
       and has_schema_privilege(to_regnamespace('auth'), 'create'), false) then
@@ -134,12 +135,12 @@ where not exists (select from schema)
 union all
 select format('auth.%s() is left out: schema auth belongs to %I, and this login may not make functions in it', f.name, s.owner)
 from functions f, schema s
-where not exists (select from pg_proc p where p.pronamespace = s.oid and p.proname = f.name and p.pronargs = 0)
+where not exists (select from pg_proc p where p.pronamespace = s.oid and p.proname = f.name and p.pronargs = p.pronargdefaults)
 union all
 select format('auth.%s() was there, stays as it is, and returns %s where policies written for Supabase expect %s',
   f.name, p.prorettype::regtype, f.result)
 from functions f, schema s, pg_proc p
-where p.pronamespace = s.oid and p.proname = f.name and p.pronargs = 0 and p.prorettype <> f.result
+where p.pronamespace = s.oid and p.proname = f.name and p.pronargs = p.pronargdefaults and p.prorettype <> f.result
 union all
 select format('role %s has no USAGE on schema auth, which %I may grant', name, s.owner)
 from schema s, (values ('anon'), ('authenticated'), ('service_role')) as roles(name)

@@ -163,5 +163,8 @@ statements(place, detail, statement) as (
   select 11, c.rolname, format(E'-- Kept where it may do something, also in another database: grants and policies name it.\ndrop role %I;', c.rolname)
   from clients c, settings s where s.parts ~ 'auth'
 )
-select statement from statements order by place, detail
+-- While a relay reads the slot, only that is said.
+select statement from statements
+where place = 0 or not exists (select from statements where place = 0)
+order by place, detail
 \gexec
