@@ -346,9 +346,10 @@ impl Fanout {
         watched.described = Some(Arc::clone(relation));
         watched.layout = layout;
         watched.computed = computed;
+        // In the table's order: columns that took each other's names since are others.
+        let mut known = watched.table.columns.iter();
         watched.fits = relation.columns.iter().all(|column| {
-            let known = watched.table.column(&column.name);
-            known.is_some_and(|known| known.type_oid == column.type_oid)
+            known.any(|known| *known.name == *column.name && known.type_oid == column.type_oid)
         });
     }
 }

@@ -107,9 +107,20 @@ impl Fanout {
                     "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
                     join.principal.role
                 );
-                self.withdraw(join.outbox.session(), join.channel);
+                let (session, channel) = (join.outbox.session(), join.channel);
+                self.withdraw(session, channel);
+                if let Some(known) = self
+                    .sessions
+                    .get_mut(&session)
+                    .and_then(|all| all.get_mut(&channel))
+                {
+                    // What it was before the refresh must not come back with the next catalog.
+                    known.principal = Arc::clone(&join.principal);
+                    known.wanted = Arc::new([]);
+                    known.refused = Vec::new();
+                }
                 join.outbox.push(Event::Joined {
-                    channel: join.channel,
+                    channel,
                     refusals: join
                         .wanted
                         .iter()
