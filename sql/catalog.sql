@@ -57,7 +57,7 @@ types(oid) as (
   ) part
 ),
 -- Looked up table by table with pg_policy's index: as a list of its own it would be read through for
--- each table again, which takes a minute for some thousands of them.
+-- each table again, which takes ten seconds for 2,500 of them.
 policies as not materialized (
   select p.oid, p.xmin as version, p.polname, p.polrelid, p.polpermissive, p.polroles, p.polqual
   from pg_policy p where p.polcmd in ('r', '*')

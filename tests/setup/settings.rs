@@ -165,7 +165,7 @@ async fn a_thousand_tables_are_set_up_in_seconds() {
         .await;
     place.setup("postgres", &["--schema", "app"]).await.ok();
     // What it costs to find that nothing is to be done, on a machine that does other things too;
-    // it was a minute when each table was held against every other.
+    // it grew with the square of the tables when each was held against every other.
     let again = place.setup("postgres", &["--schema", "app"]);
     let said = tokio::time::timeout(Duration::from_secs(10), again).await;
     let said = said.expect("soon").ok();
