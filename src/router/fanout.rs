@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use super::allowance::{Allowance, Held};
 use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
@@ -44,6 +45,9 @@ pub struct Settings {
     pub ask_timeout: Duration,
     /// A change that is larger goes out without its large values, in bytes.
     pub max_record_bytes: usize,
+    /// Different filters of a socket or user that PostgreSQL is asked about; 0 for as many as there
+    /// are.
+    pub max_asked_filters: usize,
 }
 
 /// What the router stands on.
@@ -93,6 +97,8 @@ pub(super) struct Fanout {
     pub(super) sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
     /// Set where what was missed is handed out.
     pub(super) replay: Option<Replay>,
+    /// What may be asked for the filters of each.
+    allowance: Allowance,
 }
 
 /// A table with subscribers.
@@ -132,6 +138,8 @@ pub(super) struct Channel {
     /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
     pub(super) readings: Readings,
     members: Vec<(Oid, MemberKey)>,
+    /// The filters that PostgreSQL is asked about.
+    asked: Held,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
     pub(super) joining: u64,
     bindings: i64,
@@ -152,6 +160,7 @@ impl Channel {
             refused: Vec::new(),
             readings: Readings::default(),
             members: Vec::new(),
+            asked: Held::default(),
             joining: 0,
             bindings: 0,
             settled: false,
@@ -200,6 +209,7 @@ impl Fanout {
             doubts: HashMap::new(),
             passed: HashMap::new(),
             sessions: HashMap::new(),
+            allowance: Allowance::new(settings.max_asked_filters),
             replay: None,
         }
     }
@@ -219,6 +229,8 @@ impl Fanout {
             Arc::clone(&self.position),
             (self.epoch, Arc::clone(&self.catalog)),
         );
+        // The router has counted what its members have asked.
+        replaying.allowance = Allowance::new(0);
         replaying.replay = Some(replay);
         replaying
     }

@@ -11,6 +11,8 @@ mod layout;
 
 mod resolve;
 
+mod allowance;
+
 pub mod fanout;
 
 mod history;
@@ -31,7 +33,7 @@ use tokio::sync::mpsc;
 
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
-pub use outbox::{Outbox, Overflow, Verdict};
+pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
 use crate::log::{Cursor, Offset};

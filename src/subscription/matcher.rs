@@ -646,6 +646,27 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_read_once_for_all_filters_of_a_row() {
+        let mut row = Values::default();
+        let mut says = |filter: &str, text: &str| {
+            let condition = filter::parse(filter).unwrap().remove(0);
+            let target = Target {
+                of: Some(Type::Int4),
+                composite: false,
+                schema: "pg_catalog",
+            };
+            let test = Test::new(&condition, &target, condition.values.clone());
+            let said = test.says(Some((0, text)), &mut row);
+            matches!(said, Said::Told(Some(true)))
+        };
+        assert!(says("c=eq.1", "1"));
+        // Who reads it again would find another text here.
+        for filter in ["c=eq.1", "c=in.(1,5)", "c=isdistinct.2", "c=lt.2"] {
+            assert!(says(filter, "2"), "{filter}");
+        }
+    }
+
+    #[test]
     fn patterns_of_many_filters_cost_no_more_than_one_row_may() {
         let (text, pattern) = ("a".repeat(1 << 10), format!("%{}", "a".repeat(1 << 9)));
         let mut row = Values::default();

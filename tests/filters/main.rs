@@ -30,6 +30,9 @@ mod attacks;
 #[cfg(not(feature = "mutants"))]
 mod encodings;
 
+#[cfg(not(feature = "mutants"))]
+mod flood;
+
 use run::differential;
 
 fn number(name: &str, otherwise: u64) -> u64 {

@@ -115,6 +115,7 @@ pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: 
     let mut config = config(&url);
     // Thousands of filters ask at once here.
     config.ask_timeout = std::time::Duration::from_secs(120);
+    config.max_asked_filters = 0;
     let core = Core::start(&config, Arc::clone(&metrics), Readiness::default())
         .await
         .expect("a relay");

@@ -84,7 +84,10 @@ impl Live {
     }
 
     fn join(&mut self, mut join: Join, joining: u64, role_read: bool, told: &Readings) {
-        let resolved = self.fanout.resolve(&join.principal, &join.wanted, told);
+        let whose = (join.outbox.session(), join.channel);
+        let resolved = self
+            .fanout
+            .resolve(whose, &join.principal, &join.wanted, told);
         // The catalog may be a second old. Before a client is told what it cannot have, it is
         // looked at again.
         let stale = !role_read
@@ -134,7 +137,9 @@ impl Live {
                     self.fanout.expel(session, channel, Resync::AccessChanged);
                     return;
                 }
-                if !returning {
+                if returning {
+                    self.fanout.reserve(session, channel, resolved);
+                } else {
                     self.fanout.put_in_force(session, channel, resolved);
                 }
                 join.outbox.push(Event::Joined {
@@ -242,7 +247,16 @@ impl Live {
             joining: state.joining,
             principal: Arc::clone(&state.principal),
             outbox: Arc::clone(&state.outbox),
-            wanted: Arc::clone(&state.wanted),
+            wanted: if state.refused.is_empty() {
+                Arc::clone(&state.wanted)
+            } else {
+                let refused = |wish: &&Wanted| {
+                    let mut refusals = state.refused.iter();
+                    refusals.any(|refusal| refusal.binding == wish.id)
+                };
+                let wanted = state.wanted.iter().filter(|wish| !refused(wish));
+                wanted.cloned().collect()
+            },
             readings: state.readings.clone(),
             from,
         };
@@ -256,19 +270,24 @@ impl Live {
             let known = before.wanted.iter().find(|known| known.id == wish.id);
             wish.start = known.map(|known| known.start.clone()).unwrap_or_default();
         }
+        self.fanout.withdraw(session, channel);
         self.note(&join, told);
+        let whose = (session, channel);
+        let resolved = self
+            .fanout
+            .resolve(whose, &join.principal, &join.wanted, told)
+            .unwrap_or_default();
+        let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+        let alike = self
+            .fanout
+            .shows_alike(tables, &before.principal, &join.principal);
         join.outbox.push(Event::Joined {
             channel,
-            refusals: Vec::new(),
-            notices: Vec::new(),
+            refusals: resolved.refusals.clone(),
+            notices: resolved.notices.clone(),
         });
-        let resolved = self.fanout.resolve(&join.principal, &join.wanted, told);
-        let tables = resolved.map(|resolved| resolved.tables).unwrap_or_default();
-        let tables = tables.into_iter().map(|(oid, _)| oid);
-        if self
-            .fanout
-            .shows_alike(tables, &before.principal, &join.principal)
-        {
+        self.fanout.reserve(session, channel, resolved);
+        if alike {
             self.send_after(session, channel, before.from);
         } else {
             // What it was given before was judged for somebody else.
