@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_FAILURE, EXIT_USAGE, fail};
+use crate::config::{self, Given};
 use crate::log::disk::{Inspection, inspect};
 
 /// Arguments of `rowcast log`.
@@ -19,14 +20,16 @@ The relay that uses the directory may be running: nothing is changed, and what i
 is left out.
 
 Examples:
-  rowcast log --data /var/lib/rowcast
-  ROWCAST_DATA=/var/lib/rowcast rowcast log --json | jq .range
+  rowcast log                                          # where the relay was started
+  rowcast log --data /var/lib/rowcast --json | jq .range
+  docker compose exec rowcast /usr/local/bin/rowcast log
 
 Exit codes: 1 a checksum is wrong, 64 the directory holds no log.")]
 pub(super) struct Arguments {
-    /// The directory
-    #[arg(long, value_name = "DIRECTORY", env = "ROWCAST_DATA")]
-    data: PathBuf,
+    /// The directory [default: that of the relay with this environment and rowcast.toml]
+    /// [env: ROWCAST_DATA]
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
     /// As one JSON object
     #[arg(long)]
     json: bool,
@@ -34,7 +37,11 @@ pub(super) struct Arguments {
 
 /// Reads the log and prints what it holds.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let found = match inspect(&arguments.data) {
+    let directory = match arguments.data.clone().map_or_else(configured, Ok) {
+        Ok(directory) => directory,
+        Err(error) => return fail(EXIT_USAGE, format_args!("{error}")),
+    };
+    let found = match inspect(&directory) {
         Ok(found) => found,
         Err(error) => return fail(EXIT_USAGE, format_args!("{error}")),
     };
@@ -51,6 +58,17 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         None => ExitCode::SUCCESS,
         Some(error) => fail(EXIT_FAILURE, format_args!("{error}")),
     }
+}
+
+/// Where the relay keeps its log.
+fn configured() -> Result<PathBuf, String> {
+    let loaded = Given::read(Vec::new(), None)
+        .and_then(|given| config::load(&given, false))
+        .map_err(|error| error.to_string())?;
+    loaded
+        .config
+        .data
+        .ok_or_else(|| "the log is only in memory: there is nothing to read".to_owned())
 }
 
 fn ends(found: &Inspection) -> (u64, u64) {

@@ -152,6 +152,11 @@ pub fn load(given: &Given, complete: bool) -> Result<Loaded, ConfigError> {
             })?;
         }
     }
+    if !names.contains(&"data")
+        && let Some(directory) = state_directory(&given.environment)
+    {
+        config.data = Some(directory);
+    }
     if complete {
         sufficient(&config)?;
     }
@@ -161,6 +166,13 @@ pub fn load(given: &Given, complete: bool) -> Result<Loaded, ConfigError> {
         warnings,
         given: names,
     })
+}
+
+/// The directory that systemd has made for a service with `StateDirectory=`: the first where there
+/// are several.
+fn state_directory(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    let first = environment.get("STATE_DIRECTORY")?.split(':').next()?;
+    (!first.is_empty()).then(|| PathBuf::from(first))
 }
 
 fn apply(setting: &Setting, entry: &Entry, config: &mut Config) -> Result<(), ConfigError> {

@@ -55,6 +55,9 @@ impl Setting {
     }
 }
 
+/// The log's directory where nobody says another, beside `rowcast.toml`.
+pub(super) const DEFAULT_DATA: &str = "rowcast-data";
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -241,9 +244,10 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "data",
         "DIRECTORY|memory",
-        Some("memory"),
-        "Where the log of changes is kept: a directory that nothing else uses, so that it outlives \
-         the process, or only in memory.",
+        Some(DEFAULT_DATA),
+        "Where the log of changes is kept: a directory that nothing else uses, made where it is \
+         missing, so that it outlives the process; or only in memory. By default in the folder in \
+         which the relay is started, or where systemd's StateDirectory= says.",
         |config, text| {
             config.data = value::data(text)?;
             Ok(())

@@ -30,7 +30,6 @@ pub(super) fn count(text: &str, least: u64, most: u64) -> Result<usize, Expected
     usize::try_from(integer(text, least, most)?).map_err(|_| "a smaller number".to_owned())
 }
 
-/// Bytes: a number and a unit.
 pub(super) fn data(text: &str) -> Result<Option<PathBuf>, Expected> {
     match text.trim() {
         "" => Err("a directory, or memory".to_owned()),
@@ -39,6 +38,7 @@ pub(super) fn data(text: &str) -> Result<Option<PathBuf>, Expected> {
     }
 }
 
+/// Bytes: a number and a unit.
 pub(super) fn size(text: &str, least: u64, most: u64) -> Result<usize, Expected> {
     const UNITS: [(&str, u64); 8] = [
         ("KiB", 1 << 10),

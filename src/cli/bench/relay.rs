@@ -50,6 +50,7 @@ impl Relay {
             .env("ROWCAST_ADMIN_LISTEN", admin.to_string())
             .env("ROWCAST_SLOT", SLOT)
             .env("ROWCAST_PUBLICATION", NAME)
+            .env("ROWCAST_DATA", "memory")
             .env("ROWCAST_MAX_CONNECTIONS", (connections + 100).to_string())
             .env("ROWCAST_LOG", "warn")
             .env("ROWCAST_LOG_FORMAT", "text");

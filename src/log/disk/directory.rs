@@ -1,7 +1,8 @@
 //! The directory of a log on disk: one process, one history, its segments in order.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,12 +95,18 @@ impl Directory {
             let path = path.to_owned();
             move |error| OpenError::File { path, error }
         };
-        fs::create_dir_all(path).map_err(failed(path))?;
+        // Rows are in it: what we make is for nobody else to read.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed(path))?;
         let lock = path.join(LOCK);
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(&lock)
             .map_err(failed(&lock))?;
         match file.try_lock() {

@@ -126,7 +126,7 @@ fn orders() -> anyhow::Result<mpsc::Receiver<String>> {
     Ok(receiver)
 }
 
-/// The daemon's defaults, on the benchmark's slot.
+/// The daemon's defaults, on the benchmark's slot and with the log in memory.
 fn settings() -> anyhow::Result<Config> {
     let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
     let flag = |name: &str, text: &str| (name.to_owned(), text.to_owned());
@@ -135,6 +135,7 @@ fn settings() -> anyhow::Result<Config> {
             flag("database_url", &url),
             flag("slot", SLOT),
             flag("publication", NAME),
+            flag("data", "memory"),
         ],
         ..Given::default()
     };
