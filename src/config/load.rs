@@ -15,7 +15,7 @@ pub struct ConfigError(String);
 /// Names in the environment that begin like a setting and belong to something else: the first to
 /// `--config`, then those of `rowcast setup`, `rowcast tail` and `rowcast demo`; the others to the
 /// tests.
-const OTHER_VARIABLES: [&str; 12] = [
+const OTHER_VARIABLES: [&str; 13] = [
     "ROWCAST_CONFIG",
     "ROWCAST_RELAY_PASSWORD",
     "ROWCAST_RELAY_PASSWORD_FILE",
@@ -28,6 +28,7 @@ const OTHER_VARIABLES: [&str; 12] = [
     "ROWCAST_CASES",
     "ROWCAST_BIN",
     "ROWCAST_MUTANT",
+    "ROWCAST_TEST_NAMESPACES",
 ];
 
 /// Secrets that everybody knows: of `supabase start`, of the `.env.example` that Supabase is

@@ -275,6 +275,18 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "max_retained_wal",
+        "SIZE|none",
+        Some("10GiB"),
+        "The WAL that the slot may keep from being recycled while the relay runs; past it the slot \
+         is given up and made anew, and clients have to read again: better that than a database \
+         without space. none for any amount.",
+        |config, text| {
+            config.max_retained_wal = value::size_or_none(text, 16 * MIB, 1 << 50)?;
+            Ok(())
+        },
+    ),
+    setting(
         "log_max_changes",
         "COUNT",
         Some("1000000"),

@@ -65,6 +65,16 @@ pub(super) fn size(text: &str, least: u64, most: u64) -> Result<usize, Expected>
         .ok_or_else(expected)
 }
 
+/// A size, or 0 for none.
+pub(super) fn size_or_none(text: &str, least: u64, most: u64) -> Result<u64, Expected> {
+    if matches!(text.trim(), "none" | "0") {
+        return Ok(0);
+    }
+    size(text, least, most)
+        .map(|bytes| bytes as u64)
+        .map_err(|expected| format!("{expected}; or none"))
+}
+
 fn readable_size(bytes: u64) -> String {
     for (unit, factor) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
         if bytes >= factor && bytes.is_multiple_of(factor) {

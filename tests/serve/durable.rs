@@ -8,7 +8,7 @@ use rowcast::log::{Epoch, Offset};
 use crate::harness::{Daemon, Database, until};
 
 /// The history and how many changes it holds.
-fn held(directory: &Path) -> (Epoch, u64) {
+pub(crate) fn held(directory: &Path) -> (Epoch, u64) {
     let found = inspect(directory).unwrap();
     let end = found.segments.last().unwrap().range.end;
     let verified: u64 = found
@@ -101,7 +101,7 @@ async fn a_slot_that_is_ahead_of_the_log_begins_a_new_history() {
 }
 
 /// Ends it without a word.
-async fn kill(mut daemon: Daemon) {
+pub(crate) async fn kill(mut daemon: Daemon) {
     daemon.signal("KILL");
     daemon.ended().await;
 }

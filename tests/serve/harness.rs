@@ -1,6 +1,7 @@
 //! A shared cluster, databases on it, and daemons.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -110,6 +111,12 @@ impl Database {
             .await;
     }
 
+    /// A row that only its owner sees.
+    pub(crate) async fn insert_note(&self) {
+        self.run("insert into note select count(*), null, 'b' from note")
+            .await;
+    }
+
     /// A daemon on this database with a slot of its own.
     pub(crate) async fn daemon(&self, more: &[(&str, &str)]) -> Daemon {
         let daemon = self.spawn(more);
@@ -176,14 +183,20 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 pub(crate) struct Daemon {
     child: Child,
     log: Arc<Mutex<String>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Daemon {
     /// Starts it with this environment and nothing else, on ports that are free.
     pub(crate) fn spawn(environment: &[(&str, &str)]) -> Self {
+        let binary = env!("CARGO_BIN_EXE_rowcast");
+        Self::spawn_by(Command::new(binary), environment)
+    }
+
+    /// The same, with a command that comes to run it.
+    pub(crate) fn spawn_by(mut command: Command, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rowcast"))
+        let mut child = command
             .arg("serve")
             .env_clear()
             .env("ROWCAST_LISTEN", "127.0.0.1:0")
@@ -206,11 +219,12 @@ impl Daemon {
                 log.push('\n');
             }
         });
-        Self {
-            child,
-            log,
-            _folder: folder,
-        }
+        Self { child, log, folder }
+    }
+
+    /// Where it keeps its log by default.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("rowcast-data")
     }
 
     pub(crate) fn log(&self) -> String {
@@ -285,7 +299,7 @@ impl Daemon {
         kib * 1024
     }
 
-    fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 

@@ -13,6 +13,7 @@ use super::record::FORMAT;
 use super::segment::{Segment, SegmentError, first_of};
 use crate::change::Relation;
 use crate::log::{Epoch, Origin};
+use crate::pg::Lsn;
 
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
@@ -23,21 +24,33 @@ const STATE: &str = "state.json";
 pub(super) struct State {
     format: u32,
     epoch: u64,
+    /// Where the history begins in the database's log.
+    from: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) origin: Option<Origin>,
 }
 
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 impl State {
-    pub(super) const fn new(epoch: Epoch, origin: Option<Origin>) -> Self {
+    pub(super) const fn new(epoch: Epoch, from: Lsn, origin: Option<Origin>) -> Self {
         Self {
             format: FORMAT,
             epoch: epoch.0,
+            from: from.0,
             origin,
         }
     }
 
     pub(super) const fn epoch(&self) -> Epoch {
         Epoch(self.epoch)
+    }
+
+    pub(super) const fn from(&self) -> Lsn {
+        Lsn(self.from)
     }
 }
 
@@ -196,13 +209,15 @@ pub(super) fn state(directory: &Path) -> Result<Option<State>, OpenError> {
         path: path.clone(),
         reason,
     };
-    let state: State = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
-    if state.format != FORMAT {
+    // Before the rest, which another version may have otherwise.
+    let known: Format = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
+    if known.format != FORMAT {
         return Err(foreign(format!(
             "its format is {}, this program's is {FORMAT}",
-            state.format
+            known.format
         )));
     }
+    let state = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
     Ok(Some(state))
 }
 

@@ -29,6 +29,9 @@ const INDEX_EVERY: u64 = 64 << 10;
 /// Bytes read from a file at once, where no frame is larger.
 const CHUNK: usize = 256 << 10;
 
+/// Bytes of memory that the writer keeps for the next transactions.
+const KEPT_BYTES: usize = 4 << 20;
+
 /// Readers that go on where they stopped are found again, this many of a segment.
 const BOOKMARKS: usize = 16;
 
@@ -185,6 +188,11 @@ impl Segment {
         self.known().index.appended
     }
 
+    /// Where its last whole transaction ends; 0 where it has none.
+    pub(super) fn committed(&self) -> Lsn {
+        self.known().index.committed
+    }
+
     /// When its last transaction committed, in microseconds since 1970-01-01 00:00 UTC.
     pub(super) fn committed_at(&self) -> i64 {
         self.known().index.committed_at
@@ -329,7 +337,12 @@ pub(super) struct SegmentWriter {
     numbers: HashMap<u64, u32>,
     /// What has been written of the transaction that is still open.
     open: Open,
-    buffer: Vec<u8>,
+    /// What was written since the last synchronisation, and where: a system that cannot bring it
+    /// to the disk may forget it, and would then say yes to a second request.
+    unsynced: Vec<u8>,
+    synced: u64,
+    /// The last synchronisation failed.
+    suspect: bool,
 }
 
 #[derive(Debug, Default)]
@@ -349,12 +362,39 @@ impl SegmentWriter {
             .open(&segment.path)
             .map_err(|error| segment.failed(error))?;
         Ok(Self {
+            synced: segment.length(),
             segment,
             file,
             numbers: HashMap::new(),
             open: Open::default(),
-            buffer: Vec::new(),
+            unsynced: Vec::new(),
+            suspect: false,
         })
+    }
+
+    /// Bytes that were written since the last synchronisation.
+    pub(super) const fn unsynced(&self) -> usize {
+        self.unsynced.len()
+    }
+
+    /// Writes what stands in the buffer behind `begin`; returns how much it is. Where that fails
+    /// nothing has happened.
+    fn put(&mut self, begin: usize) -> Result<u64, SegmentError> {
+        let bytes = self.unsynced.get(begin..).unwrap_or_default();
+        let written = self.file.write_all_at(bytes, self.synced + begin as u64);
+        let length = bytes.len() as u64;
+        written.map(|()| length).map_err(|error| {
+            self.unsynced.truncate(begin);
+            self.segment.failed(error)
+        })
+    }
+
+    /// Goes back to where the last whole transaction ends.
+    fn rewind(&mut self) {
+        let length = self.segment.length();
+        let keep = usize::try_from(length.saturating_sub(self.synced)).unwrap_or(usize::MAX);
+        self.unsynced.truncate(keep);
+        self.synced = self.synced.min(length);
     }
 
     /// Writes a batch behind what is there. Where that fails nothing has happened and it may be
@@ -370,7 +410,7 @@ impl SegmentWriter {
                 known.index.relations.len() + self.open.relations.len(),
             )
         };
-        self.buffer.clear();
+        let begin = self.unsynced.len();
         let mut fresh: Vec<(u64, Arc<Relation>)> = Vec::new();
         for change in &batch.changes {
             let version = change.relation.version;
@@ -378,28 +418,30 @@ impl SegmentWriter {
                 || fresh.iter().any(|(_, known)| known.version == version);
             if !known {
                 fresh.push((
-                    start + self.buffer.len() as u64,
+                    start + (self.unsynced.len() - begin) as u64,
                     Arc::clone(&change.relation),
                 ));
-                write_relation(&mut self.buffer, &change.relation);
+                write_relation(&mut self.unsynced, &change.relation);
             }
         }
-        let place = start + self.buffer.len() as u64;
+        let place = start + (self.unsynced.len() - begin) as u64;
         for (number, (_, relation)) in (described..).zip(&fresh) {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             self.numbers.insert(relation.version, number);
         }
         let numbers = &self.numbers;
-        write_batch(&mut self.buffer, first, batch, |relation| {
+        write_batch(&mut self.unsynced, first, batch, |relation| {
             numbers.get(&relation.version).copied().unwrap_or(u32::MAX)
         });
-        if let Err(error) = self.file.write_all_at(&self.buffer, start) {
-            for (_, relation) in &fresh {
-                self.numbers.remove(&relation.version);
+        match self.put(begin) {
+            Ok(bytes) => self.open.bytes += bytes,
+            Err(error) => {
+                for (_, relation) in &fresh {
+                    self.numbers.remove(&relation.version);
+                }
+                return Err(error);
             }
-            return Err(segment.failed(error));
         }
-        self.open.bytes += self.buffer.len() as u64;
         if last_place.is_none_or(|last| place >= last + INDEX_EVERY) && !batch.changes.is_empty() {
             self.open.places.push((first, place));
         }
@@ -415,34 +457,40 @@ impl SegmentWriter {
             }
             known.index.end = Offset(first.0 + batch.changes.len() as u64);
             known.index.appended = batch.end_lsn;
+            known.index.committed = batch.end_lsn;
             known.index.committed_at = batch.committed_at;
-        }
-        if self.buffer.capacity() > 4 * CHUNK {
-            // One large row is no reason to keep its memory.
-            self.buffer = Vec::new();
         }
         Ok(())
     }
 
     /// Notes that everything that commits before `lsn` has come. Not amid a transaction.
     pub(super) fn pass(&mut self, lsn: Lsn) -> Result<(), SegmentError> {
-        let segment = &self.segment;
-        self.buffer.clear();
-        write_passed(&mut self.buffer, lsn);
-        self.file
-            .write_all_at(&self.buffer, segment.length())
-            .map_err(|error| segment.failed(error))?;
-        let mut known = segment.known();
-        known.length += self.buffer.len() as u64;
+        let begin = self.unsynced.len();
+        write_passed(&mut self.unsynced, lsn);
+        let bytes = self.put(begin)?;
+        let mut known = self.segment.known();
+        known.length += bytes;
         known.index.appended = lsn;
         Ok(())
     }
 
-    /// Makes what was written last outlive a crash.
-    pub(super) fn sync(&self) -> Result<(), SegmentError> {
-        self.file
-            .sync_data()
-            .map_err(|error| self.segment.failed(error))
+    /// Makes what was written last outlive a crash. Where that failed before, it is written again.
+    pub(super) fn sync(&mut self) -> Result<(), SegmentError> {
+        let written = if self.suspect {
+            self.file.write_all_at(&self.unsynced, self.synced)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = written.and_then(|()| self.file.sync_data()) {
+            self.suspect = true;
+            return Err(self.segment.failed(error));
+        }
+        self.suspect = false;
+        self.synced += self.unsynced.len() as u64;
+        self.unsynced.clear();
+        // One large transaction is no reason to keep its memory.
+        self.unsynced.shrink_to(KEPT_BYTES);
+        Ok(())
     }
 
     /// Forgets the transaction that is still open.
@@ -451,6 +499,7 @@ impl SegmentWriter {
         for (_, relation) in open.relations {
             self.numbers.remove(&relation.version);
         }
+        self.rewind();
         let segment = &self.segment;
         self.file
             .set_len(segment.length())
@@ -463,13 +512,11 @@ impl SegmentWriter {
             let known = self.segment.known();
             (known.index.clone(), known.length)
         };
-        self.buffer.clear();
-        write_index(&mut self.buffer, &index);
-        self.buffer.extend_from_slice(&place.to_le_bytes());
-        self.buffer.extend_from_slice(FINISHED);
-        self.file
-            .write_all_at(&self.buffer, place)
-            .map_err(|error| self.segment.failed(error))
+        let begin = self.unsynced.len();
+        write_index(&mut self.unsynced, &index);
+        self.unsynced.extend_from_slice(&place.to_le_bytes());
+        self.unsynced.extend_from_slice(FINISHED);
+        self.put(begin).map(drop)
     }
 }
 
@@ -551,6 +598,7 @@ fn scan(file: &File, start: u64, size: u64, first: Offset) -> io::Result<Known> 
                     known.index.relations.extend(places);
                     known.index.end = next;
                     known.index.appended = batch.end_lsn;
+                    known.index.committed = batch.end_lsn;
                     known.index.committed_at = batch.committed_at;
                 }
             }

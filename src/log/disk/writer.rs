@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::directory::{Directory, OpenError, State, remove};
 use super::segment::{Segment, SegmentWriter};
@@ -18,6 +18,9 @@ use crate::retry::Backoff;
 /// The least time between two synchronisations: what comes meanwhile shares the next. Nobody waits
 /// for it but PostgreSQL, for the acknowledgement.
 const SYNC_EVERY: Duration = Duration::from_millis(10);
+
+/// Bytes of a transaction that are written before they are synchronised, at most.
+const SYNC_BYTES: usize = 16 << 20;
 
 /// How often age is looked at while nothing comes.
 const IDLE: Duration = Duration::from_secs(10);
@@ -36,6 +39,12 @@ pub(super) enum Command {
     Begin {
         state: State,
         first: Offset,
+        from: Lsn,
+        done: oneshot::Sender<()>,
+    },
+    /// The history goes on after `from` under another origin.
+    Follow {
+        state: State,
         from: Lsn,
         done: oneshot::Sender<()>,
     },
@@ -119,6 +128,15 @@ impl Writer {
                 self.begin(&state, first, from)?;
                 let _nobody_waits = done.send(());
             }
+            Command::Follow { state, from, done } => {
+                // First the position: under the old origin it does no harm, while under the new one
+                // the old position would have transactions passed over.
+                self.insist(|writer| writer.segment.pass(from))?;
+                self.written = Some(from);
+                self.store()?;
+                self.insist(|writer| writer.directory.set_state(&state))?;
+                let _nobody_waits = done.send(());
+            }
             Command::Close => {}
         }
         Some(())
@@ -128,6 +146,10 @@ impl Writer {
         let batch = &entry.batch;
         self.insist(|writer| writer.segment.write(entry.first, batch))?;
         if !batch.last {
+            // So that there is never much that a synchronisation that fails would have to repeat.
+            if self.segment.unsynced() >= SYNC_BYTES {
+                self.insist(|writer| writer.segment.sync())?;
+            }
             return Some(());
         }
         self.written = Some(batch.end_lsn);
@@ -176,13 +198,7 @@ impl Writer {
         let Some(lsn) = self.written.take() else {
             return Some(());
         };
-        if let Err(error) = self.segment.sync() {
-            // What the system had not written yet it may have forgotten; to ask again would be
-            // answered with yes.
-            error!(%error, "the disk lost what was written to the log");
-            self.shared.trouble.send_replace(Some(error.to_string()));
-            return None;
-        }
+        self.insist(|writer| writer.segment.sync())?;
         if self.shared.lock().epoch == self.epoch {
             self.shared.stored.send_replace(lsn);
         }
@@ -227,10 +243,15 @@ impl Writer {
     /// Begins a history. It has an origin, which is what makes it one, only once all else of it is
     /// stored: a crash before that leaves one that has not begun.
     fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Option<()> {
-        let bare = State::new(state.epoch(), None);
-        self.insist(|writer| writer.directory.set_state(&bare))?;
+        let bare = State::new(state.epoch(), from, None);
         self.epoch = state.epoch();
         self.written = None;
+        if self.directory.set_state(&bare).is_err() {
+            // On a disk that is full, what has to go may be what is in the way. Should it end here,
+            // an old history without a segment is behind any slot, and a new one begins then.
+            self.insist(|writer| writer.directory.clear())?;
+        }
+        self.insist(|writer| writer.directory.set_state(&bare))?;
         self.insist(|writer| writer.directory.clear())?;
         self.next_segment(first)?;
         self.insist(|writer| writer.segment.pass(from))?;
@@ -241,10 +262,6 @@ impl Writer {
 
     /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
     /// once the queue is full nothing is read from it either. `None` where the end comes first.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this thread has nothing else to do"
-    )]
     fn insist<T, E: std::fmt::Display>(
         &mut self,
         mut act: impl FnMut(&mut Self) -> Result<T, E>,
@@ -267,7 +284,8 @@ impl Writer {
                     if self.shared.closing.load(Ordering::Relaxed) {
                         return None;
                     }
-                    std::thread::sleep(backoff.after_failure());
+                    // Whoever ends the log wakes this thread.
+                    std::thread::park_timeout(backoff.after_failure());
                 }
             }
         }
