@@ -37,6 +37,17 @@ impl Relation {
         VERSION.fetch_add(count, Ordering::Relaxed)
     }
 
+    /// Whether another version says the same.
+    #[must_use]
+    pub fn describes_as(&self, other: &Self) -> bool {
+        self.oid == other.oid
+            && self.schema == other.schema
+            && self.name == other.name
+            && self.replica_identity == other.replica_identity
+            && self.columns == other.columns
+            && self.types == other.types
+    }
+
     /// The place of a column in this version's rows.
     #[must_use]
     pub fn position(&self, column: &str) -> Option<usize> {

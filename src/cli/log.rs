@@ -10,8 +10,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_FAILURE, EXIT_USAGE, fail};
+use crate::change::Relation;
 use crate::config::{self, Given};
 use crate::log::disk::{Inspection, inspect};
+use crate::pg::Oid;
 
 /// Arguments of `rowcast log`.
 #[derive(Args)]
@@ -98,6 +100,14 @@ fn as_json(found: &Inspection) -> serde_json::Value {
             "age_seconds": age(segment.committed_at).map(|age| age.as_secs()),
             "changes": segment.verified.as_ref().ok(),
             "error": segment.verified.as_ref().err(),
+            "tables": segment.tables.iter().map(|table| json!({
+                "schema": &*table.schema,
+                "name": &*table.name,
+                "columns": table.columns.iter().map(|column| json!({
+                    "name": &*column.name,
+                    "type": type_name(table, column.type_oid),
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })
 }
@@ -131,6 +141,30 @@ fn print(found: &Inspection) {
             segment.path.display(),
             segment.bytes
         );
+        for table in &segment.tables {
+            let columns: Vec<String> = table
+                .columns
+                .iter()
+                .map(|column| format!("{} {}", column.name, type_name(table, column.type_oid)))
+                .collect();
+            println!(
+                "    {}.{} ({})",
+                table.schema,
+                table.name,
+                columns.join(", ")
+            );
+        }
+    }
+}
+
+/// What a type was called when the stream described the table.
+fn type_name(table: &Relation, oid: Oid) -> String {
+    if let Some(known) = table.types.iter().find(|known| known.oid == oid) {
+        return format!("{}.{}", known.schema, known.name);
+    }
+    match tokio_postgres::types::Type::from_oid(oid.0) {
+        Some(built_in) => built_in.name().to_owned(),
+        None => format!("type {oid}"),
     }
 }
 

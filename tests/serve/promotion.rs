@@ -236,8 +236,13 @@ async fn a_standby_without_the_last_changes_begins_a_new_history_and_everybody_i
     assert_eq!(client.resync().await, "slot_lost");
     assert_ne!(inspect(&daemon.data()).unwrap().epoch, before);
     let mut client = Client::following(&daemon, &token(ANN), "open").await;
-    pair.database.insert_open(2).await;
-    assert_eq!(client.change().await, "INSERT 2");
+    pair.database.insert_open(3).await;
+    // A slot that was copied stands where it stood then.
+    let mut change = client.change().await;
+    while change == "INSERT 1" {
+        change = client.change().await;
+    }
+    assert_eq!(change, "INSERT 3");
     let log = daemon.log();
     assert!(log.contains("that has not had all changes"), "{log}");
     daemon.terminate().await;

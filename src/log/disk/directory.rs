@@ -137,7 +137,12 @@ impl Directory {
     pub(super) fn set_state(&self, state: &State) -> Result<(), OpenError> {
         let (path, fresh) = (self.path.join(STATE), self.path.join("state.json.new"));
         let write = || {
-            let mut file = File::create(&fresh)?;
+            let mut file = File::options()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&fresh)?;
             file.write_all(&serde_json::to_vec(state)?)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)?;

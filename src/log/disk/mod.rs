@@ -12,6 +12,13 @@
 //! change. A segment is the eight bytes `rowcast` and line feed, then records (see `record`): its
 //! header, and descriptions of tables each before the first batch that needs it. A transaction
 //! never spans two segments. A finished segment ends with an index.
+//!
+//! A segment needs nothing but itself to be read: values are PostgreSQL's text, a row's cells go by
+//! position, and the description before it names its columns with their types' numbers, and names
+//! the types that PostgreSQL does not come with. So rows can be read when their table or type has
+//! another name by now, or is gone; only `rowcast log` looks at those names. What is sent to clients
+//! is judged and named by the catalog of the day: the router hides rows whose description does not
+//! fit that any more, and says so.
 
 mod directory;
 
@@ -607,6 +614,8 @@ pub struct SegmentReport {
     pub committed_at: i64,
     /// Its changes, all read and their checksums compared, or what is wrong.
     pub verified: Result<u64, String>,
+    /// The tables whose changes it holds, each description once, as they were then.
+    pub tables: Vec<Arc<Relation>>,
 }
 
 /// Reads a log, also one that a process uses, and compares all checksums. Changes nothing. Blocks
@@ -632,6 +641,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, OpenError> {
                 bytes: segment.length(),
                 committed_at: segment.committed_at(),
                 verified: segment.verify().map_err(|error| error.to_string()),
+                tables: segment.tables(),
             })
             .collect(),
     })

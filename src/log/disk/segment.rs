@@ -309,6 +309,17 @@ impl Segment {
         Ok(relations)
     }
 
+    /// The descriptions without those that only repeat one; none where they cannot be read.
+    pub(super) fn tables(&self) -> Vec<Arc<Relation>> {
+        let mut tables: Vec<Arc<Relation>> = Vec::new();
+        for relation in self.relations().unwrap_or_default() {
+            if !tables.iter().any(|known| known.describes_as(&relation)) {
+                tables.push(relation);
+            }
+        }
+        tables
+    }
+
     /// Reads all of it and says how many changes it holds.
     pub(super) fn verify(&self) -> Result<u64, SegmentError> {
         let (mut from, mut changes) = (self.first, 0);
@@ -654,5 +665,80 @@ fn frames(
             buffer.get_mut(have..).unwrap_or_default(),
             here + have as u64,
         )?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Change, Kind, ReplicaIdentity};
+    use crate::pg::{Oid, Xid};
+
+    fn batch(commit: u64) -> Batch {
+        let relation = Relation {
+            oid: Oid(1),
+            schema: "public".into(),
+            name: "t".into(),
+            replica_identity: ReplicaIdentity::Default,
+            columns: Vec::new(),
+            types: Arc::default(),
+            version: Relation::reserve_versions(1),
+        };
+        Batch {
+            xid: Xid(commit),
+            commit_lsn: Lsn(commit),
+            end_lsn: Lsn(commit),
+            committed_at: 0,
+            changes: vec![Change {
+                relation: Arc::new(relation),
+                kind: Kind::Truncate,
+            }],
+            last: true,
+        }
+    }
+
+    #[test]
+    fn what_the_system_forgot_before_it_was_on_the_disk_is_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let segment = Arc::new(Segment::create(directory.path(), 7, Offset(0)).unwrap());
+        let mut writer = SegmentWriter::new(Arc::clone(&segment)).unwrap();
+        writer.write(Offset(0), &batch(1)).unwrap();
+        writer.sync().unwrap();
+        assert_eq!(writer.unsynced(), 0);
+        // It takes everything, forgets it, and cannot be synchronised.
+        let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
+        let disk = std::mem::replace(&mut writer.file, null);
+        writer.write(Offset(1), &batch(2)).unwrap();
+        writer.pass(Lsn(3)).unwrap();
+        assert!(writer.sync().is_err());
+        assert!(segment.verify().is_err(), "nothing of it is in the file");
+        writer.write(Offset(2), &batch(4)).unwrap();
+        writer.file = disk;
+        writer.sync().unwrap();
+        assert_eq!(segment.verify().unwrap(), 3);
+        let path = segment.path.clone();
+        let again = Segment::open(path, Relation::reserve_versions).unwrap();
+        assert_eq!((again.end(), again.appended()), (Offset(3), Lsn(4)));
+        assert_eq!(again.committed(), Lsn(4));
+    }
+
+    #[test]
+    fn a_transaction_that_was_in_part_synchronised_can_be_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let segment = Arc::new(Segment::create(directory.path(), 7, Offset(0)).unwrap());
+        let mut writer = SegmentWriter::new(Arc::clone(&segment)).unwrap();
+        let half = Batch {
+            last: false,
+            ..batch(1)
+        };
+        writer.write(Offset(0), &half).unwrap();
+        writer.sync().unwrap();
+        writer.write(Offset(1), &half).unwrap();
+        writer.abandon().unwrap();
+        writer.write(Offset(0), &batch(2)).unwrap();
+        writer.sync().unwrap();
+        assert_eq!(segment.verify().unwrap(), 1);
+        let again = Segment::open(segment.path.clone(), Relation::reserve_versions).unwrap();
+        assert_eq!(again.end(), Offset(1));
     }
 }
