@@ -65,26 +65,28 @@ impl Feed {
         publication: &str,
         stop: CancellationToken,
     ) -> Result<(), Fault> {
-        let mut backoff = backoff();
-        let mut stuck = Stuck::default();
+        let mut pace = Pace {
+            backoff: backoff(),
+            stuck: Stuck::default(),
+        };
         let mut next = Some(first);
         loop {
             let mut opened = match next.take() {
                 Some(opened) => opened,
                 None => tokio::select! {
-                    opened = self.open_again(publication, &mut backoff) => opened,
+                    opened = self.open_again(publication, &mut pace.backoff) => opened,
                     () = stop.cancelled() => {
                         self.end(None).await;
                         return Ok(());
                     }
                     () = self.over_the_limit() => {
-                        self.give_up(&mut backoff, &stop).await;
+                        self.give_up(&mut pace.backoff, &stop).await;
                         continue;
                     }
                 },
             };
             let ended = tokio::select! {
-                ended = self.pour(&mut opened, publication, &mut backoff) => ended,
+                ended = self.pour(&mut opened, publication, &mut pace) => ended,
                 ended = self.watch_trouble() => ended,
                 () = stop.cancelled() => {
                     self.log.abandon();
@@ -97,12 +99,11 @@ impl Feed {
             self.log.abandon();
             match ended {
                 Ended::Source(error) => {
-                    let cured = self.cure(&mut stuck, &error).await;
-                    if cured {
-                        backoff.reset();
+                    if self.cure(&mut pace.stuck, &error).await {
+                        pace.backoff.reset();
                     }
                     tokio::select! {
-                        () = self.wait(&mut backoff, &error) => {}
+                        () = self.wait(&mut pace.backoff, &error) => {}
                         () = stop.cancelled() => {
                             self.end(None).await;
                             return Ok(());
@@ -113,7 +114,7 @@ impl Feed {
                     warn!(%error, "the log does not take changes");
                     return Err(Fault::Ended("log"));
                 }
-                Ended::OverTheLimit => self.give_up(&mut backoff, &stop).await,
+                Ended::OverTheLimit => self.give_up(&mut pace.backoff, &stop).await,
             }
         }
     }
@@ -145,7 +146,7 @@ impl Feed {
         }
     }
 
-    async fn pour(&self, opened: &mut Opened, publication: &str, backoff: &mut Backoff) -> Ended {
+    async fn pour(&self, opened: &mut Opened, publication: &str, pace: &mut Pace) -> Ended {
         self.resume(opened, publication).await;
         self.flowing();
         let source = &mut opened.source;
@@ -159,15 +160,25 @@ impl Feed {
                 },
                 Ok(()) = stored.changed() => continue,
             };
-            backoff.reset();
             match event {
                 SourceEvent::Batch(batch) => {
                     self.metrics.changes_read.inc_by(batch.changes.len() as u64);
+                    let last = batch.last;
                     if let Err(error) = self.log.append(batch).await {
                         return Ended::Log(error);
                     }
+                    if last && self.log.committed() > pace.stuck.at {
+                        pace.backoff.reset();
+                        pace.stuck = Stuck::default();
+                    }
                 }
-                SourceEvent::Progress(position) => self.log.pass(position),
+                SourceEvent::Progress(position) => {
+                    self.log.pass(position);
+                    // Even a stream that is stuck says up to where.
+                    if pace.stuck.attempts == 0 {
+                        pace.backoff.reset();
+                    }
+                }
             }
         }
     }
@@ -193,37 +204,30 @@ impl Feed {
         let Some(attempts) = error.stuck() else {
             return false;
         };
-        let at = self.log.appended();
-        if stuck.at != at {
-            // Something came in between, or a cure has moved us on; but a cure that is followed by
-            // nothing else than the same again was none.
-            let moved = stuck.passed_to.is_some_and(|passed_to| at > passed_to);
-            *stuck = Stuck {
-                at,
-                attempts: 0,
-                passed_to: stuck.passed_to.filter(|_| !moved),
-            };
-        }
+        // Only a transaction is proof that it goes on; one that was taken has reset this.
+        let at = self.log.committed();
+        stuck.at = at;
         stuck.attempts += 1;
-        if stuck.attempts < attempts {
+        // What does not help is not repeated at once, as everybody has to read again each time.
+        if stuck.attempts < attempts << stuck.rounds.min(8) {
             return false;
         }
-        stuck.attempts = 0;
+        let attempts = std::mem::take(&mut stuck.attempts);
+        stuck.rounds += 1;
         let reason = chain(error);
         error!(
             slot = self.slot,
-            position = %at,
+            behind = %at,
             attempts,
             reason,
             "the stream ends again and again at one position: what comes next is given up, and \
              clients have to read again"
         );
         self.metrics.slots_given_up.inc();
-        if stuck.passed_to.is_none() {
+        if stuck.rounds % 2 == 1 {
             match source::pass_over(&self.database, &self.slot).await {
-                Ok(end) if end > at => {
+                Ok(end) if end > self.log.appended() => {
                     warn!(slot = self.slot, to = %end, "the slot was moved on");
-                    stuck.passed_to = Some(end);
                     return true;
                 }
                 Ok(_) => {}
@@ -234,8 +238,7 @@ impl Feed {
                 ),
             }
         }
-        stuck.passed_to = None;
-        self.drop_slot().await
+        self.drop_slot().await.is_ok()
     }
 
     /// Returns once the slot keeps more WAL than it may.
@@ -270,7 +273,11 @@ impl Feed {
         self.readiness.set(SourceState::Waiting(
             "the slot kept more WAL than max_retained_wal and is made anew".to_owned(),
         ));
-        while !self.drop_slot().await {
+        while let Err(error) = self.drop_slot().await {
+            if error.slot_is_taken() {
+                // Another relay has it by now, and watches it.
+                return;
+            }
             tokio::select! {
                 () = tokio::time::sleep(backoff.after_failure()) => {}
                 () = stop.cancelled() => return,
@@ -279,18 +286,16 @@ impl Feed {
         backoff.reset();
     }
 
-    async fn drop_slot(&self) -> bool {
-        match source::give_up(&self.database, &self.slot).await {
-            Ok(()) => {
-                warn!(slot = self.slot, "the slot was dropped");
-                true
-            }
+    async fn drop_slot(&self) -> Result<(), SourceError> {
+        let dropped = source::give_up(&self.database, &self.slot).await;
+        match &dropped {
+            Ok(()) => warn!(slot = self.slot, "the slot was dropped"),
             Err(error) => {
-                let reason = chain(&error);
+                let reason = chain(error);
                 warn!(slot = self.slot, reason, "the slot cannot be dropped");
-                false
             }
         }
+        dropped
     }
 
     /// Holds what was opened against what the log holds: unless the one goes on where the other
@@ -399,14 +404,21 @@ enum Ended {
     OverTheLimit,
 }
 
+/// How fast to try again.
+struct Pace {
+    backoff: Backoff,
+    stuck: Stuck,
+}
+
 /// Where the stream does not get on.
 #[derive(Default)]
 struct Stuck {
-    /// Up to where the log has everything.
+    /// The last transaction that came before.
     at: Lsn,
+    /// Since the last cure.
     attempts: u32,
-    /// Where the slot was moved to, if that was the last thing tried.
-    passed_to: Option<Lsn>,
+    /// Cures that did not help.
+    rounds: u32,
 }
 
 const fn backoff() -> Backoff {

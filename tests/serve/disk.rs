@@ -130,6 +130,43 @@ async fn a_full_disk_stops_the_acknowledgement_and_nothing_else_until_there_is_r
 }
 
 #[tokio::test]
+async fn a_new_history_needs_no_room_that_the_old_one_takes() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(command) = with_mount(place.path(), "size=4m,mode=0700") else {
+        return;
+    };
+    let database = Database::new("rowcast").await;
+    let environment = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("JWT_SECRET", crate::harness::SECRET),
+        ("ROWCAST_SLOT", database.slot.as_str()),
+        ("ROWCAST_DATA", place.path().to_str().unwrap()),
+    ];
+    let daemon = Daemon::spawn_by(command, &environment);
+    let mut client = Client::following(&daemon, &token(ANN), "open").await;
+    // The log alone fills it.
+    for id in 1..=60 {
+        database
+            .run(&format!(
+                "insert into open values ({id}, repeat('x', 100000))"
+            ))
+            .await;
+        assert_eq!(client.change().await, format!("INSERT {id}"));
+    }
+    until("full", async || {
+        daemon.metric("rowcast_log_up").await == Some(0.0)
+    })
+    .await;
+    database.drop_slot().await;
+    assert_eq!(client.resync().await, "slot_lost");
+    until("ready", async || daemon.ask("/readyz").await.0 == 200).await;
+    let mut client = Client::following(&daemon, &token(ANN), "open").await;
+    database.insert_open(61).await;
+    assert_eq!(client.change().await, "INSERT 61");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
 async fn a_disk_that_is_read_only_at_the_start_ends_it_with_the_setting_to_change() {
     let place = tempfile::tempdir().unwrap();
     let Some(command) = with_mount(place.path(), "ro") else {

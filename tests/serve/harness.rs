@@ -111,6 +111,20 @@ impl Database {
             .await;
     }
 
+    /// Takes the slot from whoever reads it.
+    pub(crate) async fn drop_slot(&self) {
+        self.run(&format!(
+            "do $$ begin loop \
+               perform pg_terminate_backend(active_pid) from pg_replication_slots \
+                where slot_name = '{0}'; \
+               begin perform pg_drop_replication_slot('{0}'); exit; \
+               exception when object_in_use then null; end; \
+             end loop; end $$",
+            self.slot
+        ))
+        .await;
+    }
+
     /// A row that only its owner sees.
     pub(crate) async fn insert_note(&self) {
         self.run("insert into note select count(*), null, 'b' from note")

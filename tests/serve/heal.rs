@@ -113,17 +113,7 @@ async fn a_slot_that_somebody_drops_is_made_anew_and_everybody_is_told() {
     let database = Database::new("rowcast").await;
     let daemon = database.daemon(&[]).await;
     let mut client = Client::following(&daemon, &token(ANN), "open").await;
-    database
-        .run(&format!(
-            "do $$ begin loop \
-               perform pg_terminate_backend(active_pid) from pg_replication_slots \
-                where slot_name = '{0}'; \
-               begin perform pg_drop_replication_slot('{0}'); exit; \
-               exception when object_in_use then null; end; \
-             end loop; end $$",
-            database.slot
-        ))
-        .await;
+    database.drop_slot().await;
     assert_eq!(client.resync().await, "slot_lost");
     flows(&database, &daemon, 1).await;
     daemon.terminate().await;

@@ -236,6 +236,14 @@ impl DiskLog {
         Some(thread)
     }
 
+    /// Has the writer's thread look again at once where it waits for a disk that takes nothing.
+    fn wake(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*thread {
+            thread.thread().unpark();
+        }
+    }
+
     fn send(&self, command: Command) -> Result<(), LogError> {
         self.commands
             .send(command)
@@ -491,6 +499,7 @@ impl Log for DiskLog {
                 from,
                 done,
             });
+            self.wake();
             self.shared.tail.send_replace(next);
             let _ended = waiting.await;
         }

@@ -517,6 +517,15 @@ impl SegmentWriter {
             .map_err(|error| segment.failed(error))
     }
 
+    /// Gives up what it holds, so that there is room although the file is open.
+    pub(super) fn empty(&mut self) -> Result<(), SegmentError> {
+        self.unsynced.clear();
+        self.synced = 0;
+        self.file
+            .set_len(0)
+            .map_err(|error| self.segment.failed(error))
+    }
+
     /// Writes the index: nothing comes behind it.
     pub(super) fn finish(&mut self) -> Result<(), SegmentError> {
         let (index, place) = {

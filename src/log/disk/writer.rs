@@ -52,6 +52,14 @@ pub(super) enum Command {
     Close,
 }
 
+/// Why something was not done.
+enum Halt {
+    /// The log is closed: what is not acknowledged comes again after the next start.
+    Closing,
+    /// A new history has begun.
+    Superseded,
+}
+
 pub(super) struct Writer {
     shared: Arc<Shared>,
     directory: Directory,
@@ -61,6 +69,8 @@ pub(super) struct Writer {
     /// Where the last transaction that was written, and is not stored yet, ends.
     written: Option<Lsn>,
     synced_at: Instant,
+    /// The last thing that was tried has failed.
+    failing: bool,
 }
 
 impl Writer {
@@ -78,6 +88,7 @@ impl Writer {
             segment: SegmentWriter::new(newest)?,
             written: None,
             synced_at: Instant::now(),
+            failing: false,
         })
     }
 
@@ -92,7 +103,8 @@ impl Writer {
             };
             let done = match commands.recv_timeout(wait) {
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => {
-                    self.store();
+                    // Whoever waits for more is gone.
+                    let _halted = self.store();
                     return;
                 }
                 Ok(command) => self.obey(command),
@@ -101,14 +113,16 @@ impl Writer {
                     self.store()
                 }
             };
-            if done.is_none() {
-                return;
+            match done {
+                Ok(()) => {}
+                // The command that begins the new history comes.
+                Err(Halt::Superseded) => self.written = None,
+                Err(Halt::Closing) => return,
             }
         }
     }
 
-    /// `None` where there is no going on.
-    fn obey(&mut self, command: Command) -> Option<()> {
+    fn obey(&mut self, command: Command) -> Result<(), Halt> {
         match command {
             Command::Write(entry, _room) => self.write(&entry)?,
             Command::Pass(lsn) => {
@@ -139,10 +153,10 @@ impl Writer {
             }
             Command::Close => {}
         }
-        Some(())
+        Ok(())
     }
 
-    fn write(&mut self, entry: &Entry) -> Option<()> {
+    fn write(&mut self, entry: &Entry) -> Result<(), Halt> {
         let batch = &entry.batch;
         self.insist(|writer| writer.segment.write(entry.first, batch))?;
         if !batch.last {
@@ -150,7 +164,7 @@ impl Writer {
             if self.segment.unsynced() >= SYNC_BYTES {
                 self.insist(|writer| writer.segment.sync())?;
             }
-            return Some(());
+            return Ok(());
         }
         self.written = Some(batch.end_lsn);
         {
@@ -165,20 +179,20 @@ impl Writer {
         } else if self.synced_at.elapsed() >= SYNC_EVERY {
             self.store()
         } else {
-            Some(())
+            Ok(())
         }
     }
 
     /// Finishes the segment and begins the next.
-    fn roll(&mut self, first: Offset) -> Option<()> {
+    fn roll(&mut self, first: Offset) -> Result<(), Halt> {
         self.insist(|writer| writer.segment.finish())?;
         self.store()?;
         self.next_segment(first)?;
         self.retain();
-        Some(())
+        Ok(())
     }
 
-    fn next_segment(&mut self, first: Offset) -> Option<()> {
+    fn next_segment(&mut self, first: Offset) -> Result<(), Halt> {
         let epoch = self.epoch;
         self.segment = self.insist(|writer| {
             let segment = Segment::create(&writer.directory.path, epoch.0, first)?;
@@ -189,20 +203,20 @@ impl Writer {
         if inner.epoch == epoch {
             inner.segments.push_back(Arc::clone(&self.segment.segment));
         }
-        Some(())
+        Ok(())
     }
 
     /// Makes what was written outlive a crash, and says so.
-    fn store(&mut self) -> Option<()> {
+    fn store(&mut self) -> Result<(), Halt> {
         self.synced_at = Instant::now();
         let Some(lsn) = self.written.take() else {
-            return Some(());
+            return Ok(());
         };
         self.insist(|writer| writer.segment.sync())?;
         if self.shared.lock().epoch == self.epoch {
             self.shared.stored.send_replace(lsn);
         }
-        Some(())
+        Ok(())
     }
 
     /// Removes the oldest segments as far as age and size ask for it; the newest stays.
@@ -242,13 +256,14 @@ impl Writer {
 
     /// Begins a history. It has an origin, which is what makes it one, only once all else of it is
     /// stored: a crash before that leaves one that has not begun.
-    fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Option<()> {
+    fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Result<(), Halt> {
         let bare = State::new(state.epoch(), from, None);
         self.epoch = state.epoch();
         self.written = None;
         if self.directory.set_state(&bare).is_err() {
             // On a disk that is full, what has to go may be what is in the way. Should it end here,
             // an old history without a segment is behind any slot, and a new one begins then.
+            self.insist(|writer| writer.segment.empty())?;
             self.insist(|writer| writer.directory.clear())?;
         }
         self.insist(|writer| writer.directory.set_state(&bare))?;
@@ -261,33 +276,43 @@ impl Writer {
     }
 
     /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
-    /// once the queue is full nothing is read from it either. `None` where the end comes first.
+    /// once the queue is full nothing is read from it either.
     fn insist<T, E: std::fmt::Display>(
         &mut self,
         mut act: impl FnMut(&mut Self) -> Result<T, E>,
-    ) -> Option<T> {
+    ) -> Result<T, Halt> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let mut failed = false;
         loop {
             match act(self) {
                 Ok(done) => {
-                    if failed {
+                    if std::mem::take(&mut self.failing) {
                         info!("the disk takes changes again");
                         self.shared.trouble.send_replace(None);
                     }
-                    return Some(done);
+                    return Ok(done);
                 }
                 Err(error) => {
                     warn!(%error, "the disk does not take changes; nothing is acknowledged");
-                    failed = true;
+                    self.failing = true;
                     self.shared.trouble.send_replace(Some(error.to_string()));
-                    if self.shared.closing.load(Ordering::Relaxed) {
-                        return None;
-                    }
-                    // Whoever ends the log wakes this thread.
+                    // Whoever ends the log or begins a history wakes this thread.
+                    self.going_on()?;
                     std::thread::park_timeout(backoff.after_failure());
+                    self.going_on()?;
                 }
             }
         }
+    }
+
+    /// Whether what is being done is still of use.
+    fn going_on(&self) -> Result<(), Halt> {
+        if self.shared.lock().epoch != self.epoch {
+            // All of it is about to go, which may be what makes room.
+            return Err(Halt::Superseded);
+        }
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Err(Halt::Closing);
+        }
+        Ok(())
     }
 }
