@@ -70,6 +70,7 @@ select jsonb_build_object(
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
     'deletes', coalesce((select p.pubdelete from pg_publication p where p.pubname = $1), false),
+    'encoding', (select pg_encoding_to_char(d.encoding) from pg_database d where d.datname = current_database()),
     'collate', (select d.datcollate from pg_database d where d.datname = current_database()),
     -- Absent before PostgreSQL 15, where there was only libc.
     'provider', (select coalesce(to_jsonb(d) ->> 'datlocprovider', 'c')

@@ -438,7 +438,12 @@ fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         let columns = table.columns.iter().map(|column| column.type_oid);
         for oid in columns {
             // Of a domain also what it is over: an enum's labels are there.
-            format!("{:?}", (catalog.types.get(&oid), catalog.base_type(oid))).hash(&mut hasher);
+            let base = catalog.base_type(oid);
+            let own = |of: Oid| of == oid || base.is_some_and(|base| base.oid == of);
+            let cast = catalog.casts.iter().any(|of| own(*of));
+            let operators = catalog.operators.iter().filter(|(of, ..)| own(*of));
+            let operators: Vec<_> = operators.collect();
+            format!("{:?}", (catalog.types.get(&oid), base, cast, operators)).hash(&mut hasher);
         }
     }
     format!("{:?}", (catalog.roles.get(role), catalog.request_settings)).hash(&mut hasher);

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::complete::Ahead;
+use super::allowance::{Allowance, Held};
 use super::group::{Group, MemberKey};
 use super::layout::Layout;
 use super::resolve::Readings;
@@ -59,6 +60,9 @@ pub struct Settings {
     pub ask_timeout: Duration,
     /// A change that is larger goes out without its large values, in bytes.
     pub max_record_bytes: usize,
+    /// Different filters of a socket or user that PostgreSQL is asked about; 0 for as many as there
+    /// are.
+    pub max_asked_filters: usize,
 }
 
 /// What the router stands on.
@@ -97,6 +101,7 @@ pub struct Fanout {
     /// that is new, and meant by whoever named none.
     passed: HashMap<Oid, u64>,
     sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
+    allowance: Allowance,
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
 }
 
@@ -137,6 +142,8 @@ struct Channel {
     /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
     readings: Readings,
     members: Vec<(Oid, MemberKey)>,
+    /// The filters that PostgreSQL is asked about.
+    asked: Held,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
     joining: u64,
     bindings: i64,
@@ -183,6 +190,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
         doubts: HashMap::new(),
         passed: HashMap::new(),
         sessions: HashMap::new(),
+        allowance: Allowance::new(settings.max_asked_filters),
         parked: FuturesUnordered::new(),
     };
     (router, fanout)
@@ -346,9 +354,10 @@ impl Fanout {
         watched.described = Some(Arc::clone(relation));
         watched.layout = layout;
         watched.computed = computed;
+        // In the table's order: columns that took each other's names since are others.
+        let mut known = watched.table.columns.iter();
         watched.fits = relation.columns.iter().all(|column| {
-            let known = watched.table.column(&column.name);
-            known.is_some_and(|known| known.type_oid == column.type_oid)
+            known.any(|known| *known.name == *column.name && known.type_oid == column.type_oid)
         });
     }
 }

@@ -104,6 +104,8 @@ pub(super) struct Match {
     pub(super) told: Vec<Told>,
     /// Whether the row before an update may be shown as well.
     pub(super) sees_old: bool,
+    /// Whether it cannot be told that the filters ask for it.
+    pub(super) unclear: bool,
 }
 
 /// What the compiled policies say of a row.
@@ -119,8 +121,6 @@ pub(super) enum Sight {
     Raised,
     /// The stream does not carry what decides.
     Undecided,
-    /// It may or might be seen, but whether the filter asks for it cannot be told.
-    Unmatched,
 }
 
 /// The row that decides, and what is known around it.
@@ -314,9 +314,10 @@ impl Group {
             if !heard.unclear.is_empty() && !hidden {
                 matches.push(Match {
                     principal: Arc::clone(&kin.principal),
-                    sight: Sight::Unmatched,
+                    sight,
                     told: heard.unclear,
                     sees_old: false,
+                    unclear: true,
                 });
             }
             if !heard.told.is_empty() {
@@ -329,6 +330,7 @@ impl Group {
                     sight,
                     told: heard.told,
                     sees_old,
+                    unclear: false,
                 });
             }
         }

@@ -11,6 +11,8 @@ mod layout;
 
 mod resolve;
 
+mod allowance;
+
 pub mod fanout;
 
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 pub use fanout::{Fanout, Foundation, Settings, router};
-pub use outbox::{Outbox, Overflow, Verdict};
+pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
 use crate::log::Offset;

@@ -4,8 +4,6 @@ pub mod filter;
 
 pub mod matcher;
 
-pub mod mutant;
-
 use crate::change::Kind;
 pub use filter::{Condition, FilterError, Operator};
 

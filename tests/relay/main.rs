@@ -32,3 +32,9 @@ mod random_alters;
 mod rows;
 
 mod redteam;
+
+mod refresh;
+
+mod together;
+
+mod truncated;

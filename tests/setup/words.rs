@@ -80,6 +80,30 @@ async fn a_login_that_was_there_is_not_changed() {
 }
 
 #[tokio::test]
+async fn where_the_provider_has_a_role_for_replication_that_is_granted_instead_of_the_attribute() {
+    let place = Place::new("createrole").await;
+    place.run(SCHEMA).await;
+    place.admin("create role rds_replication").await;
+    let arguments = ["--table", "app.todos", "--table", "app.notes"];
+    let said = place.setup("owner", &arguments).await;
+    assert_eq!(said.code, 69, "{}\n{}", said.out, said.error);
+    assert!(
+        said.out.contains("Only rds_superuser may grant it")
+            && said.out.contains("grant rds_replication to rowcast;"),
+        "{}",
+        said.out
+    );
+    place
+        .admin("grant rds_replication to owner with admin option")
+        .await;
+    let said = place.setup("owner", &arguments).await.ok();
+    assert!(!said.contains("alter role rowcast replication"), "{said}");
+    let relay = "select row(rolcanlogin, rolreplication, pg_has_role(oid, 'rds_replication', 'member'))::text \
+         from pg_roles where rolname = 'rowcast'";
+    assert_eq!(place.text(relay).await, "(t,f,t)");
+}
+
+#[tokio::test]
 async fn a_password_is_neither_printed_nor_sent_and_works() {
     const PASSWORD: &str = "geheim'\\ß";
     let place = Place::with(

@@ -14,6 +14,7 @@ use crate::policy::ask::Asker;
 use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
+use crate::router::allowance::Held;
 use crate::router::group::Group;
 use crate::router::layout::Layout;
 use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, refused, resolve};
@@ -57,6 +58,7 @@ impl Fanout {
             refused: Vec::new(),
             readings: Readings::default(),
             members: Vec::new(),
+            asked: Held::default(),
             joining: 0,
             bindings: 0,
         });
@@ -65,7 +67,8 @@ impl Fanout {
     }
 
     fn join(&mut self, join: Join, joining: u64, role_read: bool, told: &Readings) {
-        let resolved = self.resolve(&join.principal, &join.wanted, told);
+        let whose = (join.outbox.session(), join.channel);
+        let resolved = self.resolve(whose, &join.principal, &join.wanted, told);
         // The catalog may be a second old. Before a client is told what it cannot have, it is
         // looked at again.
         let stale = !role_read
@@ -107,9 +110,20 @@ impl Fanout {
                     "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
                     join.principal.role
                 );
-                self.withdraw(join.outbox.session(), join.channel);
+                let (session, channel) = (join.outbox.session(), join.channel);
+                self.withdraw(session, channel);
+                if let Some(known) = self
+                    .sessions
+                    .get_mut(&session)
+                    .and_then(|all| all.get_mut(&channel))
+                {
+                    // What it was before the refresh must not come back with the next catalog.
+                    known.principal = Arc::clone(&join.principal);
+                    known.wanted = Arc::new([]);
+                    known.refused = Vec::new();
+                }
                 join.outbox.push(Event::Joined {
-                    channel: join.channel,
+                    channel,
                     refusals: join
                         .wanted
                         .iter()
@@ -189,6 +203,7 @@ impl Fanout {
 
     fn resolve(
         &mut self,
+        (session, channel): (SessionId, ChannelId),
         principal: &Principal,
         wanted: &[Wanted],
         told: &Readings,
@@ -198,7 +213,7 @@ impl Fanout {
             unjudged_deletes: self.unjudged_keys(),
         };
         let (catalog, accesses) = (&self.catalog, &mut self.access);
-        resolve(
+        let mut resolved = resolve(
             catalog,
             Told {
                 own: told,
@@ -214,7 +229,13 @@ impl Fanout {
                     .or_insert_with(|| Arc::new(Access::new(catalog, table, &principal.role)));
                 Arc::clone(access)
             },
-        )
+        )?;
+        let channels = self.sessions.get(&session);
+        if let Some(state) = channels.and_then(|channels| channels.get(&channel)) {
+            let whose = (session, principal);
+            resolved.asked = self.allowance.limit(&mut resolved, whose, &state.asked);
+        }
+        Ok(resolved)
     }
 
     fn put_in_force(&mut self, session: SessionId, channel: ChannelId, resolved: Resolved) {
@@ -227,6 +248,8 @@ impl Fanout {
         };
         state.refused = resolved.refusals;
         state.readings = resolved.readings;
+        self.allowance.take(&resolved.asked);
+        state.asked = resolved.asked;
         for (oid, bindings) in resolved.tables {
             let Some(table) = self.catalog.tables.get(&oid) else {
                 continue;
@@ -272,6 +295,7 @@ impl Fanout {
         self.metrics
             .subscriptions
             .dec_by(std::mem::take(&mut state.bindings));
+        self.allowance.give_back(&std::mem::take(&mut state.asked));
         for (oid, key) in std::mem::take(&mut state.members) {
             let Some(watched) = self.tables.get_mut(&oid) else {
                 continue;
@@ -447,7 +471,7 @@ impl Fanout {
             let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
             let (refused, told) = (state.refused.clone(), state.readings.clone());
             let outbox = Arc::clone(&state.outbox);
-            match self.resolve(&principal, &wanted, &told) {
+            match self.resolve((session, channel), &principal, &wanted, &told) {
                 Ok(resolved) if resolved.refusals == refused => {
                     let tables = resolved.tables.iter().map(|(oid, _)| *oid).collect();
                     self.put_in_force(session, channel, resolved);
