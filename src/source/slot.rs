@@ -375,3 +375,20 @@ fn lsn(text: Option<String>) -> Result<Lsn, SourceError> {
         .parse()
         .map_err(SourceError::disconnected)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timelines_history_is_read_as_the_server_writes_it() {
+        let text = "1\t0/3000148\tno recovery target specified\n\n# a remark\n\
+                    2\t16/B374D848\tat restore point \"1\t0/1\"\n3\tnowhere\n";
+        let switch = |timeline, lsn| Switch { timeline, lsn };
+        assert_eq!(
+            switches(text),
+            [switch(1, Lsn(0x300_0148)), switch(2, Lsn(0x16_B374_D848))]
+        );
+        assert_eq!(switches(""), []);
+    }
+}

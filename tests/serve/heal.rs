@@ -51,6 +51,38 @@ async fn a_publication_that_is_dropped_and_made_again_costs_one_new_history() {
     daemon.terminate().await;
 }
 
+#[tokio::test]
+async fn a_slot_that_is_stuck_where_it_was_moved_to_is_made_anew() {
+    let database = Database::new("rowcast").await;
+    let daemon = database.daemon(&[]).await;
+    flows(&database, &daemon, 1).await;
+    let holder = connect(&database.url).await;
+    database.run("drop publication rowcast").await;
+    // What it changes now is looked at when it commits, as of now.
+    holder
+        .batch_execute("begin; insert into open values (2, 'unpublished')")
+        .await
+        .unwrap();
+    database
+        .run(
+            "insert into open values (3, 'unpublished'); \
+             create publication rowcast for table open, note, plan",
+        )
+        .await;
+    daemon
+        .metric_reaches("rowcast_log_histories_total", 1.0)
+        .await;
+    holder.batch_execute("commit").await.unwrap();
+    daemon
+        .metric_reaches("rowcast_log_histories_total", 2.0)
+        .await;
+    flows(&database, &daemon, 4).await;
+    let log = daemon.log();
+    assert!(log.contains("the slot was moved on"), "{log}");
+    assert!(log.contains("the slot was lost and made anew"), "{log}");
+    daemon.terminate().await;
+}
+
 /// A database on the shared cluster of another encoding than UTF8.
 async fn of_encoding(encoding: &str) -> Database {
     let name = format!("of_{}", encoding.to_ascii_lowercase());
