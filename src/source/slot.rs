@@ -264,8 +264,13 @@ async fn find(client: &Client, slot: &str) -> Result<Found, SourceError> {
         });
         return Ok(Found::Lost(reason.to_owned()));
     }
+    let Some(confirmed) = text("confirmed_flush_lsn") else {
+        return Err(SourceError::disconnected(
+            "another session is making the replication slot, and waits for open transactions",
+        ));
+    };
     Ok(Found::There {
-        confirmed: lsn(text("confirmed_flush_lsn").map(str::to_owned))?,
+        confirmed: lsn(Some(confirmed.to_owned()))?,
         failover: found.get("failover").and_then(Value::as_bool) == Some(true),
     })
 }
@@ -318,6 +323,18 @@ pub(super) async fn drop_slot(client: &Client, slot: &str) -> Result<(), SourceE
             // Somebody else was faster.
             SourceError::Refused(refusal) if refusal.sqlstate == "42704" => return Ok(()),
             _ if error.slot_is_taken() && Instant::now() < deadline => {
+                // One that still makes it for somebody who does not wait any more: it waits for
+                // open transactions, and keeps WAL meanwhile.
+                client
+                    .execute(
+                        "select pg_catalog.pg_terminate_backend(a.pid) \
+                           from pg_catalog.pg_replication_slots s \
+                           join pg_catalog.pg_stat_activity a on a.pid = s.active_pid \
+                          where s.slot_name = $1::text and a.usename = session_user \
+                            and a.application_name = 'rowcast setup'",
+                        &[&slot],
+                    )
+                    .await?;
                 sleep(POLL).await;
             }
             _ => return Err(error),
