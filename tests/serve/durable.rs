@@ -12,7 +12,9 @@ use crate::harness::{ANN, Daemon, Database, token, until};
 /// The history and how many changes it holds.
 pub(crate) fn held(directory: &Path) -> (Epoch, u64) {
     let found = inspect(directory).unwrap();
-    let end = found.segments.last().unwrap().range.end;
+    // There is none for a moment where a history begins.
+    let last = found.segments.last();
+    let end = last.map_or(Offset(0), |last| last.range.end);
     let verified: u64 = found
         .segments
         .iter()
