@@ -22,6 +22,12 @@ mod durable;
 
 mod outages;
 
+mod heal;
+
+mod disk;
+
+mod promotion;
+
 mod enemies;
 
 mod tokens;
