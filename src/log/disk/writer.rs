@@ -97,11 +97,7 @@ impl Writer {
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         self.retain();
         loop {
-            let wait = match self.written {
-                Some(_) => SYNC_EVERY.saturating_sub(self.synced_at.elapsed()),
-                None => IDLE,
-            };
-            let done = match commands.recv_timeout(wait) {
+            let done = match self.next(commands) {
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => {
                     // Whoever waits for more is gone.
                     let _halted = self.store();
@@ -120,6 +116,18 @@ impl Writer {
                 Err(Halt::Closing) => return,
             }
         }
+    }
+
+    /// The next command. What comes before the next synchronisation is due waits for that in the
+    /// queue, which has room for it, so that this thread wakes once for all of it.
+    fn next(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
+        if self.written.is_none() {
+            return commands.recv_timeout(IDLE);
+        }
+        commands.try_recv().or_else(|_empty| {
+            std::thread::park_timeout(SYNC_EVERY.saturating_sub(self.synced_at.elapsed()));
+            commands.recv_timeout(Duration::ZERO)
+        })
     }
 
     fn obey(&mut self, command: Command) -> Result<(), Halt> {
