@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -159,7 +160,12 @@ fn read(file: &Path, epoch: Epoch) -> Option<Known> {
 fn replace(file: &Path, known: &Known) -> std::io::Result<()> {
     let text = serde_json::to_vec(known)?;
     let fresh = file.with_extension("new");
-    let mut written = std::fs::File::create(&fresh)?;
+    let mut written = std::fs::File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&fresh)?;
     written.write_all(&text)?;
     written.sync_all()?;
     std::fs::rename(&fresh, file)

@@ -149,14 +149,14 @@ async fn a_policy_that_changed_while_the_relay_was_down_is_said_to_whoever_misse
 #[tokio::test]
 async fn a_cursor_of_a_log_that_was_in_memory_is_of_another_history_after_a_restart() {
     let database = Database::new("rowcast").await;
-    let daemon = database.daemon(&[]).await;
+    let daemon = database.daemon(&[("ROWCAST_DATA", "memory")]).await;
     let mut client = back(&daemon, &both(), None).await;
     database.insert_open(1).await;
     let came = until(&mut client, 1).await;
     let since = came.last().map(|(_, _, cursor)| cursor.as_str());
     daemon.terminate().await;
     database.insert_open(2).await;
-    let daemon = database.daemon(&[]).await;
+    let daemon = database.daemon(&[("ROWCAST_DATA", "memory")]).await;
     let mut client = back(&daemon, &both(), since).await;
     assert_eq!(resync(&mut client).await["reason"], "epoch");
 }
