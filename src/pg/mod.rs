@@ -10,6 +10,8 @@ mod tls;
 
 pub mod connect;
 
+pub mod prepared;
+
 pub mod snapshot;
 
 pub mod throwaway;

@@ -5,7 +5,6 @@
 //! that is rolled back. That is no prison: code that resets the role has the rights of the relay's
 //! login, which therefore is to have none on tables.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tokio_postgres::{Client, Statement};
 use tracing::{debug, warn};
 
 use crate::pg::connect::Database;
+use crate::pg::prepared::Prepared;
 use crate::pg::quote_identifier;
 use crate::retry::Backoff;
 
@@ -28,9 +28,6 @@ const REST: u32 = 5;
 
 /// How often a right that is missing is said, at most.
 const WARN_GAP: Duration = Duration::from_secs(60);
-
-/// Statements kept prepared; past this all are prepared anew.
-const MAX_PREPARED: usize = 500;
 
 /// Has PostgreSQL compute generated columns, over a connection that is made when it is needed.
 pub struct Computer {
@@ -51,7 +48,7 @@ impl fmt::Debug for Computer {
 
 struct Connection {
     client: Client,
-    prepared: HashMap<Arc<str>, Statement>,
+    prepared: Prepared,
 }
 
 /// Why there are no values.
@@ -222,7 +219,7 @@ impl Computer {
                 .map_err(|error| Trouble::Broken(error.to_string()))?;
             self.connection = Some(Connection {
                 client,
-                prepared: HashMap::new(),
+                prepared: Prepared::default(),
             });
         }
         self.connection
@@ -237,15 +234,13 @@ impl Connection {
         if let Some(known) = self.prepared.get(query) {
             return Ok(known.clone());
         }
-        if self.prepared.len() >= MAX_PREPARED {
-            self.prepared.clear();
-        }
+        self.prepared.make_room();
         let statement = self
             .client
             .prepare(query)
             .await
             .map_err(|error| trouble(&error))?;
-        self.prepared.insert(Arc::clone(query), statement.clone());
+        self.prepared.insert(query, statement.clone());
         Ok(statement)
     }
 }

@@ -112,11 +112,7 @@ impl Live {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                changed = tail.changed() => if changed.is_err() { break },
-                command = self.commands.recv() => match command {
-                    Some(command) => self.command(command),
-                    None => break,
-                },
+                // Commands last: each of the others is soon done, while those may never end.
                 Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
                     self.unpark(unparked);
                 }
@@ -125,6 +121,11 @@ impl Live {
                     Err(_ended) => break,
                 },
                 happened = self.returns.next() => self.returned(happened),
+                changed = tail.changed() => if changed.is_err() { break },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => break,
+                },
             }
         }
     }

@@ -1,6 +1,6 @@
 //! A client's wish held against the catalog: which tables it means, and its filters typed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Refusal;
@@ -24,6 +24,9 @@ pub(super) struct Readings(HashMap<Probe, Reading>);
 /// Readings kept for all channels; past this all are forgotten and asked again.
 const MAX_READINGS: usize = 10_000;
 
+/// Bytes of a condition's values whose reading is kept for all channels.
+const MAX_SHARED: usize = 256;
+
 impl Readings {
     /// All that a join waited for has to be there when it is resolved again: nothing is forgotten.
     pub(super) fn insert(&mut self, probe: Probe, reading: Reading) {
@@ -32,6 +35,10 @@ impl Readings {
 
     /// For others, who can ask again.
     pub(super) fn share(&mut self, probe: Probe, reading: Reading) {
+        let values = probe.condition.values.iter().flatten();
+        if values.map(String::len).sum::<usize>() > MAX_SHARED {
+            return;
+        }
         if self.0.len() >= MAX_READINGS {
             self.0.clear();
         }
@@ -112,7 +119,7 @@ pub(super) fn resolve(
         catalog,
         told,
         role: &principal.role,
-        unread: Vec::new(),
+        unread: HashSet::new(),
         used: Readings::default(),
     };
     for wish in wanted {
@@ -143,11 +150,12 @@ pub(super) fn resolve(
     }
     resolved.notices.sort();
     resolved.notices.dedup();
+    // While something is unread it is not known what fits.
     if reader.unread.is_empty() {
         resolved.readings = reader.used;
         Ok(resolved)
     } else {
-        Err(Unresolved::Unread(reader.unread))
+        Err(Unresolved::Unread(reader.unread.into_iter().collect()))
     }
 }
 
@@ -228,7 +236,6 @@ fn bind(
     notices: &mut Vec<String>,
 ) -> Result<Bound, Refusal> {
     let named = wish.schema.is_some() && wish.table.is_some();
-    let unread = reader.unread.len();
     let (mut bound, mut first) = (Bound::new(), None);
     let mut unfit = Vec::new();
     for (table, access) in tables {
@@ -251,10 +258,7 @@ fn bind(
         }
     }
     match first {
-        // While something is unread it is not known what fits.
-        Some(reason) if bound.is_empty() && reader.unread.len() == unread => {
-            Err(refused(wish, &reason))
-        }
+        Some(reason) if bound.is_empty() => Err(refused(wish, &reason)),
         _ => {
             notices.append(&mut unfit);
             Ok(bound)
@@ -296,7 +300,7 @@ struct Reader<'a> {
     catalog: &'a Catalog,
     told: Told<'a>,
     role: &'a str,
-    unread: Vec<Probe>,
+    unread: HashSet<Probe>,
     used: Readings,
 }
 
@@ -410,7 +414,7 @@ impl Reader<'_> {
                 Err(refusal(condition, column, code, message))
             }
             None => {
-                self.unread.push(probe);
+                self.unread.insert(probe);
                 Ok(None)
             }
         }

@@ -87,7 +87,7 @@ impl Connection {
     }
 
     /// Serves the client until one of the two has enough. Must be polled to its end, or the router
-    /// keeps the session until its outbox is seen to be closed.
+    /// keeps the session.
     pub(super) async fn run(mut self) {
         let metrics = Arc::clone(&self.front.0.metrics);
         let ending = self.front.0.ending.clone();

@@ -19,6 +19,7 @@ use super::{Answer, Question};
 use crate::auth::Claims;
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
+use crate::pg::prepared::Prepared;
 use crate::retry::Backoff;
 
 /// What a question is about.
@@ -43,7 +44,7 @@ struct Connection {
     become_client: Statement,
     /// Questions as plain statements. PostgreSQL may analyse one anew under the client's role,
     /// which may not use every schema that it names: then it is put the long way.
-    prepared: HashMap<Arc<str>, Statement>,
+    prepared: Prepared,
 }
 
 /// A batch's questions by their text; `None` for what PostgreSQL does not take as a question.
@@ -201,7 +202,7 @@ impl Desk {
                 client,
                 visible,
                 become_client,
-                prepared: HashMap::new(),
+                prepared: Prepared::default(),
             });
         }
         self.connection
@@ -215,9 +216,6 @@ const MAX_UNDER_WAY: usize = 4 << 20;
 
 /// Rows of one statement, in bytes; further ones go into the next.
 const MAX_GROUP: usize = 1 << 20;
-
-/// Plain questions kept prepared; past this all are prepared anew.
-const MAX_PREPARED: usize = 500;
 
 impl Connection {
     async fn answer(
@@ -259,16 +257,14 @@ impl Connection {
     /// Prepares the questions that are not prepared yet, under the relay's own login. What
     /// PostgreSQL does not take is left out.
     async fn prepare(&mut self, queries: impl Iterator<Item = &Arc<str>>) -> Result<(), Trouble> {
+        self.prepared.make_room();
         for query in queries {
-            if self.prepared.contains_key(query) {
+            if self.prepared.get(query).is_some() {
                 continue;
-            }
-            if self.prepared.len() >= MAX_PREPARED {
-                self.prepared.clear();
             }
             match self.client.prepare(query).await {
                 Ok(statement) => {
-                    self.prepared.insert(Arc::clone(query), statement);
+                    self.prepared.insert(query, statement);
                 }
                 Err(error) if error.as_db_error().is_some() => {}
                 Err(error) => return Err(broken(error)),

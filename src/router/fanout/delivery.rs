@@ -22,6 +22,10 @@ use crate::router::{
     ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
 };
 
+/// Shapes kept for a table, one for each set of columns that somebody asks for; past this all are
+/// made anew.
+const MAX_SHAPES: usize = 1000;
+
 impl Fanout {
     pub(super) async fn change(&mut self, entry: &Entry, offset: Offset, change: &Change) {
         let oid = change.relation.oid;
@@ -401,6 +405,9 @@ impl Fanout {
             return Some(data.clone());
         }
         let key = (relation.version, columns.clone());
+        if watched.shapes.len() >= MAX_SHAPES {
+            watched.shapes.clear();
+        }
         let shape = watched.shapes.entry(key).or_insert_with(|| {
             Arc::new(Shape::new(
                 relation,

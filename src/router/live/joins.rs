@@ -40,7 +40,10 @@ impl Live {
         match command {
             Command::Join(join) => {
                 let joining = self.begin(&join);
-                self.join(join, joining, false, &Readings::default());
+                // With a new token a channel's filters mean what they meant.
+                let known = self.fanout.channel(join.outbox.session(), join.channel);
+                let told = known.map(|channel| channel.readings.clone());
+                self.join(join, joining, false, &told.unwrap_or_default());
             }
             Command::Leave { session, channel } => self.leave(session, channel),
             Command::Disconnect { session } => {
@@ -302,6 +305,7 @@ impl Live {
     /// Lets a join wait for PostgreSQL while everything else goes on.
     fn park(&mut self, join: Join, joining: u64, unread: Vec<Probe>, told: &Readings) {
         if self.parked.len() >= MAX_PARKED {
+            debug!("too many joins wait for the database");
             self.unavailable(&join);
             return;
         }
@@ -325,7 +329,6 @@ impl Live {
     }
 
     fn unavailable(&mut self, join: &Join) {
-        warn!("a join could not be decided: the database does not answer");
         self.fanout.withdraw(join.outbox.session(), join.channel);
         join.outbox.push(Event::Unavailable {
             channel: join.channel,
@@ -361,6 +364,7 @@ impl Live {
             self.fanout.adopt(None);
             self.join(join, joining, role_read, &told);
         } else {
+            warn!("a join could not be decided: the database does not answer");
             self.unavailable(&join);
         }
     }
