@@ -6,6 +6,8 @@ pub mod matcher;
 
 pub mod mutant;
 
+pub mod order;
+
 pub mod start;
 
 use crate::change::Kind;

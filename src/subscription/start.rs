@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::order::Wish;
 use crate::log::Cursor;
 use crate::pg::snapshot::Snapshot;
 
@@ -12,6 +13,8 @@ pub struct Start {
     pub since: Option<Cursor>,
     /// What this snapshot shows is not wanted: its holder has it.
     pub unseen_by: Option<Arc<Snapshot>>,
+    /// The rows that are wanted before the changes, where these do not begin at `since`.
+    pub snapshot: Option<Wish>,
 }
 
 impl Start {
