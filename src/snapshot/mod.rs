@@ -50,6 +50,22 @@ pub struct Settings {
     pub timeout: Duration,
     /// A row that is larger goes out without its large values, in bytes.
     pub max_record_bytes: usize,
+    /// A page that has this much JSON is sent, in bytes.
+    pub page_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            sessions: 4,
+            default_rows: 1_000,
+            max_rows: 10_000,
+            max_bytes: 16 << 20,
+            timeout: Duration::from_secs(30),
+            max_record_bytes: 1 << 20,
+            page_bytes: 128 << 10,
+        }
+    }
 }
 
 /// What is to be read for a channel.
@@ -62,12 +78,14 @@ pub struct Request {
 }
 
 /// Some of the rows of a binding.
-#[derive(Debug, Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Page {
     /// The binding.
     pub binding: u32,
-    /// What was read for it.
-    pub query: Arc<Query>,
+    /// The table's schema.
+    pub schema: Arc<str>,
+    /// The table's name.
+    pub table: Arc<str>,
     /// Counts its pages from 0. With 0 whatever came before is of no use any more.
     pub number: u32,
     /// A JSON array of rows, each as changes have it in `record`.
@@ -87,6 +105,18 @@ impl Page {
     #[must_use]
     pub const fn size(&self) -> usize {
         self.rows.len() + self.errors.len()
+    }
+}
+
+/// Row values are user data and must not reach a log.
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page")
+            .field("binding", &self.binding)
+            .field("number", &self.number)
+            .field("bytes", &self.size())
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,10 +14,8 @@ use crate::subscription::order::{Nulls, Term, Wish};
 /// A statement over one table, for one role.
 #[derive(Debug)]
 pub struct Query {
-    /// The table's schema.
-    pub schema: Arc<str>,
-    /// The table's name.
-    pub name: Arc<str>,
+    pub(super) schema: Arc<str>,
+    pub(super) name: Arc<str>,
     pub(super) oid: Oid,
     pub(super) sql: String,
     /// Rows that are given; the statement asks for one more, to know whether there are others.
@@ -59,7 +57,9 @@ impl Query {
                 table.schema, table.name
             ));
         }
-        let limit = wish.limit.unwrap_or(settings.default_rows);
+        let limit = wish
+            .limit
+            .unwrap_or_else(|| settings.default_rows.min(settings.max_rows));
         if limit > settings.max_rows {
             return Err(format!(
                 "a snapshot's `limit` may be {} at most (snapshot_max_rows), not {limit}",

@@ -22,9 +22,6 @@ use crate::policy::ask::BECOME_CLIENT;
 /// Rows fetched at once, and of a page.
 const PAGE_ROWS: usize = 500;
 
-/// A page that has this much JSON is sent, in bytes.
-const PAGE_BYTES: usize = 128 << 10;
-
 /// How long a table's lock may be waited for: whoever holds it has others wait as well.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -242,7 +239,7 @@ impl Session {
                 given += 1;
                 let row = values(&row).map_err(|error| begun(reading.inner, &error))?;
                 leaf.write(query, &row);
-                if leaf.is_full() {
+                if leaf.is_full(reading.inner.settings.page_bytes) {
                     let page = leaf.turn(reading.page(binding, query, number));
                     reading.send(page).await?;
                     number += 1;
@@ -284,10 +281,11 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    fn page(&self, binding: u32, query: &Arc<Query>, number: u32) -> Page {
+    fn page(&self, binding: u32, query: &Query, number: u32) -> Page {
         Page {
             binding,
-            query: Arc::clone(query),
+            schema: Arc::clone(&query.schema),
+            table: Arc::clone(&query.name),
             number,
             rows: Bytes::new(),
             errors: Bytes::new(),
@@ -349,8 +347,8 @@ impl Leaf {
         self.count += 1;
     }
 
-    const fn is_full(&self) -> bool {
-        self.count >= PAGE_ROWS || self.rows.len() >= PAGE_BYTES
+    const fn is_full(&self, bytes: usize) -> bool {
+        self.count >= PAGE_ROWS || self.rows.len() >= bytes
     }
 
     /// Puts what was written into `page`, and begins anew.

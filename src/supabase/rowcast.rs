@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use super::json::{Members, boolean, is_null, string};
 use crate::log::Cursor;
 use crate::subscription::Start;
+use crate::subscription::order::{self, Wish};
 
 /// What a join asks for.
 #[derive(Debug, Default)]
@@ -36,7 +37,8 @@ pub(super) fn of_binding(value: Option<&RawValue>) -> Result<Start, String> {
     for (name, value) in &members(value)?.0 {
         match name.as_ref() {
             "since" => start.since = since(value)?,
-            name => return Err(unknown(name, "since")),
+            "snapshot" => start.snapshot = snapshot(value)?,
+            name => return Err(unknown(name, "since, snapshot")),
         }
     }
     Ok(start)
@@ -58,6 +60,38 @@ fn since(value: &RawValue) -> Result<Option<Cursor>, String> {
         .parse()
         .map_err(|error| format!("`rowcast.since` is {error}"))?;
     Ok(Some(cursor))
+}
+
+/// `true`, or an object with `limit` and `order`.
+fn snapshot(value: &RawValue) -> Result<Option<Wish>, String> {
+    let mut wish = Wish::default();
+    if is_null(value) || boolean(value) == Some(false) {
+        return Ok(None);
+    }
+    if boolean(value) == Some(true) {
+        return Ok(Some(wish));
+    }
+    let members = Members::of(value)
+        .ok_or_else(|| "`rowcast.snapshot` must be an object, true or false".to_owned())?;
+    for (name, value) in &members.0 {
+        match name.as_ref() {
+            _ if is_null(value) => {}
+            "limit" => {
+                let limit = value.get().parse().map_err(|_| {
+                    "`rowcast.snapshot.limit` must be a whole number, not negative".to_owned()
+                })?;
+                wish.limit = Some(limit);
+            }
+            "order" => {
+                let text = string(value)
+                    .ok_or_else(|| "`rowcast.snapshot.order` must be a string".to_owned())?;
+                wish.order =
+                    order::parse(&text).map_err(|error| format!("`rowcast.snapshot`: {error}"))?;
+            }
+            name => return Err(unknown(&format!("snapshot.{name}"), "limit, order")),
+        }
+    }
+    Ok(Some(wish))
 }
 
 fn unknown(name: &str, known: &str) -> String {

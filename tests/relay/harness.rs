@@ -8,7 +8,9 @@ use std::time::Duration;
 use rowcast::admin::Readiness;
 use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
-use rowcast::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret};
+use rowcast::config::{
+    Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
+};
 use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
@@ -209,6 +211,7 @@ pub(crate) fn config(url: &str) -> Config {
         outbox_max_events: 10_000,
         outbox_max_bytes: 16 << 20,
         ask_timeout: Duration::from_secs(5),
+        snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_millis(100),
         drain: Duration::from_secs(1),
         log: "info".to_owned(),
