@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
+use crate::log::Cursor;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::mutant::Mutant;
 use value::Codec;
@@ -109,7 +110,8 @@ impl Shape {
         }
     }
 
-    /// Writes one change; `None` for kinds that have no row.
+    /// Writes one change, with the place behind it in the log and when it committed; `None` for
+    /// kinds that have no row.
     ///
     /// A value that nothing carries is left out and `errors` names its column. A change whose
     /// values as text, or which as JSON, are larger than `max_bytes` keeps the primary key and
@@ -118,18 +120,18 @@ impl Shape {
     pub fn encode(
         &self,
         change: &Change,
-        committed_at: i64,
+        (cursor, committed_at): (Cursor, i64),
         old: OldRecord,
         max_bytes: usize,
     ) -> Option<Bytes> {
         let rows = Rows::of(change, old)?;
         if self.text_fits(&rows, max_bytes) {
-            let whole = self.write(&rows, committed_at, false);
+            let whole = self.write(&rows, (cursor, committed_at), false);
             if whole.len() <= max_bytes {
                 return Some(whole.into());
             }
         }
-        Some(self.write(&rows, committed_at, true).into())
+        Some(self.write(&rows, (cursor, committed_at), true).into())
     }
 
     /// Writes one row as a change has it in `record`, and returns what the change's `errors` would
@@ -178,9 +180,14 @@ impl Shape {
         self.columns.iter().map(shown).sum::<usize>() <= max_bytes
     }
 
-    fn write(&self, rows: &Rows<'_>, committed_at: i64, small: bool) -> Vec<u8> {
+    fn write(
+        &self,
+        rows: &Rows<'_>,
+        (cursor, committed_at): (Cursor, i64),
+        small: bool,
+    ) -> Vec<u8> {
         let carried = if small { 0 } else { rows.size() };
-        let mut out = Vec::with_capacity(self.head.len() + 128 + carried);
+        let mut out = Vec::with_capacity(self.head.len() + 192 + carried);
         let mut missing = vec![false; self.columns.len()];
         out.push(b'{');
         out.extend_from_slice(&self.head);
@@ -203,6 +210,8 @@ impl Shape {
         }
         out.extend_from_slice(b",\"errors\":");
         self.write_errors(&mut out, small, &missing);
+        // Writing to a Vec does not fail.
+        let _written = write!(out, ",\"cursor\":\"{cursor}\"");
         out.push(b'}');
         out
     }

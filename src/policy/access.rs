@@ -401,7 +401,8 @@ fn condition(policies: &[&Policy]) -> String {
 }
 
 /// Everything that decides for this role and table, and the table's columns, as one number.
-fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+#[must_use]
+pub fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     let ancestors = table
         .ancestors

@@ -1,4 +1,4 @@
-//! The task that follows the log and hands each change to whom it belongs.
+//! Judges changes for a set of subscriptions, and hands each to whom it belongs.
 
 mod channels;
 
@@ -7,46 +7,32 @@ mod complete;
 mod delivery;
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
-
 use self::complete::Ahead;
-use super::group::{Group, MemberKey};
+use super::group::{Group, MemberKey, Moment};
+use super::history::AccessHistory;
 use super::layout::Layout;
+use super::live::snapshots::Reader;
+use super::position::Position;
+use super::replay::Replay;
 use super::resolve::Readings;
-use super::{
-    ChannelId, Command, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Router, SessionId,
-};
+use super::{ChannelId, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, SessionId};
 use crate::auth::Principal;
-use crate::change::{ColumnSet, Kind, Lost, Relation};
+use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
-use crate::log::{Entry, Log, LogError, Offset};
+use crate::log::{Cursor, Entry, Epoch, Log, Offset};
 use crate::metrics::{HiddenReason, Metrics};
-use crate::pg::{Lsn, Oid};
+use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
 use crate::policy::ask::Asker;
-use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
 use crate::policy::watch::CatalogWatch;
+use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
-
-/// Commands that wait for the router; past this sessions wait.
-const COMMANDS: usize = 1024;
-
-/// Entries read from the log before commands get their turn.
-const ENTRIES: usize = 64;
-
-/// Commands taken before the log gets its turn.
-const COMMANDS_AT_ONCE: usize = 256;
 
 /// What the router is told by configuration.
 #[derive(Debug, Clone, Copy)]
@@ -73,31 +59,40 @@ pub struct Foundation {
     pub computer: Computer,
     /// What it counts.
     pub metrics: Arc<Metrics>,
+    /// Where it is kept since when the rules are what they are, beside a log that outlives the
+    /// process.
+    pub history: Option<PathBuf>,
+    /// Who reads the rows that bindings want before their changes.
+    pub snapshots: Snapshots,
 }
 
-/// The router's task.
-pub struct Fanout {
-    log: Arc<dyn Log>,
-    watch: CatalogWatch,
-    asker: Asker,
-    computer: Computer,
-    metrics: Arc<Metrics>,
-    settings: Settings,
-    commands: mpsc::Receiver<Command>,
-    catalog: Arc<Catalog>,
-    /// Commits before this happened when nobody could have subscribed yet.
-    started_at: Lsn,
-    next: Offset,
-    readings: Readings,
+/// A set of subscriptions, and all that is needed to judge a change for them.
+pub(super) struct Fanout {
+    pub(super) log: Arc<dyn Log>,
+    pub(super) watch: CatalogWatch,
+    pub(super) asker: Asker,
+    pub(super) computer: Computer,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) settings: Settings,
+    pub(super) snapshot_settings: crate::snapshot::Settings,
+    pub(super) history: Arc<AccessHistory>,
+    /// How far the router has handed out.
+    pub(super) position: Arc<Position>,
+    pub(super) epoch: Epoch,
+    /// The change in hand.
+    pub(super) moment: Moment,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
     /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
     doubts: HashMap<Oid, Doubt>,
     /// The newest versions of tables that nobody watches: one that is new here may be of a table
     /// that is new, and meant by whoever named none.
-    passed: HashMap<Oid, u64>,
-    sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
-    parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
+    pub(super) passed: HashMap<Oid, u64>,
+    pub(super) sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
+    /// Set where what was missed is handed out.
+    pub(super) replay: Option<Replay>,
 }
 
 /// A table with subscribers.
@@ -128,181 +123,193 @@ struct Doubt {
     version: u64,
 }
 
-struct Channel {
-    principal: Arc<Principal>,
-    outbox: Arc<Outbox>,
-    wanted: Arc<[Wanted]>,
+pub(super) struct Channel {
+    pub(super) principal: Arc<Principal>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) wanted: Arc<[Wanted]>,
     /// What of it is not in force.
-    refused: Vec<Refusal>,
+    pub(super) refused: Vec<Refusal>,
     /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
-    readings: Readings,
+    pub(super) readings: Readings,
     members: Vec<(Oid, MemberKey)>,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
-    joining: u64,
+    pub(super) joining: u64,
     bindings: i64,
+    /// Whether it was answered before: then a join of it brings a new token only.
+    pub(super) settled: bool,
+    /// Set while a cohort hands out what it missed: nothing of it is in force here.
+    pub(super) away: bool,
+    /// Set while it is read for: it is away as well then.
+    pub(super) reader: Option<Arc<Reader>>,
+    /// The join of an absent one, which takes effect when it is back.
+    pub(super) successor: Option<Box<(Join, Readings)>>,
 }
 
-/// A join whose question to PostgreSQL was answered.
-struct Unparked {
-    join: Join,
-    joining: u64,
-    role_read: bool,
-    /// What it was told before.
-    told: Readings,
-    readings: Vec<(Probe, Reading)>,
-    /// Whether there was an answer at all.
-    answered: bool,
-}
-
-/// Makes a router and the task behind it.
-#[must_use]
-pub fn router(foundation: Foundation, settings: Settings) -> (Router, Fanout) {
-    let (router, incoming) = Router::channel(COMMANDS);
-    let Foundation {
-        log,
-        catalog: mut watch,
-        asker,
-        computer,
-        metrics,
-    } = foundation;
-    let catalog = watch.take();
-    let fanout = Fanout {
-        next: log.range().end,
-        log,
-        started_at: catalog.read_at,
-        watch,
-        asker,
-        computer,
-        metrics,
-        settings,
-        commands: incoming,
-        catalog,
-        readings: Readings::default(),
-        access: HashMap::new(),
-        tables: HashMap::new(),
-        doubts: HashMap::new(),
-        passed: HashMap::new(),
-        sessions: HashMap::new(),
-        parked: FuturesUnordered::new(),
-    };
-    (router, fanout)
+impl Channel {
+    pub(super) fn new(principal: &Arc<Principal>, outbox: &Arc<Outbox>) -> Self {
+        Self {
+            principal: Arc::clone(principal),
+            outbox: Arc::clone(outbox),
+            wanted: Arc::new([]),
+            refused: Vec::new(),
+            readings: Readings::default(),
+            members: Vec::new(),
+            joining: 0,
+            bindings: 0,
+            settled: false,
+            away: false,
+            reader: None,
+            successor: None,
+        }
+    }
 }
 
 impl Fanout {
-    /// Follows the log until `stop`, then hands out what the log still holds and ends.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut tail = self.log.tail();
-        loop {
-            let behind = *tail.borrow_and_update() > self.next;
-            if behind {
-                for _ in 0..COMMANDS_AT_ONCE {
-                    let Ok(command) = self.commands.try_recv() else {
-                        break;
-                    };
-                    self.command(command);
-                }
-                if self.follow().await.is_break() {
-                    break;
-                }
-                // Neither of these may wait for a stream that never pauses.
-                while let Some(Some(unparked)) = self.parked.next().now_or_never() {
-                    self.unpark(unparked);
-                }
-                if self.watch.changed().now_or_never().is_some() {
-                    self.adopt(None);
-                }
-                // Everything else on this thread gets its turn between two runs.
-                tokio::task::yield_now().await;
-                continue;
-            }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                changed = tail.changed() => if changed.is_err() { break },
-                command = self.commands.recv() => match command {
-                    Some(command) => self.command(command),
-                    None => break,
-                },
-                Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
-                    self.unpark(unparked);
-                }
-                changed = self.watch.changed() => match changed {
-                    Ok(()) => self.adopt(None),
-                    Err(_ended) => break,
-                },
-            }
+    /// Without subscriptions, by this catalog.
+    pub(super) fn new(
+        (log, watch, asker, computer, metrics): (
+            Arc<dyn Log>,
+            CatalogWatch,
+            Asker,
+            Computer,
+            Arc<Metrics>,
+        ),
+        settings: Settings,
+        snapshot_settings: crate::snapshot::Settings,
+        history: Arc<AccessHistory>,
+        position: Arc<Position>,
+        (epoch, catalog): (Epoch, Arc<Catalog>),
+    ) -> Self {
+        Self {
+            log,
+            watch,
+            asker,
+            computer,
+            metrics,
+            settings,
+            snapshot_settings,
+            history,
+            position,
+            epoch,
+            moment: Moment {
+                offset: Offset(0),
+                xid: Xid(0),
+                early: false,
+            },
+            catalog,
+            readings: Readings::default(),
+            access: HashMap::new(),
+            tables: HashMap::new(),
+            doubts: HashMap::new(),
+            passed: HashMap::new(),
+            sessions: HashMap::new(),
+            replay: None,
         }
     }
 
-    async fn follow(&mut self) -> ControlFlow<()> {
-        match self.log.read(self.next, ENTRIES).await {
-            Ok(entries) => {
-                for entry in entries {
-                    self.next = entry.end();
-                    self.entry(&entry).await;
-                }
-            }
-            Err(LogError::Trimmed { oldest }) => {
-                warn!(%oldest, "the router fell behind the log, everybody is told to read again");
-                self.next = oldest;
-                self.expel_everybody(Resync::Trimmed);
-            }
-            Err(LogError::Lost { next } | LogError::Ahead { next }) => {
-                self.next = next;
-                self.expel_everybody(Resync::SlotLost);
-            }
-            Err(LogError::Stopped) => return ControlFlow::Break(()),
-        }
-        ControlFlow::Continue(())
+    /// Without subscriptions, to judge as this one does. What it hands out was missed.
+    pub(super) fn replaying(&self, replay: Replay) -> Self {
+        let mut replaying = Self::new(
+            (
+                Arc::clone(&self.log),
+                self.watch.clone(),
+                self.asker.clone(),
+                self.computer.another(),
+                Arc::clone(&self.metrics),
+            ),
+            self.settings,
+            self.snapshot_settings,
+            Arc::clone(&self.history),
+            Arc::clone(&self.position),
+            (self.epoch, Arc::clone(&self.catalog)),
+        );
+        replaying.replay = Some(replay);
+        replaying
     }
 
-    async fn entry(&mut self, entry: &Entry) {
-        if entry.batch.commit_lsn <= self.started_at {
-            return;
+    pub(super) fn channel(
+        &mut self,
+        session: SessionId,
+        channel: ChannelId,
+    ) -> Option<&mut Channel> {
+        self.sessions.get_mut(&session)?.get_mut(&channel)
+    }
+
+    /// Whether two tokens are of somebody who sees the same.
+    pub(super) fn sees_alike(&self, one: &Principal, other: &Principal) -> bool {
+        one.role == other.role && one.claims == other.claims
+    }
+
+    /// The place from which somebody who reads the tables now misses nothing.
+    pub(super) fn current(&self) -> Cursor {
+        if self.replay.is_some() {
+            return self.position.get();
         }
+        Cursor {
+            epoch: self.epoch,
+            offset: Offset(self.moment.offset.0 + 1),
+        }
+    }
+
+    /// Hands out the changes of an entry. An `early` one committed before whoever came without a
+    /// cursor could have subscribed.
+    pub(super) async fn entry(&mut self, entry: &Entry, early: bool) {
         let mut ahead = Ahead::default();
         for (offset, change) in entry.changes() {
-            let oid = change.relation.oid;
-            if !self.tables.contains_key(&oid) && self.may_be_new(&change.relation) {
-                if self.watch.after(entry.batch.xid, oid).await.is_err() {
-                    return;
-                }
-                self.adopt(Some(oid));
-            }
-            let Some(watched) = self.tables.get(&oid) else {
-                continue;
+            self.moment = Moment {
+                offset,
+                xid: entry.batch.xid,
+                early,
             };
-            let lost = match &change.kind {
-                Kind::Truncate => Some(Resync::Truncated),
-                Kind::Lost(Lost::Undecodable) => Some(Resync::Undecodable),
-                Kind::Lost(Lost::TooLarge) => Some(Resync::TooLarge),
-                Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
-            };
-            if let Some(reason) = lost {
-                let hidden = match reason {
-                    Resync::Undecodable => Some(HiddenReason::Undecodable),
-                    Resync::TooLarge => Some(HiddenReason::TooLarge),
-                    _ => None,
-                };
-                if let Some(hidden) = hidden {
-                    let watching = watched.groups.values().map(|group| group.members().count());
-                    self.metrics.hidden(hidden, watching.sum::<usize>() as u64);
-                }
-                self.expel_table(oid, reason);
-                continue;
-            }
-            if change.relation.version > watched.verified {
-                // PostgreSQL had reason to describe the table anew: nothing of it goes out before
-                // the catalog is known as of here.
-                if self.watch.after(entry.batch.xid, oid).await.is_err() {
-                    return;
-                }
-                self.adopt(Some(oid));
-                self.verify(oid, &change.relation, entry);
-            }
-            let change = self.complete(entry, offset, change, &mut ahead).await;
-            self.change(entry, offset, &change).await;
+            self.hand_on(entry, offset, change, &mut ahead).await;
+            self.set_aside(Offset(offset.0 + 1));
         }
+    }
+
+    async fn hand_on(&mut self, entry: &Entry, offset: Offset, change: &Change, ahead: &mut Ahead) {
+        let oid = change.relation.oid;
+        let replayed = self.replay.is_some();
+        if !replayed && !self.tables.contains_key(&oid) && self.may_be_new(&change.relation) {
+            if self.watch.after(entry.batch.xid, oid).await.is_err() {
+                return;
+            }
+            self.adopt(Some(oid));
+        }
+        let Some(watched) = self.tables.get(&oid) else {
+            return;
+        };
+        let lost = match &change.kind {
+            Kind::Truncate => Some(Resync::Truncated),
+            Kind::Lost(Lost::Undecodable) => Some(Resync::Undecodable),
+            Kind::Lost(Lost::TooLarge) => Some(Resync::TooLarge),
+            Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
+        };
+        if let Some(reason) = lost {
+            let hidden = match reason {
+                Resync::Undecodable => Some(HiddenReason::Undecodable),
+                Resync::TooLarge => Some(HiddenReason::TooLarge),
+                _ => None,
+            };
+            if let Some(hidden) = hidden {
+                let watching = watched.groups.values().map(|group| group.members().count());
+                self.metrics.hidden(hidden, watching.sum::<usize>() as u64);
+            }
+            self.expel_table(oid, reason);
+            return;
+        }
+        let version = change.relation.version;
+        // What the log gives again from its files may have another number than it had.
+        if version > watched.verified || replayed && version != watched.verified {
+            // PostgreSQL had reason to describe the table anew: nothing of it goes out before the
+            // catalog is known as of here.
+            if self.watch.after(entry.batch.xid, oid).await.is_err() {
+                return;
+            }
+            self.adopt(Some(oid));
+            self.verify(oid, &change.relation, entry);
+        }
+        let change = self.complete(entry, offset, change, ahead).await;
+        self.change(entry, offset, &change).await;
     }
 
     /// Whether a table that nobody watches is seen for the first time in this version, while
@@ -326,7 +333,9 @@ impl Fanout {
         let computed = layout
             .as_ref()
             .is_some_and(|layout| layout.query().is_some());
-        if watched.table.written_after(xid) {
+        if self.replay.is_some() {
+            // Whether the rules of then are those of now is in the history.
+        } else if watched.table.written_after(xid) {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
             watched.doubt = Some(Doubt {

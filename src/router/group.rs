@@ -12,8 +12,12 @@ use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
+use crate::log::Offset;
+use crate::pg::Xid;
+use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
 use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
+use crate::snapshot::Query;
 use crate::subscription::Events;
 use crate::subscription::matcher::{Filter, Outcome};
 
@@ -24,6 +28,40 @@ pub(super) struct Binding {
     pub(super) events: Events,
     pub(super) filter: Arc<Filter>,
     pub(super) selection: Option<Selection>,
+    /// Where it begins; `None` where that is its join.
+    pub(super) begin: Option<Arc<Begin>>,
+    /// What it wants to have read before its changes.
+    pub(super) snapshot: Option<Arc<Query>>,
+}
+
+/// Where a binding begins that does not begin with its join.
+#[derive(Debug)]
+pub(super) struct Begin {
+    /// The first change that is wanted; `None` for those after the join.
+    pub(super) from: Option<Offset>,
+    /// What this snapshot shows is not wanted.
+    pub(super) unseen_by: Option<Arc<Snapshot>>,
+}
+
+/// When a change happened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) offset: Offset,
+    pub(super) xid: Xid,
+    /// Before whoever joined without a cursor could have subscribed.
+    pub(super) early: bool,
+}
+
+/// Whether a binding that begins there wants what happened then.
+fn wants(begin: Option<&Begin>, moment: Moment) -> bool {
+    let Some(begin) = begin else {
+        return !moment.early;
+    };
+    let reached = begin
+        .from
+        .map_or(!moment.early, |from| from <= moment.offset);
+    let shown = begin.unseen_by.as_ref();
+    reached && !shown.is_some_and(|snapshot| snapshot.shows(moment.xid))
 }
 
 /// The names of the columns that a binding wants, the primary key's among them, in order.
@@ -36,6 +74,7 @@ struct Installed {
     events: Events,
     filter: FilterKey,
     selection: Option<Selection>,
+    begin: Option<Arc<Begin>>,
 }
 
 /// A channel's bindings on one table.
@@ -45,6 +84,14 @@ pub(super) struct Member {
     pub(super) channel: ChannelId,
     bindings: SmallVec<[Installed; 1]>,
     who: usize,
+}
+
+impl Member {
+    /// Whether one of its bindings wants what happened then, whatever that was.
+    pub(super) fn wants(&self, moment: Moment) -> bool {
+        let mut bindings = self.bindings.iter();
+        bindings.any(|binding| wants(binding.begin.as_deref(), moment))
+    }
 }
 
 /// Where a member is in its [`Group`].
@@ -127,6 +174,7 @@ pub(super) enum Sight {
 pub(super) struct Subject<'a> {
     pub(super) relation: &'a Relation,
     pub(super) change: &'a Change,
+    pub(super) moment: Moment,
     /// The new row of an insert or update, the old one of a delete; filled as far as possible.
     pub(super) row: &'a Row,
     /// The row before an update, as far as it is carried.
@@ -196,6 +244,7 @@ impl Group {
                 events: binding.events,
                 filter: self.by_filter.add(key, &binding.filter),
                 selection: binding.selection,
+                begin: binding.begin,
             })
             .collect();
         if let Some(kin) = self.kin.get_mut(who) {
@@ -423,7 +472,9 @@ impl Group {
         let mut told: SmallVec<[Told; 1]> = SmallVec::new();
         let mut unclear: SmallVec<[u32; 4]> = SmallVec::new();
         for binding in &member.bindings {
-            if !binding.events.includes(&subject.change.kind) {
+            if !binding.events.includes(&subject.change.kind)
+                || !wants(binding.begin.as_deref(), subject.moment)
+            {
                 continue;
             }
             let filter = binding.filter;

@@ -13,18 +13,29 @@ mod resolve;
 
 pub mod fanout;
 
+mod history;
+
+mod position;
+
+mod replay;
+
+mod live;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-pub use fanout::{Fanout, Foundation, Settings, router};
+pub use fanout::{Foundation, Settings};
+pub use live::{Live, router};
 pub use outbox::{Outbox, Overflow, Verdict};
 
 use crate::auth::Principal;
-use crate::log::Offset;
+use crate::log::{Cursor, Offset};
+use crate::snapshot::{Failure, Page};
 use crate::subscription::Wanted;
+use position::Position;
 
 /// Names a session for as long as the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,12 +80,37 @@ pub enum Event {
         /// who receives the same.
         data: Bytes,
     },
+    /// Rows that a binding wants before its changes, which follow behind its last page.
+    Snapshot {
+        /// The channel.
+        channel: ChannelId,
+        /// The rows.
+        page: Arc<Page>,
+        /// Held until the page is taken; then the next is put into the outbox.
+        place: Arc<OwnedSemaphorePermit>,
+    },
+    /// The rows that a binding wants before its changes could not be read. Nothing is in force for
+    /// the channel, and its client is to try again.
+    SnapshotFailed {
+        /// The channel.
+        channel: ChannelId,
+        /// Why.
+        failure: Failure,
+    },
     /// The channel may have missed something and its client must read the tables again.
     Resync {
         /// The channel.
         channel: ChannelId,
         /// Why.
         reason: Resync,
+        /// The place from which it misses nothing once it has read; `None` for the newest.
+        cursor: Option<Cursor>,
+    },
+    /// What the channel had missed has been handed out, as far as [`Router::position`] goes: its
+    /// subscriptions are in force.
+    CaughtUp {
+        /// The channel.
+        channel: ChannelId,
     },
 }
 
@@ -103,8 +139,12 @@ pub enum Resync {
     SchemaChanged,
     /// The position in the database's log is lost, and what lay behind it.
     SlotLost,
-    /// The router fell behind what the log keeps.
+    /// The log does not reach back to where it is asked to begin.
     Trimmed,
+    /// The cursor is of another history of the log.
+    Epoch,
+    /// Who may see what changed after the cursor.
+    AccessChanged,
 }
 
 impl Resync {
@@ -119,6 +159,8 @@ impl Resync {
             Self::SchemaChanged => "schema_changed",
             Self::SlotLost => "slot_lost",
             Self::Trimmed => "trimmed",
+            Self::Epoch => "epoch",
+            Self::AccessChanged => "access_changed",
         }
     }
 }
@@ -154,6 +196,7 @@ pub struct Stopped;
 #[derive(Debug, Clone)]
 pub struct Router {
     commands: mpsc::Sender<Command>,
+    position: Arc<Position>,
 }
 
 /// What the router's task is asked to do.
@@ -183,7 +226,8 @@ impl Router {
     #[must_use]
     pub fn channel(bound: usize) -> (Self, mpsc::Receiver<Command>) {
         let (commands, received) = mpsc::channel(bound);
-        (Self { commands }, received)
+        let position = Arc::new(Position::default());
+        (Self { commands, position }, received)
     }
 
     /// Puts a channel's bindings in force. A second join of the same channel (after its token was
@@ -198,6 +242,12 @@ impl Router {
             .send(Command::Join(join))
             .await
             .map_err(|_| Stopped)
+    }
+
+    /// How far the changes have been handed out: what lies before is in the outboxes.
+    #[must_use]
+    pub fn position(&self) -> Cursor {
+        self.position.get()
     }
 
     /// Takes a channel's bindings out of force. What the outbox already holds for it may still

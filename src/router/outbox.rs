@@ -59,6 +59,8 @@ struct Inner {
     bytes: usize,
     closed: bool,
     overflowed: bool,
+    /// Whether somebody waits until there is less.
+    filled: bool,
 }
 
 /// One session's queue. The router pushes and never waits; the session takes. An event whose
@@ -70,6 +72,7 @@ pub struct Outbox {
     max_bytes: usize,
     inner: Mutex<Inner>,
     readable: Notify,
+    drained: Notify,
 }
 
 impl Outbox {
@@ -85,8 +88,10 @@ impl Outbox {
                 bytes: 0,
                 closed: false,
                 overflowed: false,
+                filled: false,
             }),
             readable: Notify::new(),
+            drained: Notify::new(),
         })
     }
 
@@ -131,6 +136,13 @@ impl Outbox {
             // A burst must not cost memory for the rest of an idle connection's life.
             inner.slots = VecDeque::new();
         }
+        if inner.filled
+            && inner.slots.len() <= self.max_events / 4
+            && inner.bytes <= self.max_bytes / 4
+        {
+            inner.filled = false;
+            self.drained.notify_one();
+        }
         if taken == 0 && inner.overflowed {
             Err(Overflow)
         } else {
@@ -149,6 +161,9 @@ impl Outbox {
         inner.closed = true;
         inner.slots = VecDeque::new();
         inner.bytes = 0;
+        drop(inner);
+        self.drained.notify_waiters();
+        self.drained.notify_one();
     }
 
     /// Whether [`Outbox::close`] was called.
@@ -161,6 +176,37 @@ impl Outbox {
     #[must_use]
     pub fn has_overflowed(&self) -> bool {
         self.lock().overflowed
+    }
+
+    /// Whether nothing waits in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().slots.is_empty()
+    }
+
+    /// Whether half of what it may hold waits in it, by number or by size.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        let inner = self.lock();
+        inner.slots.len() >= self.max_events.div_ceil(2)
+            || inner.bytes >= self.max_bytes.div_ceil(2)
+    }
+
+    /// Returns once less than a quarter of what it may hold waits in it, or nobody takes any more.
+    /// One at a time may wait. Cancel safe.
+    pub async fn drained(&self) {
+        loop {
+            {
+                let mut inner = self.lock();
+                let low =
+                    inner.slots.len() <= self.max_events / 4 && inner.bytes <= self.max_bytes / 4;
+                if low || inner.closed || inner.overflowed {
+                    return;
+                }
+                inner.filled = true;
+            }
+            self.drained.notified().await;
+        }
     }
 
     /// Puts an event at the end.
@@ -191,6 +237,7 @@ impl Outbox {
                 || (!inner.slots.is_empty() && inner.bytes + bytes > self.max_bytes);
             if full {
                 inner.overflowed = true;
+                self.drained.notify_one();
             } else {
                 inner.bytes += bytes;
                 inner.slots.push_back(slot);
@@ -211,6 +258,7 @@ impl Slot {
             Self::Ready(Event::Change { data, .. }) | Self::Held(Event::Change { data, .. }, _) => {
                 data.len()
             }
+            Self::Ready(Event::Snapshot { page, .. }) => page.size(),
             Self::Ready(_) | Self::Held(_, _) => 0,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::quota::{Place, User};
 use super::reply::{Reply, Status, System};
 use super::request::Wire;
+use super::resume::Progress;
 use crate::auth::Principal;
 use crate::router::{ChannelId, Refusal};
 use crate::subscription::{Condition, Events, Operator, Wanted};
@@ -31,6 +32,7 @@ pub(super) struct Channel {
     pub(super) bytes: usize,
     /// Counts the tokens; an answer for an older one is stale.
     pub(super) attempt: u32,
+    pub(super) progress: Progress,
     /// `None` once the join has been answered.
     pub(super) joining: Option<Box<Joining>>,
 }
@@ -77,6 +79,7 @@ impl Channel {
             message: text,
             reason: None,
             binding: None,
+            cursor: None,
             names_channel: true,
         }
     }

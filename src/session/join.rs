@@ -7,6 +7,7 @@ use super::channel::{Channel, Joining, POSTGRES_CHANGES, ROWCAST};
 use super::machine::{PLACEHOLDER, Session, expired};
 use super::reply::{Reply, Status};
 use super::request::{JoinRequest, Wire};
+use super::resume::Progress;
 use super::{Action, Now, Verify};
 use crate::auth::Principal;
 use crate::router::{ChannelId, Refusal};
@@ -54,7 +55,13 @@ impl Session {
         joining.echoes.reserve_exact(join.bindings.len());
         for binding in join.bindings {
             match binding.wanted {
-                Ok(one) => wanted.push(one),
+                Ok(mut one) => {
+                    one.start.since = one
+                        .start
+                        .since
+                        .filter(|cursor| !self.was_refused(&topic, *cursor));
+                    wanted.push(one);
+                }
                 Err(text) => joining.refusals.push((text, Some(binding.echo.clone()))),
             }
             joining.echoes.push(binding.echo);
@@ -68,6 +75,7 @@ impl Session {
             join_ref,
             principal: Arc::clone(&self.principal),
             place: None,
+            progress: Progress::new(join.cursor, &wanted),
             wanted,
             bytes,
             attempt: 0,

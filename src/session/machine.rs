@@ -10,6 +10,7 @@ use super::reply::{Reply, Status};
 use super::request::{Body, Request, Wire};
 use super::{Action, Close, Limits, Now, Verify};
 use crate::auth::{Principal, TokenError};
+use crate::log::{Cursor, Offset};
 use crate::router::{ChannelId, Event};
 
 /// Placeholders of clients that have no token of their own.
@@ -31,6 +32,10 @@ pub struct Session {
     users: Option<Arc<Quota<User>>>,
     /// The principal's own place among its user's sockets.
     place: Option<Arc<Place<User>>>,
+    /// How far the router had got when it was last looked at.
+    pub(super) position: Option<Cursor>,
+    /// The cursors, by topic, whose holder was told to read again.
+    pub(super) refused: Vec<(Arc<str>, Cursor)>,
     /// Whether the server is about to stop.
     pub(super) standby: bool,
 }
@@ -48,6 +53,8 @@ impl Session {
             malformed: 0,
             users: None,
             place: None,
+            position: None,
+            refused: Vec::new(),
             standby: false,
         }
     }
@@ -234,6 +241,11 @@ impl Session {
                     .is_some_and(|joining| std::mem::take(&mut joining.unverified));
                 if first || channel.principal != principal {
                     channel.principal = Arc::clone(&principal);
+                    let mut wanted = channel.wanted.iter();
+                    if wanted.any(|wish| wish.start.snapshot.is_some()) {
+                        // Somebody else has another one read before the changes go on.
+                        channel.progress.current = false;
+                    }
                     actions.push(Action::Join {
                         channel: channel.id,
                         principal,
@@ -316,14 +328,19 @@ impl Session {
             Event::Change {
                 channel,
                 bindings,
+                offset,
                 committed_at,
                 data,
-                ..
             } => {
                 let at = self.position(channel);
-                if let Some(channel) = at.and_then(|at| self.channels.get(at))
+                let epoch = self.position.map(|position| position.epoch);
+                if let Some(channel) = at.and_then(|at| self.channels.get_mut(at))
                     && channel.joining.is_none()
                 {
+                    if let Some(epoch) = epoch {
+                        let offset = Offset(offset.0 + 1);
+                        channel.progress.pass(Cursor { epoch, offset });
+                    }
                     actions.push(Action::Reply(Reply::Change {
                         topic: Arc::clone(&channel.topic),
                         bindings,
@@ -347,26 +364,68 @@ impl Session {
                     topic: channel.topic,
                 }));
             }
-            Event::Resync { channel, reason } => {
-                let Some(at) = self.position(channel) else {
-                    return;
-                };
-                // The client joins again by itself, with a new reference.
-                let channel = self.channels.remove(at);
-                actions.push(Action::Leave(channel.id));
-                let mut system = channel.system(
-                    ROWCAST,
-                    Status::Resync,
-                    "Changes may have been missed; read the tables again".to_owned(),
+            Event::CaughtUp { channel } => self.caught_up(channel),
+            Event::Snapshot { channel, page, .. } => {
+                let at = self.position(channel);
+                if let Some(channel) = at.and_then(|at| self.channels.get(at))
+                    && channel.joining.is_none()
+                {
+                    actions.push(Action::Reply(Reply::Snapshot {
+                        join_ref: channel.join_ref.clone(),
+                        topic: Arc::clone(&channel.topic),
+                        page,
+                    }));
+                }
+            }
+            Event::SnapshotFailed { channel, failure } => {
+                self.read_again(
+                    channel,
+                    "snapshot_failed",
+                    failure.to_string(),
+                    None,
+                    actions,
                 );
-                system.reason = Some(reason.as_str());
-                actions.push(Action::Reply(Reply::System(Box::new(system))));
-                actions.push(Action::Reply(Reply::Failed {
-                    join_ref: channel.join_ref,
-                    topic: channel.topic,
-                }));
+            }
+            Event::Resync {
+                channel,
+                reason,
+                cursor,
+            } => {
+                let text = "Changes may have been missed; read the tables again".to_owned();
+                let cursor = cursor.or(self.position);
+                self.read_again(channel, reason.as_str(), text, cursor, actions);
             }
         }
+    }
+
+    /// Ends a channel whose client must begin anew.
+    fn read_again(
+        &mut self,
+        channel: ChannelId,
+        reason: &'static str,
+        text: String,
+        cursor: Option<Cursor>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(at) = self.position(channel) else {
+            return;
+        };
+        // The client joins again by itself, with a new reference.
+        let channel = self.channels.remove(at);
+        actions.push(Action::Leave(channel.id));
+        let mut system = channel.system(ROWCAST, Status::Resync, text);
+        system.reason = Some(reason);
+        // Whoever can have a snapshot is better served with that than with a place behind what it
+        // missed.
+        let mut wanted = channel.wanted.iter();
+        let snapshot = wanted.any(|wish| wish.start.snapshot.is_some());
+        system.cursor = cursor.filter(|_| !snapshot);
+        self.refuse_cursors(&channel);
+        actions.push(Action::Reply(Reply::System(Box::new(system))));
+        actions.push(Action::Reply(Reply::Failed {
+            join_ref: channel.join_ref,
+            topic: channel.topic,
+        }));
     }
 
     /// Ends the channels whose token has ended.
@@ -399,6 +458,7 @@ impl Session {
 
     /// Takes leave of the client because the server stops.
     pub fn shut_down(&mut self, actions: &mut Vec<Action>) {
+        self.last_report(actions);
         for channel in self.channels.drain(..) {
             let mut system =
                 channel.system(SYSTEM, Status::Ok, "Server requested disconnect".to_owned());

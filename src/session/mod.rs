@@ -8,6 +8,7 @@ mod machine;
 mod quota;
 mod reply;
 mod request;
+mod resume;
 
 use std::fmt;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::request::Wire;
+use crate::log::Cursor;
 use crate::snapshot::Page;
 
 /// One message to a client.
@@ -90,6 +91,8 @@ pub enum Status {
     Warning,
     /// The client must read again.
     Resync,
+    /// How far the client has got.
+    Cursor,
     /// Not in force.
     Error,
 }
@@ -102,6 +105,7 @@ impl Status {
             Self::Ok => "ok",
             Self::Warning => "warning",
             Self::Resync => "resync",
+            Self::Cursor => "cursor",
             Self::Error => "error",
         }
     }
@@ -124,6 +128,8 @@ pub struct System {
     pub reason: Option<&'static str>,
     /// The binding that it is about.
     pub binding: Option<Wire>,
+    /// The place in the log up to which nothing is missing, or will be once the client has read.
+    pub cursor: Option<Cursor>,
     /// Whether to name the channel; Supabase does not in its farewell.
     pub names_channel: bool,
 }

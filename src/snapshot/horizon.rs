@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use crate::log::{Log, LogError, Offset};
-use crate::pg::Xid;
 use crate::pg::snapshot::Snapshot;
+use crate::pg::{Lsn, Xid};
 
 /// Entries read at once.
 const ENTRIES: usize = 64;
@@ -72,12 +72,14 @@ impl Horizon {
         }
     }
 
-    /// The oldest change that `snapshot` does not show, or the end of the log. `synchronous` says
-    /// whether the server waits for standbys before it shows a commit.
+    /// The oldest change that `snapshot` does not show, or the end of the log. What commits up to
+    /// `floor` is no place to begin at. `synchronous` says whether the server waits for standbys
+    /// before it shows a commit.
     pub(super) async fn first_unseen(
         &mut self,
         log: &dyn Log,
         snapshot: &Snapshot,
+        floor: Lsn,
         synchronous: bool,
     ) -> Result<Offset, NoPlace> {
         if let Gap::Before { before, noticed } = self.gap
@@ -92,6 +94,9 @@ impl Horizon {
                 Ok(entries) => {
                     for entry in entries {
                         if !snapshot.shows(entry.batch.xid) {
+                            if entry.batch.commit_lsn <= floor {
+                                return Err(NoPlace::Trimmed);
+                            }
                             return Ok(entry.first);
                         }
                         self.visible = entry.end();
@@ -121,7 +126,7 @@ mod tests {
     use super::*;
     use crate::change::{Batch, Change, Kind, Relation, ReplicaIdentity};
     use crate::log::memory::{Bounds, MemoryLog};
-    use crate::pg::{Lsn, Oid};
+    use crate::pg::Oid;
 
     async fn append(log: &MemoryLog, xid: u64, changes: usize) {
         let relation = Arc::new(Relation {
@@ -175,15 +180,21 @@ mod tests {
         }
         // 12 hangs, though 11 and 13, which are behind it in the log, are shown.
         let first = horizon
-            .first_unseen(&log, &snapshot("12:14:12"), true)
+            .first_unseen(&log, &snapshot("12:14:12"), Lsn(0), true)
             .await;
         assert_eq!(first, Ok(Offset(1)));
-        let first = horizon.first_unseen(&log, &snapshot("12:12:"), true).await;
+        let first = horizon
+            .first_unseen(&log, &snapshot("12:12:"), Lsn(0), true)
+            .await;
         assert_eq!(first, Ok(Offset(1)), "its number is past the snapshot's");
-        let first = horizon.first_unseen(&log, &snapshot("14:14:"), true).await;
+        let first = horizon
+            .first_unseen(&log, &snapshot("14:14:"), Lsn(0), true)
+            .await;
         assert_eq!(first, Ok(Offset(7)), "all are shown");
         append(&log, 9, 1).await;
-        let first = horizon.first_unseen(&log, &snapshot("9:20:9"), true).await;
+        let first = horizon
+            .first_unseen(&log, &snapshot("9:20:9"), Lsn(0), true)
+            .await;
         assert_eq!(
             first,
             Ok(Offset(7)),
@@ -199,17 +210,19 @@ mod tests {
             append(&log, xid, 1).await;
         }
         let old = snapshot("12:16:12");
-        let first = horizon.first_unseen(&log, &old, true).await;
+        let first = horizon.first_unseen(&log, &old, Lsn(0), true).await;
         assert_eq!(first, Err(NoPlace::Trimmed), "12 lies before the log");
         assert!(horizon.wants_bound());
         horizon.bound(Xid(16));
-        let first = horizon.first_unseen(&log, &old, true).await;
+        let first = horizon.first_unseen(&log, &old, Lsn(0), true).await;
         assert_eq!(first, Err(NoPlace::Trimmed), "12 is still not shown");
-        let first = horizon.first_unseen(&log, &snapshot("16:16:"), true).await;
+        let first = horizon
+            .first_unseen(&log, &snapshot("16:16:"), Lsn(0), true)
+            .await;
         assert_eq!(first, Ok(Offset(6)));
         assert!(!horizon.wants_bound());
         assert_eq!(
-            horizon.first_unseen(&log, &old, true).await,
+            horizon.first_unseen(&log, &old, Lsn(0), true).await,
             Ok(Offset(6)),
             "what was closed stays closed"
         );
@@ -221,7 +234,7 @@ mod tests {
         let mut horizon = Horizon::new(Offset(0));
         let long = snapshot("5:16:5");
         horizon.bound(Xid(16));
-        let early = horizon.first_unseen(&log, &long, false).await;
+        let early = horizon.first_unseen(&log, &long, Lsn(0), false).await;
         assert_eq!(early, Err(NoPlace::Trimmed));
         let Gap::Before { before, noticed } = horizon.gap else {
             panic!("the bound is known");
@@ -230,9 +243,9 @@ mod tests {
             before,
             noticed: noticed.checked_sub(SETTLED).unwrap(),
         };
-        let synchronous = horizon.first_unseen(&log, &long, true).await;
+        let synchronous = horizon.first_unseen(&log, &long, Lsn(0), true).await;
         assert_eq!(synchronous, Err(NoPlace::Trimmed), "it may hang");
-        let late = horizon.first_unseen(&log, &long, false).await;
+        let late = horizon.first_unseen(&log, &long, Lsn(0), false).await;
         assert_eq!(late, Ok(Offset(0)));
     }
 }

@@ -13,7 +13,7 @@ mod query;
 mod reader;
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tracing::{debug, warn};
 use crate::auth::Principal;
 use crate::log::{Cursor, Log};
 use crate::metrics::Metrics;
+use crate::pg::Lsn;
 use crate::pg::connect::Database;
 use crate::pg::snapshot::Snapshot;
 use crate::retry::Backoff;
@@ -168,6 +169,8 @@ struct Inner {
     waiting: AtomicUsize,
     idle: Mutex<Vec<Session>>,
     horizon: tokio::sync::Mutex<Horizon>,
+    /// What commits up to here is handed out to nobody.
+    floor: AtomicU64,
 }
 
 impl fmt::Debug for Snapshots {
@@ -198,6 +201,7 @@ impl Snapshots {
             permits: Semaphore::new(settings.sessions),
             waiting: AtomicUsize::new(0),
             idle: Mutex::new(Vec::new()),
+            floor: AtomicU64::new(0),
             settings,
         }))
     }
@@ -206,6 +210,11 @@ impl Snapshots {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// What commits up to `commit` is handed out to nobody: no snapshot may lack it.
+    pub fn nothing_before(&self, commit: Lsn) {
+        self.0.floor.store(commit.0, Ordering::Release);
     }
 
     /// Reads, and sends page by page. Not cancel safe in one respect: the session of a reading that

@@ -1,6 +1,7 @@
 //! One transaction that reads a snapshot.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +15,9 @@ use super::horizon::NoPlace;
 use super::{Failure, Inner, Page, Query, Request, Taken};
 use crate::change::{Row, RowBuilder, Value};
 use crate::log::Cursor;
-use crate::pg::Xid;
 use crate::pg::connect::Database;
 use crate::pg::snapshot::Snapshot;
+use crate::pg::{Lsn, Xid};
 use crate::policy::ask::BECOME_CLIENT;
 
 /// Rows fetched at once, and of a page.
@@ -263,7 +264,8 @@ impl Session {
 async fn place(inner: &Inner, snapshot: &Snapshot, synchronous: bool) -> Result<Cursor, Trouble> {
     let epoch = inner.log.epoch();
     let mut horizon = inner.horizon.lock().await;
-    let first = horizon.first_unseen(&*inner.log, snapshot, synchronous);
+    let floor = Lsn(inner.floor.load(Ordering::Acquire));
+    let first = horizon.first_unseen(&*inner.log, snapshot, floor, synchronous);
     match first.await {
         Ok(offset) => Ok(Cursor { epoch, offset }),
         Err(NoPlace::Trimmed) => Err(Trouble::Trimmed),

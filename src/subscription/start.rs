@@ -18,9 +18,9 @@ pub struct Start {
 }
 
 impl Start {
-    /// Whether it lies before the join.
+    /// Whether it lies before the join, or with a snapshot.
     #[must_use]
     pub const fn is_earlier(&self) -> bool {
-        self.since.is_some()
+        self.since.is_some() || self.snapshot.is_some()
     }
 }

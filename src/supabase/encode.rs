@@ -202,6 +202,9 @@ impl Frame {
             self.raw(b",\"binding\":");
             self.raw(binding.0.as_bytes());
         }
+        if let Some(cursor) = system.cursor {
+            let _written = write!(self.bytes, ",\"cursor\":\"{cursor}\"");
+        }
         if system.names_channel {
             let topic = &system.topic;
             self.raw(b",\"channel\":");

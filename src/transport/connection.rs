@@ -173,6 +173,9 @@ impl Connection {
                 due = due.min(Instant::now() + wait);
             }
         }
+        if let Some(report) = self.session.next_report() {
+            due = due.min(self.started + report);
+        }
         self.leaving.map_or(due, |leaving| due.min(leaving))
     }
 
@@ -199,6 +202,9 @@ impl Connection {
                 self.flush().await?;
             }
             self.session.tick(self.now(), &mut actions);
+            let position = self.front.0.router.position();
+            self.session.reach(position, self.outbox.is_empty());
+            self.session.report(self.now(), &mut actions);
         }
         self.perform(actions).await
     }
@@ -230,15 +236,20 @@ impl Connection {
     /// Writes what waits in the outbox, up to a run; returns whether there may be more.
     async fn deliver(&mut self) -> Result<bool, Close> {
         let mut events = Vec::new();
+        // Before the outbox is: what comes into it meanwhile lies behind.
+        let position = self.front.0.router.position();
         let taken = self
             .outbox
             .take(&mut events, RUN)
             .map_err(|_| Close::Slow)?;
         if taken > 0 {
             let mut actions = Vec::with_capacity(taken);
+            self.session.reach(position, false);
             for event in events {
                 self.session.event(event, &mut actions);
             }
+            self.session.reach(position, self.outbox.is_empty());
+            self.session.report(self.now(), &mut actions);
             self.perform(actions).await?;
         }
         // Even with nothing taken the outbox may have overflowed; the next look tells.
@@ -368,6 +379,17 @@ impl Connection {
         }
         // Whoever does not take it in time gets the end of the stream only.
         let _taken = tokio::time::timeout(FAREWELL, async {
+            if close == Close::Slow {
+                let mut actions = Vec::new();
+                self.session.last_report(&mut actions);
+                for action in actions {
+                    if let Action::Reply(reply) = action
+                        && let Some(frame) = encode(self.serializer, &reply)
+                    {
+                        self.socket.feed(Message::Text(frame.into())).await?;
+                    }
+                }
+            }
             if close != Close::Client {
                 let frame = CloseFrame {
                     code: close.code(),

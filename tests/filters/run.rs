@@ -268,7 +268,7 @@ async fn subscribe(core: &Core, subject: &mut Subject) {
                     break;
                 }
                 // On a busy machine, as a client would.
-                Event::Unavailable { .. } => {}
+                Event::CaughtUp { .. } | Event::Unavailable { .. } => {}
                 other => panic!("joining: {other:?}"),
             }
         }

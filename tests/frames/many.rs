@@ -157,6 +157,7 @@ fn event(channel: ChannelId, bindings: u32, generator: &mut Generator) -> Event 
         1 => Event::Resync {
             channel,
             reason: Resync::Undecided,
+            cursor: None,
         },
         _ => Event::Joined {
             channel,

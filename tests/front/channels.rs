@@ -546,6 +546,7 @@ async fn a_resync_makes_the_client_join_again() {
     join.outbox.push(Event::Resync {
         channel: join.channel,
         reason: Resync::Undecided,
+        cursor: None,
     });
     let system = client.next().await;
     assert_eq!(system[4]["extension"], "rowcast");

@@ -286,7 +286,10 @@ impl Watcher {
                     };
                 }
                 Event::Unavailable { .. } => return Err("unavailable".to_owned()),
-                Event::Change { .. } | Event::Resync { .. } => {}
+                Event::Change { .. } | Event::CaughtUp { .. } | Event::Resync { .. } => {}
+                other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                    panic!("nobody asked for a snapshot: {other:?}")
+                }
             }
         }
     }
@@ -334,7 +337,10 @@ impl Watcher {
                     // Nothing follows on this joining.
                     return seen;
                 }
-                Event::Unavailable { .. } | Event::Joined { .. } => {}
+                Event::Unavailable { .. } | Event::CaughtUp { .. } | Event::Joined { .. } => {}
+                other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                    panic!("nobody asked for a snapshot: {other:?}")
+                }
             }
         }
     }

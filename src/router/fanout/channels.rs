@@ -2,192 +2,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tracing::{debug, warn};
-
-use super::{Channel, Doubt, Fanout, Unparked, Watched};
+use super::{Channel, Doubt, Fanout, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
-use crate::policy::ask::Asker;
-use crate::policy::ask::probe::{Probe, Reading};
-use crate::policy::watch::CatalogWatch;
-use crate::retry::Backoff;
-use crate::router::group::Group;
+use crate::router::group::{Group, Moment};
 use crate::router::layout::Layout;
-use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, refused, resolve};
-use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
+use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, resolve};
+use crate::router::{ChannelId, Event, Resync, SessionId};
 use crate::subscription::Wanted;
 
-/// Joins that may wait for PostgreSQL at once; past this clients are told to try again.
-const MAX_PARKED: usize = 4096;
-
-/// How long a join waits for PostgreSQL.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
-
 impl Fanout {
-    pub(super) fn command(&mut self, command: Command) {
-        match command {
-            Command::Join(join) => {
-                let joining = self.begin(&join);
-                self.join(join, joining, false, &Readings::default());
-            }
-            Command::Leave { session, channel } => self.leave(session, channel),
-            Command::Disconnect { session } => {
-                let channels: Vec<ChannelId> = self
-                    .sessions
-                    .get(&session)
-                    .map(|channels| channels.keys().copied().collect())
-                    .unwrap_or_default();
-                for channel in channels {
-                    self.leave(session, channel);
-                }
-            }
-        }
-    }
-
-    /// Notes that a join is under way, so that a leave in the meantime can end it.
-    fn begin(&mut self, join: &Join) -> u64 {
-        let channels = self.sessions.entry(join.outbox.session()).or_default();
-        let channel = channels.entry(join.channel).or_insert_with(|| Channel {
-            principal: Arc::clone(&join.principal),
-            outbox: Arc::clone(&join.outbox),
-            wanted: Arc::new([]),
-            refused: Vec::new(),
-            readings: Readings::default(),
-            members: Vec::new(),
-            joining: 0,
-            bindings: 0,
-        });
-        channel.joining += 1;
-        channel.joining
-    }
-
-    fn join(&mut self, join: Join, joining: u64, role_read: bool, told: &Readings) {
-        let resolved = self.resolve(&join.principal, &join.wanted, told);
-        // The catalog may be a second old. Before a client is told what it cannot have, it is
-        // looked at again.
-        let stale = !role_read
-            && match &resolved {
-                Ok(resolved) => !resolved.notices.is_empty() || !resolved.refusals.is_empty(),
-                Err(Unresolved::Role) => true,
-                Err(Unresolved::Unread(_)) => false,
-            };
-        if stale {
-            self.park(join, joining, Vec::new(), told);
-            return;
-        }
-        match resolved {
-            Ok(resolved) => {
-                let (notices, refusals) = (resolved.notices.clone(), resolved.refusals.clone());
-                let (session, channel) = (join.outbox.session(), join.channel);
-                self.withdraw(session, channel);
-                if let Some(known) = self
-                    .sessions
-                    .get_mut(&session)
-                    .and_then(|all| all.get_mut(&channel))
-                {
-                    if join.wanted.iter().any(Wanted::is_open) {
-                        // The catalog may not know a table yet whose rows it now asks for.
-                        self.passed.clear();
-                    }
-                    known.principal = Arc::clone(&join.principal);
-                    known.wanted = join.wanted.into();
-                }
-                self.put_in_force(session, channel, resolved);
-                join.outbox.push(Event::Joined {
-                    channel,
-                    refusals,
-                    notices,
-                });
-            }
-            Err(Unresolved::Role) => {
-                let reason = format!(
-                    "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
-                    join.principal.role
-                );
-                self.withdraw(join.outbox.session(), join.channel);
-                join.outbox.push(Event::Joined {
-                    channel: join.channel,
-                    refusals: join
-                        .wanted
-                        .iter()
-                        .map(|wish| refused(wish, &reason))
-                        .collect(),
-                    notices: Vec::new(),
-                });
-            }
-            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told),
-        }
-    }
-
-    /// Lets a join wait for PostgreSQL while everything else goes on.
-    fn park(&mut self, join: Join, joining: u64, unread: Vec<Probe>, told: &Readings) {
-        if self.parked.len() >= MAX_PARKED {
-            self.unavailable(&join);
-            return;
-        }
-        let (watch, asker) = (self.watch.clone(), self.asker.clone());
-        let told = told.clone();
-        self.parked.push(Box::pin(async move {
-            let mut unparked = Unparked {
-                joining,
-                role_read: unread.is_empty(),
-                told,
-                readings: Vec::new(),
-                answered: false,
-                join,
-            };
-            let answering = answer(&watch, &asker, &mut unparked, unread);
-            // Clients give up a join after ten seconds and try again: better they hear why.
-            let answered = tokio::time::timeout(JOIN_TIMEOUT, answering).await;
-            unparked.answered = answered.is_ok();
-            unparked
-        }));
-    }
-
-    fn unavailable(&mut self, join: &Join) {
-        warn!("a join could not be decided: the database does not answer");
-        self.withdraw(join.outbox.session(), join.channel);
-        join.outbox.push(Event::Unavailable {
-            channel: join.channel,
-        });
-    }
-
-    pub(super) fn unpark(&mut self, unparked: Unparked) {
-        let Unparked {
-            join,
-            joining,
-            role_read,
-            mut told,
-            readings,
-            answered,
-        } = unparked;
-        for (probe, reading) in readings {
-            if Reading::lasts(&probe) {
-                self.readings.share(probe.clone(), reading.clone());
-            }
-            told.insert(probe, reading);
-        }
-        let current = self
-            .sessions
-            .get(&join.outbox.session())
-            .and_then(|channels| channels.get(&join.channel))
-            .is_some_and(|channel| channel.joining == joining);
-        if !current {
-            debug!("a channel was left while it was joining");
-            return;
-        }
-        if answered {
-            self.adopt(None);
-            self.join(join, joining, role_read, &told);
-        } else {
-            self.unavailable(&join);
-        }
-    }
-
-    fn resolve(
+    pub(in crate::router) fn resolve(
         &mut self,
         principal: &Principal,
         wanted: &[Wanted],
@@ -196,6 +23,7 @@ impl Fanout {
         let rulebook = Rulebook {
             require_rls: self.settings.require_rls,
             unjudged_deletes: self.unjudged_keys(),
+            snapshot: self.snapshot_settings,
         };
         let (catalog, accesses) = (&self.catalog, &mut self.access);
         resolve(
@@ -217,7 +45,12 @@ impl Fanout {
         )
     }
 
-    fn put_in_force(&mut self, session: SessionId, channel: ChannelId, resolved: Resolved) {
+    pub(in crate::router) fn put_in_force(
+        &mut self,
+        session: SessionId,
+        channel: ChannelId,
+        resolved: Resolved,
+    ) {
         let Some(state) = self
             .sessions
             .get_mut(&session)
@@ -261,7 +94,7 @@ impl Fanout {
     }
 
     /// Takes a channel's bindings out of force; the channel stays known.
-    fn withdraw(&mut self, session: SessionId, channel: ChannelId) {
+    pub(in crate::router) fn withdraw(&mut self, session: SessionId, channel: ChannelId) {
         let Some(state) = self
             .sessions
             .get_mut(&session)
@@ -289,7 +122,7 @@ impl Fanout {
         }
     }
 
-    fn leave(&mut self, session: SessionId, channel: ChannelId) {
+    pub(in crate::router) fn leave(&mut self, session: SessionId, channel: ChannelId) {
         self.withdraw(session, channel);
         let Some(channels) = self.sessions.get_mut(&session) else {
             return;
@@ -301,18 +134,36 @@ impl Fanout {
     }
 
     /// Tells a channel to read again. It joins anew, so nothing more goes out to this joining.
-    pub(super) fn expel(&mut self, session: SessionId, channel: ChannelId, reason: Resync) {
+    pub(in crate::router) fn expel(
+        &mut self,
+        session: SessionId,
+        channel: ChannelId,
+        reason: Resync,
+    ) {
         self.withdraw(session, channel);
         if let Some(state) = self
             .sessions
             .get(&session)
             .and_then(|all| all.get(&channel))
         {
-            state.outbox.push(Event::Resync { channel, reason });
+            state.outbox.push(Event::Resync {
+                channel,
+                reason,
+                cursor: Some(self.current()),
+            });
+        }
+        if let Some(replay) = &mut self.replay {
+            replay.ended.push((session, channel));
+            self.leave(session, channel);
         }
     }
 
+    /// Tells those who want what happened at the moment in hand.
     pub(super) fn expel_table(&mut self, oid: Oid, reason: Resync) {
+        self.expel_watchers(oid, Some(self.moment), reason);
+    }
+
+    fn expel_watchers(&mut self, oid: Oid, at: Option<Moment>, reason: Resync) {
         let Some(watched) = self.tables.get(&oid) else {
             return;
         };
@@ -320,6 +171,7 @@ impl Fanout {
             .groups
             .values()
             .flat_map(Group::members)
+            .filter(|member| at.is_none_or(|moment| member.wants(moment)))
             .map(|member| (member.outbox.session(), member.channel))
             .collect();
         for (session, channel) in members {
@@ -327,11 +179,14 @@ impl Fanout {
         }
     }
 
-    pub(super) fn expel_everybody(&mut self, reason: Resync) {
+    pub(in crate::router) fn expel_everybody(&mut self, reason: Resync) {
         let everybody: Vec<_> = self
             .sessions
             .iter()
-            .flat_map(|(session, channels)| channels.keys().map(|channel| (*session, *channel)))
+            .flat_map(|(session, channels)| {
+                let present = channels.iter().filter(|(_, state)| !state.away);
+                present.map(|(channel, _)| (*session, *channel))
+            })
             .collect();
         for (session, channel) in everybody {
             self.expel(session, channel, reason);
@@ -341,11 +196,12 @@ impl Fanout {
     /// Goes over to the newest catalog. `described` is the table whose description in the stream
     /// made us look: for its rows the change lies exactly here. For others its place is not known,
     /// and rows that may lie on either side are hidden.
-    pub(super) fn adopt(&mut self, described: Option<Oid>) {
+    pub(in crate::router) fn adopt(&mut self, described: Option<Oid>) {
         let catalog = self.watch.take();
         if Arc::ptr_eq(&catalog, &self.catalog) {
             return;
         }
+        self.history.observe(&catalog);
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
         // Types and operators may be others now.
@@ -375,6 +231,13 @@ impl Fanout {
                 changed.push(*oid);
             }
         }
+        if self.replay.is_some() {
+            // It changed behind all that is replayed, or at least not before it.
+            for oid in changed {
+                self.expel_watchers(oid, None, Resync::AccessChanged);
+            }
+            return;
+        }
         self.resubscribe(&changed);
         for oid in changed {
             if let Some(watched) = self.tables.get_mut(&oid)
@@ -387,7 +250,7 @@ impl Fanout {
             }
         }
         for oid in emptied {
-            self.expel_table(oid, Resync::Truncated);
+            self.expel_watchers(oid, None, Resync::Truncated);
         }
     }
 
@@ -418,6 +281,7 @@ impl Fanout {
                     .iter()
                     .map(move |(channel, state)| (*session, *channel, state))
             })
+            .filter(|(_, _, state)| !state.away)
             .filter(|(_, _, state)| {
                 state.members.iter().any(|(oid, _)| changed.contains(oid))
                     || !state.refused.is_empty()
@@ -470,26 +334,6 @@ impl Fanout {
                 (watched.verified, watched.doubt, watched.fits) = (verified, doubt, fits);
                 (watched.described, watched.layout, watched.computed) = of_stream;
             }
-        }
-    }
-}
-
-/// Gets what a join waits for; tries again for as long as it is polled.
-async fn answer(watch: &CatalogWatch, asker: &Asker, unparked: &mut Unparked, unread: Vec<Probe>) {
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-    if unread.is_empty() {
-        let role = unparked.join.principal.role.as_ref();
-        while watch.role(role.to_owned()).await.is_err() {
-            tokio::time::sleep(backoff.after_failure()).await;
-        }
-    }
-    for probe in unread {
-        loop {
-            if let Some(reading) = asker.read(probe.clone()).await {
-                unparked.readings.push((probe, reading));
-                break;
-            }
-            tokio::time::sleep(backoff.after_failure()).await;
         }
     }
 }

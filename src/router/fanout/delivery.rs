@@ -11,7 +11,7 @@ use super::Fanout;
 use crate::auth::Claims;
 use crate::change::{Change, ColumnSet, Kind, OldRow, Row, Value};
 use crate::encode::{OldRecord, Shape};
-use crate::log::{Entry, Offset};
+use crate::log::{Cursor, Entry, Offset};
 use crate::metrics::{HiddenReason, Metrics};
 use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply, image};
@@ -36,13 +36,19 @@ impl Fanout {
                 .map(|group| group.watching(&change.kind));
             self.metrics
                 .hidden(HiddenReason::CatalogChanged, clients.sum::<usize>() as u64);
-            self.expel_table(oid, Resync::Undecided);
+            let reason = if self.replay.is_some() {
+                Resync::SchemaChanged
+            } else {
+                Resync::Undecided
+            };
+            self.expel_table(oid, reason);
             return;
         }
         let (row, old) = subject_rows(change);
         let subject = Subject {
             relation: &change.relation,
             change,
+            moment: self.moment,
             row: &row,
             old: old.as_deref(),
         };
@@ -290,6 +296,13 @@ impl Fanout {
                 committed_at: place.entry.batch.committed_at,
                 data,
             };
+            if let Some(replay) = &mut self.replay
+                && member.outbox.is_half_full()
+            {
+                replay
+                    .filled
+                    .push((member.outbox.session(), member.channel));
+            }
             let voices = u8::from(judged.is_some()) + u8::from(told.asked.is_some());
             if voices == 0 {
                 member.outbox.push(event);
@@ -356,9 +369,13 @@ impl Fanout {
                 &columns,
             ))
         });
+        let cursor = Cursor {
+            epoch: self.epoch,
+            offset: Offset(place.offset.0 + 1),
+        };
         let data = shape.encode(
             place.change,
-            place.entry.batch.committed_at,
+            (cursor, place.entry.batch.committed_at),
             old,
             self.settings.max_record_bytes,
         )?;
@@ -451,6 +468,7 @@ fn conclude(
                 outbox.push(Event::Resync {
                     channel: *channel,
                     reason: Resync::Undecided,
+                    cursor: None,
                 });
             }
         }

@@ -106,6 +106,7 @@ async fn what_is_lost_and_why_is_told() {
     joins[2].outbox.push(Event::Resync {
         channel: joins[2].channel,
         reason: Resync::Trimmed,
+        cursor: None,
     });
     let (tally, books) = sessions.finish(audience, written()).await.unwrap();
     assert_eq!((tally.delivered, tally.duplicated, tally.leaked), (1, 1, 1));

@@ -1,0 +1,167 @@
+//! Since when the rules are what they are: what was missed is judged by today's rules, which is
+//! right only where they were the same then.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::Resync;
+use crate::log::Epoch;
+use crate::pg::{Lsn, Oid};
+use crate::policy::access::fingerprint;
+use crate::policy::catalog::Catalog;
+
+/// For each table and role, since where in the write-ahead log its rules hold. Shared by all who
+/// judge, and kept in a file beside a log that outlives the process.
+#[derive(Debug)]
+pub(super) struct AccessHistory {
+    known: Mutex<Known>,
+    file: Option<PathBuf>,
+}
+
+/// What stands in the file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    /// The history of the log whose places these are.
+    epoch: u64,
+    /// Nobody could have subscribed to what committed up to here.
+    began: u64,
+    /// Where the newest catalog was read.
+    read_at: u64,
+    tables: HashMap<u32, HashMap<String, Rules>>,
+}
+
+/// The rules of one table for one role.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    fingerprint: u64,
+    /// Whatever committed behind this place fell under them.
+    since: u64,
+}
+
+impl AccessHistory {
+    /// What `file` says of the log's history `epoch`, brought up to `catalog`. Without a file, or
+    /// where it tells of another history, everything begins where the catalog was read.
+    pub(super) fn open(file: Option<PathBuf>, epoch: Epoch, catalog: &Catalog) -> Self {
+        let known = file.as_deref().and_then(|file| read(file, epoch));
+        let history = Self {
+            known: Mutex::new(known.unwrap_or_else(|| Known {
+                epoch: epoch.0,
+                began: catalog.read_at.0,
+                ..Known::default()
+            })),
+            file,
+        };
+        history.observe(catalog);
+        history
+    }
+
+    /// Takes note of a catalog that somebody is about to judge by.
+    pub(super) fn observe(&self, catalog: &Catalog) {
+        let mut known = self.lock();
+        // Another has seen a newer one meanwhile.
+        if catalog.read_at.0 < known.read_at {
+            return;
+        }
+        known.read_at = catalog.read_at.0;
+        let mut changed = false;
+        for table in catalog.tables.values().filter(|table| table.published) {
+            let pairs = known.tables.entry(table.oid.0).or_default();
+            for rights in &table.rights {
+                let fingerprint = fingerprint(catalog, table, &rights.role);
+                let same = |rules: &Rules| rules.fingerprint == fingerprint;
+                if !pairs.get(&rights.role).is_some_and(same) {
+                    let since = catalog.read_at.0;
+                    let rules = Rules { fingerprint, since };
+                    pairs.insert(rights.role.clone(), rules);
+                    changed = true;
+                }
+            }
+        }
+        let published = |oid: &u32| {
+            let table = catalog.tables.get(&Oid(*oid));
+            table.is_some_and(|table| table.published)
+        };
+        // What is published again later was not in the log meanwhile.
+        let before = known.tables.len();
+        known.tables.retain(|oid, _| published(oid));
+        if changed || known.tables.len() != before {
+            self.write(&known);
+        }
+    }
+
+    /// Notes that the log begins a new history, of changes that commit behind `from`.
+    pub(super) fn begin(&self, epoch: Epoch, from: Lsn, catalog: &Catalog) {
+        {
+            let mut known = self.lock();
+            *known = Known {
+                epoch: epoch.0,
+                began: from.0,
+                ..Known::default()
+            };
+        }
+        self.observe(catalog);
+    }
+
+    /// Nobody could have subscribed to what committed up to here.
+    pub(super) fn began(&self) -> Lsn {
+        Lsn(self.lock().began)
+    }
+
+    /// Why what commits at or behind `from` must not be judged by today's rules, if it must not.
+    pub(super) fn changed_after(&self, table: Oid, role: &str, from: Lsn) -> Option<Resync> {
+        let known = self.lock();
+        let rules = known.tables.get(&table.0).and_then(|pairs| pairs.get(role));
+        let since = rules.map(|rules| rules.since);
+        let good = since.is_some_and(|since| since < from.0 || since <= known.began);
+        (!good).then_some(Resync::AccessChanged)
+    }
+
+    fn write(&self, known: &Known) {
+        let Some(file) = &self.file else {
+            return;
+        };
+        // Where an older one stays, more has changed for the next process than really did.
+        if let Err(error) = replace(file, known) {
+            warn!(file = %file.display(), %error, "cannot note since when the rules hold");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // No code under this lock panics half-way through a change.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(file: &Path, epoch: Epoch) -> Option<Known> {
+    let text = match std::fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            warn!(file = %file.display(), %error, "cannot read since when the rules hold");
+            return None;
+        }
+    };
+    match serde_json::from_slice::<Known>(&text) {
+        Ok(known) => (known.epoch == epoch.0).then_some(known),
+        Err(error) => {
+            warn!(file = %file.display(), %error, "what is known of the rules cannot be read");
+            None
+        }
+    }
+}
+
+fn replace(file: &Path, known: &Known) -> std::io::Result<()> {
+    let text = serde_json::to_vec(known)?;
+    let fresh = file.with_extension("new");
+    let mut written = std::fs::File::create(&fresh)?;
+    written.write_all(&text)?;
+    written.sync_all()?;
+    std::fs::rename(&fresh, file)
+}

@@ -1,0 +1,196 @@
+//! The task that follows the log for all who miss nothing, and takes in those who come back.
+
+mod joins;
+
+mod returns;
+
+pub(super) mod snapshots;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+pub(super) use self::joins::Unparked;
+use self::returns::Returns;
+use self::snapshots::Takings;
+use super::fanout::{Fanout, Foundation, Settings};
+use super::group::Moment;
+use super::history::AccessHistory;
+use super::{Command, Resync, Router};
+use crate::log::{Cursor, LogError, Offset};
+use crate::pg::{Lsn, Xid};
+
+/// Commands that wait for the router; past this sessions wait.
+const COMMANDS: usize = 1024;
+
+/// Entries read from the log before commands get their turn.
+const ENTRIES: usize = 64;
+
+/// Commands taken before the log gets its turn.
+const COMMANDS_AT_ONCE: usize = 256;
+
+/// The router's task.
+pub struct Live {
+    fanout: Fanout,
+    commands: mpsc::Receiver<Command>,
+    /// Commits before this happened when nobody could have subscribed without a cursor.
+    started_at: Lsn,
+    next: Offset,
+    parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
+    returns: Returns,
+    takings: Takings,
+}
+
+/// Makes a router and the task behind it.
+#[must_use]
+pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
+    let (router, incoming) = Router::channel(COMMANDS);
+    let Foundation {
+        log,
+        catalog: mut watch,
+        asker,
+        computer,
+        metrics,
+        history,
+        snapshots,
+    } = foundation;
+    let catalog = watch.take();
+    let (epoch, next) = (log.epoch(), log.range().end);
+    let started_at = catalog.read_at;
+    let history = Arc::new(AccessHistory::open(history, epoch, &catalog));
+    snapshots.nothing_before(history.began());
+    let fanout = Fanout::new(
+        (log, watch, asker, computer, metrics),
+        settings,
+        *snapshots.settings(),
+        history,
+        Arc::clone(&router.position),
+        (epoch, catalog),
+    );
+    let live = Live {
+        fanout,
+        commands: incoming,
+        started_at,
+        next,
+        parked: FuturesUnordered::new(),
+        returns: Returns::new(),
+        takings: Takings::new(snapshots),
+    };
+    live.publish();
+    (router, live)
+}
+
+impl Live {
+    /// Follows the log until `stop`, then hands out what the log still holds and ends.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut tail = self.fanout.log.tail();
+        loop {
+            let behind = *tail.borrow_and_update() > self.next;
+            if behind || self.returns.is_arriving() {
+                for _ in 0..COMMANDS_AT_ONCE {
+                    let Ok(command) = self.commands.try_recv() else {
+                        break;
+                    };
+                    self.command(command);
+                }
+                if behind && self.follow().await.is_break() {
+                    break;
+                }
+                // None of these may wait for a stream that never pauses.
+                while let Some(Some(unparked)) = self.parked.next().now_or_never() {
+                    self.unpark(unparked);
+                }
+                if self.fanout.watch.changed().now_or_never().is_some() {
+                    self.fanout.adopt(None);
+                }
+                while let Some(happened) = self.returns.next().now_or_never() {
+                    self.returned(happened);
+                }
+                while let Some(done) = self.takings.next().now_or_never() {
+                    self.snapshot_done(done);
+                }
+                self.arrive().await;
+                // Everything else on this thread gets its turn between two runs.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changed = tail.changed() => if changed.is_err() { break },
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => break,
+                },
+                Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
+                    self.unpark(unparked);
+                }
+                changed = self.fanout.watch.changed() => match changed {
+                    Ok(()) => self.fanout.adopt(None),
+                    Err(_ended) => break,
+                },
+                happened = self.returns.next() => self.returned(happened),
+                done = self.takings.next() => self.snapshot_done(done),
+            }
+        }
+    }
+
+    async fn follow(&mut self) -> ControlFlow<()> {
+        match self.fanout.log.read(self.next, ENTRIES).await {
+            Ok(entries) => {
+                for entry in entries {
+                    let commit = entry.batch.commit_lsn;
+                    // What nobody at all can have subscribed to is passed over.
+                    if commit > self.started_at || commit > self.fanout.history.began() {
+                        self.fanout.entry(&entry, commit <= self.started_at).await;
+                    }
+                    self.next = entry.end();
+                    self.publish();
+                }
+            }
+            Err(LogError::Trimmed { oldest }) => {
+                warn!(%oldest, "the router fell behind the log, everybody is told to read again");
+                self.jump(oldest, Resync::Trimmed);
+            }
+            Err(LogError::Lost { next } | LogError::Ahead { next }) => {
+                self.fanout.epoch = self.fanout.log.epoch();
+                // Places in the write-ahead log of another history mean nothing in this one.
+                let from = self.fanout.log.appended();
+                self.started_at = Lsn(0);
+                let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
+                self.fanout.history.begin(epoch, from, &catalog);
+                self.takings.nothing_before(from);
+                self.jump(next, Resync::SlotLost);
+            }
+            Err(LogError::Stopped) => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Goes on somewhere else; whoever is subscribed has missed something.
+    fn jump(&mut self, next: Offset, reason: Resync) {
+        self.next = next;
+        self.publish();
+        self.fanout.moment = Moment {
+            offset: Offset(next.0.saturating_sub(1)),
+            xid: Xid(0),
+            early: false,
+        };
+        self.fanout.expel_everybody(reason);
+        self.returns.expel_arriving(reason);
+    }
+
+    /// Everything before is in the outboxes.
+    fn publish(&self) {
+        self.fanout.position.set(Cursor {
+            epoch: self.fanout.epoch,
+            offset: self.next,
+        });
+    }
+}

@@ -1,0 +1,360 @@
+//! Channels join and leave.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::Live;
+use super::snapshots::queries;
+use crate::log::{Cursor, Offset};
+use crate::policy::ask::Asker;
+use crate::policy::ask::probe::{Probe, Reading};
+use crate::policy::watch::CatalogWatch;
+use crate::retry::Backoff;
+use crate::router::fanout::Channel;
+use crate::router::replay::Returning;
+use crate::router::resolve::{Readings, Unresolved, refused};
+use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
+use crate::subscription::{Start, Wanted};
+
+/// Joins that may wait for PostgreSQL at once; past this clients are told to try again.
+const MAX_PARKED: usize = 4096;
+
+/// How long a join waits for PostgreSQL.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A join whose question to PostgreSQL was answered.
+pub(in crate::router) struct Unparked {
+    join: Join,
+    joining: u64,
+    role_read: bool,
+    /// What it was told before.
+    told: Readings,
+    readings: Vec<(Probe, Reading)>,
+    /// Whether there was an answer at all.
+    answered: bool,
+}
+
+impl Live {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Join(join) => {
+                let joining = self.begin(&join);
+                self.join(join, joining, false, &Readings::default());
+            }
+            Command::Leave { session, channel } => self.leave(session, channel),
+            Command::Disconnect { session } => {
+                let channels: Vec<ChannelId> = self
+                    .fanout
+                    .sessions
+                    .get(&session)
+                    .map(|channels| channels.keys().copied().collect())
+                    .unwrap_or_default();
+                for channel in channels {
+                    self.leave(session, channel);
+                }
+            }
+        }
+    }
+
+    /// Notes that a join is under way, so that a leave in the meantime can end it.
+    fn begin(&mut self, join: &Join) -> u64 {
+        let channels = self
+            .fanout
+            .sessions
+            .entry(join.outbox.session())
+            .or_default();
+        let channel = channels
+            .entry(join.channel)
+            .or_insert_with(|| Channel::new(&join.principal, &join.outbox));
+        channel.joining += 1;
+        channel.joining
+    }
+
+    /// A channel is left wherever it is.
+    fn leave(&mut self, session: SessionId, channel: ChannelId) {
+        if let Some(state) = self.fanout.channel(session, channel) {
+            if let Some(reader) = state.reader.take() {
+                reader.close();
+            } else if state.away {
+                self.returns.recalled.call(session, channel);
+            }
+        }
+        self.fanout.leave(session, channel);
+    }
+
+    fn join(&mut self, mut join: Join, joining: u64, role_read: bool, told: &Readings) {
+        let resolved = self.fanout.resolve(&join.principal, &join.wanted, told);
+        // The catalog may be a second old. Before a client is told what it cannot have, it is
+        // looked at again.
+        let stale = !role_read
+            && match &resolved {
+                Ok(resolved) => !resolved.notices.is_empty() || !resolved.refusals.is_empty(),
+                Err(Unresolved::Role) => true,
+                Err(Unresolved::Unread(_)) => false,
+            };
+        if stale {
+            self.park(join, joining, Vec::new(), told);
+            return;
+        }
+        match resolved {
+            Ok(resolved) => {
+                let (notices, refusals) = (resolved.notices.clone(), resolved.refusals.clone());
+                let (session, channel) = (join.outbox.session(), join.channel);
+                let Some(known) = self.fanout.channel(session, channel) else {
+                    return;
+                };
+                if let Some(reader) = known.reader.take() {
+                    reader.close();
+                    known.away = false;
+                }
+                if known.away {
+                    // It takes effect where the one before it has come to.
+                    known.successor = Some(Box::new((join, told.clone())));
+                    self.returns.recalled.call(session, channel);
+                    return;
+                }
+                let mut wishes = join.wanted.iter();
+                let with_snapshot = wishes.any(|wish| wish.start.snapshot.is_some());
+                let goes_on = known.settled;
+                if goes_on {
+                    // With a new token it goes on where it is.
+                    let before = Arc::clone(&known.wanted);
+                    let holder = Arc::clone(&known.principal);
+                    // The rows of another are others.
+                    let alike = self.fanout.sees_alike(&holder, &join.principal);
+                    for wish in &mut join.wanted {
+                        let known = before.iter().find(|known| known.id == wish.id);
+                        wish.start = Start {
+                            since: None,
+                            unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
+                            snapshot: wish.start.snapshot.take().filter(|_| !alike),
+                        };
+                    }
+                }
+                let begin = self.begin_with_snapshot(&mut join.wanted);
+                let queries = queries(&resolved, &begin);
+                self.fanout.withdraw(session, channel);
+                self.note(&join, told);
+                let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
+                if !returning {
+                    self.fanout.put_in_force(session, channel, resolved);
+                }
+                join.outbox.push(Event::Joined {
+                    channel,
+                    refusals,
+                    notices,
+                });
+                if goes_on && with_snapshot && !returning {
+                    join.outbox.push(Event::CaughtUp { channel });
+                }
+                if returning {
+                    match self.beginning(&join.wanted) {
+                        Ok(_) if !queries.is_empty() => {
+                            self.take_snapshot(session, channel, queries);
+                        }
+                        Ok(from) => self.send_after(session, channel, from),
+                        Err(reason) => join.outbox.push(Event::Resync {
+                            channel,
+                            reason,
+                            cursor: Some(self.fanout.position.get()),
+                        }),
+                    }
+                }
+            }
+            Err(Unresolved::Role) => {
+                let reason = format!(
+                    "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
+                    join.principal.role
+                );
+                self.fanout.withdraw(join.outbox.session(), join.channel);
+                join.outbox.push(Event::Joined {
+                    channel: join.channel,
+                    refusals: join
+                        .wanted
+                        .iter()
+                        .map(|wish| refused(wish, &reason))
+                        .collect(),
+                    notices: Vec::new(),
+                });
+            }
+            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told),
+        }
+    }
+
+    /// Notes who a channel is now and what it wants.
+    fn note(&mut self, join: &Join, told: &Readings) {
+        if join.wanted.iter().any(Wanted::is_open) {
+            // The catalog may not know a table yet whose rows it now asks for.
+            self.fanout.passed.clear();
+        }
+        let next = self.next;
+        let position = self.fanout.position.get();
+        let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
+        let mut wanted = join.wanted.clone();
+        if returning {
+            // What does not say where it begins begins now, also where others catch up first.
+            for wish in &mut wanted {
+                wish.start.since.get_or_insert(Cursor {
+                    offset: next,
+                    ..position
+                });
+            }
+        }
+        if let Some(known) = self.fanout.channel(join.outbox.session(), join.channel) {
+            known.principal = Arc::clone(&join.principal);
+            known.wanted = wanted.into();
+            known.readings = told.clone();
+            known.settled = true;
+        }
+    }
+
+    /// The first change that one of the wishes asks for, where the log can give it.
+    pub(super) fn beginning(&self, wanted: &[Wanted]) -> Result<Offset, Resync> {
+        let range = self.fanout.log.range();
+        let mut from = self.next;
+        for since in wanted.iter().filter_map(|wish| wish.start.since) {
+            if since.epoch != self.fanout.epoch || since.offset > self.next {
+                return Err(Resync::Epoch);
+            }
+            if since.offset < range.start {
+                return Err(Resync::Trimmed);
+            }
+            from = from.min(since.offset);
+        }
+        Ok(from)
+    }
+
+    /// Sends a channel after what it has missed.
+    pub(super) fn send_after(&mut self, session: SessionId, channel: ChannelId, from: Offset) {
+        if from == self.next {
+            return self.bring_in_force(session, channel, from);
+        }
+        let Some(state) = self.fanout.channel(session, channel) else {
+            return;
+        };
+        state.away = true;
+        let member = Returning {
+            session,
+            channel,
+            joining: state.joining,
+            principal: Arc::clone(&state.principal),
+            outbox: Arc::clone(&state.outbox),
+            wanted: Arc::clone(&state.wanted),
+            readings: state.readings.clone(),
+            from,
+        };
+        self.returns.gather(member);
+    }
+
+    /// A channel that was catching up joins anew, mostly with a new token.
+    pub(super) fn take_over(&mut self, mut join: Join, told: &Readings, before: &Returning) {
+        let (session, channel) = (before.session, before.channel);
+        for wish in &mut join.wanted {
+            let known = before.wanted.iter().find(|known| known.id == wish.id);
+            wish.start = known.map(|known| known.start.clone()).unwrap_or_default();
+        }
+        self.note(&join, told);
+        join.outbox.push(Event::Joined {
+            channel,
+            refusals: Vec::new(),
+            notices: Vec::new(),
+        });
+        if self.fanout.sees_alike(&before.principal, &join.principal) {
+            self.send_after(session, channel, before.from);
+        } else {
+            // What it was given before was judged for somebody else.
+            join.outbox.push(Event::Resync {
+                channel,
+                reason: Resync::AccessChanged,
+                cursor: Some(self.fanout.position.get()),
+            });
+        }
+    }
+
+    /// Lets a join wait for PostgreSQL while everything else goes on.
+    fn park(&mut self, join: Join, joining: u64, unread: Vec<Probe>, told: &Readings) {
+        if self.parked.len() >= MAX_PARKED {
+            self.unavailable(&join);
+            return;
+        }
+        let (watch, asker) = (self.fanout.watch.clone(), self.fanout.asker.clone());
+        let told = told.clone();
+        self.parked.push(Box::pin(async move {
+            let mut unparked = Unparked {
+                joining,
+                role_read: unread.is_empty(),
+                told,
+                readings: Vec::new(),
+                answered: false,
+                join,
+            };
+            let answering = answer(&watch, &asker, &mut unparked, unread);
+            // Clients give up a join after ten seconds and try again: better they hear why.
+            let answered = tokio::time::timeout(JOIN_TIMEOUT, answering).await;
+            unparked.answered = answered.is_ok();
+            unparked
+        }));
+    }
+
+    fn unavailable(&mut self, join: &Join) {
+        warn!("a join could not be decided: the database does not answer");
+        self.fanout.withdraw(join.outbox.session(), join.channel);
+        join.outbox.push(Event::Unavailable {
+            channel: join.channel,
+        });
+    }
+
+    pub(super) fn unpark(&mut self, unparked: Unparked) {
+        let Unparked {
+            join,
+            joining,
+            role_read,
+            mut told,
+            readings,
+            answered,
+        } = unparked;
+        for (probe, reading) in readings {
+            if Reading::lasts(&probe) {
+                self.fanout.readings.share(probe.clone(), reading.clone());
+            }
+            told.insert(probe, reading);
+        }
+        let current = self
+            .fanout
+            .sessions
+            .get(&join.outbox.session())
+            .and_then(|channels| channels.get(&join.channel))
+            .is_some_and(|channel| channel.joining == joining);
+        if !current {
+            debug!("a channel was left while it was joining");
+            return;
+        }
+        if answered {
+            self.fanout.adopt(None);
+            self.join(join, joining, role_read, &told);
+        } else {
+            self.unavailable(&join);
+        }
+    }
+}
+/// Gets what a join waits for; tries again for as long as it is polled.
+async fn answer(watch: &CatalogWatch, asker: &Asker, unparked: &mut Unparked, unread: Vec<Probe>) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    if unread.is_empty() {
+        let role = unparked.join.principal.role.as_ref();
+        while watch.role(role.to_owned()).await.is_err() {
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
+    }
+    for probe in unread {
+        loop {
+            if let Some(reading) = asker.read(probe.clone()).await {
+                unparked.readings.push((probe, reading));
+                break;
+            }
+            tokio::time::sleep(backoff.after_failure()).await;
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What returning clients missed: gathered into cohorts, each of which makes one pass over the log
+//! for all of its members.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::fanout::{Channel, Fanout};
+use super::group::Begin;
+use super::resolve::{Readings, Resolved};
+use super::{ChannelId, Event, Outbox, Resync, SessionId};
+use crate::auth::Principal;
+use crate::log::{Entry, LogError, Offset};
+use crate::pg::Lsn;
+use crate::subscription::Wanted;
+
+/// Entries read from the log at once.
+const ENTRIES: usize = 64;
+
+/// A cohort that is no more changes than this behind the router is handed to it.
+pub(super) const NEAR: u64 = 256;
+
+/// What a [`Fanout`] notes while it hands out what was missed.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    /// Whose outbox is half full.
+    pub(super) filled: Vec<(SessionId, ChannelId)>,
+    /// Who was told to read again.
+    pub(super) ended: Vec<(SessionId, ChannelId)>,
+    /// Who goes on in a later cohort.
+    pub(super) aside: Vec<Returning>,
+}
+
+/// A channel that has missed something.
+pub(super) struct Returning {
+    pub(super) session: SessionId,
+    pub(super) channel: ChannelId,
+    /// Which of the channel's joins it is.
+    pub(super) joining: u64,
+    pub(super) principal: Arc<Principal>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) wanted: Arc<[Wanted]>,
+    pub(super) readings: Readings,
+    /// The first change that it has not been given.
+    pub(super) from: Offset,
+}
+
+impl std::fmt::Debug for Returning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Returning")
+            .field("session", &self.session)
+            .field("channel", &self.channel)
+            .field("from", &self.from)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a cohort says of a member before its own end.
+#[derive(Debug)]
+pub(super) enum Back {
+    /// It goes on in a later cohort, or as the router knows better.
+    Aside(Returning),
+    /// It was told to read again.
+    Ended(SessionId, ChannelId),
+}
+
+/// Whom the router wants back from wherever they are.
+#[derive(Debug, Default)]
+pub(super) struct Recalled {
+    /// Counts the calls, so that looking costs nothing while there are none.
+    calls: AtomicU64,
+    members: Mutex<HashSet<(SessionId, ChannelId)>>,
+}
+
+impl Recalled {
+    pub(super) fn call(&self, session: SessionId, channel: ChannelId) {
+        self.lock().insert((session, channel));
+        self.calls.fetch_add(1, Ordering::Release);
+    }
+
+    /// Notes that it is back.
+    pub(super) fn forget(&self, session: SessionId, channel: ChannelId) {
+        self.lock().remove(&(session, channel));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(SessionId, ChannelId)>> {
+        // No code under this lock panics half-way through a change.
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Clients that came back at about the same time, on one pass over the log.
+pub(super) struct Cohort {
+    pub(super) fanout: Fanout,
+    /// The place of the pass.
+    pub(super) next: Offset,
+    /// Those that the pass has not reached, the nearest last.
+    waiting: Vec<Returning>,
+    /// The joins of those that it has.
+    joinings: HashMap<(SessionId, ChannelId), u64>,
+    recalled: Arc<Recalled>,
+    calls: u64,
+}
+
+impl Fanout {
+    /// Takes those whose outbox is half full out of the pass, which has come to `next`.
+    pub(super) fn set_aside(&mut self, next: Offset) {
+        let Some(replay) = &mut self.replay else {
+            return;
+        };
+        for (session, channel) in std::mem::take(&mut replay.filled) {
+            self.put_aside(session, channel, next);
+        }
+    }
+
+    fn put_aside(&mut self, session: SessionId, channel: ChannelId, from: Offset) {
+        let known = self
+            .sessions
+            .get(&session)
+            .and_then(|all| all.get(&channel));
+        let Some(state) = known else {
+            return;
+        };
+        let returning = Returning {
+            session,
+            channel,
+            joining: state.joining,
+            principal: Arc::clone(&state.principal),
+            outbox: Arc::clone(&state.outbox),
+            wanted: Arc::clone(&state.wanted),
+            readings: state.readings.clone(),
+            from,
+        };
+        self.leave(session, channel);
+        if let Some(replay) = &mut self.replay {
+            replay.aside.push(returning);
+        }
+    }
+}
+
+/// No binding begins before the place up to which its channel has been given everything.
+fn begin_at(resolved: &mut Resolved, from: Offset) {
+    for binding in resolved
+        .tables
+        .iter_mut()
+        .flat_map(|(_, bindings)| bindings)
+    {
+        let earlier = |begin: &&Arc<Begin>| begin.from.is_some_and(|known| known < from);
+        if let Some(begin) = binding.begin.as_ref().filter(earlier) {
+            binding.begin = Some(Arc::new(Begin {
+                from: Some(from),
+                unseen_by: begin.unseen_by.clone(),
+            }));
+        }
+    }
+}
+
+impl Cohort {
+    pub(super) fn new(
+        fanout: Fanout,
+        mut members: Vec<Returning>,
+        recalled: Arc<Recalled>,
+    ) -> Self {
+        members.sort_unstable_by_key(|member| std::cmp::Reverse(member.from));
+        debug!(members = members.len(), "a cohort of returning clients");
+        Self {
+            next: members.last().map_or(Offset(0), |member| member.from),
+            fanout,
+            waiting: members,
+            joinings: HashMap::new(),
+            recalled,
+            calls: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.joinings.is_empty()
+    }
+
+    /// Passes over the log until little is left, and returns with those that are still there.
+    pub(super) async fn run(mut self, back: mpsc::Sender<Back>) -> Self {
+        loop {
+            self.look_for_recalled();
+            if self.report(&back).await.is_err() || self.is_empty() {
+                return self;
+            }
+            if self.joinings.is_empty()
+                && let Some(nearest) = self.waiting.last()
+            {
+                self.next = self.next.max(nearest.from);
+            }
+            let end = self.fanout.position.get().offset;
+            if self.next.0 + NEAR >= end.0 {
+                return self;
+            }
+            // What the rules of then and now are, everybody learns from the same place.
+            self.fanout.adopt(None);
+            match self.fanout.log.read(self.next, ENTRIES).await {
+                Ok(entries) => {
+                    let before = self.next;
+                    for entry in entries.iter().filter(|entry| entry.end() <= end) {
+                        self.step(entry).await;
+                        self.look_for_recalled();
+                        if self.report(&back).await.is_err() {
+                            return self;
+                        }
+                    }
+                    if self.next == before {
+                        return self;
+                    }
+                }
+                Err(error) => self.fail(&error),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Hands out one entry: the one that begins where the pass is.
+    pub(super) async fn step(&mut self, entry: &Entry) {
+        let commit = entry.batch.commit_lsn;
+        while let Some(member) = self.waiting.pop_if(|member| member.from < entry.end()) {
+            self.enter(member, commit);
+        }
+        if commit > self.fanout.history.began() {
+            self.fanout.entry(entry, false).await;
+        }
+        self.next = entry.end();
+    }
+
+    /// The pass has reached a member.
+    fn enter(&mut self, member: Returning, commit: Lsn) {
+        let Returning {
+            session, channel, ..
+        } = member;
+        let resolved = self
+            .fanout
+            .resolve(&member.principal, &member.wanted, &member.readings);
+        let mut state = Channel::new(&member.principal, &member.outbox);
+        state.joining = member.joining;
+        state.wanted = member.wanted;
+        state.readings = member.readings;
+        let channels = self.fanout.sessions.entry(session).or_default();
+        channels.insert(channel, state);
+        self.joinings.insert((session, channel), member.joining);
+        let reason = match resolved {
+            Ok(mut resolved) => {
+                begin_at(&mut resolved, member.from);
+                let history = &self.fanout.history;
+                let role = &member.principal.role;
+                let mut tables = resolved.tables.iter();
+                let changed = tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit));
+                match changed {
+                    Some(reason) => reason,
+                    None => {
+                        self.fanout.put_in_force(session, channel, resolved);
+                        return;
+                    }
+                }
+            }
+            Err(_) => Resync::SchemaChanged,
+        };
+        self.fanout.expel(session, channel, reason);
+    }
+
+    fn fail(&mut self, error: &LogError) {
+        match error {
+            LogError::Trimmed { oldest } => {
+                let oldest = *oldest;
+                while let Some(member) = self.waiting.pop_if(|member| member.from < oldest) {
+                    self.refuse(member, Resync::Trimmed);
+                }
+                self.fanout.expel_everybody(Resync::Trimmed);
+                self.next = self.next.max(oldest);
+            }
+            LogError::Lost { .. } | LogError::Ahead { .. } | LogError::Stopped => {
+                self.expel_everybody(Resync::SlotLost);
+            }
+        }
+    }
+
+    fn refuse(&mut self, member: Returning, reason: Resync) {
+        member.outbox.push(Event::Resync {
+            channel: member.channel,
+            reason,
+            cursor: Some(self.fanout.current()),
+        });
+        if let Some(replay) = &mut self.fanout.replay {
+            replay.ended.push((member.session, member.channel));
+        }
+    }
+
+    pub(super) fn expel_everybody(&mut self, reason: Resync) {
+        for member in std::mem::take(&mut self.waiting) {
+            self.refuse(member, reason);
+        }
+        self.fanout.expel_everybody(reason);
+    }
+
+    /// Lets go of those whom the router wants back.
+    pub(super) fn look_for_recalled(&mut self) {
+        let calls = self.recalled.calls.load(Ordering::Acquire);
+        if calls == self.calls {
+            return;
+        }
+        self.calls = calls;
+        let called: Vec<_> = self.recalled.lock().iter().copied().collect();
+        for (session, channel) in called {
+            self.fanout.put_aside(session, channel, self.next);
+            let here = |member: &Returning| (member.session, member.channel) == (session, channel);
+            if let Some(at) = self.waiting.iter().position(here) {
+                let member = self.waiting.remove(at);
+                if let Some(replay) = &mut self.fanout.replay {
+                    replay.aside.push(member);
+                }
+            }
+        }
+    }
+
+    /// Who left the pass since the last call.
+    pub(super) fn left(&mut self) -> Vec<Back> {
+        let Some(replay) = &mut self.fanout.replay else {
+            return Vec::new();
+        };
+        if replay.aside.is_empty() && replay.ended.is_empty() {
+            return Vec::new();
+        }
+        let aside = std::mem::take(&mut replay.aside);
+        let ended = std::mem::take(&mut replay.ended);
+        for member in &aside {
+            self.joinings.remove(&(member.session, member.channel));
+        }
+        for member in &ended {
+            self.joinings.remove(member);
+        }
+        let ended = ended
+            .into_iter()
+            .map(|(session, channel)| Back::Ended(session, channel));
+        aside.into_iter().map(Back::Aside).chain(ended).collect()
+    }
+
+    async fn report(&mut self, back: &mpsc::Sender<Back>) -> Result<(), ()> {
+        for one in self.left() {
+            // The router has ended.
+            back.send(one).await.map_err(|_| ())?;
+        }
+        Ok(())
+    }
+
+    /// Takes one member out, which has been given all that lies before the pass.
+    pub(super) fn release(&mut self) -> Option<Returning> {
+        let known = self.joinings.keys().next().copied();
+        let Some((session, channel)) = known else {
+            return self.waiting.pop();
+        };
+        self.joinings.remove(&(session, channel));
+        self.fanout.put_aside(session, channel, self.next);
+        self.fanout.replay.as_mut()?.aside.pop()
+    }
+}

@@ -1,0 +1,155 @@
+//! Cursors: how far a client has got, when it is told, and which cursors have been refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::channel::{Channel, ROWCAST};
+use super::machine::Session;
+use super::reply::{Reply, Status};
+use super::{Action, Now};
+use crate::log::Cursor;
+use crate::router::ChannelId;
+use crate::subscription::Wanted;
+
+/// Between two cursors of a channel on which changes come.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// Between two cursors of a channel on which none come: the log goes on, and a cursor that is left
+/// behind ages out of it.
+const QUIET: Duration = Duration::from_secs(15);
+
+/// Refused cursors that are remembered; the oldest are forgotten.
+const MAX_REFUSED: usize = 128;
+
+/// What a channel knows of its cursor.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Whether the client wants to be told.
+    pub(super) reported: bool,
+    /// Whether it has been given all that it had missed.
+    pub(super) current: bool,
+    /// Everything before is with the client.
+    reached: Option<Cursor>,
+    /// What it was told last, and when.
+    told: Option<(Cursor, Duration)>,
+    /// Whether a change went out since.
+    busy: bool,
+}
+
+impl Progress {
+    pub(super) fn new(reported: bool, wanted: &[Wanted]) -> Self {
+        Self {
+            reported,
+            current: !wanted.iter().any(|wish| wish.start.is_earlier()),
+            ..Self::default()
+        }
+    }
+
+    /// A change goes out, behind which `cursor` is.
+    pub(super) fn pass(&mut self, cursor: Cursor) {
+        if self.reported {
+            self.reached = Some(cursor);
+            self.busy = true;
+        }
+    }
+
+    /// When it is to be told, since the clock's start.
+    fn due(&self) -> Option<Duration> {
+        if !self.reported || self.reached.is_none() && !self.current {
+            return None;
+        }
+        let wait = if self.busy { BUSY } else { QUIET };
+        Some(self.told.map_or(Duration::ZERO, |(_, at)| at + wait))
+    }
+}
+
+impl Session {
+    /// Everything before `position` has been put into the outbox, and with `drained` taken out of
+    /// it as well.
+    pub fn reach(&mut self, position: Cursor, drained: bool) {
+        self.position = Some(position);
+        if !drained {
+            return;
+        }
+        for channel in &mut self.channels {
+            let progress = &mut channel.progress;
+            if progress.reported && progress.current && channel.joining.is_none() {
+                progress.reached = Some(position);
+            }
+        }
+    }
+
+    /// When [`Session::report`] is due, since the clock's start.
+    #[must_use]
+    pub fn next_report(&self) -> Option<Duration> {
+        let reported = self
+            .channels
+            .iter()
+            .filter(|channel| channel.joining.is_none());
+        reported.filter_map(|channel| channel.progress.due()).min()
+    }
+
+    /// Tells the channels their cursors that are due.
+    pub fn report(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for channel in &mut self.channels {
+            let due = channel.progress.due().filter(|_| channel.joining.is_none());
+            if due.is_some_and(|due| due <= now.monotonic) {
+                tell(channel, now.monotonic, actions);
+            }
+        }
+    }
+
+    /// Tells all channels that want to know how far they have got: nothing follows.
+    pub fn last_report(&mut self, actions: &mut Vec<Action>) {
+        for channel in &mut self.channels {
+            let at = channel.progress.told.map_or(Duration::ZERO, |(_, at)| at);
+            tell(channel, at, actions);
+        }
+    }
+
+    /// A channel has been given what it had missed.
+    pub(super) fn caught_up(&mut self, channel: ChannelId) {
+        let at = self.position(channel);
+        if let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) {
+            channel.progress.current = true;
+        }
+    }
+
+    /// Remembers the cursors of a channel that is told to read again.
+    pub(super) fn refuse_cursors(&mut self, channel: &Channel) {
+        for cursor in channel.wanted.iter().filter_map(|wish| wish.start.since) {
+            if self.was_refused(&channel.topic, cursor) {
+                continue;
+            }
+            if self.refused.len() >= MAX_REFUSED {
+                self.refused.remove(0);
+            }
+            self.refused.push((Arc::clone(&channel.topic), cursor));
+        }
+    }
+
+    /// Whether somebody who holds this cursor was told to read again: an application that does
+    /// not take notice would otherwise come back with it for ever.
+    pub(super) fn was_refused(&self, topic: &str, cursor: Cursor) -> bool {
+        let mut refused = self.refused.iter();
+        refused.any(|(of, known)| **of == *topic && *known == cursor)
+    }
+}
+
+/// Says how far a channel has got, unless it knows.
+fn tell(channel: &mut Channel, at: Duration, actions: &mut Vec<Action>) {
+    let progress = &mut channel.progress;
+    let Some(cursor) = progress.reached.filter(|_| progress.reported) else {
+        return;
+    };
+    let known = progress.told.is_some_and(|(told, _)| told == cursor);
+    progress.told = Some((cursor, at));
+    progress.busy = false;
+    if known {
+        return;
+    }
+    let text = "Everything up to this cursor has been sent".to_owned();
+    let mut system = channel.system(ROWCAST, Status::Cursor, text);
+    system.cursor = Some(cursor);
+    actions.push(Action::Reply(Reply::System(Box::new(system))));
+}
