@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::ask::image::{self, Asked};
 use super::catalog::{Catalog, Column, Policy, Rights, Table};
 use super::compile::{Function, Reference, Scope, compile};
+use super::consults::consults;
 use super::predicate::Predicate;
 use crate::change::{ColumnSet, Relation};
 use crate::pg::Oid;
@@ -25,6 +26,8 @@ pub struct Access {
     pub fingerprint: u64,
     /// Why a policy is asked instead of compiled, by name.
     pub asked_because: Vec<(String, String)>,
+    /// The tables that asked policies look into; `None` where that cannot be told.
+    pub consults: Option<Vec<Oid>>,
     readable: HashSet<String>,
 }
 
@@ -61,6 +64,7 @@ impl Access {
             reads: Vec::new(),
             fingerprint: fingerprint(catalog, table, role),
             asked_because: Vec::new(),
+            consults: Some(Vec::new()),
             readable: HashSet::new(),
         };
         let Some(rights) = table.rights.iter().find(|rights| rights.role == role) else {
@@ -143,6 +147,11 @@ impl Access {
                 table: judged,
                 condition: condition(&applicable),
                 reads: columns_read(judged, &applicable),
+            });
+            let consulted = consults(catalog, judged, &applicable);
+            self.consults = self.consults.take().zip(consulted).map(|(mut all, some)| {
+                all.extend(some);
+                all
             });
             match compiled(catalog, judged, &applicable) {
                 Ok(predicate) => predicates.push(Arc::new(predicate)),

@@ -21,6 +21,8 @@ pub mod node_tree;
 
 pub mod expr;
 
+mod consults;
+
 pub mod compile;
 
 pub mod predicate;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment};
 use super::history::AccessHistory;
 use super::layout::Layout;
@@ -76,6 +77,8 @@ pub(super) struct Fanout {
     pub(super) settings: Settings,
     pub(super) snapshot_settings: crate::snapshot::Settings,
     pub(super) history: Arc<AccessHistory>,
+    /// Which tables the router has seen change.
+    pub(super) changed: Arc<Changed>,
     /// How far the router has handed out.
     pub(super) position: Arc<Position>,
     pub(super) epoch: Epoch,
@@ -176,7 +179,7 @@ impl Fanout {
         ),
         settings: Settings,
         snapshot_settings: crate::snapshot::Settings,
-        history: Arc<AccessHistory>,
+        (history, changed): (Arc<AccessHistory>, Arc<Changed>),
         position: Arc<Position>,
         (epoch, catalog): (Epoch, Arc<Catalog>),
     ) -> Self {
@@ -189,6 +192,7 @@ impl Fanout {
             settings,
             snapshot_settings,
             history,
+            changed,
             position,
             epoch,
             moment: Moment {
@@ -219,7 +223,7 @@ impl Fanout {
             ),
             self.settings,
             self.snapshot_settings,
-            Arc::clone(&self.history),
+            (Arc::clone(&self.history), Arc::clone(&self.changed)),
             Arc::clone(&self.position),
             (self.epoch, Arc::clone(&self.catalog)),
         );

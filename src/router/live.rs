@@ -19,6 +19,7 @@ use tracing::warn;
 pub(super) use self::joins::Unparked;
 use self::returns::Returns;
 use self::snapshots::Takings;
+use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::group::Moment;
 use super::history::AccessHistory;
@@ -69,7 +70,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         (log, watch, asker, computer, metrics),
         settings,
         *snapshots.settings(),
-        history,
+        (history, Arc::new(Changed::since(next))),
         Arc::clone(&router.position),
         (epoch, catalog),
     );
@@ -146,6 +147,7 @@ impl Live {
             Ok(entries) => {
                 for entry in entries {
                     let commit = entry.batch.commit_lsn;
+                    self.fanout.changed.note(&entry);
                     // What nobody at all can have subscribed to is passed over.
                     if commit > self.started_at || commit > self.fanout.history.began() {
                         self.fanout.entry(&entry, commit <= self.started_at).await;

@@ -15,6 +15,8 @@ pub mod fanout;
 
 mod history;
 
+mod changed;
+
 mod position;
 
 mod replay;

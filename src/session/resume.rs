@@ -74,7 +74,11 @@ impl Session {
         for channel in &mut self.channels {
             let progress = &mut channel.progress;
             if progress.reported && progress.current && channel.joining.is_none() {
-                progress.reached = Some(position);
+                // What is in hand may have been handed out before that was said of its place.
+                let ahead = |reached: &Cursor| {
+                    reached.epoch == position.epoch && reached.offset > position.offset
+                };
+                progress.reached = progress.reached.filter(ahead).or(Some(position));
             }
         }
     }

@@ -13,6 +13,7 @@ mod bounds;
 mod channels;
 mod origins;
 mod places;
+mod resume;
 mod shutdown;
 mod stalls;
 mod support;

@@ -53,6 +53,7 @@ pub(crate) const BEN: &str = "00000000-0000-4000-8000-00000000000b";
 pub(crate) struct Relay {
     pub(crate) core: Core,
     pub(crate) sql: tokio_postgres::Client,
+    pub(crate) url: String,
     fences: u64,
 }
 
@@ -88,6 +89,7 @@ impl Relay {
         Self {
             core,
             sql,
+            url,
             fences: 0,
         }
     }

@@ -32,3 +32,7 @@ mod random_alters;
 mod rows;
 
 mod redteam;
+
+mod resume;
+
+mod resume_random;

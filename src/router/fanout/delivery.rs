@@ -80,8 +80,8 @@ impl Fanout {
                 self.ask_filter(&mut place, &role, filter, awaited).await;
             }
         }
-        for (session, channel) in undecided {
-            self.expel(session, channel, Resync::Undecided);
+        for (session, channel, reason) in undecided {
+            self.expel(session, channel, reason);
         }
     }
 
@@ -91,7 +91,7 @@ impl Fanout {
         place: &mut Place<'_>,
         role: &Arc<str>,
         found: Match,
-        undecided: &mut Vec<(SessionId, ChannelId)>,
+        undecided: &mut Vec<(SessionId, ChannelId, Resync)>,
     ) {
         let clients = found.told.len() as u64;
         let delete = matches!(place.change.kind, Kind::Delete { .. });
@@ -103,6 +103,9 @@ impl Fanout {
             Sight::Hidden => self.metrics.hidden(HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
             Sight::Raised => self.metrics.hidden(HiddenReason::PolicyError, clients),
+            Sight::Asked | Sight::Undecided if self.looks_at_another_time(place, role) => {
+                self.doubt(place, role, &found, Resync::AccessChanged, undecided);
+            }
             Sight::Asked | Sight::Undecided => match self.question(place, role, &found) {
                 Some(question) => self.ask(place, role, found, question).await,
                 None => self.unjudged(place, role, &found, delete, undecided),
@@ -132,19 +135,12 @@ impl Fanout {
         role: &Arc<str>,
         found: &Match,
         delete: bool,
-        undecided: &mut Vec<(SessionId, ChannelId)>,
+        undecided: &mut Vec<(SessionId, ChannelId, Resync)>,
     ) {
         let clients = found.told.len() as u64;
         if !delete {
             self.metrics.hidden(HiddenReason::UnchangedToast, clients);
-            let group = self
-                .tables
-                .get(&place.change.relation.oid)
-                .and_then(|w| w.groups.get(role));
-            undecided.extend(found.told.iter().filter_map(|told| {
-                let member = group?.member(told.member)?;
-                Some((member.outbox.session(), member.channel))
-            }));
+            self.doubt(place, role, found, Resync::Undecided, undecided);
         } else if self.unjudged_keys() {
             self.hand_out(place, role, &found.told, OldRecord::Key, None);
         } else {
@@ -152,6 +148,35 @@ impl Fanout {
             self.metrics
                 .hidden(HiddenReason::DeleteWithoutIdentity, clients);
         }
+    }
+
+    /// Whether what the policies look into besides the row has changed since the row did, or may
+    /// have: it was missed, and the answer would be as of now.
+    fn looks_at_another_time(&self, place: &Place<'_>, role: &Arc<str>) -> bool {
+        if self.replay.is_none() {
+            return false;
+        }
+        let watched = self.tables.get(&place.change.relation.oid);
+        let group = watched.and_then(|watched| watched.groups.get(role));
+        let consulted = group.and_then(|group| group.access.consults.as_ref());
+        !consulted.is_some_and(|tables| self.changed.unchanged_from(place.offset, tables))
+    }
+
+    /// Notes who is to read again.
+    fn doubt(
+        &self,
+        place: &Place<'_>,
+        role: &Arc<str>,
+        found: &Match,
+        reason: Resync,
+        undecided: &mut Vec<(SessionId, ChannelId, Resync)>,
+    ) {
+        let watched = self.tables.get(&place.change.relation.oid);
+        let group = watched.and_then(|watched| watched.groups.get(role));
+        undecided.extend(found.told.iter().filter_map(|told| {
+            let member = group?.member(told.member)?;
+            Some((member.outbox.session(), member.channel, reason))
+        }));
     }
 
     fn question(&self, place: &mut Place<'_>, role: &Arc<str>, found: &Match) -> Option<Question> {

@@ -111,7 +111,7 @@ impl Live {
                 }
                 if known.away {
                     // It takes effect where the one before it has come to.
-                    known.successor = Some(Box::new((join, told.clone())));
+                    known.successor = Some(Box::new((join, resolved.readings)));
                     self.returns.recalled.call(session, channel);
                     return;
                 }
@@ -136,7 +136,7 @@ impl Live {
                 let begin = self.begin_with_snapshot(&mut join.wanted);
                 let queries = queries(&resolved, &begin);
                 self.fanout.withdraw(session, channel);
-                self.note(&join, told);
+                self.note(&join, &resolved.readings);
                 let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
                 if !returning {
                     self.fanout.put_in_force(session, channel, resolved);
