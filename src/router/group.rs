@@ -92,6 +92,12 @@ impl Member {
         let mut bindings = self.bindings.iter();
         bindings.any(|binding| wants(binding.begin.as_deref(), moment))
     }
+
+    /// Whether it was given rows when it joined: what it missed it missed a moment ago.
+    pub(super) fn follows_a_snapshot(&self) -> bool {
+        let mut begin = self.bindings.iter().filter_map(|one| one.begin.as_deref());
+        begin.any(|begin| begin.unseen_by.is_some())
+    }
 }
 
 /// Where a member is in its [`Group`].

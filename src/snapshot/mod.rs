@@ -47,7 +47,7 @@ pub struct Settings {
     pub max_rows: u64,
     /// The most JSON of a channel, in bytes.
     pub max_bytes: usize,
-    /// How long a channel may wait for a session, and how long it may then take.
+    /// How long a channel may take once it has a session, and half of how long it may wait for one.
     pub timeout: Duration,
     /// A row that is larger goes out without its large values, in bytes.
     pub max_record_bytes: usize,
@@ -248,7 +248,7 @@ impl Inner {
         let _permit = {
             let _waiting = Waiting::count(&self.waiting).ok_or(Failure::Busy)?;
             tokio::select! {
-                permit = timeout_at(Instant::now() + timeout, self.permits.acquire()) => {
+                permit = timeout_at(Instant::now() + 2 * timeout, self.permits.acquire()) => {
                     permit.ok().and_then(Result::ok).ok_or(Failure::Busy)?
                 }
                 () = pages.closed() => return Err(Failure::Abandoned),
