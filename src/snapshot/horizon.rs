@@ -72,7 +72,8 @@ impl Horizon {
         }
     }
 
-    /// The oldest change that `snapshot` does not show, or the end of the log. What commits up to
+    /// The oldest change that `snapshot` does not show, or the end of the log. `snapshot` must not
+    /// be older than that of an earlier call. What commits up to
     /// `floor` is no place to begin at. `synchronous` says whether the server waits for standbys
     /// before it shows a commit.
     pub(super) async fn first_unseen(

@@ -115,19 +115,7 @@ impl Session {
             idle = left.saturating_mul(2),
         );
         self.client.batch_execute(&begin).await.map_err(broken)?;
-        let row = self.client.query_one(&self.snapshot, &[]).await;
-        let row = row.map_err(broken)?;
-        let snapshot: Snapshot = row
-            .try_get::<_, String>(0)
-            .map_err(broken)?
-            .parse()
-            .map_err(|error| Trouble::Broken(format!("{error}")))?;
-        if row.try_get(1).map_err(broken)? {
-            let text = "a standby does not tell which transactions its snapshots show";
-            return Err(Trouble::Final(Failure::Refused(text.to_owned())));
-        }
-        let synchronous: bool = row.try_get(2).map_err(broken)?;
-        let from = place(inner, &snapshot, synchronous).await?;
+        let (snapshot, from) = self.take(inner).await?;
         let who: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [
             &&*request.principal.role,
             &request.principal.claims.as_json(),
@@ -152,6 +140,33 @@ impl Session {
             from,
             snapshot: Arc::new(snapshot),
         })
+    }
+
+    /// Takes the transaction's snapshot, and finds the place in the log where the changes begin that
+    /// it does not show.
+    async fn take(&self, inner: &Inner) -> Result<(Snapshot, Cursor), Trouble> {
+        // One after the other: the horizon goes by what earlier snapshots showed.
+        let mut horizon = inner.horizon.lock().await;
+        let row = self.client.query_one(&self.snapshot, &[]).await;
+        let row = row.map_err(broken)?;
+        let snapshot: Snapshot = row
+            .try_get::<_, String>(0)
+            .map_err(broken)?
+            .parse()
+            .map_err(|error| Trouble::Broken(format!("{error}")))?;
+        if row.try_get(1).map_err(broken)? {
+            let text = "a standby does not tell which transactions its snapshots show";
+            return Err(Trouble::Final(Failure::Refused(text.to_owned())));
+        }
+        let synchronous: bool = row.try_get(2).map_err(broken)?;
+        let epoch = inner.log.epoch();
+        let floor = Lsn(inner.floor.load(Ordering::Acquire));
+        let first = horizon.first_unseen(&*inner.log, &snapshot, floor, synchronous);
+        match first.await {
+            Ok(offset) => Ok((snapshot, Cursor { epoch, offset })),
+            Err(NoPlace::Trimmed) => Err(Trouble::Trimmed),
+            Err(NoPlace::Stopped) => Err(Trouble::Final(Failure::Abandoned)),
+        }
     }
 
     /// Tells the horizon how young a transaction can be that it knows nothing of.
@@ -257,19 +272,6 @@ impl Session {
         (page.last, page.more) = (true, more);
         reading.inner.metrics.snapshot_rows.inc_by(given);
         reading.send(page).await
-    }
-}
-
-/// The place in the log where the changes begin that the snapshot does not show.
-async fn place(inner: &Inner, snapshot: &Snapshot, synchronous: bool) -> Result<Cursor, Trouble> {
-    let epoch = inner.log.epoch();
-    let mut horizon = inner.horizon.lock().await;
-    let floor = Lsn(inner.floor.load(Ordering::Acquire));
-    let first = horizon.first_unseen(&*inner.log, snapshot, floor, synchronous);
-    match first.await {
-        Ok(offset) => Ok(Cursor { epoch, offset }),
-        Err(NoPlace::Trimmed) => Err(Trouble::Trimmed),
-        Err(NoPlace::Stopped) => Err(Trouble::Final(Failure::Abandoned)),
     }
 }
 

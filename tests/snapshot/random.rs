@@ -317,10 +317,11 @@ async fn rows_and_changes_add_up_to_what_the_user_may_select() {
             let wrong = differences(&client, &truth);
             assert!(
                 wrong.is_empty(),
-                "seed {seed}, trial {tried}: {:?} as {role} {sub} (again: {:?}):\n{}",
+                "seed {seed}, trial {tried}: {:?} as {role} {sub} (again: {:?}):\n{}\n{}",
                 client.asked,
                 client.again,
-                wrong.join("\n")
+                wrong.join("\n"),
+                hidden(&core)
             );
             changed += client.rows.len();
             for reason in client.again {
@@ -355,6 +356,13 @@ async fn remind(url: String, fence: u64) {
             format!("delete from fence where id = {fence}; insert into fence values ({fence})");
         sql.batch_execute(&rewritten).await.expect("a fence");
     }
+}
+
+/// What the relay says that it has hidden, and why.
+fn hidden(core: &Core) -> String {
+    let metrics = core.metrics.encode();
+    let lines = metrics.lines().filter(|line| line.contains("hidden_total"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 async fn client_gone(core: &Core, outbox: &rowcast::router::Outbox) {
