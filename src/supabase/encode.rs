@@ -155,13 +155,14 @@ impl Frame {
         self.close(join_ref);
     }
 
-    /// Rows, as a system message: those reach the application of every client whole.
+    /// Rows, as a system message: those reach the application of every client whole, if they have
+    /// no `ids`.
     fn page(&mut self, join_ref: Option<&Wire>, topic: &str, page: &Page) {
         self.open(join_ref, None, topic, "system");
         let _written = write!(
             self.bytes,
             "{{\"extension\":\"rowcast\",\"status\":\"snapshot\",\"message\":\"Rows\",\
-             \"ids\":[{}],\"schema\":",
+             \"id\":{},\"schema\":",
             page.binding
         );
         self.string(&page.schema);
