@@ -98,3 +98,50 @@ fn unknown(name: &str, known: &str) -> String {
     let shown: String = name.chars().take(64).collect();
     format!("`rowcast.{shown}` is not known to this server, which knows: {known}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subscription::order::Nulls;
+
+    fn read(text: &str) -> Result<Start, String> {
+        let value: &RawValue = serde_json::from_str(text).unwrap();
+        of_binding(Some(value))
+    }
+
+    #[test]
+    fn a_snapshot_is_asked_for_in_a_few_words_or_refused_by_name() {
+        let wish = |text: &str| read(text).unwrap().snapshot;
+        for none in ["{}", "{\"snapshot\": null}", "{\"snapshot\": false}"] {
+            assert_eq!(wish(none), None, "{none}");
+        }
+        assert_eq!(wish("{\"snapshot\": true}"), Some(Wish::default()));
+        let all = wish("{\"snapshot\": {\"limit\": 7, \"order\": \"a.desc.nullslast\"}}").unwrap();
+        assert_eq!((all.limit, all.order.len()), (Some(7), 1));
+        assert!(all.order[0].descending && all.order[0].nulls == Some(Nulls::Last));
+        for (text, said) in [
+            ("{\"snapshot\": 1}", "must be an object, true or false"),
+            (
+                "{\"snapshot\": {\"limit\": -1}}",
+                "`rowcast.snapshot.limit`",
+            ),
+            (
+                "{\"snapshot\": {\"limit\": \"1\"}}",
+                "`rowcast.snapshot.limit`",
+            ),
+            (
+                "{\"snapshot\": {\"order\": [\"a\"]}}",
+                "`rowcast.snapshot.order`",
+            ),
+            ("{\"snapshot\": {\"order\": \"a,,b\"}}", "empty segments"),
+            (
+                "{\"snapshot\": {\"offset\": 1}}",
+                "`rowcast.snapshot.offset` is not known",
+            ),
+            ("{\"snapshots\": true}", "`rowcast.snapshots` is not known"),
+        ] {
+            let refusal = read(text).unwrap_err();
+            assert!(refusal.contains(said), "{text}: {refusal}");
+        }
+    }
+}

@@ -165,7 +165,7 @@ impl Client {
                 self.outbox.readable().await;
             }
         };
-        tokio::time::timeout(4 * DEADLINE, next)
+        tokio::time::timeout(DEADLINE, next)
             .await
             .expect("an event in time")
     }

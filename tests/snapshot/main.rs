@@ -17,6 +17,8 @@ mod client;
 
 mod reading;
 
+mod hanging;
+
 mod place;
 
 mod random;
