@@ -42,13 +42,13 @@ statements(place, detail, statement) as (
   select 4, '', E'-- administrator: without it nothing can be replicated. Needs a restart.\nalter system set max_wal_senders = 10;'
   from server where senders = 0
   union all
-  select 5, wanted.name, format(E'-- administrator: %s.\n%screate role %I %s;', wanted.lost, '', wanted.name, wanted.attributes)
+  select 5, wanted.name, format(E'-- administrator: %s.\ncreate role %I %s;\ncomment on role %2$I is ''Made by rowcast setup.'';', wanted.lost, wanted.name, wanted.attributes)
   from me, settings s, (values
     ('anon', 'nologin noinherit', 'only a role with CREATEROLE may make it; without it there is nobody for tokens to be before a login'),
     ('authenticated', 'nologin noinherit', 'only a role with CREATEROLE may make it; without it there is nobody for users'' tokens to be')) as wanted(name, attributes, lost)
   where s.parts ~ 'auth' and to_regrole(wanted.name) is null and not me.rolsuper and not me.rolcreaterole
   union all
-  select 6, '', E'-- advice: only a role with BYPASSRLS may make it; without it tokens with the role service_role are refused.\ncreate role service_role nologin noinherit bypassrls;'
+  select 6, '', E'-- advice: only a role with BYPASSRLS may make it; without it tokens with the role service_role are refused.\ncreate role service_role nologin noinherit bypassrls;\ncomment on role service_role is ''Made by rowcast setup.'';'
   from me, settings s
   where s.parts ~ 'auth' and to_regrole('service_role') is null
     and not me.rolsuper and not (me.since_16 and me.rolcreaterole and me.rolbypassrls)
@@ -57,5 +57,20 @@ statements(place, detail, statement) as (
   from settings s
   where not has_database_privilege(current_database(), 'create')
     and (s.parts ~ 'auth' and to_regnamespace('auth') is null)
+  union all
+  select 8, '', format(E'-- administrator: only %1$I, its owner, may grant it; without it setup cannot make there what is missing: %2$s.\ngrant usage, create on schema auth to %3$I;',
+    regexp_replace(pg_get_userbyid(n.nspowner), '[[:cntrl:]]', '?', 'g'), string_agg(format('auth.%s()', f.name), ', ' order by f.name), current_user)
+  from settings s cross join pg_namespace n cross join (values ('uid'), ('role'), ('jwt')) as f(name)
+  where s.parts ~ 'auth' and n.nspname = 'auth'
+    and not (has_schema_privilege(n.oid, 'usage') and has_schema_privilege(n.oid, 'create'))
+    and not exists (select from pg_proc p where p.pronamespace = n.oid and p.proname = f.name and p.pronargs = p.pronargdefaults)
+  group by n.nspowner
+  union all
+  select 9, '', format(E'-- advice: only %1$I, its owner, may grant it; queries of these roles that name what is in it fail without.\ngrant usage on schema auth to %2$s;',
+    regexp_replace(pg_get_userbyid(n.nspowner), '[[:cntrl:]]', '?', 'g'), string_agg(r.rolname, ', ' order by r.rolname))
+  from settings s cross join pg_namespace n cross join pg_roles r
+  where s.parts ~ 'auth' and n.nspname = 'auth' and not pg_has_role(current_user, n.nspowner, 'usage')
+    and r.rolname in ('anon', 'authenticated', 'service_role') and not has_schema_privilege(r.oid, n.oid, 'usage')
+  group by n.nspowner
 )
 select statement from statements order by place, detail;

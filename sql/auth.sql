@@ -27,8 +27,8 @@ begin
     exception
       -- Roles belong to the whole cluster: another database may be creating them right now.
       when duplicate_object or unique_violation then null;
-      when insufficient_privilege then
-        raise warning '% is left out: this login may not create it', wanted.name;
+      -- What is left out is said at the end.
+      when insufficient_privilege then null;
     end;
   end loop;
 end
@@ -41,7 +41,6 @@ do $$
 begin
   if to_regnamespace('auth') is null then
     if not has_database_privilege(current_database(), 'create') then
-      raise warning 'schema auth is left out: this login may not create it';
       return;
     end if;
     create schema auth;
@@ -54,14 +53,19 @@ end
 $$;
 
 do $$
+declare
+  -- What can be called without arguments: another one beside it would make calls ambiguous. Not by
+  -- to_regprocedure(), which fails where the schema is another's.
+  there text[] := array(select proname from pg_proc where pronamespace = to_regnamespace('auth') and pronargs = pronargdefaults);
 begin
-  if to_regnamespace('auth') is null then
+  if not coalesce(has_schema_privilege(to_regnamespace('auth'), 'usage')
+      and has_schema_privilege(to_regnamespace('auth'), 'create'), false) then
     return;
   end if;
 
   -- The settings are absent (null) in a session that never had them, and empty after a transaction
   -- that set them locally has ended: both mean "nobody".
-  if to_regprocedure('auth.uid()') is null then
+  if not 'uid' = any (there) then
     create function auth.uid() returns uuid
       language sql stable parallel safe
       as $body$
@@ -73,7 +77,7 @@ begin
     comment on function auth.uid() is 'Made by rowcast setup: the user that the token was issued to, or null.';
   end if;
 
-  if to_regprocedure('auth.role()') is null then
+  if not 'role' = any (there) then
     create function auth.role() returns text
       language sql stable parallel safe
       as $body$
@@ -85,7 +89,7 @@ begin
     comment on function auth.role() is 'Made by rowcast setup: the role that the token names, or null.';
   end if;
 
-  if to_regprocedure('auth.jwt()') is null then
+  if not 'jwt' = any (there) then
     create function auth.jwt() returns jsonb
       language sql stable parallel safe
       as $body$
@@ -111,7 +115,39 @@ begin
       execute format('grant usage on schema auth to %I', client);
     end if;
   end loop;
-exception when insufficient_privilege then
-  raise warning 'USAGE on schema auth is left to its owner';
+exception when insufficient_privilege then null;
 end
 $$;
+
+-- What could not be made, and what was there and is not what policies expect; nothing, mostly.
+with schema as (
+  select n.oid, pg_get_userbyid(n.nspowner) as owner from pg_namespace n where n.nspname = 'auth'
+),
+functions(name, result) as (
+  values ('uid', 'uuid'::regtype), ('role', 'text'), ('jwt', 'jsonb')
+)
+select format('role %s is left out: this login may not make it', name) as "left out"
+from (values ('anon'), ('authenticated'), ('service_role')) as roles(name)
+where to_regrole(name) is null
+union all
+select 'schema auth, with auth.uid(), auth.role() and auth.jwt(), is left out: this login may not make it'
+where not exists (select from schema)
+union all
+select format('auth.%s() is left out: schema auth belongs to %I, and this login may not make functions in it', f.name, s.owner)
+from functions f, schema s
+where not exists (select from pg_proc p where p.pronamespace = s.oid and p.proname = f.name and p.pronargs = p.pronargdefaults)
+union all
+select format('auth.%s() was there, stays as it is, and returns %s where policies written for Supabase expect %s',
+  f.name, p.prorettype::regtype, f.result)
+from functions f, schema s, pg_proc p
+where p.pronamespace = s.oid and p.proname = f.name and p.pronargs = p.pronargdefaults and p.prorettype <> f.result
+union all
+select format('role %s has no USAGE on schema auth, which %I may grant', name, s.owner)
+from schema s, (values ('anon'), ('authenticated'), ('service_role')) as roles(name)
+where to_regrole(name) is not null and not has_schema_privilege(to_regrole(name), s.oid, 'usage')
+-- A claim that everybody has by default: whoever brings none is taken for that user.
+union all
+select format('%s is set as a default%s: sessions that set none of their own act as the user that it names', split_part(c.entry, '=', 1),
+  case when d.setrole <> 0 then format(' of role %I', pg_get_userbyid(d.setrole)) when d.setdatabase <> 0 then ' of this database' else '' end)
+from pg_db_role_setting d, unnest(d.setconfig) as c(entry)
+where c.entry ~ '^request[.]jwt' and d.setdatabase in (0, (select oid from pg_database where datname = current_database()));

@@ -45,6 +45,21 @@ clients as (
   join pg_roles r on r.rolname = (parse_ident(btrim(given.part[1])))[1]
   where not r.rolsuper and not r.rolbypassrls
 ),
+given as (
+  select parse_ident(btrim(part[1])) as name
+  from settings s, regexp_matches(s.tables, '((?:"(?:[^"]|"")*"|[^",])+)', 'g') as given(part)
+),
+schemas as (
+  select (parse_ident(btrim(part[1])))[1] as name
+  from settings s, regexp_matches(s.schemas, '((?:"(?:[^"]|"")*"|[^",])+)', 'g') as given(part)
+),
+-- What is in which publication, by whatever way. Asked once: the view computes all of it each time.
+listed as materialized (
+  select p.pubname, c.oid
+  from pg_publication_tables p
+  join pg_namespace n on n.nspname = p.schemaname
+  join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+),
 filters as (
   select btrim(part[1]) as text, parse_ident(btrim(part[1])) as name
   from settings s, regexp_matches(s.filters, '((?:"(?:[^"]|"")*"|[^",])+)', 'g') as given(part)
@@ -57,20 +72,17 @@ tables as (
   cross join settings s
   where c.relkind in ('r', 'p') and c.relpersistence = 'p'
     and n.nspname not in ('pg_catalog', 'information_schema')
-    and (exists (select from pg_publication_tables p
-                 where p.pubname = s.publication and p.schemaname = n.nspname and p.tablename = c.relname)
+    and ((s.publication, c.oid) in (select pubname, oid from listed)
       or (c.relrowsecurity or s.without_rls)
-         and (exists (select from regexp_matches(s.tables, '((?:"(?:[^"]|"")*"|[^",])+)', 'g') as given(part)
-                      where parse_ident(btrim(part[1])) = array[n.nspname::text, c.relname::text])
-           or not c.relispartition
-             and exists (select from regexp_matches(s.schemas, '((?:"(?:[^"]|"")*"|[^",])+)', 'g') as given(part)
-                         where (parse_ident(btrim(part[1])))[1] = n.nspname)))
+         and (array[n.nspname::text, c.relname::text] in (select name from given)
+           or not c.relispartition and n.nspname::text in (select name from schemas)))
 ),
 -- The policies of a table and of the tables that it is a partition of.
 policies as (
   select t.oid as judged, p.polrelid, p.oid
   from tables t
-  join pg_policy p on p.polrelid = t.oid or p.polrelid in (select a.relid from pg_partition_ancestors(t.oid) as a(relid))
+  cross join lateral (select t.oid union select a.relid from pg_partition_ancestors(t.oid) as a(relid)) judge(oid)
+  join pg_policy p on p.polrelid = judge.oid
   join pg_class c on c.oid = p.polrelid and c.relrowsecurity
   where p.polcmd in ('r', '*')
     and (0 = any (p.polroles)
@@ -102,8 +114,8 @@ places as (
   select t.oid as judged, t.relkind = 'p' as partitioned, t.owned, t.owner,
          l.oid, m.nspname, l.relname, l.relkind, l.relreplident
   from tables t
-  join pg_class l on l.oid = t.oid
-    or t.relkind = 'p' and l.oid in (select x.relid from pg_partition_tree(t.oid) x)
+  cross join lateral (select t.oid union select x.relid from pg_partition_tree(t.oid) x where t.relkind = 'p') place(oid)
+  join pg_class l on l.oid = place.oid
   join pg_namespace m on m.oid = l.relnamespace
 ),
 -- The index that rows are found by: the identity's, or else the primary key's.
@@ -128,15 +140,16 @@ identities as (
 ),
 lacking as (
   select i.*,
-         (select array_agg(n.attname order by a.attnum)
-          from needed n join pg_attribute a on a.attrelid = i.oid and a.attname = n.attname
-          where n.judged = i.judged and not n.attname = any (coalesce(i.columns, '{}'))) as missing,
-         (select array_agg(n.attname order by a.attnum)
-          from needed n join pg_attribute a on a.attrelid = i.oid and a.attname = n.attname
-          where n.judged = i.judged and not n.attname = any (coalesce(i.key, i.columns, '{}'))) as deciding,
+         (select array_agg(a.attname order by a.attnum) from pg_attribute a
+          where a.attrelid = i.oid and a.attname = any (n.names)
+            and not a.attname = any (coalesce(i.columns, '{}'))) as missing,
+         (select array_agg(a.attname order by a.attnum) from pg_attribute a
+          where a.attrelid = i.oid and a.attname = any (n.names)
+            and not a.attname = any (coalesce(i.key, i.columns, '{}'))) as deciding,
          case i.relreplident when 'd' then 'default' when 'n' then 'nothing'
               else coalesce('index ' || quote_ident(i.index_name), 'default') end as before
   from identities i
+  join (select judged, array_agg(attname) as names from needed group by judged) n on n.judged = i.judged
   where i.relreplident <> 'f'
     -- A table that could not be published is not; see publication.sql.
     and (i.relkind = 'p' or i.indexrelid is not null)
@@ -191,7 +204,7 @@ bearing as (
     and (x.puballtables
       or exists (select from pg_publication_rel r where r.prpubid = x.oid
                    and r.prrelid in (select c.oid union select a.relid from pg_partition_ancestors(c.oid) as a(relid)))
-      or exists (select from pg_publication_tables t where t.pubname = x.pubname and t.schemaname = c.nspname and t.tablename = c.relname))
+      or (x.pubname, c.oid) in (select pubname, oid from listed))
 ),
 judged as (
   select c.*,

@@ -34,6 +34,14 @@ publication as (
          case when p.oid is null then true else p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate end as complete
   from settings s left join pg_publication p on p.pubname = s.publication
 ),
+-- What is in it, by whatever way. Asked once: the view computes all of it each time.
+listed as materialized (
+  select c.oid
+  from publication p
+  join pg_publication_tables x on x.pubname = p.name
+  join pg_namespace n on n.nspname = x.schemaname
+  join pg_class c on c.relnamespace = n.oid and c.relname = x.tablename
+),
 given as (
   select btrim(part[1]) as text, parse_ident(btrim(part[1])) as name
   from settings s, regexp_matches(s.tables, '((?:"(?:[^"]|"")*"|[^",])+)', 'g') as given(part)
@@ -70,22 +78,19 @@ leaves as (
                and case l.relreplident when 'd' then i.indisprimary else i.indisreplident end) end as identified,
          l.relreplident = 'f' and exists (select from pg_attribute a where a.attrelid = l.oid and a.attgenerated = 'v') as virtual,
          l.relreplident = 'f' and exists (select from pg_attribute a where a.attrelid = l.oid and a.attgenerated = 's') as stored
-  from (select oid from candidates
-        union select c.oid from publication p
-          join pg_publication_tables x on x.pubname = p.name
-          join pg_namespace n on n.nspname = x.schemaname
-          join pg_class c on c.relnamespace = n.oid and c.relname = x.tablename) t
+  from (select oid from candidates union select oid from listed) t
   join pg_class r on r.oid = t.oid
-  join pg_class l on l.oid = r.oid and r.relkind = 'r'
-    or l.oid in (select x.relid from pg_partition_tree(r.oid) x where x.isleaf and r.relkind = 'p')
+  cross join lateral (
+    select r.oid where r.relkind = 'r'
+    union all select x.relid from pg_partition_tree(r.oid) x where x.isleaf and r.relkind = 'p') leaf(oid)
+  join pg_class l on l.oid = leaf.oid
 ),
 checked as (
   select t.*, c.relkind, n.nspname, c.relname, o.rolname as owner,
          pg_has_role(current_user, c.relowner, 'usage') as owned,
          exists (select from publication p
                  where exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid)
-                    or exists (select from pg_publication_tables x
-                               where x.pubname = p.name and x.schemaname = n.nspname and x.tablename = c.relname)) as published,
+                    or c.oid in (select oid from listed)) as published,
          case
            when c.oid is null and t.text !~ '\.' then
              format('write the schema with it, such as public.%s', t.text)
@@ -155,10 +160,7 @@ statements(place, detail, statement) as (
   cross join leaves l
   join pg_namespace n on n.oid = l.relnamespace
   where p.exists and not p.made and p.since_18 and not p.generated and l.stored
-    and exists (select from pg_publication_tables x
-                join pg_namespace m on m.nspname = x.schemaname
-                join pg_class r on r.relnamespace = m.oid and r.relname = x.tablename
-                where x.pubname = p.name and r.oid = l.root)
+    and l.root in (select oid from listed)
   group by p.name
   union all
   select 2, c.text, format(
@@ -187,13 +189,15 @@ statements(place, detail, statement) as (
     n.nspname, l.relname, regexp_replace(format('%I.%I', n.nspname, l.relname), '[[:cntrl:]]', '?', 'g'))
   from leaves l join pg_namespace n on n.oid = l.relnamespace
   where not l.identified
-    and exists (select from publication p join pg_publication_tables x on x.pubname = p.name
-                join pg_namespace m on m.nspname = x.schemaname
-                join pg_class r on r.relnamespace = m.oid and r.relname = x.tablename
-                where r.oid = l.root)
+    and l.root in (select oid from listed)
   union all
   select 5, '', format('-- note: publication %I is FOR ALL TABLES: every table, also the next one, can be subscribed to, and what has no replica identity refuses UPDATE and DELETE. A list of tables is safer.', p.name)
   from publication p where p.everything
+  union all
+  select 5, 'supabase', '-- note: the relay follows supabase_realtime only as long as there is no publication rowcast, and then no longer: --publication supabase_realtime stays with it; or name its tables here as well.'
+  from publication p
+  where not p.exists and p.name = 'rowcast' and exists (select from checked where refusal is null)
+    and exists (select from pg_publication where pubname = 'supabase_realtime')
   union all
   select 5, 'partitions', format('-- note: publication %I does not publish partitions as their root; a partition''s rows then have to pass its own policies and those of its root.', p.name)
   from publication p where p.exists and not p.via_root
@@ -225,7 +229,7 @@ statements(place, detail, statement) as (
          and i.indisvalid and i.indimmediate and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end))
   where not s.example
     and not exists (select from candidates) and not exists (select from schemas)
-    and not exists (select from pg_publication_tables x where x.pubname = p.name)
+    and not exists (select from listed)
   having count(p.name) > 0
 )
 select statement from statements order by place, detail

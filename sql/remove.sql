@@ -153,8 +153,18 @@ statements(place, detail, statement) as (
   select 10, '', format(E'-- The relay''s login. Kept where it owns or may do something, also in another database.\ndrop role %I;', r.rolname)
   from relay r, settings s where s.parts ~ 'role'
   union all
+  -- Under another name since, or another database's.
+  select 10, r.rolname, regexp_replace(format('-- note: setup made login %1$I as well; where no relay uses it, --remove --role %1$I drops it.', r.rolname),
+    '[[:cntrl:]]', '?', 'g')
+  from settings s cross join pg_roles r
+  where s.parts ~ 'role' and r.rolname <> s.login
+    and shobj_description(r.oid, 'pg_authid') = 'Made by rowcast setup: the relay''s login.'
+  union all
   select 11, c.rolname, format(E'-- Kept where it may do something, also in another database: grants and policies name it.\ndrop role %I;', c.rolname)
   from clients c, settings s where s.parts ~ 'auth'
 )
-select statement from statements order by place, detail
+-- While a relay reads the slot, only that is said.
+select statement from statements
+where place = 0 or not exists (select from statements where place = 0)
+order by place, detail
 \gexec

@@ -101,6 +101,9 @@ pub struct Config {
     pub max_channels: usize,
     /// Joins a second on one socket.
     pub max_joins_per_second: u32,
+    /// Different filters of a socket or user that PostgreSQL is asked about; 0 for as many as there
+    /// are.
+    pub max_asked_filters: usize,
     /// The largest frame taken from a client, in bytes.
     pub max_frame_bytes: usize,
     /// Events that may wait for one socket.
@@ -151,6 +154,7 @@ impl Config {
             allowed_origins: Origins::Any,
             max_channels: 0,
             max_joins_per_second: 0,
+            max_asked_filters: 0,
             max_frame_bytes: 0,
             outbox_max_events: 0,
             outbox_max_bytes: 0,
@@ -196,6 +200,7 @@ impl fmt::Debug for Config {
             .field("allowed_origins", &self.allowed_origins)
             .field("max_channels", &self.max_channels)
             .field("max_joins_per_second", &self.max_joins_per_second)
+            .field("max_asked_filters", &self.max_asked_filters)
             .field("max_frame_bytes", &self.max_frame_bytes)
             .field("outbox_max_events", &self.outbox_max_events)
             .field("outbox_max_bytes", &self.outbox_max_bytes)

@@ -14,6 +14,8 @@ pub mod retry;
 
 pub mod metrics;
 
+pub mod mutant;
+
 pub mod pg;
 
 // A row change and where it comes from.

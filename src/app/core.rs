@@ -109,6 +109,7 @@ impl Core {
                 delete_without_identity: config.delete_without_identity,
                 ask_timeout: config.ask_timeout,
                 max_record_bytes: config.max_record_bytes,
+                max_asked_filters: config.max_asked_filters,
             },
         );
         let routing = stop_router.clone();

@@ -9,13 +9,18 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::transport;
+
+/// How long a client may take to say what it wants.
+const HEAD: Duration = Duration::from_secs(10);
+
 /// How long requests under way may take to end when the relay takes over.
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves `/healthz`, and tells everybody else to come back.
 pub(super) struct Lobby {
     stop: CancellationToken,
-    serving: JoinHandle<std::io::Result<()>>,
+    serving: JoinHandle<()>,
 }
 
 impl Lobby {
@@ -31,11 +36,10 @@ impl Lobby {
                     Json(serde_json::json!({ "error": error })),
                 )
             });
-        let stopped = stop.clone().cancelled_owned();
+        let stopped = stop.clone();
         let serving = tokio::spawn(async move {
-            axum::serve(listener, routes)
-                .with_graceful_shutdown(stopped)
-                .await
+            let open = transport::answer(listener, routes, HEAD, &stopped).await;
+            open.wait().await;
         });
         Self { stop, serving }
     }
@@ -47,6 +51,7 @@ impl Lobby {
             .await
             .is_err()
         {
+            // What has not said what it wants by then has until [`HEAD`].
             self.serving.abort();
         }
     }

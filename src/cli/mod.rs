@@ -74,7 +74,7 @@ enum Command {
     BenchBaseline(bench::baseline::Arguments),
     /// The relay of `bench --in-process`
     #[command(hide = true)]
-    BenchInProcess,
+    BenchInProcess(bench::in_process::Arguments),
 }
 
 /// Runs the command that the arguments name.
@@ -123,9 +123,9 @@ pub fn main() -> ExitCode {
             logging::for_a_tool();
             block_on(Threads::One, bench::baseline::run(arguments))
         }
-        Command::BenchInProcess => {
+        Command::BenchInProcess(arguments) => {
             logging::for_a_tool();
-            block_on(Threads::All, bench::in_process::run())
+            block_on(Threads::All, bench::in_process::run(arguments))
         }
     }
 }

@@ -96,6 +96,7 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "allowed_origins" => config.allowed_origins.to_string(),
         "max_channels" => config.max_channels.to_string(),
         "max_joins_per_second" => config.max_joins_per_second.to_string(),
+        "max_asked_filters" => config.max_asked_filters.to_string(),
         "max_frame_bytes" => format!("{}B", config.max_frame_bytes),
         "outbox_max_events" => config.outbox_max_events.to_string(),
         "outbox_max_bytes" => format!("{}B", config.outbox_max_bytes),

@@ -393,6 +393,20 @@ pub static SETTINGS: &[Setting] = &[
     )
     .form(Form::Bare),
     setting(
+        "max_asked_filters",
+        "COUNT",
+        Some("30"),
+        "Different filters that PostgreSQL has to be asked about (match, imatch, like, ilike, and \
+         types or collations that the relay does not decide itself) of one socket, and of one user \
+         on all sockets: however slow all of them are, others' still get their turn within \
+         ask_timeout. 0 for no limit.",
+        |config, text| {
+            config.max_asked_filters = value::count(text, 0, 1_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
         "max_frame_bytes",
         "SIZE",
         Some("1MiB"),

@@ -25,7 +25,7 @@ pub use input::{cast, cast_to_text};
 pub use json::Jsonb;
 pub use like::like;
 pub use numeric::Numeric;
-pub use types::{Label, Labels, Type, Types, UserType};
+pub use types::{Encoding, Label, Labels, Type, Types, UserType};
 
 /// Why there is no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]

@@ -58,6 +58,8 @@ impl Type {
         Some(match oid.0 {
             16 => Self::Bool,
             17 => Self::Bytea,
+            // It orders as C does, and is cut at 63 bytes.
+            19 if types.encoding != Encoding::Utf8 => return None,
             19 => Self::Name,
             20 => Self::Int8,
             21 => Self::Int2,
@@ -116,6 +118,8 @@ impl Type {
 /// The types and collations of a database that are not the same everywhere.
 #[derive(Debug, Clone, Default)]
 pub struct Types {
+    /// How the database keeps text.
+    pub encoding: Encoding,
     /// Enums and domains.
     pub user: HashMap<Oid, UserType>,
     /// Collations other than `C` and `POSIX`; for the default collation (100) at least
@@ -127,14 +131,60 @@ impl Types {
     /// What is known of a collation.
     #[must_use]
     pub fn collation(&self, oid: Oid) -> Option<Collation> {
-        self.collations
-            .get(&oid)
-            .copied()
-            .or_else(|| Collation::built_in(oid))
+        let known = self.collations.get(&oid).copied();
+        let known = known.or_else(|| Collation::built_in(oid))?;
+        Some(match self.encoding {
+            Encoding::Utf8 => known,
+            // The bytes whose order counts are not those that the stream carries.
+            Encoding::SingleByte => Collation {
+                bytewise: false,
+                ..known
+            },
+            Encoding::Other => Collation {
+                deterministic: false,
+                bytewise: false,
+                plain_case: false,
+            },
+        })
     }
 
     fn user_domain(&self, oid: Oid) -> bool {
         matches!(self.user.get(&oid), Some(UserType::Domain { .. }))
+    }
+}
+
+/// How a database keeps text (`pg_database.encoding`). The stream and clients speak UTF-8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Encoding {
+    /// As UTF-8.
+    #[default]
+    Utf8,
+    /// In an encoding with one byte for each character, each of which is one of Unicode's: what is
+    /// equal in the one is equal in the other, but their bytes order otherwise.
+    SingleByte,
+    /// In any other, or in none that is known (`SQL_ASCII`).
+    Other,
+}
+
+impl Encoding {
+    /// An encoding by the name that `pg_encoding_to_char` gives it.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        let single = ["LATIN", "WIN", "ISO_8859_", "KOI8"];
+        if name == "UTF8" {
+            Self::Utf8
+        } else if single.iter().any(|family| name.starts_with(family)) {
+            Self::SingleByte
+        } else {
+            Self::Other
+        }
+    }
+
+    /// Text from the bytes that the server keeps; `None` where what they mean is not known here.
+    #[must_use]
+    pub fn text(self, bytes: &[u8]) -> Option<&str> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        (self == Self::Utf8 || text.is_ascii()).then_some(text)
     }
 }
 

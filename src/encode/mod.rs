@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::log::Cursor;
+use crate::mutant::EncoderMutant;
 use crate::policy::catalog::{Catalog, Table};
-use crate::policy::mutant::Mutant;
 use value::Codec;
 
 /// How much of the row before an update or delete goes out.
@@ -78,7 +78,7 @@ impl Shape {
             if !columns.is_empty() {
                 head.push(b',');
             }
-            let ty = if Mutant::DomainIsNamedByBase.active() {
+            let ty = if EncoderMutant::DomainIsNamedByBase.active() {
                 catalog.base_type(column.type_oid)
             } else {
                 catalog.types.get(&column.type_oid)
@@ -349,7 +349,7 @@ fn carried<'a>(old: &'a OldRow, column: &ShapeColumn) -> Option<Value<'a>> {
 
 /// Writes a text as a JSON string.
 fn write_string(out: &mut Vec<u8>, text: &str) {
-    if Mutant::EscapeIsForgotten.active() {
+    if EncoderMutant::EscapeIsForgotten.active() {
         out.extend_from_slice(format!("\"{text}\"").as_bytes());
         return;
     }

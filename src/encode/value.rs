@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::write_string;
+use crate::mutant::EncoderMutant;
 use crate::pg::Oid;
 use crate::policy::catalog::Catalog;
-use crate::policy::mutant::Mutant;
 
 /// Types nested deeper than this are written as text. Each level doubles the backslashes and
 /// quotes of its text, so no value comes near.
@@ -68,7 +68,7 @@ struct Codecs<'catalog> {
 
 impl Codecs<'_> {
     fn of(&mut self, ty: Oid, depth: usize) -> Arc<Codec> {
-        if depth > 0 && Mutant::NestedIsText.active() {
+        if depth > 0 && EncoderMutant::NestedIsText.active() {
             return Arc::new(Codec::Text);
         }
         if let Some(known) = self.known.get(&ty) {
@@ -97,10 +97,10 @@ impl Codecs<'_> {
         let Some(ty) = catalog.types.get(&ty).filter(|_| depth < MAX_DEPTH) else {
             return Arc::new(Codec::Text);
         };
-        if ty.kind == 'd' && !Mutant::DomainIsText.active() {
+        if ty.kind == 'd' && !EncoderMutant::DomainIsText.active() {
             return self.of(ty.base, depth);
         }
-        if ty.hstore && !Mutant::HstoreIsText.active() {
+        if ty.hstore && !EncoderMutant::HstoreIsText.active() {
             return Arc::new(Codec::Hstore);
         }
         if ty.element.0 != 0 {
@@ -110,7 +110,7 @@ impl Codecs<'_> {
                 .map_or(',', |element| element.delimiter);
             return Arc::new(Codec::Array {
                 element: self.of(ty.element, depth + 1),
-                delimiter: if Mutant::DelimiterIsComma.active() {
+                delimiter: if EncoderMutant::DelimiterIsComma.active() {
                     b','
                 } else {
                     u8::try_from(delimiter).unwrap_or(b',')
@@ -131,7 +131,7 @@ impl Codecs<'_> {
                 (label.into_boxed_slice(), self.of(*attribute, depth + 1))
             })
             .collect();
-        if Mutant::AttributesInOtherOrder.active() {
+        if EncoderMutant::AttributesInOtherOrder.active() {
             attributes.reverse();
         }
         Arc::new(Codec::Composite(attributes))
@@ -142,7 +142,7 @@ impl Codec {
     /// How values of a column of this type are written.
     pub(super) fn of(ty: Oid, catalog: &Catalog) -> Arc<Self> {
         // Inside arrays and composites, and under a domain, Supabase's bytea has the prefix.
-        if ty.0 == oid::BYTEA && !Mutant::ByteaKeepsPrefix.active() {
+        if ty.0 == oid::BYTEA && !EncoderMutant::ByteaKeepsPrefix.active() {
             return Arc::new(Self::Bytea);
         }
         let known = HashMap::new();
@@ -153,23 +153,25 @@ impl Codec {
     /// string.
     pub(super) fn write(&self, out: &mut Vec<u8>, text: &str) {
         match self {
-            Self::Bool if !Mutant::BoolIsLetter.active() => match text {
+            Self::Bool if !EncoderMutant::BoolIsLetter.active() => match text {
                 "t" => out.extend_from_slice(b"true"),
                 "f" => out.extend_from_slice(b"false"),
                 _ => write_string(out, text),
             },
             Self::Number if is_json_number(text) => write_number(out, text),
-            Self::Number if Mutant::NanIsNull.active() => out.extend_from_slice(b"null"),
+            Self::Number if EncoderMutant::NanIsNull.active() => out.extend_from_slice(b"null"),
             Self::Json => out.extend_from_slice(text.as_bytes()),
-            Self::Text if Mutant::PaddingIsCut.active() => {
+            Self::Text if EncoderMutant::PaddingIsCut.active() => {
                 write_string(out, text.trim_end_matches(' '));
             }
-            Self::Text if Mutant::BitIsFirst.active() && is_bits(text) => {
+            Self::Text if EncoderMutant::BitIsFirst.active() && is_bits(text) => {
                 write_string(out, text.get(..1).unwrap_or_default());
             }
             Self::Bool | Self::Number | Self::Text => write_string(out, text),
             Self::Timestamp => write_timestamp(out, text, ""),
-            Self::Timestamptz if Mutant::ZoneIsShort.active() => write_timestamp(out, text, ""),
+            Self::Timestamptz if EncoderMutant::ZoneIsShort.active() => {
+                write_timestamp(out, text, "");
+            }
             Self::Timestamptz => write_timestamp(out, text, "+00"),
             Self::Bytea => write_string(out, text.strip_prefix("\\x").unwrap_or(text)),
             Self::Vector(element) => {
@@ -227,18 +229,18 @@ fn is_json_number(text: &str) -> bool {
     rest.is_empty()
 }
 
-/// What only a [`Mutant`] asks.
+/// What only an [`EncoderMutant`] asks.
 fn is_bits(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b'0' | b'1'))
 }
 
 fn write_number(out: &mut Vec<u8>, text: &str) {
-    if Mutant::NumberIsDouble.active()
+    if EncoderMutant::NumberIsDouble.active()
         && let Ok(number) = text.parse::<f64>()
     {
         return out.extend_from_slice(number.to_string().as_bytes());
     }
-    if Mutant::ScaleIsCut.active() && text.contains('.') && !text.contains('e') {
+    if EncoderMutant::ScaleIsCut.active() && text.contains('.') && !text.contains('e') {
         let cut = text.trim_end_matches('0').trim_end_matches('.');
         return out.extend_from_slice(cut.as_bytes());
     }
@@ -260,7 +262,7 @@ fn write_timestamp(out: &mut Vec<u8>, text: &str, zone: &str) {
     if !date.bytes().chain(time.bytes()).all(plain) {
         return write_string(out, text);
     }
-    let between = if Mutant::TimestampKeepsSpace.active() {
+    let between = if EncoderMutant::TimestampKeepsSpace.active() {
         b' '
     } else {
         b'T'
@@ -272,7 +274,7 @@ fn write_timestamp(out: &mut Vec<u8>, text: &str, zone: &str) {
     if !zone.is_empty() && time.ends_with(zone) {
         out.extend_from_slice(b":00");
     }
-    if !Mutant::EraIsLost.active() {
+    if !EncoderMutant::EraIsLost.active() {
         out.extend_from_slice(era.as_bytes());
     }
     out.push(b'"');

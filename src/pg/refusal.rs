@@ -27,16 +27,30 @@ impl Refusal {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self.sqlstate.as_str() {
+            _ if self.is_poolers() => Retry::Never,
             // Authorization (class 28), a database that is not there, a privilege that is
             // missing, a name that cannot be one or is not known, a value that is not allowed.
             "28000" | "28P01" | "3D000" | "42501" | "42602" | "42704" | "22023" => Retry::Never,
             _ => Retry::Soon,
         }
     }
+
+    /// Whether it is a connection pooler that answered: PostgreSQL knows the parameters that are
+    /// sent.
+    fn is_poolers(&self) -> bool {
+        self.sqlstate == "08P01" && self.message.starts_with("unsupported startup parameter")
+    }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_poolers() {
+            return write!(
+                f,
+                "a connection pooler answers ({}): DATABASE_URL must lead to PostgreSQL itself",
+                self.message
+            );
+        }
         write!(
             f,
             "PostgreSQL says: {} (SQLSTATE {})",
@@ -82,6 +96,7 @@ mod tests {
             ("53300", Retry::Soon),
             ("55006", Retry::Soon),
             ("XX000", Retry::Soon),
+            ("08P01", Retry::Soon),
             ("", Retry::Soon),
         ] {
             let refusal = Refusal {
@@ -90,5 +105,15 @@ mod tests {
             };
             assert_eq!(refusal.retry(), expected, "{sqlstate}");
         }
+    }
+
+    #[test]
+    fn a_pooler_is_called_one_and_not_tried_again() {
+        let refusal = Refusal {
+            sqlstate: "08P01".to_owned(),
+            message: "unsupported startup parameter: replication".to_owned(),
+        };
+        assert_eq!(refusal.retry(), Retry::Never);
+        assert!(refusal.to_string().contains("pooler"), "{refusal}");
     }
 }

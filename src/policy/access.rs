@@ -410,15 +410,33 @@ fn condition(policies: &[&Policy]) -> String {
 }
 
 /// Everything that decides for this role and table, and the table's columns, as one number.
-#[must_use]
-pub fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    finish(decisive(catalog, table), catalog, table, role)
+}
+
+/// The fingerprints of a table for all roles of the catalog.
+pub fn fingerprints<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+) -> impl Iterator<Item = (&'a str, u64)> {
+    let decisive = decisive(catalog, table);
+    table.rights.iter().map(move |rights| {
+        let role = rights.role.as_str();
+        (role, finish(decisive.clone(), catalog, table, role))
+    })
+}
+
+/// The table and those that it is a partition of.
+fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
+    let ancestors = table.ancestors.iter();
+    let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
+    std::iter::once(table).chain(ancestors.map(Arc::as_ref))
+}
+
+/// What decides for all roles alike.
+fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
     let mut hasher = DefaultHasher::new();
-    let ancestors = table
-        .ancestors
-        .iter()
-        .filter_map(|oid| catalog.tables.get(oid));
-    for table in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
-        let rights = table.rights.iter().find(|rights| rights.role == role);
+    for table in judged(catalog, table) {
         format!(
             "{:?}",
             (
@@ -436,7 +454,7 @@ pub fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
                     &table.identity,
                     &table.published_columns
                 ),
-                (&table.policies, rights),
+                &table.policies,
             )
         )
         .hash(&mut hasher);
@@ -448,8 +466,22 @@ pub fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         let columns = table.columns.iter().map(|column| column.type_oid);
         for oid in columns {
             // Of a domain also what it is over: an enum's labels are there.
-            format!("{:?}", (catalog.types.get(&oid), catalog.base_type(oid))).hash(&mut hasher);
+            let base = catalog.base_type(oid);
+            let own = |of: Oid| of == oid || base.is_some_and(|base| base.oid == of);
+            let cast = catalog.casts.iter().any(|of| own(*of));
+            let operators = catalog.operators.iter().filter(|(of, ..)| own(*of));
+            let operators: Vec<_> = operators.collect();
+            format!("{:?}", (catalog.types.get(&oid), base, cast, operators)).hash(&mut hasher);
         }
+    }
+    hasher
+}
+
+/// And what decides for one.
+fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    for table in judged(catalog, table) {
+        let rights = table.rights.iter().find(|rights| rights.role == role);
+        format!("{rights:?}").hash(&mut hasher);
     }
     format!("{:?}", (catalog.roles.get(role), catalog.request_settings)).hash(&mut hasher);
     hasher.finish()

@@ -12,6 +12,8 @@ mod desk;
 
 pub mod image;
 
+mod queue;
+
 pub mod probe;
 
 use std::future::Future;
@@ -19,7 +21,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -30,6 +31,7 @@ use crate::pg::connect::Database;
 use desk::Desk;
 pub use desk::Subject;
 use probe::{Inquiry, Probe, Prober, Reading};
+use queue::Queue;
 
 /// Has the rest of a transaction run under a client's role (`$1`) and claims (`$2`).
 pub(crate) const BECOME_CLIENT: &str = "select pg_catalog.set_config('role', $1, true), \
@@ -45,16 +47,9 @@ const FILTER_LANES: usize = 2;
 /// Filters that wait to be read; past this joins wait.
 const PROBES: usize = 256;
 
-/// Questions that wait for one connection. Past this the router waits with them for up to
-/// [`PATIENCE`], and PostgreSQL keeps the WAL meanwhile; where nothing moves even then, the row is
-/// hidden and its clients are told.
-const QUEUE: usize = 4096;
-
-/// How long a full lane may hold the router up.
+/// How long a full lane may hold the router up; PostgreSQL keeps the WAL meanwhile. Where nothing
+/// moves even then, the row is hidden and its clients are told.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Questions of one transaction.
-const BATCH: usize = 512;
 
 /// PostgreSQL's answer to a [`Question`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,10 +120,26 @@ pub struct Asker {
     patterns: mpsc::Sender<Inquiry>,
 }
 
+/// The askers' end of a lane. Without it the lane ends.
 struct Lane {
-    questions: mpsc::Sender<Question>,
+    queue: Arc<Queue>,
     /// Until when nobody waits for this lane any more: it was full and nothing moved.
     stuck_until: Mutex<Option<Instant>>,
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// The answering end. Without it every question is answered with [`Answer::Failed`].
+struct Outlet(Arc<Queue>);
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
 }
 
 impl Asker {
@@ -145,7 +156,8 @@ impl Asker {
     }
 
     /// Puts a question. Waits a moment where too many are open; where that does not help, the
-    /// answer is [`Answer::TimedOut`].
+    /// answer is [`Answer::TimedOut`]. So it is at once for a filter that rests or fills its lane:
+    /// nobody waits for one client's filters.
     pub async fn ask(&self, question: Question) {
         let mut hasher = DefaultHasher::new();
         question.query.hash(&mut hasher);
@@ -157,29 +169,29 @@ impl Asker {
         let Some(lane) = lanes.get(place) else {
             return;
         };
-        let question = match lane.questions.try_send(question) {
-            Ok(()) => return,
-            Err(TrySendError::Full(question)) => question,
-            // Without an asker the reply is dropped and hides the row.
-            Err(TrySendError::Closed(_)) => return,
-        };
         let now = Instant::now();
+        let Some(mut question) = lane.queue.put(question, now) else {
+            return;
+        };
         if lane.stuck_until().is_some_and(|until| now < until) {
             question.answer.give(Answer::TimedOut);
             return;
         }
-        match tokio::time::timeout(PATIENCE, lane.questions.reserve()).await {
-            Ok(Ok(permit)) => permit.send(question),
-            Ok(Err(_ended)) => {}
-            Err(_elapsed) => {
-                let until = question.deadline.max(now + PATIENCE);
-                *lane
-                    .stuck_until
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some(until);
-                question.answer.give(Answer::TimedOut);
+        let patience = now + PATIENCE;
+        while tokio::time::timeout_at(patience, lane.queue.room())
+            .await
+            .is_ok()
+        {
+            match lane.queue.put(question, Instant::now()) {
+                None => return,
+                Some(back) => question = back,
             }
         }
+        *lane
+            .stuck_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(question.deadline.max(patience));
+        question.answer.give(Answer::TimedOut);
     }
 }
 
@@ -201,16 +213,22 @@ pub fn asker(
     let mut desks = Vec::with_capacity(LANES + FILTER_LANES);
     let mut lanes = |subject, count| -> Arc<[Lane]> {
         let lane = |_| {
-            let (questions, mut incoming) = mpsc::channel(QUEUE);
-            let mut desk = Desk::new(database.clone(), Arc::clone(&metrics), timeout, subject);
+            let queue = Arc::new(Queue::new(subject));
+            let mut desk = Desk::new(database.clone(), Arc::clone(&metrics), timeout);
+            let outlet = Outlet(Arc::clone(&queue));
             desks.push(async move {
-                let mut batch = Vec::new();
-                while incoming.recv_many(&mut batch, BATCH).await > 0 {
-                    desk.settle(std::mem::take(&mut batch)).await;
+                while let Some(turns) = outlet.0.next().await {
+                    match subject {
+                        Subject::Policies => {
+                            let questions = turns.into_iter().flat_map(|turn| turn.questions);
+                            desk.settle(questions.collect()).await;
+                        }
+                        Subject::Filter => desk.serve(turns, &outlet.0).await,
+                    }
                 }
             });
             Lane {
-                questions,
+                queue,
                 stuck_until: Mutex::new(None),
             }
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::datum::{Collation, Labels, Types, UserType};
+use crate::datum::{Collation, Encoding, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid, Xid};
 
 /// What `sql/catalog.sql` returns: published tables (and the ancestors of published partitions)
@@ -313,6 +313,7 @@ struct Document {
 struct Database {
     deletes: bool,
     version: u32,
+    encoding: String,
     collate: String,
     ctype: String,
     provider: char,
@@ -399,7 +400,10 @@ impl Catalog {
 const DEFAULT_COLLATION: Oid = Oid(100);
 
 fn native_types(document: &Document) -> Types {
-    let mut native = Types::default();
+    let mut native = Types {
+        encoding: Encoding::of(&document.database.encoding),
+        ..Types::default()
+    };
     let columns = document.tables.iter().flat_map(|table| &table.columns);
     for collation in columns
         .map(|column| column.collation)

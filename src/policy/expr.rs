@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 pub use function::Function;
 
-use super::mutant::Mutant;
 use crate::auth::Principal;
 use crate::change::{Row, Value};
 use crate::datum::{Datum, Trouble, Type};
+use crate::mutant::PolicyMutant;
 use crate::pg::Oid;
 
 /// A datum, NULL, or why there is neither.
@@ -115,14 +115,14 @@ pub enum Comparison {
 impl Comparison {
     fn holds(self, a: &Datum, b: &Datum) -> Result<bool, Trouble> {
         if let Self::Eq | Self::Ne = self {
-            let equal = (a == b) != Mutant::EqualFlipped.active();
+            let equal = (a == b) != PolicyMutant::EqualFlipped.active();
             return Ok(equal == (self == Self::Eq));
         }
         let mut order = a.order(b).ok_or(Trouble::Undecided)?;
-        if Mutant::OrderFlipped.active() {
+        if PolicyMutant::OrderFlipped.active() {
             order = order.reverse();
         }
-        if Mutant::OrderStrictness.active() && order.is_eq() {
+        if PolicyMutant::OrderStrictness.active() && order.is_eq() {
             return Ok(matches!(self, Self::Lt | Self::Gt));
         }
         Ok(match self {
@@ -236,20 +236,20 @@ impl Expr {
     /// The value as a truth value; `None` is NULL.
     pub(super) fn truth(&self, inputs: Inputs<'_>) -> Result<Option<bool>, Trouble> {
         match self {
-            Self::And(all) if Mutant::AndIsOr.active() => logic(all, true, inputs),
-            Self::Or(all) if Mutant::OrIsAnd.active() => logic(all, false, inputs),
+            Self::And(all) if PolicyMutant::AndIsOr.active() => logic(all, true, inputs),
+            Self::Or(all) if PolicyMutant::OrIsAnd.active() => logic(all, false, inputs),
             Self::And(all) => logic(all, false, inputs),
             Self::Or(all) => logic(all, true, inputs),
             Self::Not(one) => {
                 let truth = one.truth(inputs)?;
-                Ok(truth.map(|truth| truth == Mutant::NotIsNothing.active()))
+                Ok(truth.map(|truth| truth == PolicyMutant::NotIsNothing.active()))
             }
             Self::IsNull(one, negated) => {
-                let null = one.evaluate(inputs)?.is_none() != Mutant::IsNullFlipped.active();
+                let null = one.evaluate(inputs)?.is_none() != PolicyMutant::IsNullFlipped.active();
                 Ok(Some(null != *negated))
             }
             Self::IsBool(one, value, negated) => {
-                let is = (one.truth(inputs)? == *value) != Mutant::IsBoolFlipped.active();
+                let is = (one.truth(inputs)? == *value) != PolicyMutant::IsBoolFlipped.active();
                 Ok(Some(is != *negated))
             }
             Self::Compare(op, two) => {
@@ -257,7 +257,7 @@ impl Expr {
                 let (a, b) = (two.0.evaluate(inputs), two.1.evaluate(inputs));
                 match both(a, b)? {
                     (Some(a), Some(b)) => op.holds(&a, &b).map(Some),
-                    _ if Mutant::NullIsFalse.active() => Ok(Some(false)),
+                    _ if PolicyMutant::NullIsFalse.active() => Ok(Some(false)),
                     _ => Ok(None),
                 }
             }
@@ -265,7 +265,7 @@ impl Expr {
                 let (a, b) = (two.0.evaluate(inputs), two.1.evaluate(inputs));
                 match both(a, b)? {
                     (Some(a), Some(b)) => Comparison::Ne.holds(&a, &b).map(Some),
-                    _ if Mutant::DistinctForgetsNull.active() => Ok(None),
+                    _ if PolicyMutant::DistinctForgetsNull.active() => Ok(None),
                     (a, b) => Ok(Some(a.is_some() || b.is_some())),
                 }
             }
@@ -299,13 +299,13 @@ impl Expr {
                 let (a, b) = (two.0.evaluate(inputs), two.1.evaluate(inputs));
                 match both(a, b)? {
                     (Some(a), Some(b)) => {
-                        let null = a == b && !Mutant::NullIfNever.active();
+                        let null = a == b && !PolicyMutant::NullIfNever.active();
                         Ok((!null).then_some(a))
                     }
                     (a, _) => Ok(a),
                 }
             }
-            Self::Coalesce(all) if Mutant::CoalesceTakesLast.active() => {
+            Self::Coalesce(all) if PolicyMutant::CoalesceTakesLast.active() => {
                 all.last().map_or(Ok(None), |last| last.evaluate(inputs))
             }
             Self::Coalesce(all) => {
@@ -319,7 +319,8 @@ impl Expr {
             }
             Self::Case(whens, otherwise) => {
                 for (when, then) in whens {
-                    if when.truth(inputs)? == Some(true) && !Mutant::CaseTakesDefault.active() {
+                    if when.truth(inputs)? == Some(true) && !PolicyMutant::CaseTakesDefault.active()
+                    {
                         return then.evaluate(inputs);
                     }
                 }
@@ -335,7 +336,9 @@ impl Expr {
                 }
                 match trouble {
                     Some(trouble) => Err(trouble),
-                    None if null && *strict && !Mutant::StrictCallsAnyway.active() => Ok(None),
+                    None if null && *strict && !PolicyMutant::StrictCallsAnyway.active() => {
+                        Ok(None)
+                    }
                     None => body.evaluate(inputs),
                 }
             }
@@ -383,7 +386,7 @@ fn logic(all: &[Expr], decisive: bool, inputs: Inputs<'_>) -> Result<Option<bool
             Ok(Some(truth)) if truth == decisive => return Ok(Some(decisive)),
             Ok(Some(_)) => {}
             Ok(None) => null = true,
-            Err(Trouble::Error) if Mutant::OrForgetsErrors.active() => null = true,
+            Err(Trouble::Error) if PolicyMutant::OrForgetsErrors.active() => null = true,
             Err(met) => trouble = trouble.max(Some(met)),
         }
     }
@@ -401,7 +404,7 @@ fn any(
     items: &[Expr],
     inputs: Inputs<'_>,
 ) -> Result<Option<bool>, Trouble> {
-    let all = all != Mutant::AnyIsAll.active();
+    let all = all != PolicyMutant::AnyIsAll.active();
     let mut result = Ok(Some(all));
     let left = left.evaluate(inputs);
     let mut trouble = left.as_ref().err().copied();
@@ -417,7 +420,7 @@ fn any(
         match item {
             Err(met) => trouble = trouble.max(Some(met)),
             Ok(Some(truth)) if truth != all => result = Ok(Some(truth)),
-            Ok(None) if result == Ok(Some(all)) && !Mutant::AnyForgetsNull.active() => {
+            Ok(None) if result == Ok(Some(all)) && !PolicyMutant::AnyForgetsNull.active() => {
                 result = Ok(None);
             }
             Ok(_) => {}

@@ -1,8 +1,9 @@
 //! Generated columns, which the stream does not carry before PostgreSQL 18: PostgreSQL computes
 //! them once more from the row.
 //!
-//! The expression is code of the table's owner. It runs under a client's role, never with the
-//! rights of the relay's own login, in a transaction that is rolled back.
+//! The expression is code of the table's owner. It is put under a client's role in a transaction
+//! that is rolled back. That is no prison: code that resets the role has the rights of the relay's
+//! login, which therefore is to have none on tables.
 
 use std::collections::HashMap;
 use std::fmt;

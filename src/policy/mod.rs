@@ -15,8 +15,6 @@ pub mod reader;
 
 pub mod watch;
 
-pub mod mutant;
-
 pub mod node_tree;
 
 pub mod expr;

@@ -18,10 +18,10 @@ use audience::Plan;
 pub use audience::{Audience, Probe};
 
 use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
-use super::mutant::Mutant;
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
 use crate::datum::{Datum, Trouble};
+use crate::mutant::PolicyMutant;
 
 /// What a predicate says of a row and a principal. Only [`Verdict::True`] shows the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ impl Predicate {
     pub fn new(permissive: Vec<Expr>, restrictive: Vec<Expr>) -> Self {
         let whole = if permissive.is_empty() {
             Expr::constant(Datum::Bool(false))
-        } else if Mutant::RestrictiveIsPermissive.active() {
+        } else if PolicyMutant::RestrictiveIsPermissive.active() {
             Expr::Or(permissive.into_iter().chain(restrictive).collect())
         } else {
             Expr::And(
@@ -342,7 +342,7 @@ impl Facts<'_> {
     /// besides, unless the audience is [`Audience::Nobody`] or [`Audience::Everyone`].
     #[must_use]
     pub fn audience(&self) -> Audience {
-        if Mutant::AudienceIsNobody.active() {
+        if PolicyMutant::AudienceIsNobody.active() {
             return Audience::Nobody;
         }
         let inputs = Inputs {

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use super::allowance::{Allowance, Held};
 use super::changed::Changed;
-use super::group::{Group, MemberKey, Moment};
+use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
 use super::layout::Layout;
 use super::live::snapshots::Reader;
@@ -46,6 +47,9 @@ pub struct Settings {
     pub ask_timeout: Duration,
     /// A change that is larger goes out without its large values, in bytes.
     pub max_record_bytes: usize,
+    /// Different filters of a socket or user that PostgreSQL is asked about; 0 for as many as there
+    /// are.
+    pub max_asked_filters: usize,
 }
 
 /// What the router stands on.
@@ -82,8 +86,10 @@ pub(super) struct Fanout {
     /// How far the router has handed out.
     pub(super) position: Arc<Position>,
     pub(super) epoch: Epoch,
-    /// The change in hand.
+    /// The change in hand, or the last one.
     pub(super) moment: Moment,
+    /// The place behind it.
+    behind: Offset,
     pub(super) catalog: Arc<Catalog>,
     pub(super) readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
@@ -96,6 +102,8 @@ pub(super) struct Fanout {
     pub(super) sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
     /// Set where what was missed is handed out.
     pub(super) replay: Option<Replay>,
+    /// What may be asked for the filters of each.
+    allowance: Allowance,
 }
 
 /// A table with subscribers.
@@ -135,6 +143,8 @@ pub(super) struct Channel {
     /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
     pub(super) readings: Readings,
     members: Vec<(Oid, MemberKey)>,
+    /// The filters that PostgreSQL is asked about.
+    asked: Held,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
     pub(super) joining: u64,
     bindings: i64,
@@ -157,6 +167,7 @@ impl Channel {
             refused: Vec::new(),
             readings: Readings::default(),
             members: Vec::new(),
+            asked: Held::default(),
             joining: 0,
             bindings: 0,
             settled: false,
@@ -200,6 +211,7 @@ impl Fanout {
                 xid: Xid(0),
                 early: false,
             },
+            behind: Offset(0),
             catalog,
             readings: Readings::default(),
             access: HashMap::new(),
@@ -207,6 +219,7 @@ impl Fanout {
             doubts: HashMap::new(),
             passed: HashMap::new(),
             sessions: HashMap::new(),
+            allowance: Allowance::new(settings.max_asked_filters),
             replay: None,
         }
     }
@@ -227,6 +240,8 @@ impl Fanout {
             Arc::clone(&self.position),
             (self.epoch, Arc::clone(&self.catalog)),
         );
+        // The router has counted what its members have asked.
+        replaying.allowance = Allowance::new(0);
         replaying.replay = Some(replay);
         replaying
     }
@@ -239,19 +254,30 @@ impl Fanout {
         self.sessions.get_mut(&session)?.get_mut(&channel)
     }
 
-    /// Whether two tokens are of somebody who sees the same.
-    pub(super) fn sees_alike(&self, one: &Principal, other: &Principal) -> bool {
-        one.role == other.role && one.claims == other.claims
+    /// Whether a new token shows the same of these tables as the one before.
+    pub(super) fn shows_alike(
+        &self,
+        tables: impl IntoIterator<Item = Oid>,
+        before: &Principal,
+        now: &Principal,
+    ) -> bool {
+        let alike = |oid| {
+            let access = self.access.get(&(oid, Arc::clone(&now.role)));
+            access.is_some_and(|access| are_kin(access, before, now))
+        };
+        before.role == now.role && tables.into_iter().all(alike)
     }
 
     /// The place from which somebody who reads the tables now misses nothing.
     pub(super) fn current(&self) -> Cursor {
+        let handed_out = self.position.get();
         if self.replay.is_some() {
-            return self.position.get();
+            return handed_out;
         }
+        // It is noted behind an entry, and this may be amid one.
         Cursor {
             epoch: self.epoch,
-            offset: Offset(self.moment.offset.0 + 1),
+            offset: self.behind.max(handed_out.offset),
         }
     }
 
@@ -265,8 +291,9 @@ impl Fanout {
                 xid: entry.batch.xid,
                 early,
             };
+            self.behind = Offset(offset.0 + 1);
             self.hand_on(entry, offset, change, &mut ahead).await;
-            self.set_aside(Offset(offset.0 + 1));
+            self.set_aside(self.behind);
         }
     }
 
@@ -359,9 +386,10 @@ impl Fanout {
         watched.described = Some(Arc::clone(relation));
         watched.layout = layout;
         watched.computed = computed;
+        // In the table's order: columns that took each other's names since are others.
+        let mut known = watched.table.columns.iter();
         watched.fits = relation.columns.iter().all(|column| {
-            let known = watched.table.column(&column.name);
-            known.is_some_and(|known| known.type_oid == column.type_oid)
+            known.any(|known| *known.name == *column.name && known.type_oid == column.type_oid)
         });
     }
 }

@@ -127,6 +127,24 @@ pub(super) struct Told {
 /// asked, all claims.
 type KinKey = (SmallVec<[Projection; 1]>, Option<Claims>);
 
+/// Whether no rule of the table can tell two principals apart: what was judged for one holds for
+/// the other.
+pub(super) fn are_kin(access: &Access, one: &Principal, other: &Principal) -> bool {
+    let Rules::Judged {
+        predicates, asked, ..
+    } = &access.rules
+    else {
+        return true;
+    };
+    let mut decided = !asked;
+    let alike = predicates.iter().all(|predicate| {
+        let (first, second) = (predicate.project(one), predicate.project(other));
+        decided &= !first.is_undecided() && !second.is_undecided();
+        first == second
+    });
+    alike && (decided || one.claims.says_the_same(&other.claims))
+}
+
 /// All members of one table and role.
 pub(super) struct Group {
     pub(super) access: Arc<Access>,
@@ -157,6 +175,8 @@ pub(super) struct Match {
     pub(super) told: Vec<Told>,
     /// Whether the row before an update may be shown as well.
     pub(super) sees_old: bool,
+    /// Whether it cannot be told that the filters ask for it.
+    pub(super) unclear: bool,
 }
 
 /// What the compiled policies say of a row.
@@ -172,8 +192,6 @@ pub(super) enum Sight {
     Raised,
     /// The stream does not carry what decides.
     Undecided,
-    /// It may or might be seen, but whether the filter asks for it cannot be told.
-    Unmatched,
 }
 
 /// The row that decides, and what is known around it.
@@ -369,9 +387,10 @@ impl Group {
             if !heard.unclear.is_empty() && !hidden {
                 matches.push(Match {
                     principal: Arc::clone(&kin.principal),
-                    sight: Sight::Unmatched,
+                    sight,
                     told: heard.unclear,
                     sees_old: false,
+                    unclear: true,
                 });
             }
             if !heard.told.is_empty() {
@@ -384,6 +403,7 @@ impl Group {
                     sight,
                     told: heard.told,
                     sees_old,
+                    unclear: false,
                 });
             }
         }

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::Resync;
 use crate::log::Epoch;
 use crate::pg::{Lsn, Oid};
-use crate::policy::access::fingerprint;
+use crate::policy::access::fingerprints;
 use crate::policy::catalog::Catalog;
 
 /// For each table and role, since where in the write-ahead log its rules hold. Shared by all who
@@ -73,13 +73,12 @@ impl AccessHistory {
         let mut changed = false;
         for table in catalog.tables.values().filter(|table| table.published) {
             let pairs = known.tables.entry(table.oid.0).or_default();
-            for rights in &table.rights {
-                let fingerprint = fingerprint(catalog, table, &rights.role);
+            for (role, fingerprint) in fingerprints(catalog, table) {
                 let same = |rules: &Rules| rules.fingerprint == fingerprint;
-                if !pairs.get(&rights.role).is_some_and(same) {
+                if !pairs.get(role).is_some_and(same) {
                     let since = catalog.read_at.0;
                     let rules = Rules { fingerprint, since };
-                    pairs.insert(rights.role.clone(), rules);
+                    pairs.insert(role.to_owned(), rules);
                     changed = true;
                 }
             }

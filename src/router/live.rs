@@ -21,11 +21,10 @@ use self::returns::Returns;
 use self::snapshots::Takings;
 use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
-use super::group::Moment;
 use super::history::AccessHistory;
 use super::{Command, Resync, Router};
 use crate::log::{Cursor, LogError, Offset};
-use crate::pg::{Lsn, Xid};
+use crate::pg::Lsn;
 
 /// Commands that wait for the router; past this sessions wait.
 const COMMANDS: usize = 1024;
@@ -179,11 +178,6 @@ impl Live {
     fn jump(&mut self, next: Offset, reason: Resync) {
         self.next = next;
         self.publish();
-        self.fanout.moment = Moment {
-            offset: Offset(next.0.saturating_sub(1)),
-            xid: Xid(0),
-            early: false,
-        };
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
     }

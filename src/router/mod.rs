@@ -11,6 +11,8 @@ mod layout;
 
 mod resolve;
 
+mod allowance;
+
 pub mod fanout;
 
 mod history;
@@ -31,7 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
-pub use outbox::{Outbox, Overflow, Verdict};
+pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
 use crate::log::{Cursor, Offset};
@@ -187,6 +189,9 @@ pub struct Join {
     pub principal: Arc<Principal>,
     /// What it wants; may be empty.
     pub wanted: Vec<Wanted>,
+    /// Whether its client keeps a cursor: then it is told to read again where a new token shows
+    /// something else, as what lies before the cursor is of the old one.
+    pub keeps_cursor: bool,
 }
 
 /// The router has ended; so will the process.

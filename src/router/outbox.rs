@@ -14,7 +14,38 @@ use super::{Event, SessionId};
 #[error("the client does not keep up")]
 pub struct Overflow;
 
-/// Whether a held event may go out: once everybody who is asked has said yes.
+/// What one of those who are asked about a held event says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Voice {
+    /// It may go out.
+    Yes,
+    /// It may not, whatever the others say.
+    No,
+    /// There was no answer in time.
+    TimedOut,
+    /// There is no answer.
+    Failed,
+}
+
+/// What a voice made of a [`Verdict`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ruling {
+    /// Nothing yet, or nothing new.
+    Open,
+    /// All said yes.
+    Shown,
+    /// Somebody said no.
+    Hidden,
+    /// Nobody said no and not all said yes: it is in doubt, because of a voice that did not come in
+    /// time or (`false`) failed.
+    InDoubt {
+        /// Whether it did not come in time.
+        timed_out: bool,
+    },
+}
+
+/// Whether a held event may go out: once everybody who is asked has said yes. Whether it is in doubt
+/// shows only once all have spoken: a no says that there is nothing to be told.
 #[derive(Debug)]
 pub struct Verdict(AtomicU8);
 
@@ -28,24 +59,51 @@ impl Default for Verdict {
 impl Verdict {
     const SHOW: u8 = 0;
     const HIDE: u8 = u8::MAX;
+    /// Flags beside the number of those who have not spoken yet.
+    const TIMED_OUT: u8 = 0x80;
+    const FAILED: u8 = 0x40;
+    const DOUBTS: u8 = Self::TIMED_OUT | Self::FAILED;
 
-    /// A verdict for which `voices` are asked, fewer than 255.
+    /// A verdict for which `voices` are asked, at least one and fewer than 32.
     #[must_use]
     pub const fn of(voices: u8) -> Self {
         Self(AtomicU8::new(voices))
     }
 
-    /// One of those who are asked decides: a no is final, so is the last yes. Returns whether this
-    /// decided it.
-    pub fn decide(&self, show: bool) -> bool {
-        let decided = self
+    /// One of those who are asked speaks.
+    pub fn say(&self, voice: Voice) -> Ruling {
+        let next = |state: u8| {
+            if state == Self::SHOW || state == Self::HIDE {
+                return None;
+            }
+            let doubt = match voice {
+                Voice::Yes => 0,
+                Voice::No => return Some(Self::HIDE),
+                Voice::TimedOut => Self::TIMED_OUT,
+                Voice::Failed => Self::FAILED,
+            };
+            Some((state - 1) | doubt)
+        };
+        let hide_in_doubt = |state: u8| match state {
+            Self::SHOW => Self::SHOW,
+            state if state & !Self::DOUBTS == 0 => Self::HIDE,
+            state => state,
+        };
+        let spoken = self
             .0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| match open {
-                Self::SHOW | Self::HIDE => None,
-                open if show => Some(open - 1),
-                _ => Some(Self::HIDE),
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
+                next(state).map(hide_in_doubt)
             });
-        decided.is_ok_and(|open| !show || open == 1)
+        // The same once more says what it came to.
+        match spoken.ok().and_then(next) {
+            None => Ruling::Open,
+            Some(Self::SHOW) => Ruling::Shown,
+            Some(Self::HIDE) => Ruling::Hidden,
+            Some(state) if state & !Self::DOUBTS == 0 => Ruling::InDoubt {
+                timed_out: state & Self::TIMED_OUT != 0,
+            },
+            Some(_) => Ruling::Open,
+        }
     }
 }
 
@@ -315,14 +373,14 @@ mod tests {
         outbox.push(change("c"));
         outbox.hold(change("d"), Arc::clone(&second));
         assert_eq!(taken(&outbox), Ok(vec!["a".into()]));
-        second.decide(true);
+        second.say(Voice::Yes);
         assert_eq!(
             taken(&outbox),
             Ok(vec![]),
             "an answer out of turn changes nothing"
         );
-        first.decide(false);
-        first.decide(true);
+        first.say(Voice::No);
+        first.say(Voice::Yes);
         assert_eq!(
             taken(&outbox),
             Ok(vec!["c".into(), "d".into()]),
@@ -331,20 +389,31 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_of_several_shows_only_what_all_say_yes_to() {
-        let both = Verdict::of(2);
-        assert!(!both.decide(true), "one is still to be heard");
-        assert!(both.decide(true));
-        assert!(!both.decide(false), "it is decided");
-        for said in [[true, false], [false, true]] {
+    fn a_verdict_of_several_is_in_doubt_only_where_nobody_says_no() {
+        let doubt = |timed_out| Ruling::InDoubt { timed_out };
+        for (said, ruled) in [
+            ([Voice::Yes, Voice::Yes], [Ruling::Open, Ruling::Shown]),
+            ([Voice::Yes, Voice::No], [Ruling::Open, Ruling::Hidden]),
+            ([Voice::No, Voice::Yes], [Ruling::Hidden, Ruling::Open]),
+            ([Voice::TimedOut, Voice::No], [Ruling::Open, Ruling::Hidden]),
+            ([Voice::Failed, Voice::No], [Ruling::Open, Ruling::Hidden]),
+            ([Voice::No, Voice::TimedOut], [Ruling::Hidden, Ruling::Open]),
+            ([Voice::TimedOut, Voice::Yes], [Ruling::Open, doubt(true)]),
+            ([Voice::Yes, Voice::Failed], [Ruling::Open, doubt(false)]),
+            (
+                [Voice::Failed, Voice::TimedOut],
+                [Ruling::Open, doubt(true)],
+            ),
+        ] {
             let outbox = Outbox::new(SessionId(1), 10, 1000);
             let verdict = Arc::new(Verdict::of(2));
             outbox.hold(change("a"), Arc::clone(&verdict));
             outbox.push(change("b"));
-            for show in said {
-                verdict.decide(show);
-            }
-            assert_eq!(taken(&outbox), Ok(vec!["b".into()]));
+            assert_eq!(said.map(|voice| verdict.say(voice)), ruled, "{said:?}");
+            assert_eq!(verdict.say(Voice::Yes), Ruling::Open, "it is decided");
+            let shown = ruled[1] == Ruling::Shown;
+            let wanted = if shown { vec!["a", "b"] } else { vec!["b"] };
+            assert_eq!(taken(&outbox).unwrap(), wanted, "{said:?}");
         }
     }
 

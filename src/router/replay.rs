@@ -235,9 +235,12 @@ impl Cohort {
         let Returning {
             session, channel, ..
         } = member;
-        let resolved = self
-            .fanout
-            .resolve(&member.principal, &member.wanted, &member.readings);
+        let resolved = self.fanout.resolve(
+            (session, channel),
+            &member.principal,
+            &member.wanted,
+            &member.readings,
+        );
         let mut state = Channel::new(&member.principal, &member.outbox);
         state.joining = member.joining;
         state.wanted = member.wanted;
@@ -246,7 +249,7 @@ impl Cohort {
         channels.insert(channel, state);
         self.joinings.insert((session, channel), member.joining);
         let reason = match resolved {
-            Ok(mut resolved) => {
+            Ok(mut resolved) if resolved.refusals.is_empty() => {
                 begin_at(&mut resolved, member.from);
                 let history = &self.fanout.history;
                 let role = &member.principal.role;
@@ -260,7 +263,7 @@ impl Cohort {
                     }
                 }
             }
-            Err(_) => Resync::SchemaChanged,
+            Ok(_) | Err(_) => Resync::SchemaChanged,
         };
         self.fanout.expel(session, channel, reason);
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Refusal;
+use super::allowance::Held;
 use super::group::{Begin, Binding, Selection};
 use crate::auth::Principal;
 use crate::datum::Type;
@@ -80,6 +81,8 @@ pub(super) struct Resolved {
     pub(super) notices: Vec<String>,
     /// What PostgreSQL had to tell for this.
     pub(super) readings: Readings,
+    /// The filters that it will be asked about.
+    pub(super) asked: Held,
 }
 
 /// What the relay's operator decided.

@@ -70,6 +70,12 @@ impl Channel {
             .is_some_and(|joining| joining.unverified)
     }
 
+    /// Whether its client keeps a cursor, as far as it says.
+    pub(super) fn keeps_cursor(&self) -> bool {
+        let mut wanted = self.wanted.iter();
+        self.progress.reported || wanted.any(|wish| wish.start.is_earlier())
+    }
+
     pub(super) fn system(&self, extension: &'static str, status: Status, text: String) -> System {
         System {
             join_ref: self.join_ref.clone(),

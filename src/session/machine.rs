@@ -250,6 +250,7 @@ impl Session {
                         channel: channel.id,
                         principal,
                         wanted: channel.wanted.clone(),
+                        keeps_cursor: channel.keeps_cursor(),
                     });
                 }
             }

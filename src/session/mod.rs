@@ -76,6 +76,8 @@ pub enum Action {
         principal: Arc<Principal>,
         /// What it wants.
         wanted: Vec<Wanted>,
+        /// Whether the client keeps a cursor.
+        keeps_cursor: bool,
     },
     /// Tell the router that a channel has ended.
     Leave(ChannelId),

@@ -3,7 +3,7 @@
 //! The grammar is Supabase's: `column=op.value` or `column=not.op.value`, several joined by commas
 //! (AND), a value in double quotes where it contains a comma or a parenthesis.
 
-use super::mutant::Mutant;
+use crate::mutant::FilterMutant;
 
 /// What a condition compares with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -193,9 +193,9 @@ fn segments(filter: &str) -> Vec<&str> {
         } else {
             match character {
                 '"' if matches!(before, '.' | '(' | ',') => {
-                    quoted = !Mutant::QuotesDoNotHoldCommas.active();
+                    quoted = !FilterMutant::QuotesDoNotHoldCommas.active();
                 }
-                '(' if !Mutant::ParenthesesDoNotNest.active() => depth += 1,
+                '(' if !FilterMutant::ParenthesesDoNotNest.active() => depth += 1,
                 '(' => depth = 1,
                 ')' => depth = depth.saturating_sub(1),
                 ',' if depth == 0 => {
@@ -220,7 +220,7 @@ fn condition(segment: &str) -> Result<Condition, FilterError> {
         return Err(FilterError::Unreadable(vec![inspected(segment)]));
     };
     let (negated, plain) = match comparison.strip_prefix("not.") {
-        Some(plain) => (!Mutant::NotIsForgotten.active(), plain),
+        Some(plain) => (!FilterMutant::NotIsForgotten.active(), plain),
         None => (false, comparison),
     };
     let Some((name, value)) = plain.split_once('.') else {
@@ -254,7 +254,7 @@ fn condition(segment: &str) -> Result<Condition, FilterError> {
 
 /// The text between the quotes, if the closing quote is the last character.
 fn unquoted(value: &str) -> Option<String> {
-    if Mutant::QuotesAreKept.active() {
+    if FilterMutant::QuotesAreKept.active() {
         return None;
     }
     let inner = value.strip_prefix('"')?;
@@ -262,7 +262,7 @@ fn unquoted(value: &str) -> Option<String> {
     let mut characters = inner.chars();
     while let Some(character) = characters.next() {
         match character {
-            '\\' if Mutant::EscapesAreKept.active() => text.push(character),
+            '\\' if FilterMutant::EscapesAreKept.active() => text.push(character),
             '\\' => text.push(characters.next()?),
             '"' => return characters.as_str().is_empty().then_some(text),
             other => text.push(other),

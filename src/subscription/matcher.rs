@@ -8,10 +8,10 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::mutant::Mutant;
 use super::{Condition, Operator};
 use crate::change::{Relation, Row, Value};
 use crate::datum::{Collation, Datum, Type, like};
+use crate::mutant::FilterMutant;
 use crate::pg::{quote_identifier, quote_literal};
 
 /// What a filter says of a row.
@@ -106,7 +106,7 @@ impl Values {
 
     /// `like`, as far as it is decided here.
     fn alike(&mut self, text: &str, pattern: &str, fold: bool) -> Said {
-        if Mutant::LikeIsEqual.active() {
+        if FilterMutant::LikeIsEqual.active() {
             return Said::Told(Some(text == pattern));
         }
         let cost = text.len().saturating_mul(pattern.len().max(1));
@@ -247,11 +247,11 @@ impl Test {
         };
         match self.says(value, values) {
             Said::Told(Some(told)) if told != self.negated => Outcome::Yes,
-            Said::Told(None) if self.negated && Mutant::NullMatchesUnderNot.active() => {
+            Said::Told(None) if self.negated && FilterMutant::NullMatchesUnderNot.active() => {
                 Outcome::Yes
             }
             Said::Told(_) => Outcome::No,
-            Said::Asked if Mutant::AskedIsYes.active() => Outcome::Yes,
+            Said::Asked if FilterMutant::AskedIsYes.active() => Outcome::Yes,
             Said::Asked => Outcome::Asked,
             Said::Unclear => Outcome::Unclear,
         }
@@ -261,12 +261,12 @@ impl Test {
     fn says(&self, value: Option<(usize, &str)>, row: &mut Values) -> Said {
         match &self.way {
             Way::Null { composite } => match value {
-                None => Said::Told(Some(!Mutant::IsNullFlipped.active())),
+                None => Said::Told(Some(!FilterMutant::IsNullFlipped.active())),
                 Some(_) if *composite => Said::Asked,
-                Some(_) => Said::Told(Some(Mutant::IsNullFlipped.active())),
+                Some(_) => Said::Told(Some(FilterMutant::IsNullFlipped.active())),
             },
             Way::Known => Said::Told(Some(value.is_some())),
-            Way::Never => Said::Told(Some(Mutant::EmptyListMatches.active())),
+            Way::Never => Said::Told(Some(FilterMutant::EmptyListMatches.active())),
             Way::Truth(wanted) => {
                 let truth = match value {
                     None => None,
@@ -275,13 +275,13 @@ impl Test {
                     Some(_) => return Said::Unclear,
                 };
                 Said::Told(Some(match wanted {
-                    Some(wanted) => truth == Some(*wanted ^ Mutant::IsTrueFlipped.active()),
-                    None => truth.is_none() ^ Mutant::IsUnknownIsNotNull.active(),
+                    Some(wanted) => truth == Some(*wanted ^ FilterMutant::IsTrueFlipped.active()),
+                    None => truth.is_none() ^ FilterMutant::IsUnknownIsNotNull.active(),
                 }))
             }
             Way::Equal { of, values, .. } => self.equal(of, values, value, row),
             Way::Distinct { of, value: other } => match value {
-                None => Said::Told(Some(!Mutant::DistinctForgetsNull.active())),
+                None => Said::Told(Some(!FilterMutant::DistinctForgetsNull.active())),
                 Some(value) => match row.read(value, of) {
                     Some(datum) => Said::Told(Some(datum != other)),
                     None => Said::Unclear,
@@ -327,22 +327,22 @@ impl Test {
         let Some(datum) = row.read(value, of) else {
             return Said::Unclear;
         };
-        let taken = if Mutant::InTakesFirst.active() {
+        let taken = if FilterMutant::InTakesFirst.active() {
             1
         } else {
             values.len()
         };
         let values = values.get(..taken).unwrap_or_default();
         let found = values.iter().flatten().any(|item| item == datum);
-        let unknown = !Mutant::InForgetsNull.active() && values.iter().any(Option::is_none);
+        let unknown = !FilterMutant::InForgetsNull.active() && values.iter().any(Option::is_none);
         let (Way::Equal { differs, .. }, single) = (&self.way, values.len() == 1) else {
             return Said::Unclear;
         };
         let flipped = single
             && if *differs {
-                Mutant::NeqIsEq.active()
+                FilterMutant::NeqIsEq.active()
             } else {
-                Mutant::EqIsNeq.active()
+                FilterMutant::EqIsNeq.active()
             };
         Said::Told(if found {
             Some(*differs == flipped)
@@ -382,7 +382,7 @@ fn way(condition: &Condition, target: &Target<'_>, values: &[Option<String>]) ->
         return asked;
     };
     if operator.takes_pattern() {
-        let fold = operator == Operator::Ilike && !Mutant::IlikeIsLike.active();
+        let fold = operator == Operator::Ilike && !FilterMutant::IlikeIsLike.active();
         let plain = collation(target).is_some_and(|collation| collation.plain_case);
         return match first() {
             Some(pattern) if !fold || plain && pattern.is_ascii() => Way::Like {
@@ -432,13 +432,13 @@ fn collation(target: &Target<'_>) -> Option<Collation> {
 
 fn ordered(operator: Operator, order: Ordering) -> bool {
     match operator {
-        Operator::Lt if Mutant::LtIsLte.active() => order.is_le(),
+        Operator::Lt if FilterMutant::LtIsLte.active() => order.is_le(),
         Operator::Lt => order.is_lt(),
-        Operator::Lte if Mutant::LteIsLt.active() => order.is_lt(),
+        Operator::Lte if FilterMutant::LteIsLt.active() => order.is_lt(),
         Operator::Lte => order.is_le(),
-        Operator::Gt if Mutant::GtIsGte.active() => order.is_ge(),
+        Operator::Gt if FilterMutant::GtIsGte.active() => order.is_ge(),
         Operator::Gt => order.is_gt(),
-        _ if Mutant::GteIsGt.active() => order.is_gt(),
+        _ if FilterMutant::GteIsGt.active() => order.is_gt(),
         _ => order.is_ge(),
     }
 }
@@ -453,8 +453,8 @@ pub fn sql(condition: &Condition, schema: &str, values: &[Option<String>]) -> St
         text.map_or_else(|| "null".to_owned(), quote_literal)
     };
     let symbol = match condition.operator {
-        Operator::Match if Mutant::MatchIsImatch.active() => Some("~*"),
-        Operator::Imatch if Mutant::ImatchIsMatch.active() => Some("~"),
+        Operator::Match if FilterMutant::MatchIsImatch.active() => Some("~*"),
+        Operator::Imatch if FilterMutant::ImatchIsMatch.active() => Some("~"),
         operator => operator.symbol(),
     };
     let compared = |value: &Option<String>| {
@@ -478,7 +478,7 @@ pub fn sql(condition: &Condition, schema: &str, values: &[Option<String>]) -> St
         _ if all.is_empty() => "false".to_owned(),
         _ => all.join(" or "),
     };
-    if condition.negated && !Mutant::AskedForgetsNot.active() {
+    if condition.negated && !FilterMutant::AskedForgetsNot.active() {
         format!("(not ({plain}))")
     } else {
         format!("({plain})")
@@ -553,7 +553,7 @@ impl Filter {
                 (Outcome::Asked, Outcome::Yes) => outcome = Outcome::Asked,
                 (Outcome::Asked | Outcome::Yes, _) => {}
             }
-            if Mutant::AndIsFirst.active() {
+            if FilterMutant::AndIsFirst.active() {
                 break;
             }
         }
@@ -643,6 +643,27 @@ mod tests {
         }
         let long = format!("c=like.%{}b", "a".repeat(2000));
         assert_eq!(said(&long, &text, Some(&"a".repeat(2000))), Outcome::Asked);
+    }
+
+    #[test]
+    fn a_value_is_read_once_for_all_filters_of_a_row() {
+        let mut row = Values::default();
+        let mut says = |filter: &str, text: &str| {
+            let condition = filter::parse(filter).unwrap().remove(0);
+            let target = Target {
+                of: Some(Type::Int4),
+                composite: false,
+                schema: "pg_catalog",
+            };
+            let test = Test::new(&condition, &target, condition.values.clone());
+            let said = test.says(Some((0, text)), &mut row);
+            matches!(said, Said::Told(Some(true)))
+        };
+        assert!(says("c=eq.1", "1"));
+        // Who reads it again would find another text here.
+        for filter in ["c=eq.1", "c=in.(1,5)", "c=isdistinct.2", "c=lt.2"] {
+            assert!(says(filter, "2"), "{filter}");
+        }
     }
 
     #[test]

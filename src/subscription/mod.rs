@@ -4,8 +4,6 @@ pub mod filter;
 
 pub mod matcher;
 
-pub mod mutant;
-
 pub mod order;
 
 pub mod start;

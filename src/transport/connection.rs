@@ -282,12 +282,14 @@ impl Connection {
                     channel,
                     principal,
                     wanted,
+                    keeps_cursor,
                 } => {
                     let join = Join {
                         outbox: Arc::clone(&self.outbox),
                         channel,
                         principal,
                         wanted,
+                        keeps_cursor,
                     };
                     let sent = self.front.0.router.join(join).await;
                     sent.map_err(|_| Close::Shutdown)?;

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 pub use address::{InvalidNetwork, Proxies};
 pub use origin::{InvalidOrigin, Origin, Origins};
-pub use serve::serve;
+pub use serve::{answer, serve};
 
 use crate::auth::Authenticator;
 use crate::metrics::{Metrics, Refused};

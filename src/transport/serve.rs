@@ -38,34 +38,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "serving clients");
-    let http = TaskTracker::new();
-    let slots = Arc::new(Semaphore::new(MAX_HTTP));
-    loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &slots) => accepted,
-            () = shutdown.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, peer, slot)) => {
-                let head = front.0.settings.head;
-                let connection = connection(stream, peer, head, routes.clone(), shutdown.clone());
-                http.spawn(async move {
-                    connection.await;
-                    drop(slot);
-                });
-            }
-            Err(error) if is_the_clients(&error) => {}
-            Err(error) => {
-                // Out of descriptors, most likely: trying again at once would only burn time.
-                tracing::warn!(%error, "cannot accept a client");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-
-    drop(listener);
+    let http = answer(listener, routes, front.0.settings.head, &shutdown).await;
     front.0.stopping.cancel();
-    http.close();
     front.0.sockets.close();
     let drained = tokio::time::timeout(front.0.settings.drain, async {
         http.wait().await;
@@ -82,6 +56,41 @@ pub async fn serve(
     // What is left needs a last turn of the runtime only.
     let _ended = tokio::time::timeout(Duration::from_secs(1), front.0.sockets.wait()).await;
     Ok(())
+}
+
+/// Answers HTTP on `listener` until `shutdown`; returns the connections that are open then. Nobody
+/// may take longer than `head` to say what is wanted, and [`MAX_HTTP`] may try at once.
+pub async fn answer(
+    listener: TcpListener,
+    routes: Routes,
+    head: Duration,
+    shutdown: &CancellationToken,
+) -> TaskTracker {
+    let http = TaskTracker::new();
+    let slots = Arc::new(Semaphore::new(MAX_HTTP));
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &slots) => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, peer, slot)) => {
+                let connection = connection(stream, peer, head, routes.clone(), shutdown.clone());
+                http.spawn(async move {
+                    connection.await;
+                    drop(slot);
+                });
+            }
+            Err(error) if is_the_clients(&error) => {}
+            Err(error) => {
+                // Out of descriptors, most likely: trying again at once would only burn time.
+                tracing::warn!(%error, "cannot accept a client");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    http.close();
+    http
 }
 
 async fn accept(

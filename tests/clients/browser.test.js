@@ -160,6 +160,24 @@ describe('the page', () => {
     await other.close()
   })
 
+  test('a page that fell behind the statements says how many it does not show', async () => {
+    const other = await context.newPage()
+    const ran = { by: 'worker', sql: 'update one', parameters: [], rows: 1, took_ms: 1 }
+    const event = (sql) => `data: ${JSON.stringify({ ...ran, sql })}\n\n`
+    await other.route('**/demo/sql', (route) =>
+      route.fulfill({
+        contentType: 'text/event-stream',
+        body: `${event('update one')}event: missed\ndata: 7\n\n${event('update nine')}`,
+      }),
+    )
+    await other.goto(demo.url)
+    const shown = other.locator('#sql li')
+    await until(async () => (await shown.count()) === 2, 'the newest statement and what is missing')
+    assert.match(await shown.nth(0).textContent(), /update nine/)
+    assert.equal(await shown.nth(1).textContent(), '7 statements came faster than this page reads')
+    await other.close()
+  })
+
   test('the page complains of nothing and asks nobody else', () => {
     assert.deepEqual(complaints, [])
   })

@@ -370,7 +370,7 @@ for (const kind of CLIENTS) describe(kind.name, () => {
 
   test('row 25: a closed channel is not joined again by itself', async () => {
     const { sent, transport } = recording()
-    const exp = Math.floor(Date.now() / 1000) + 2
+    const exp = Math.floor(Date.now() / 1000) + 4
     const client = await as(tokenFor(relay, ANN, { exp }), { transport, heartbeatIntervalMs: 1000 })
     const { statuses } = await subscribe(client, 'row-25', [on('plain')])
     await statuses.first(({ status }) => status === 'CLOSED', 'CLOSED')
@@ -514,7 +514,7 @@ for (const kind of CLIENTS) describe(kind.name, () => {
     const exp = Math.floor(Date.now() / 1000) + 2
     const { statuses, system } = await subscribe(await as(tokenFor(relay, ANN, { exp })), 'row-53', [on('plain')])
     const { message } = await system.first(isError, 'the reason')
-    assert.match(message, /^Token has expired [01] seconds ago$/)
+    assert.match(message, /^Token has expired \d seconds ago$/)
     await statuses.first(({ status }) => status === 'CLOSED', 'CLOSED')
   })
 

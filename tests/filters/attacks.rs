@@ -1,6 +1,6 @@
 //! Filters from somebody who means harm, or whose database is not like others.
 
-use std::time::Duration;
+use std::cell::Cell;
 
 use rowcast::subscription::Events;
 use serde_json::json;
@@ -57,15 +57,8 @@ async fn a_domain_or_generated_column_is_never_evaluated_under_the_relays_own_lo
     )
     .await;
     for filter in ["d=match.^x", "g=match.^x"] {
-        let refused = relay
-            .watch_filtered("stranger", &json!({}), "t", Events::All, filter)
-            .await
-            .err();
-        eprintln!("{filter}: {refused:?}");
-        assert!(
-            refused.is_some_and(|e| e.contains("may not become")),
-            "{filter}"
-        );
+        let refused = relay.refused("stranger", "t", filter).await;
+        assert!(refused.contains("may not become"), "{filter}: {refused}");
     }
     let plain = relay
         .watch_filtered("stranger", &json!({}), "t", Events::All, "b=match.^x")
@@ -86,22 +79,24 @@ async fn patterns_that_are_slow_to_read_do_not_hold_up_other_joins() {
     let patterns: Vec<String> = (0..40)
         .map(|n| format!("body=match.\"x{n}{}\"", r"(\\w|\\d|\\s){0,60}".repeat(40)))
         .collect();
-    let slow = patterns
-        .iter()
-        .map(|filter| relay.watch_filtered("authenticated", &claims, "t", Events::All, filter));
+    let answered = Cell::new(0);
+    let slow = patterns.iter().map(async |filter| {
+        let _joined = relay
+            .watch_filtered("authenticated", &claims, "t", Events::All, filter)
+            .await;
+        answered.set(answered.get() + 1);
+    });
     let slow = futures_util::future::join_all(slow);
     let quick = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let began = std::time::Instant::now();
         let joined = relay
             .watch_filtered("authenticated", &claims, "t", Events::All, "id=eq.007")
             .await;
-        (joined.map(|_| ()), began.elapsed())
+        (joined.map(|_| ()), answered.get())
     };
-    let (_, (joined, took)) = tokio::join!(slow, quick);
+    // The slow ones are asked first: what is polled first sends first.
+    let (_, (joined, before)) = tokio::join!(slow, quick);
     assert_eq!(joined, Ok(()));
-    eprintln!("{took:?}");
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(before < patterns.len() / 2, "{before} were waited for");
 }
 
 /// Whatever one does to the column of a filter, no row is lost in silence and none comes for nothing.

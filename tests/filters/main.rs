@@ -27,6 +27,12 @@ mod wishes;
 #[cfg(not(feature = "mutants"))]
 mod attacks;
 
+#[cfg(not(feature = "mutants"))]
+mod encodings;
+
+#[cfg(not(feature = "mutants"))]
+mod flood;
+
 use run::differential;
 
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -77,19 +83,19 @@ async fn what_a_filter_delivers_is_what_a_where_selects() {
 #[cfg(feature = "mutants")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_mutant_is_noticed() {
-    use rowcast::subscription::mutant::Mutant;
+    use rowcast::mutant::FilterMutant;
     let named = std::env::var("ROWCAST_MUTANT").ok();
     let size = usize::try_from(number("ROWCAST_FILTERS", 3000)).unwrap();
     let seed = seed();
     let mut unnoticed = Vec::new();
-    Mutant::none();
+    FilterMutant::switch_off();
     let report = differential("", seed, size, true).await;
     assert!(
         report.wrong.is_empty(),
         "without a fault: {:#?}",
         report.wrong
     );
-    for mutant in Mutant::ALL {
+    for &mutant in FilterMutant::ALL {
         if named
             .as_ref()
             .is_some_and(|name| *name != format!("{mutant:?}"))
@@ -98,7 +104,7 @@ async fn every_mutant_is_noticed() {
         }
         mutant.switch_on();
         let report = differential("", seed, size, true).await;
-        Mutant::none();
+        FilterMutant::switch_off();
         eprintln!("{mutant:?}: {} wrong", report.wrong.len());
         if report.wrong.is_empty() {
             unnoticed.push(mutant);

@@ -74,6 +74,7 @@ struct Subject {
 static LAST: AtomicU64 = AtomicU64::new(1 << 32);
 
 /// The server's version, as `server_version_num` counts.
+#[cfg(not(feature = "mutants"))]
 pub(crate) async fn server_version() -> i32 {
     let client = connect(&cluster().await.url("postgres")).await;
     let version = client
@@ -114,6 +115,7 @@ pub(crate) async fn differential(options: &str, seed: u64, size: usize, narrow: 
     let mut config = config(&url);
     // Thousands of filters ask at once here.
     config.ask_timeout = std::time::Duration::from_secs(120);
+    config.max_asked_filters = 0;
     let core = Core::start(&config, Arc::clone(&metrics), Readiness::default())
         .await
         .expect("a relay");
@@ -256,6 +258,7 @@ async fn subscribe(core: &Core, subject: &mut Subject) {
             channel: ChannelId(u32::try_from(channel).unwrap()),
             principal: Arc::clone(&principal),
             wanted: all,
+            keeps_cursor: false,
         };
         loop {
             core.router.join(join.clone()).await.expect("a router");

@@ -50,6 +50,7 @@ impl Channel {
                 expires_at: None,
             }),
             wanted,
+            keeps_cursor: false,
         };
         relay.core.router.join(join).await.expect("a router");
         match channel.next().await {

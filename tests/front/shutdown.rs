@@ -69,6 +69,7 @@ async fn a_client_that_does_not_answer_holds_the_end_up_no_longer_than_the_drain
     let started = tokio::time::Instant::now();
     server.shutdown.cancel();
     soon(&mut server.served).await.unwrap().unwrap();
-    assert!(started.elapsed() < Duration::from_secs(2));
+    // Far less than the socket's own patience, however busy the machine.
+    assert!(started.elapsed() < Duration::from_secs(10));
     assert!(server.metrics.encode().contains("rowcast_connections 0"));
 }

@@ -14,12 +14,8 @@ const NOTES: &str = "
 
 async fn started() -> (Relay, Watcher, Watcher) {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
-    let ben = relay
-        .watch("authenticated", &json!({"sub": BEN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    let ben = relay.watch_as(BEN, "notes").await;
     relay
         .run(&format!("insert into notes values (1, '{ANN}', 'a')"))
         .await;
@@ -185,9 +181,7 @@ async fn replacing_a_compiled_function_holds_within_the_catalog_interval() {
         "notes",
     )
     .await;
-    let mut ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     assert_eq!(
@@ -217,9 +211,7 @@ async fn replacing_a_function_that_is_asked_holds_at_once() {
         "notes",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "notes")
-        .await;
+    let ann = relay.watch_as(ANN, "notes").await;
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     relay
@@ -277,9 +269,7 @@ async fn dropping_a_column_does_not_hide_rows_that_are_asked_about() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_that_joins_the_publication_reaches_those_who_asked_for_all() {
     let mut relay = Relay::start(NOTES, "notes").await;
-    let all = relay
-        .watch("authenticated", &json!({"sub": ANN}), "*")
-        .await;
+    let all = relay.watch_as(ANN, "*").await;
     relay
         .run("create table later (id int primary key); grant select on later to authenticated")
         .await;
@@ -341,4 +331,26 @@ async fn require_rls_refuses_a_table_without_it_also_once_it_is_switched_off() {
     assert_eq!(brief(&relay.seen(&ann).await), ["resync schema_changed"]);
     let refused = ann.join(&relay.core).await.unwrap_err();
     assert!(refused.contains("has no row-level security"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cast_made_later_refuses_the_policy_that_it_would_be_asked_through() {
+    let relay = Relay::start(
+        "create type pair as (a int, b int);
+         create table t (id int primary key, p pair);
+         alter table t enable row level security;
+         create policy p on t using ((p).a = 1);
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let watcher = relay.watch("authenticated", &json!({}), "t").await;
+    relay
+        .run(
+            "create function pair_of(text) returns pair language sql immutable
+               as 'select row(1, 1)::pair';
+             create cast (text as pair) with function pair_of(text)",
+        )
+        .await;
+    assert_eq!(watcher.resync().await, "schema_changed");
 }

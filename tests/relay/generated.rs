@@ -129,16 +129,13 @@ async fn policies_see_generated_columns_whether_compiled_or_asked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_computed_from_an_untouched_large_value_is_absent_and_named_and_the_rest_is_there()
 {
-    let mut relay = Relay::start(
+    let (mut relay, mut watcher) = Relay::watched(
         "create table t (id int primary key, n int, body text,
            size int generated always as (length(body)) stored,
            twice int generated always as (n * 2) stored);
-         alter table t alter body set storage external;
-         grant select on t to anon",
-        "t",
+         alter table t alter body set storage external",
     )
     .await;
-    let mut watcher = relay.watch("anon", &json!({}), "t").await;
     let mut filtered = relay
         .watch_filtered("anon", &json!({}), "t", Events::All, "size=eq.5000")
         .await
@@ -242,16 +239,10 @@ async fn a_computation_that_does_not_end_leaves_the_key_out_and_order_as_it_was(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_row_that_raises_costs_no_other_its_value() {
     // Stored when the divisor was another: what raises now did not when it was written.
-    let mut relay = Relay::start(
-        "create table divisor (by int); insert into divisor values (1); grant select on divisor to public;
+    let (mut relay, watcher) = Relay::watched("create table divisor (by int); insert into divisor values (1); grant select on divisor to public;
          create function divided(int) returns int language sql immutable
            as $$ select 100 / ($1 - (select by from public.divisor)) $$;
-         create table t (id int primary key, n int generated always as (divided(id)) stored);
-         grant select on t to anon",
-        "t",
-    )
-    .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
+         create table t (id int primary key, n int generated always as (divided(id)) stored)").await;
     relay
         .run("insert into t values (2), (3), (5); update divisor set by = 3")
         .await;
@@ -293,12 +284,7 @@ async fn a_generated_column_that_is_added_in_mid_stream_comes_from_there_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_beside_a_generated_column_that_their_transaction_adds_are_exact_or_said_to_be_missed()
 {
-    let mut relay = Relay::start(
-        "create table t (id int primary key); grant select on t to anon",
-        "t",
-    )
-    .await;
-    let mut watcher = relay.watch("anon", &json!({}), "t").await;
+    let (mut relay, mut watcher) = Relay::watched("create table t (id int primary key)").await;
     relay.run("insert into t values (1)").await;
     assert_eq!(brief(&relay.seen(&watcher).await), ["INSERT 1"]);
     relay

@@ -15,7 +15,7 @@ use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
 use rowcast::subscription::{Events, Start, Wanted, filter};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio_postgres::NoTls;
 
@@ -66,7 +66,17 @@ impl Relay {
 
     pub(crate) async fn with(schema: &str, tables: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let url = cluster().await.fresh_database().await.expect("a database");
-        let sql = connect(&url).await;
+        Self::in_database(&url, schema, tables, adjust).await
+    }
+
+    /// As [`Relay::with`], in a database that is there and empty.
+    pub(crate) async fn in_database(
+        url: &str,
+        schema: &str,
+        tables: &str,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
+        let sql = connect(url).await;
         sql.batch_execute(include_str!("../../sql/auth.sql"))
             .await
             .expect("auth.sql");
@@ -81,7 +91,7 @@ impl Relay {
         ))
         .await
         .expect("a publication");
-        let mut config = config(&url);
+        let mut config = config(url);
         adjust(&mut config);
         let core = Core::start(&config, Arc::new(Metrics::new()), Readiness::default())
             .await
@@ -89,9 +99,16 @@ impl Relay {
         Self {
             core,
             sql,
-            url,
+            url: url.to_owned(),
             fences: 0,
         }
+    }
+
+    /// A relay on a table `t` that `anon` may read, and a subscriber to it.
+    pub(crate) async fn watched(schema: &str) -> (Self, Watcher) {
+        let relay = Self::start(&format!("{schema}; grant select on t to anon"), "t").await;
+        let watcher = relay.watch("anon", &json!({}), "t").await;
+        (relay, watcher)
     }
 
     pub(crate) async fn run(&self, sql: &str) {
@@ -110,6 +127,12 @@ impl Relay {
             .expect("a subscription")
     }
 
+    /// Subscribes a user of the role `authenticated` to every change of a table of schema public.
+    pub(crate) async fn watch_as(&self, user: &str, table: &str) -> Watcher {
+        self.watch("authenticated", &json!({"sub": user}), table)
+            .await
+    }
+
     /// Subscribes with a filter; the refusal's text where it is refused.
     pub(crate) async fn watch_filtered(
         &self,
@@ -119,33 +142,55 @@ impl Relay {
         events: Events,
         filtered: &str,
     ) -> Result<Watcher, String> {
-        let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
-        let outbox = Outbox::new(session, 100_000, 1 << 30);
-        let wanted = |id, table: &str, events, filter| Wanted {
-            id,
-            events,
-            schema: Some("public".to_owned()),
-            table: (table != "*").then(|| table.to_owned()),
-            filter,
-            select: None,
-            start: Start::default(),
+        let wanted = wanted(1, table, events, filtered);
+        self.watch_wanted(role, claims, wanted).await
+    }
+
+    /// Why a subscription without claims is refused.
+    pub(crate) async fn refused(&self, role: &str, table: &str, filtered: &str) -> String {
+        let joined = self
+            .watch_filtered(role, &json!({}), table, Events::All, filtered)
+            .await;
+        joined.err().expect("a refusal")
+    }
+
+    /// Subscribes with a filter and a selection of columns.
+    pub(crate) async fn watch_columns(
+        &self,
+        role: &str,
+        claims: &Value,
+        table: &str,
+        filtered: &str,
+        select: &[&str],
+    ) -> Result<Watcher, String> {
+        let columns = select.iter().map(|&name| name.to_owned()).collect();
+        let wanted = Wanted {
+            select: Some(columns),
+            ..wanted(1, table, Events::All, filtered)
         };
-        let principal = Arc::new(Principal {
-            role: role.into(),
-            claims: Claims::verified(claims.to_string()),
-            expires_at: None,
-        });
+        self.watch_wanted(role, claims, wanted).await
+    }
+
+    async fn watch_wanted(
+        &self,
+        role: &str,
+        claims: &Value,
+        first: Wanted,
+    ) -> Result<Watcher, String> {
+        let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
         let mut watcher = Watcher {
-            outbox,
-            principal,
-            wanted: vec![
-                wanted(1, table, events, filter::parse(filtered).expect("a filter")),
-                wanted(2, "fence", Events::Insert, Vec::new()),
-            ],
+            outbox: Outbox::new(session, 100_000, 1 << 30),
+            principal: principal(role, claims),
+            wanted: vec![first, wanted(2, "fence", Events::Insert, "")],
             notices: Vec::new(),
         };
         watcher.join(&self.core).await?;
         Ok(watcher)
+    }
+
+    /// Has the catalog read as it is now: before a client is refused a table, it is looked at again.
+    pub(crate) async fn reads_the_catalog(&self) {
+        self.refused("anon", "nowhere", "").await;
     }
 
     /// Writes to the fence and returns what its row says; everything committed before is behind it
@@ -162,6 +207,26 @@ impl Relay {
         let fence = self.fence().await;
         watcher.until(fence).await
     }
+}
+
+fn wanted(id: u32, table: &str, events: Events, filtered: &str) -> Wanted {
+    Wanted {
+        id,
+        events,
+        schema: Some("public".to_owned()),
+        table: (table != "*").then(|| table.to_owned()),
+        filter: filter::parse(filtered).expect("a filter"),
+        select: None,
+        start: Start::default(),
+    }
+}
+
+fn principal(role: &str, claims: &Value) -> Arc<Principal> {
+    Arc::new(Principal {
+        role: role.into(),
+        claims: Claims::verified(claims.to_string()),
+        expires_at: None,
+    })
 }
 
 pub(crate) async fn connect(url: &str) -> tokio_postgres::Client {
@@ -209,10 +274,12 @@ pub(crate) fn config(url: &str) -> Config {
         allowed_origins: Origins::Any,
         max_channels: 100,
         max_joins_per_second: 100,
+        max_asked_filters: 30,
         max_frame_bytes: 1 << 20,
         outbox_max_events: 10_000,
         outbox_max_bytes: 16 << 20,
-        ask_timeout: Duration::from_secs(5),
+        // Of no row may be told less because the machine is busy.
+        ask_timeout: Duration::from_secs(20),
         snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_millis(100),
         drain: Duration::from_secs(1),
@@ -265,17 +332,29 @@ pub(crate) fn brief(seen: &[Seen]) -> Vec<String> {
 }
 
 impl Watcher {
-    /// Joins (again): as a client does after a resync.
-    pub(crate) async fn join(&mut self, core: &Core) -> Result<(), String> {
+    /// Puts the channel in force as somebody else, as a session does once a new token is verified.
+    /// The answer comes among the other events.
+    pub(crate) async fn refresh(&mut self, core: &Core, role: &str, claims: &Value) {
+        self.principal = principal(role, claims);
+        self.ask_to_join(core).await;
+    }
+
+    async fn ask_to_join(&self, core: &Core) {
         core.router
             .join(Join {
                 outbox: Arc::clone(&self.outbox),
                 channel: ChannelId(1),
                 principal: Arc::clone(&self.principal),
                 wanted: self.wanted.clone(),
+                keeps_cursor: false,
             })
             .await
             .expect("a router");
+    }
+
+    /// Joins (again): as a client does after a resync.
+    pub(crate) async fn join(&mut self, core: &Core) -> Result<(), String> {
+        self.ask_to_join(core).await;
         loop {
             match self.event().await {
                 Event::Joined {

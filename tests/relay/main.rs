@@ -36,3 +36,9 @@ mod redteam;
 mod resume;
 
 mod resume_random;
+
+mod refresh;
+
+mod together;
+
+mod truncated;

@@ -20,9 +20,7 @@ async fn what_a_question_names_can_still_be_dropped_and_altered() {
         "t",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     relay
         .run(&format!("insert into members values (7, '{ANN}')"))
         .await;
@@ -126,7 +124,7 @@ async fn a_subscription_to_a_whole_schema_gets_a_table_that_is_granted_later() {
     .await;
     let all = relay.watch("authenticated", &json!({}), "*").await;
     relay.run("grant select on u to authenticated").await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    relay.reads_the_catalog().await;
     relay.run("insert into u values (1)").await;
     let fence = relay.fence().await;
     let mut kinds = Vec::new();
@@ -166,7 +164,7 @@ async fn labels_that_change_their_order_under_a_domain_are_noticed() {
              alter type level rename value 'x' to 'high'",
         )
         .await;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    relay.reads_the_catalog().await;
     relay
         .run("insert into t values (3, 'low', 'high'), (4, 'high', 'low')")
         .await;
@@ -219,9 +217,7 @@ async fn two_tables_in_turn_with_savepoints_arrive_whole_and_in_order() {
         "t, u",
     )
     .await;
-    let ann = relay
-        .watch("authenticated", &json!({"sub": ANN}), "t")
-        .await;
+    let ann = relay.watch_as(ANN, "t").await;
     relay
         .run(&format!(
             "do $$ begin for i in 1..2000 loop

@@ -85,6 +85,7 @@ impl Client {
             channel: self.channel,
             principal: Arc::clone(who),
             wanted,
+            keeps_cursor: true,
         };
         core.router.join(join).await.unwrap();
     }
@@ -115,6 +116,9 @@ impl Client {
             Event::CaughtUp { .. } => Heard::CaughtUp,
             Event::Resync { reason, cursor, .. } => Heard::Resync(reason.as_str(), cursor),
             Event::Unavailable { .. } => panic!("the database is there"),
+            other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                panic!("nobody asked for a snapshot: {other:?}")
+            }
         }
     }
 
@@ -472,6 +476,37 @@ async fn a_token_of_somebody_else_ends_a_replay_and_one_of_the_same_does_not() {
         "access_changed",
         "nothing of Ann's comes to Ben"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_token_only_ends_a_channel_with_a_cursor_where_it_shows_something_else() {
+    let mut relay = Relay::start(OWN, "own").await;
+    let claims = |sub: &str, extra: &str| json!({ "sub": sub, "role": "authenticated", "exp": 5, "x": extra });
+    let wanted = || vec![wish(1, "own", "")];
+    let first = person("authenticated", &claims(ANN, "a"));
+    let client = Client::join(&relay.core, &first, wanted()).await;
+    // No policy reads what is new in it.
+    let other = person("authenticated", &claims(ANN, "b"));
+    client.ask(&relay.core, &other, wanted()).await;
+    assert_eq!(client.next().await, Heard::Joined);
+    relay
+        .run(&format!(
+            "insert into own values (1, '{ANN}', 1), (2, '{BEN}', 1)"
+        ))
+        .await;
+    assert_eq!(client.until(1).await, ["INSERT 1"]);
+    let now = settled(&mut relay).await;
+    client
+        .ask(
+            &relay.core,
+            &person("authenticated", &claims(BEN, "b")),
+            wanted(),
+        )
+        .await;
+    assert_eq!(client.next().await, Heard::Joined);
+    let (reason, cursor) = client.resync().await;
+    assert_eq!(reason, "access_changed");
+    assert!(cursor.offset >= now.offset);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,13 +10,7 @@ const PARTIAL: &str = "Error 206: Partial Content, not carried by the stream: ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_payload_has_the_keys_that_clients_of_supabase_read() {
-    let mut relay = Relay::start(
-        "create table t (id int primary key, tags text[], doc jsonb, price numeric(8,2), at timestamptz);
-         grant select on t to anon",
-        "t",
-    )
-    .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
+    let (mut relay, watcher) = Relay::watched("create table t (id int primary key, tags text[], doc jsonb, price numeric(8,2), at timestamptz)").await;
     relay
         .run(
             "insert into t values (1, '{a,\"b c\",null}', '{\"k\": [1, 2.50]}', 1.50, '2024-02-29 12:00:00+02');
@@ -52,14 +46,11 @@ async fn the_payload_has_the_keys_that_clients_of_supabase_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_untouched_large_value_is_absent_never_null_and_there_under_full_identity() {
-    let mut relay = Relay::start(
+    let (mut relay, watcher) = Relay::watched(
         "create table t (id int primary key, n int, large text);
-         alter table t alter large set storage external;
-         grant select on t to anon",
-        "t",
+         alter table t alter large set storage external",
     )
     .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
     relay
         .run("insert into t values (1, 1, repeat('x', 10000)); update t set n = 2")
         .await;
@@ -208,12 +199,7 @@ async fn a_row_of_many_middling_values_is_cut_too_and_so_is_an_update_of_two_hal
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_without_a_key_is_delivered_in_full() {
-    let mut relay = Relay::start(
-        "create table t (id int, body text); grant select on t to anon",
-        "t",
-    )
-    .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
+    let (mut relay, watcher) = Relay::watched("create table t (id int, body text)").await;
     relay.run("insert into t values (1, 'a'), (1, 'a')").await;
     // Without an identity PostgreSQL itself refuses the rest.
     relay
@@ -284,15 +270,12 @@ async fn a_key_of_several_columns_comes_whole_and_a_deferrable_one_is_a_key_too(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_key_that_an_index_identity_does_not_carry_is_not_made_up() {
-    let mut relay = Relay::start(
+    let (mut relay, watcher) = Relay::watched(
         "create table t (id int primary key, tenant int not null, code text not null, x int);
          create unique index identity on t (tenant, code);
-         alter table t replica identity using index identity;
-         grant select on t to anon",
-        "t",
+         alter table t replica identity using index identity",
     )
     .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
     relay
         .run(
             "insert into t values (1, 7, 'a', 0);
@@ -337,20 +320,12 @@ async fn a_role_gets_the_columns_that_it_may_read_and_no_key_beside_them() {
             }
         }
     }
-    let refused = relay
-        .watch_filtered("authenticated", &json!({}), "t", Events::All, "")
-        .await
-        .map(|_| ())
-        .unwrap_err();
+    let refused = relay.refused("authenticated", "t", "").await;
     assert!(
         refused.contains("permission denied for table t"),
         "{refused}"
     );
-    let refused = relay
-        .watch_filtered("anon", &json!({}), "t", Events::All, "id=eq.1")
-        .await
-        .map(|_| ())
-        .unwrap_err();
+    let refused = relay.refused("anon", "t", "id=eq.1").await;
     assert!(
         refused.contains("invalid column for filter id"),
         "{refused}"
@@ -407,12 +382,7 @@ async fn names_of_any_kind_arrive_as_they_are() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn truncate_is_told_as_resync() {
-    let mut relay = Relay::start(
-        "create table t (id int primary key); grant select on t to anon",
-        "t",
-    )
-    .await;
-    let mut watcher = relay.watch("anon", &json!({}), "t").await;
+    let (mut relay, mut watcher) = Relay::watched("create table t (id int primary key)").await;
     relay.run("insert into t values (1); truncate t").await;
     assert_eq!(
         brief(&relay.seen(&watcher).await),
@@ -425,12 +395,7 @@ async fn truncate_is_told_as_resync() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_of_many_rows_arrives_whole_and_in_order() {
-    let mut relay = Relay::start(
-        "create table t (id int primary key); grant select on t to anon",
-        "t",
-    )
-    .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
+    let (mut relay, watcher) = Relay::watched("create table t (id int primary key)").await;
     relay
         .run("insert into t select generate_series(1, 5000)")
         .await;
@@ -441,12 +406,7 @@ async fn a_transaction_of_many_rows_arrives_whole_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_when_the_replication_connection_is_cut() {
-    let mut relay = Relay::start(
-        "create table t (id int primary key); grant select on t to anon",
-        "t",
-    )
-    .await;
-    let watcher = relay.watch("anon", &json!({}), "t").await;
+    let (mut relay, watcher) = Relay::watched("create table t (id int primary key)").await;
     for round in 0..5 {
         relay
             .run(&format!("insert into t values ({})", round * 2))

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_postgres::NoTls;
 
@@ -176,6 +177,8 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 pub(crate) struct Daemon {
     child: Child,
     log: Arc<Mutex<String>>,
+    /// Ends with the log.
+    reader: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
 }
 
@@ -199,7 +202,7 @@ impl Daemon {
         let log = Arc::new(Mutex::new(String::new()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let written = Arc::clone(&log);
-        tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 let mut log = written.lock().unwrap();
                 log.push_str(&line);
@@ -209,6 +212,7 @@ impl Daemon {
         Self {
             child,
             log,
+            reader: Some(reader),
             _folder: folder,
         }
     }
@@ -299,16 +303,10 @@ impl Daemon {
     /// Waits for its end; its exit code and all that it said.
     pub(crate) async fn ended(&mut self) -> (Option<i32>, String) {
         let status = soon("the daemon's end", self.child.wait()).await.unwrap();
-        // Its last words may still be on their way.
-        let mut before = self.log();
-        loop {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let now = self.log();
-            if now == before {
-                return (status.code(), now);
-            }
-            before = now;
+        if let Some(reader) = self.reader.take() {
+            soon("its last words", reader).await.unwrap();
         }
+        (status.code(), self.log())
     }
 
     pub(crate) async fn terminate(mut self) {

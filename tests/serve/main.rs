@@ -20,6 +20,8 @@ mod operate;
 
 mod durable;
 
+mod resume;
+
 mod outages;
 
 mod enemies;

@@ -93,7 +93,7 @@ async fn a_new_token_changes_what_arrives_and_an_ended_one_ends_the_channel() {
         "neither Ann's any more, nor nothing"
     );
     client
-        .refresh("realtime:note", &token_until(ANN, unix_now() + 3))
+        .refresh("realtime:note", &token_until(ANN, unix_now() + 10))
         .await;
     let system = client.next().await;
     assert_eq!(system[4]["message"], "Subscribed to PostgreSQL", "{system}");
@@ -103,10 +103,7 @@ async fn a_new_token_changes_what_arrives_and_an_ended_one_ends_the_channel() {
     let (system, closed) = (client.next().await, client.next().await);
     assert_eq!(system[4]["status"], "error", "{system}");
     let text = system[4]["message"].as_str().unwrap();
-    assert!(
-        text.starts_with("Token has expired 0 seconds ago"),
-        "{text}"
-    );
+    assert!(text.starts_with("Token has expired "), "{text}");
     assert_eq!(
         (&closed[2], &closed[3]),
         (&json!("realtime:note"), &json!("phx_close"))

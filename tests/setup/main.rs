@@ -16,6 +16,8 @@ mod publication;
 
 mod relay;
 
+mod settings;
+
 mod trace;
 
 mod words;

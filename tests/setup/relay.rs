@@ -194,6 +194,8 @@ async fn the_login_that_setup_makes_has_what_the_relay_needs_and_no_more() {
     let refused = place.setup("postgres", &["--remove"]).await;
     assert_eq!(refused.code, 69, "{}", refused.out);
     assert!(refused.error.contains("stop it first"), "{}", refused.error);
+    let printed = place.setup("postgres", &["--remove", "--print"]).await.ok();
+    assert!(!printed.contains("drop"), "{printed}");
     running.stop().await;
 
     // None of the login's rights on rows is its own.

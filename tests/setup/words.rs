@@ -80,6 +80,30 @@ async fn a_login_that_was_there_is_not_changed() {
 }
 
 #[tokio::test]
+async fn where_the_provider_has_a_role_for_replication_that_is_granted_instead_of_the_attribute() {
+    let place = Place::new("createrole").await;
+    place.run(SCHEMA).await;
+    place.admin("create role rds_replication").await;
+    let arguments = ["--table", "app.todos", "--table", "app.notes"];
+    let said = place.setup("owner", &arguments).await;
+    assert_eq!(said.code, 69, "{}\n{}", said.out, said.error);
+    assert!(
+        said.out.contains("Only rds_superuser may grant it")
+            && said.out.contains("grant rds_replication to rowcast;"),
+        "{}",
+        said.out
+    );
+    place
+        .admin("grant rds_replication to owner with admin option")
+        .await;
+    let said = place.setup("owner", &arguments).await.ok();
+    assert!(!said.contains("alter role rowcast replication"), "{said}");
+    let relay = "select row(rolcanlogin, rolreplication, pg_has_role(oid, 'rds_replication', 'member'))::text \
+         from pg_roles where rolname = 'rowcast'";
+    assert_eq!(place.text(relay).await, "(t,f,t)");
+}
+
+#[tokio::test]
 async fn a_password_is_neither_printed_nor_sent_and_works() {
     const PASSWORD: &str = "geheim'\\ß";
     let place = Place::with(
@@ -205,4 +229,146 @@ async fn server_settings_are_named_and_never_changed() {
             .await,
         "0"
     );
+}
+
+#[tokio::test]
+async fn what_auth_leaves_out_is_said_and_an_administrator_mends_it() {
+    // May make schemas, but no roles.
+    let place = Place::new("").await;
+    let said = place.setup("owner", &["--only", "auth"]).await;
+    assert_eq!(said.code, 69, "{}", said.out);
+    for words in ["role anon is left out", "role authenticated is left out"] {
+        assert!(said.out.contains(words), "{words}\n{}", said.out);
+    }
+    assert!(!said.out.contains("all of it is there"), "{}", said.out);
+
+    // Somebody else's schema, with a function that is not Supabase's.
+    place.setup("postgres", &["--only", "auth"]).await.ok();
+    place
+        .admin(
+            "drop schema auth cascade; create role other login; create schema auth authorization other; \
+             create function auth.uid() returns text language sql as 'select 1::text'; \
+             create function auth.role(text default '') returns text language sql as 'select $1'; \
+             alter database app set \"request.jwt.claims\" = '{\"sub\": \"everybody\"}'",
+        )
+        .await;
+    let said = place.setup("owner", &["--only", "auth"]).await;
+    assert_eq!(said.code, 69, "{}\n{}", said.out, said.error);
+    for words in [
+        "auth.jwt() is left out: schema auth belongs to other",
+        "auth.uid() was there, stays as it is, and returns text",
+        "role anon has no USAGE on schema auth",
+        "request.jwt.claims is set as a default of this database",
+        "grant usage, create on schema auth to owner;",
+        "grant usage on schema auth to anon, authenticated, service_role;",
+    ] {
+        assert!(said.out.contains(words), "{words}\n{}", said.out);
+    }
+    place
+        .admin(
+            "grant usage, create on schema auth to owner; \
+             grant usage on schema auth to anon, authenticated, service_role; \
+             alter database app reset \"request.jwt.claims\"; \
+             alter function auth.uid() rename to id",
+        )
+        .await;
+    let out = place.setup("owner", &["--only", "auth"]).await.ok();
+    assert!(out.contains("all of it is there"), "{out}");
+    let types = place
+        .text("select row(pg_typeof(auth.uid()), pg_typeof(auth.role()), pg_typeof(auth.jwt()))::text")
+        .await;
+    assert_eq!(types, "(uuid,text,jsonb)", "no call is ambiguous");
+}
+
+#[tokio::test]
+async fn what_an_administrator_was_asked_to_make_is_undone_too() {
+    let place = Place::new("").await;
+    place.run(SCHEMA).await;
+    let before = place.catalog().await;
+    let url = place.url("owner");
+    let environment = [
+        ("DATABASE_URL", url.as_str()),
+        ("ROWCAST_RELAY_PASSWORD", "geheim"),
+    ];
+    let arguments = ["--table", "app.todos", "--table", "app.notes"];
+    let said = setup(&environment, &arguments).await;
+    let (_, apart) = said.out.split_once("An administrator must run").unwrap();
+    assert!(
+        apart.contains("alter role \"rowcast\" password 'SCRAM"),
+        "{apart}"
+    );
+    for line in apart.lines().skip(1).filter(|line| line.starts_with("  ")) {
+        run(&place.admin, line).await;
+    }
+    // The password cannot be set again by who may not, and that is no reason to ask again.
+    let again = setup(&environment, &arguments).await.ok();
+    assert!(
+        again.contains("is not set, since this login may not"),
+        "{again}"
+    );
+    assert_eq!(
+        place
+            .text(
+                "select (rolpassword like 'SCRAM%')::text from pg_authid where rolname = 'rowcast'"
+            )
+            .await,
+        "true"
+    );
+    place.setup("postgres", &["--remove"]).await.ok();
+    crate::harness::same(&before, &place.catalog().await);
+}
+
+#[tokio::test]
+async fn a_projects_own_publication_is_not_left_behind_unnoticed() {
+    let place = Place::new("createrole").await;
+    place.run(SCHEMA).await;
+    place
+        .admin("create publication supabase_realtime for table app.notes")
+        .await;
+    let out = place
+        .setup("postgres", &["--table", "app.todos"])
+        .await
+        .ok();
+    assert!(
+        out.contains("follows supabase_realtime only as long as there is no publication rowcast"),
+        "{out}"
+    );
+    let out = place
+        .setup("postgres", &["--table", "app.todos"])
+        .await
+        .ok();
+    assert!(
+        !out.contains("supabase_realtime"),
+        "only when it changes: {out}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_renamed_or_dropped_by_hand_is_no_obstacle_to_removing() {
+    let place = Place::new("createrole").await;
+    place.run(SCHEMA).await;
+    let arguments = [
+        "--table",
+        "app.todos",
+        "--table",
+        "app.notes",
+        "--table",
+        "app.parts",
+    ];
+    place.setup("postgres", &arguments).await.ok();
+    place
+        .admin(
+            "drop table app.notes; alter role rowcast rename to relay; drop table app.parts_north",
+        )
+        .await;
+    let out = place.setup("postgres", &["--remove"]).await.ok();
+    assert!(out.contains("setup made login relay as well"), "{out}");
+    place
+        .setup("postgres", &["--remove", "--role", "relay"])
+        .await
+        .ok();
+    let left = place
+        .text("select ((select count(*) from pg_roles where rolname in ('rowcast', 'relay', 'anon')) + (select count(*) from pg_publication) + (select count(*) from pg_class where relname ~ '_identity_'))::text")
+        .await;
+    assert_eq!(left, "0");
 }

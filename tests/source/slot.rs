@@ -129,6 +129,7 @@ async fn a_reader_that_stalls_longer_than_the_servers_timeout_keeps_its_connecti
     let stalled = Instant::now();
     while stalled.elapsed() < Duration::from_secs(4) {
         fixture.slot_is("active").await;
+        // Time itself: the reader must be idle for longer than the server's timeout.
         fixture.run("select pg_sleep(0.2)").await;
     }
     let mut count = first.changes.len();

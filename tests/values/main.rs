@@ -68,16 +68,16 @@ async fn every_value_is_what_to_jsonb_says() {
 #[cfg(feature = "mutants")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_mutant_of_the_encoder_is_noticed() {
-    use rowcast::policy::mutant::Mutant;
+    use rowcast::mutant::EncoderMutant;
 
     let seed = seed();
     let wanted = usize::try_from(number("ROWCAST_CASES", 5_000)).unwrap();
-    let wrong = async |mutant: Option<Mutant>| {
-        mutant.map_or_else(Mutant::switch_off, Mutant::switch_on);
+    let wrong = async |mutant: Option<EncoderMutant>| {
+        mutant.map_or_else(EncoderMutant::switch_off, EncoderMutant::switch_on);
         let mut rng = StdRng::seed_from_u64(seed);
         let mut world = World::make(&mut rng, 20).await;
         let wrong = world.run(wanted, &mut rng).await.wrong;
-        Mutant::switch_off();
+        EncoderMutant::switch_off();
         wrong
     };
     let right = wrong(None).await;
@@ -88,7 +88,7 @@ async fn every_mutant_of_the_encoder_is_noticed() {
     );
     let only = std::env::var("ROWCAST_MUTANT").ok();
     let mut survivors = Vec::new();
-    for mutant in Mutant::ENCODER {
+    for &mutant in EncoderMutant::ALL {
         let name = format!("{mutant:?}");
         if only.as_ref().is_some_and(|only| *only != name) {
             continue;

@@ -8,11 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{self, ChildStdin, ChildStdout, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::process as kernel;
 
 /// A slot has to be made, which waits for every transaction in progress.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the end of a process may show itself after its pipes have closed, and its last words
+/// may be on their way.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Lines of a child's log that are kept to explain its end.
 const LINES: usize = 20;
@@ -23,6 +29,8 @@ pub struct Child {
     child: process::Child,
     pid: u32,
     log: Arc<Mutex<VecDeque<String>>>,
+    /// Ends with the log.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Child {
@@ -38,7 +46,7 @@ impl Child {
             .context("A relay cannot be started")?;
         let pid = child.id().context("A relay ended at once")?;
         let log = Arc::new(Mutex::new(VecDeque::with_capacity(LINES)));
-        if let Some(stderr) = child.stderr.take() {
+        let reader = child.stderr.take().map(|stderr| {
             let log = Arc::clone(&log);
             tokio::spawn(async move {
                 let mut lines = BufReader::new(stderr).lines();
@@ -49,9 +57,14 @@ impl Child {
                     }
                     log.push_back(line);
                 }
-            });
-        }
-        Ok(Self { child, pid, log })
+            })
+        });
+        Ok(Self {
+            child,
+            pid,
+            log,
+            reader,
+        })
     }
 
     /// Its stdin and stdout, where the command has them piped; once.
@@ -90,15 +103,27 @@ impl Child {
         }
     }
 
+    /// Fails with the whole end of its log where it ends within so long.
+    async fn outlives(&mut self, time: Duration) -> anyhow::Result<()> {
+        let Ok(status) = timeout(time, self.child.wait()).await else {
+            return Ok(());
+        };
+        let status = status?;
+        if let Some(reader) = self.reader.take() {
+            // What it said last may still be in the pipe.
+            let _read = timeout(FAREWELL, reader).await;
+        }
+        bail!("{}", self.obituary(status))
+    }
+
     /// Puts the end of the log in place of an error that it explains: that the process has ended.
     ///
     /// # Errors
     /// Where there was one.
     pub async fn explain<T>(&mut self, result: anyhow::Result<T>) -> anyhow::Result<T> {
         if result.is_err() {
-            // Its pipes close before it is known to have ended, and what it said last is in one.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            self.check()?;
+            // Its sockets close before it is known to have ended.
+            self.outlives(FAREWELL).await?;
         }
         result
     }
@@ -116,18 +141,14 @@ impl Child {
     pub async fn wait_until(&mut self, ready: impl AsyncFn() -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait()? {
-                // What it said last may still be in the pipe.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                bail!("{}", self.obituary(status));
-            }
             if ready().await {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 bail!("A relay is not ready after a minute.{}", self.last_words());
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            // Nothing tells when a port of another process opens: it is asked again.
+            self.outlives(Duration::from_millis(50)).await?;
         }
     }
 
@@ -165,4 +186,30 @@ pub fn this_program() -> anyhow::Result<Command> {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn talker() -> Child {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo its last words >&2; exit 3"]);
+        Child::start(command).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ended_is_explained_by_its_last_words() {
+        let waited = talker().wait_until(async || false).await;
+        let failed: anyhow::Result<()> = Err(anyhow::anyhow!("a socket closed"));
+        let explained = talker().explain(failed).await;
+        for error in [waited.unwrap_err(), explained.unwrap_err()] {
+            let text = error.to_string();
+            assert!(
+                text.contains("exit status: 3") && text.ends_with("\n  its last words"),
+                "{text}"
+            );
+        }
+        assert_eq!(talker().explain(Ok(7)).await.unwrap(), 7);
+    }
 }

@@ -13,8 +13,10 @@ use crate::pg::connect::Database;
 pub const ROLE: &str = "rowcast_bench_reader";
 /// The schema, and the name of everything that has no schema.
 pub const NAME: &str = "rowcast_bench";
-/// The relay's slot.
-pub const SLOT: &str = "rowcast_bench";
+/// The slot of the relay whose log is in memory.
+pub const MEMORY_SLOT: &str = "rowcast_bench_memory";
+/// The slot of the relay whose log is on disk.
+pub const DISK_SLOT: &str = "rowcast_bench_disk";
 /// The slot of the bare relay.
 pub const BASELINE_SLOT: &str = "rowcast_bench_baseline";
 
@@ -123,7 +125,7 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
 /// Where something is still in use after ten seconds.
 pub async fn take_down(client: &Client) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
-    let slots = vec![SLOT, BASELINE_SLOT];
+    let slots = vec![MEMORY_SLOT, DISK_SLOT, BASELINE_SLOT];
     loop {
         client
             .execute(
@@ -145,6 +147,7 @@ pub async fn take_down(client: &Client) -> anyhow::Result<()> {
         if Instant::now() > deadline {
             bail!("The replication slots of an earlier run are still in use.");
         }
+        // PostgreSQL tells nobody when a slot's reader has gone, so it is asked again.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     client

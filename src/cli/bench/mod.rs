@@ -49,7 +49,7 @@ use self::crowd::{Crowd, Recipe};
 use self::latency::Clock;
 use self::plan::{Filter, Plan, Policy, Written};
 use self::progress::Progress;
-use self::relay::Relay;
+use self::relay::{Relay, Storage};
 use self::report::{Idle, Line, Ratio, Report, Settings};
 use self::round::{Figures, Round};
 use self::subscriber::System;
@@ -77,6 +77,7 @@ Examples:
   rowcast bench --compare 1,1000 --rate 500
   rowcast bench --subscribers 1000 --policy open --rate 0 --rows 2000
   rowcast bench --in-process --compare 1,1000,100000
+  rowcast bench --log memory,disk --subscribers 1 --rate 1000
   rowcast bench --idle 5000 --json")]
 pub struct Arguments {
     /// The database to measure with, instead of a throw-away PostgreSQL; the benchmark makes and removes schema, role, publication
@@ -116,7 +117,17 @@ pub struct Arguments {
     /// Run the bare relay in turns with this one; not with --in-process, as it is all sockets
     #[arg(long)]
     baseline: bool,
-    /// How often each measurement is made [default: 3 with --baseline or --compare, else 1]
+    /// Where the relay keeps its log: as the daemon does by default, in memory, or one relay each
+    /// in turns, and the ratio of the last to the first (`memory,disk`)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE,…",
+        value_delimiter = ',',
+        default_value = "disk"
+    )]
+    log: Vec<Storage>,
+    /// How often each measurement is made [default: 3 with --baseline, --compare or two logs, else 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
     /// Subscribers without sockets, inside the relay's process, for numbers above what sockets allow
@@ -244,31 +255,39 @@ fn enough_sockets(subscribers: u64) -> anyhow::Result<()> {
 
 /// One measurement that is made in every round.
 struct Scenario {
-    system: System,
+    /// Which of the relays, by its place.
+    relay: usize,
     subscribers: u64,
     figures: Option<Figures>,
 }
 
-fn scenarios(arguments: &Arguments, counts: &[u64]) -> Vec<Scenario> {
-    let scenario = |system, subscribers| Scenario {
-        system,
-        subscribers,
-        figures: None,
-    };
-    let mut scenarios: Vec<Scenario> = counts
-        .iter()
-        .map(|count| scenario(System::Rowcast, *count))
-        .collect();
-    if arguments.baseline {
-        if arguments.policy == Policy::Open {
-            scenarios.extend(
-                counts
-                    .iter()
-                    .map(|count| scenario(System::Baseline, *count)),
-            );
-        } else {
-            scenarios.push(scenario(System::Baseline, 1));
+/// A relay that is measured.
+struct Measured {
+    system: System,
+    /// Where its log is; the bare relay has none.
+    log: Option<Storage>,
+    relay: Relay,
+}
+
+/// All measurements, those of one number of subscribers beside each other.
+fn scenarios(arguments: &Arguments, counts: &[u64], relays: &[Measured]) -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
+    let mut add = |system, counts: &[u64]| {
+        for subscribers in counts {
+            let places = relays.iter().enumerate();
+            let these = places.filter(|(_, measured)| measured.system == system);
+            scenarios.extend(these.map(|(relay, _)| Scenario {
+                relay,
+                subscribers: *subscribers,
+                figures: None,
+            }));
         }
+    };
+    add(System::Rowcast, counts);
+    if arguments.policy == Policy::Open {
+        add(System::Baseline, counts);
+    } else {
+        add(System::Baseline, &[1]);
     }
     scenarios
 }
@@ -285,15 +304,23 @@ async fn run_on(
         rand::random::<u128>(),
         rand::random::<u128>()
     ));
-    progress.step("starting the relay");
-    let mut relay = if arguments.in_process {
-        Relay::in_process(database).await?
-    } else {
-        Relay::rowcast(database, &jwt_secret, most).await?
-    };
+    let mut relays = Vec::new();
+    for log in storages(arguments) {
+        progress.step(&format!("starting the relay, log: {}", log.as_str()));
+        let relay = if arguments.in_process {
+            Relay::in_process(database, log).await?
+        } else {
+            Relay::rowcast(database, log, &jwt_secret, most).await?
+        };
+        relays.push(Measured {
+            system: System::Rowcast,
+            log: Some(log),
+            relay,
+        });
+    }
     let rounds = match arguments.rounds {
         Some(rounds) => rounds,
-        None if arguments.baseline || arguments.compare.len() > 1 => 3,
+        None if arguments.baseline || arguments.compare.len() > 1 || relays.len() > 1 => 3,
         None => 1,
     };
     let mut report = Report {
@@ -318,37 +345,40 @@ async fn run_on(
             number: 0,
             clock: Clock::start(),
         };
-        report.idle = Some(idle(&mut relay, recipe, progress).await?);
-        relay.child.stop().await;
+        if let Some(measured) = relays.first_mut() {
+            report.idle = Some(idle(&mut measured.relay, recipe, progress).await?);
+        }
+        stop_all(relays).await;
         return Ok(report);
     }
-    let mut baseline = if arguments.baseline {
+    if arguments.baseline {
         progress.step("starting the bare relay");
-        Some(Relay::baseline(database).await?)
-    } else {
-        None
-    };
+        relays.push(Measured {
+            system: System::Baseline,
+            log: None,
+            relay: Relay::baseline(database).await?,
+        });
+    }
     let clock = Clock::start();
-    let mut scenarios = scenarios(arguments, counts);
+    let mut scenarios = scenarios(arguments, counts, &relays);
     let mut number = 0;
     for round in 1..=rounds {
         for scenario in &mut scenarios {
             number += 1;
-            let relay = match (scenario.system, &mut baseline) {
-                (System::Baseline, Some(baseline)) => baseline,
-                _ => &mut relay,
+            let Some(measured) = relays.get_mut(scenario.relay) else {
+                continue;
             };
             progress.step(&format!(
                 "round {round} of {rounds}: {} with {} subscriber(s)",
-                name(scenario.system),
+                name(measured.system),
                 scenario.subscribers
             ));
             let figures = Round {
-                relay,
+                relay: &mut measured.relay,
                 recipe: Recipe {
-                    system: scenario.system,
+                    system: measured.system,
                     jwt_secret: &jwt_secret,
-                    plan: plan(arguments, scenario.system, scenario.subscribers),
+                    plan: plan(arguments, measured.system, scenario.subscribers),
                     number,
                     clock,
                 },
@@ -366,20 +396,33 @@ async fn run_on(
             }
         }
     }
-    relay.child.stop().await;
-    if let Some(baseline) = baseline {
-        baseline.child.stop().await;
-    }
     for scenario in &scenarios {
-        if let Some(figures) = &scenario.figures {
-            let name = name(scenario.system);
-            report
-                .results
-                .push(Line::new(name, scenario.subscribers, figures));
+        if let (Some(figures), Some(measured)) = (&scenario.figures, relays.get(scenario.relay)) {
+            let name = name(measured.system);
+            let line = Line::new(name, measured.log, scenario.subscribers, figures);
+            report.results.push(line);
         }
     }
+    stop_all(relays).await;
     report.ratios = ratios(&report.results);
     Ok(report)
+}
+
+async fn stop_all(relays: Vec<Measured>) {
+    for measured in relays {
+        measured.relay.child.stop().await;
+    }
+}
+
+/// Where the relays' logs are, each once.
+fn storages(arguments: &Arguments) -> Vec<Storage> {
+    let mut storages = Vec::new();
+    for log in &arguments.log {
+        if !storages.contains(log) {
+            storages.push(*log);
+        }
+    }
+    storages
 }
 
 const fn name(system: System) -> &'static str {

@@ -1,13 +1,17 @@
 //! The relays under test: processes of their own, so that their CPU time and memory are theirs
 //! alone.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::Stdio;
 
+use clap::ValueEnum;
+use serde::Serialize;
+use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::child::{Child, this_program};
-use super::database::{BASELINE_SLOT, NAME, SLOT};
+use super::database::{BASELINE_SLOT, DISK_SLOT, MEMORY_SLOT, NAME};
 use super::in_process::inside::Inside;
 use crate::cli::health;
 use crate::config::Secret;
@@ -21,6 +25,47 @@ pub enum Front {
     Inside(Inside),
 }
 
+/// Where a relay keeps its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// In memory.
+    Memory,
+    /// In a directory of its own among the system's temporary files.
+    Disk,
+}
+
+impl Storage {
+    /// The word for reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+        }
+    }
+
+    const fn slot(self) -> &'static str {
+        match self {
+            Self::Memory => MEMORY_SLOT,
+            Self::Disk => DISK_SLOT,
+        }
+    }
+
+    /// What the setting `data` says, and the directory that goes with the relay.
+    fn data(self) -> anyhow::Result<(OsString, Option<TempDir>)> {
+        match self {
+            Self::Memory => Ok(("memory".into(), None)),
+            Self::Disk => {
+                let directory = tempfile::Builder::new()
+                    .prefix("rowcast-bench-")
+                    .tempdir()?;
+                Ok((directory.path().into(), Some(directory)))
+            }
+        }
+    }
+}
+
 /// A relay that runs.
 #[derive(Debug)]
 pub struct Relay {
@@ -28,6 +73,8 @@ pub struct Relay {
     pub child: Child,
     /// Its subscribers.
     pub front: Front,
+    /// Its log, where that is on disk.
+    _log: Option<TempDir>,
 }
 
 impl Relay {
@@ -37,9 +84,11 @@ impl Relay {
     /// Where it ends or is not ready after a minute; with the end of its log.
     pub async fn rowcast(
         database: &Secret,
+        storage: Storage,
         jwt_secret: &Secret,
         connections: u64,
     ) -> anyhow::Result<Self> {
+        let (data, log) = storage.data()?;
         let (address, admin) = (free_address().await?, free_address().await?);
         let mut command = this_program()?;
         command
@@ -48,7 +97,8 @@ impl Relay {
             .env("JWT_SECRET", jwt_secret.expose())
             .env("ROWCAST_LISTEN", address.to_string())
             .env("ROWCAST_ADMIN_LISTEN", admin.to_string())
-            .env("ROWCAST_SLOT", SLOT)
+            .env("ROWCAST_SLOT", storage.slot())
+            .env("ROWCAST_DATA", data)
             .env("ROWCAST_PUBLICATION", NAME)
             .env("ROWCAST_MAX_CONNECTIONS", (connections + 100).to_string())
             .env("ROWCAST_LOG", "warn")
@@ -58,18 +108,25 @@ impl Relay {
         child
             .wait_until(async || matches!(health::ask(&url).await, Ok((200, _))))
             .await?;
-        let front = Front::Sockets(address);
-        Ok(Self { child, front })
+        Ok(Self {
+            child,
+            front: Front::Sockets(address),
+            _log: log,
+        })
     }
 
     /// Starts a relay that has its subscribers inside and waits until it is ready.
     ///
     /// # Errors
     /// As [`Relay::rowcast`].
-    pub async fn in_process(database: &Secret) -> anyhow::Result<Self> {
+    pub async fn in_process(database: &Secret, storage: Storage) -> anyhow::Result<Self> {
+        let (data, log) = storage.data()?;
         let mut command = this_program()?;
         command
             .arg("bench-in-process")
+            .args(["--slot", storage.slot()])
+            .arg("--data")
+            .arg(data)
             .env("DATABASE_URL", database.expose())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
@@ -78,8 +135,11 @@ impl Relay {
         let mut inside = Inside::new(orders, answers);
         let ready = inside.ready().await;
         child.explain(ready).await?;
-        let front = Front::Inside(inside);
-        Ok(Self { child, front })
+        Ok(Self {
+            child,
+            front: Front::Inside(inside),
+            _log: log,
+        })
     }
 
     /// Starts the bare relay and waits until it listens, which it does once the rows flow.
@@ -98,8 +158,11 @@ impl Relay {
         child
             .wait_until(async || TcpStream::connect(address).await.is_ok())
             .await?;
-        let front = Front::Sockets(address);
-        Ok(Self { child, front })
+        Ok(Self {
+            child,
+            front: Front::Sockets(address),
+            _log: None,
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::latency::Percentiles;
+use super::relay::Storage;
 use super::round::Figures;
 
 /// The report. Its JSON form keeps its keys; new ones may come.
@@ -45,6 +46,9 @@ pub struct Settings {
 pub struct Line {
     /// `rowcast` or `baseline`.
     pub system: &'static str,
+    /// Where its log was; the bare relay has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<Storage>,
     /// Subscribers.
     pub subscribers: u64,
     /// Rows committed.
@@ -82,10 +86,16 @@ pub struct Line {
 impl Line {
     /// Works out a line.
     #[must_use]
-    pub fn new(system: &'static str, subscribers: u64, figures: &Figures) -> Self {
+    pub fn new(
+        system: &'static str,
+        log: Option<Storage>,
+        subscribers: u64,
+        figures: &Figures,
+    ) -> Self {
         let tally = figures.tally;
         Self {
             system,
+            log,
             subscribers,
             rows: figures.rows,
             expected: figures.expected,
@@ -104,15 +114,29 @@ impl Line {
             rss_bytes: figures.rss_bytes,
         }
     }
+
+    /// Which it is, such as `rowcast disk 1000`.
+    fn name(&self) -> String {
+        let log = self.log.map_or("", Storage::as_str);
+        let words = [self.system, log, &self.subscribers.to_string()];
+        words
+            .iter()
+            .filter(|word| !word.is_empty())
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
 }
 
 /// One line held against another: above 1 the first is the larger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ratio {
-    /// Of which line, such as `rowcast 1000`.
+    /// Of which line, such as `rowcast disk 1000`.
     pub of: String,
     /// To which line.
     pub to: String,
+    /// Rows a second; what they say follows from the schedule where there is one.
+    pub changes_per_second: Option<f64>,
     /// Median latencies.
     pub latency_p50: Option<f64>,
     /// Latencies of 99 of 100.
@@ -132,10 +156,10 @@ impl Ratio {
                 .as_ref()
                 .map_or(0.0, |points| float(point(points)))
         };
-        let name = |line: &Line| format!("{} {}", line.system, line.subscribers);
         Self {
-            of: name(of),
-            to: name(to),
+            of: of.name(),
+            to: to.name(),
+            changes_per_second: quotient(of.changes_per_second, to.changes_per_second),
             latency_p50: quotient(point(of, |p| p.p50), point(to, |p| p.p50)),
             latency_p99: quotient(point(of, |p| p.p99), point(to, |p| p.p99)),
             cpu_per_change: quotient(of.cpu_us_per_change, to.cpu_us_per_change),
@@ -212,8 +236,8 @@ impl Report {
             put(
                 &mut text,
                 &format!(
-                    "\n{} {}: the schedule was not kept; the latencies are those of an overload.",
-                    line.system, line.subscribers
+                    "\n{}: the schedule was not kept; the latencies are those of an overload.",
+                    line.name()
                 ),
             );
         }
@@ -221,9 +245,10 @@ impl Report {
             put(
                 &mut text,
                 &format!(
-                    "\n{} / {}: latency p50 {}, p99 {}; CPU a change {}, a message {}",
+                    "\n{} / {}: changes/s {}; latency p50 {}, p99 {}; CPU a change {}, a message {}",
                     ratio.of,
                     ratio.to,
+                    times(ratio.changes_per_second),
                     times(ratio.latency_p50),
                     times(ratio.latency_p99),
                     times(ratio.cpu_per_change),
@@ -259,7 +284,7 @@ impl Report {
             row.extend(self.results.iter().map(cell));
             rows.push(row);
         };
-        put_row("", &|line| format!("{} {}", line.system, line.subscribers));
+        put_row("", &Line::name);
         put_row("rows", &|line| line.rows.to_string());
         put_row("delivered", &|line| line.delivered.to_string());
         put_row("missing", &|line| line.missing.to_string());
@@ -369,8 +394,8 @@ mod tests {
     fn report(tally: Tally) -> Report {
         let mut figures_of_relay = figures(0.02, 2_000_000);
         figures_of_relay.tally.add(&tally);
-        let relay = Line::new("rowcast", 100, &figures_of_relay);
-        let baseline = Line::new("baseline", 1, &figures(0.01, 1_000_000));
+        let relay = Line::new("rowcast", Some(Storage::Disk), 100, &figures_of_relay);
+        let baseline = Line::new("baseline", None, 1, &figures(0.01, 1_000_000));
         Report {
             settings: Settings {
                 in_process: false,
@@ -416,7 +441,7 @@ mod tests {
         let report = report(Tally::default());
         let table = report.table();
         for words in [
-            "rowcast 100",
+            "rowcast disk 100",
             "2.00 ms",
             "20.0 µs",
             "2.00 ×",

@@ -107,6 +107,7 @@ impl Round<'_> {
         await_messages(&books, &expected, started, patience, progress).await;
         let cpu_seconds = relay.child.cpu_seconds()? - cpu_before;
         let rss_bytes = relay.child.rss_bytes()?;
+        // Time itself: that nothing more comes has no other sign.
         tokio::time::sleep(GRACE).await;
 
         let tally = crowd.finish(relay, &outcome.written).await?;
@@ -158,6 +159,7 @@ async fn await_messages(
             return;
         }
         progress.update(|| shown(books, expected, started));
+        // Looked at now and then: to be woken by each message would be a cost of what is measured.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

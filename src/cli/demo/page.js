@@ -359,6 +359,14 @@ function statement({ by: who, sql, parameters, rows, took_ms: took }) {
   while (list.children.length > 30) list.lastElementChild.remove()
 }
 
+/** Between what is shown and what comes next some are missing: older ones are not shown with newer. */
+function missed(count) {
+  const item = document.createElement('li')
+  item.dataset.missed = count
+  item.textContent = `${count} ${count === '1' ? 'statement' : 'statements'} came faster than this page reads`
+  by('sql').replaceChildren(item)
+}
+
 // Light and dark ------------------------------------------------------------------------------
 
 const saved = localStorage.getItem('theme')
@@ -380,6 +388,8 @@ async function start() {
     setTimeout(start, 1000)
     return
   }
-  new EventSource('/demo/sql').onmessage = ({ data }) => statement(JSON.parse(data))
+  const ran = new EventSource('/demo/sql')
+  ran.onmessage = ({ data }) => statement(JSON.parse(data))
+  ran.addEventListener('missed', ({ data }) => missed(data))
 }
 start()

@@ -16,8 +16,8 @@ use futures_util::Stream;
 use rand::seq::IndexedRandom;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, broadcast};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -291,10 +291,19 @@ fn is_uuid(text: &str) -> bool {
         })
 }
 
-/// The statements that run, as they run, until the demo ends.
+/// The statements that run, as they run, until the demo ends. Where a page fell behind an event
+/// `missed` says how many it will not be told of.
 async fn sql(State(page): State<Arc<Page>>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let watch = (page.journal.watch(), page.stop.clone());
-    let entries = futures_util::stream::unfold(watch, |(mut entries, stop)| async move {
+    Sse::new(statements_from(page.journal.watch(), page.stop.clone()))
+        .keep_alive(KeepAlive::default())
+}
+
+fn statements_from(
+    entries: broadcast::Receiver<Arc<Ran>>,
+    stop: CancellationToken,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    let watch = (entries, stop);
+    futures_util::stream::unfold(watch, |(mut entries, stop)| async move {
         loop {
             let entry = tokio::select! {
                 entry = entries.recv() => entry,
@@ -307,18 +316,51 @@ async fn sql(State(page): State<Arc<Page>>) -> Sse<impl Stream<Item = Result<Eve
                     };
                     return Some((Ok(event), (entries, stop)));
                 }
-                // A page that fell behind goes on with what is still there.
-                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Lagged(missed)) => {
+                    let event = Event::default().event("missed").data(missed.to_string());
+                    return Some((Ok(event), (entries, stop)));
+                }
                 Err(RecvError::Closed) => return None,
             }
         }
-    });
-    Sse::new(entries).keep_alive(KeepAlive::default())
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_page_that_fell_behind_is_told_how_many_statements_it_missed() {
+        let (sender, entries) = broadcast::channel(2);
+        let mut body = Sse::new(statements_from(entries, CancellationToken::new()))
+            .into_response()
+            .into_body()
+            .into_data_stream();
+        for number in 1..=5 {
+            let ran = Ran {
+                by: "worker",
+                sql: "update",
+                parameters: vec![number.to_string()],
+                rows: 1,
+                id: None,
+                committed_at: 0,
+                took_ms: 0.0,
+            };
+            sender.send(Arc::new(ran)).unwrap();
+        }
+        drop(sender);
+        let mut told = Vec::new();
+        while let Some(event) = body.next().await {
+            told.push(String::from_utf8(event.unwrap().to_vec()).unwrap());
+        }
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(told[0], "event: missed\ndata: 3\n\n");
+        assert!(told[1].contains(r#""parameters":["4"]"#), "{told:?}");
+        assert!(told[2].contains(r#""parameters":["5"]"#), "{told:?}");
+    }
 
     #[test]
     fn only_uuids_are_taken_for_ids() {

@@ -119,6 +119,7 @@ fn config(settings: Settings) -> Config {
         allowed_origins: Origins::Any,
         max_channels: 100,
         max_joins_per_second: 100,
+        max_asked_filters: 30,
         max_frame_bytes: 1 << 20,
         outbox_max_events: 10_000,
         outbox_max_bytes: 16 << 20,

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::print::{apart_text, said};
 use super::script::{Kind, Step};
@@ -19,7 +19,8 @@ pub(super) struct Outcome {
 
 /// What came of one statement.
 enum Ran {
-    Done,
+    /// Done, with what it returned: the sentences that a whole file ends with.
+    Done(Vec<String>),
     /// This login may not.
     NotAllowed(String),
     /// Something still uses what would be dropped.
@@ -36,9 +37,14 @@ impl Outcome {
     ) -> Result<(), Fault> {
         client.batch_execute("begin").await?;
         match attempt(client, step).await {
-            Ok(Ran::Done) => {
+            Ok(Ran::Done(left_out)) => {
                 client.batch_execute("commit").await?;
-                println!("  all of it is there");
+                if left_out.is_empty() {
+                    println!("  all of it is there");
+                }
+                for sentence in left_out {
+                    println!("  Note: {sentence}.");
+                }
             }
             Ok(Ran::NotAllowed(why) | Ran::Used(why)) => {
                 client.batch_execute("rollback").await?;
@@ -69,7 +75,7 @@ impl Outcome {
             client.batch_execute("savepoint step").await?;
             match attempt(client, &step).await {
                 Ok(ran) => {
-                    if !matches!(ran, Ran::Done) {
+                    if !matches!(ran, Ran::Done(_)) {
                         client.batch_execute("rollback to savepoint step").await?;
                     }
                     self.settle(step, ran);
@@ -131,7 +137,7 @@ impl Outcome {
 
     fn settle(&mut self, step: Step, ran: Ran) {
         match ran {
-            Ran::Done => {
+            Ran::Done(_) => {
                 // What PostgreSQL keeps of a password lets it be guessed at leisure.
                 let shown = match step.sql.split_once(" password 'SCRAM") {
                     Some((statement, _)) => format!("{statement} password '…';"),
@@ -176,8 +182,15 @@ impl Outcome {
 }
 
 async fn attempt(client: &Client, step: &Step) -> Result<Ran, Fault> {
-    let Err(error) = client.batch_execute(&step.sql).await else {
-        return Ok(Ran::Done);
+    let error = match client.simple_query(&step.sql).await {
+        Ok(messages) => {
+            let sentences = messages.iter().filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            });
+            return Ok(Ran::Done(sentences.collect()));
+        }
+        Err(error) => error,
     };
     let Some(said) = error.as_db_error() else {
         return Err(error.into());

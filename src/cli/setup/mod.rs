@@ -31,6 +31,18 @@ use script::{Script, Step};
 /// `sql/identity.sql` sets it again after building an index.
 const LOCK_TIMEOUT: &str = "set lock_timeout = '2s';";
 
+/// What the statements rely on, and a login or a database may have otherwise: nobody else's
+/// functions are called in the place of PostgreSQL's, a backslash in a literal is one, and building
+/// an index takes as long as it takes.
+const SESSION: [&str; 6] = [
+    "client_encoding = 'UTF8'",
+    "search_path = ''",
+    "standard_conforming_strings = on",
+    "default_transaction_read_only = off",
+    "statement_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
+];
+
 /// The longest name that PostgreSQL keeps, in bytes.
 const MAX_NAME: usize = 63;
 
@@ -452,12 +464,22 @@ struct Session {
 
 impl Session {
     async fn open(client: Client, plan: &Plan) -> Result<Self, Fault> {
-        // An empty search path: everything in the files is named in full, and nobody else's
-        // functions are called in their place. The queries are large and run in a few
-        // milliseconds; compiling them takes seconds.
+        // A pooler that drops the options of the start-up would hand this session's settings to
+        // whoever is served next on the same connection.
+        let direct =
+            "select source = 'client' from pg_catalog.pg_settings where name = 'bytea_output'";
+        if !client.query_one(direct, &[]).await?.try_get::<_, bool>(0)? {
+            return Err(Fault::unavailable(
+                "a connection pooler answers: setup needs a session of its own, so DATABASE_URL \
+                 must lead to PostgreSQL itself",
+            ));
+        }
+        // The queries are large and run in a few milliseconds; compiling them takes seconds.
         client
             .batch_execute(&format!(
-                "set jit = off; set search_path = ''; set default_transaction_read_only = off; {LOCK_TIMEOUT}"
+                "set jit = off; set {}; {LOCK_TIMEOUT} \
+                 select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'",
+                SESSION.join("; set ")
             ))
             .await?;
         for (name, value) in &plan.settings {
@@ -542,15 +564,16 @@ impl Session {
             .client
             .query_opt(
                 "select coalesce(shobj_description(r.oid, 'pg_authid') like 'Made by rowcast setup%', \
-                 false), r.rolreplication and not m.rolsuper \
-                 and current_setting('server_version_num')::int4 < 160000 \
+                 false), m.rolsuper or m.rolcreaterole and case \
+                 when current_setting('server_version_num')::int4 < 160000 then not r.rolreplication \
+                 else pg_has_role(m.oid, r.oid, 'member with admin option') end \
                  from pg_roles r, pg_roles m where r.rolname = $1::text and m.rolname = current_user",
                 &[&plan.role],
             )
             .await?;
-        let (made, guarded) = match &found {
+        let (made, may) = match &found {
             Some(row) => (row.try_get(0)?, row.try_get(1)?),
-            None => (true, false),
+            None => (true, self.creates_roles),
         };
         let Some(password) = &plan.password else {
             return Ok(found.is_none().then(|| {
@@ -565,25 +588,26 @@ impl Session {
                 "login {role} was there before setup, which leaves its password as it is."
             ))));
         }
-        if found.is_none() && !self.creates_roles {
+        if found.is_some() && !may {
             return Ok(Some(Step::note(format!(
-                "login {role} gets its password when it is there: run setup again then."
-            ))));
-        }
-        if guarded {
-            return Ok(Some(Step::note(format!(
-                "the password of {role} stays as it is: before PostgreSQL 16 only a superuser or \
-                 itself may change it."
+                "the password of {role} is not set, since this login may not change it: where it \
+                 has none yet, or not this one, \\password {role} in psql under an administrator \
+                 sets it."
             ))));
         }
         let verifier = postgres_protocol::password::scram_sha_256(password.expose().as_bytes());
-        Ok(Some(Step::run(
+        let mut step = Step::run(
             "What PostgreSQL keeps of the password; the password itself is neither shown nor sent.",
             format!(
                 "alter role {role} password {};",
                 crate::pg::quote_literal(&verifier)
             ),
-        )))
+        );
+        if !may {
+            step.kind = script::Kind::Administrator;
+            "without it the relay cannot log in.".clone_into(&mut step.word);
+        }
+        Ok(Some(step))
     }
 
     async fn set_up(&self, plan: &Plan) -> Result<ExitCode, Fault> {

@@ -33,6 +33,14 @@ impl Sheet {
             "Nobody waits longer than this for a lock, and so nobody waits longer behind it.",
         );
         let _written = writeln!(sheet.text, "{}", super::LOCK_TIMEOUT);
+        sheet.comment(
+            "Everything else in this session is as the statements expect it, whatever the login's \
+             and the\ndatabase's own settings are; names outside PostgreSQL's own schema are \
+             written in full.",
+        );
+        for setting in super::SESSION {
+            let _written = writeln!(sheet.text, "set {setting};");
+        }
         sheet
     }
 
@@ -109,7 +117,8 @@ pub(super) fn apart_text(steps: &[Step]) -> Option<String> {
     for (kind, title) in [
         (
             Kind::Administrator,
-            "An administrator must run once, as this login may not or should not:",
+            "An administrator must run once, as this login may not or should not; then run this \
+             again:",
         ),
         (Kind::Advice, "An administrator may want to run:"),
     ] {

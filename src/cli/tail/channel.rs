@@ -405,7 +405,14 @@ impl Channel<'_> {
             // Said again after each new token.
             ("postgres_changes", "ok") => {}
             ("postgres_changes", "error") => {
-                return Err(End::wrong(format!("The relay refuses: {message}")));
+                // What the wire calls Realtime is the publication.
+                let hint = if message.contains("check Realtime is enabled") {
+                    ". No table of that name is published: names are taken as they are, upper and \
+                     lower case, and `rowcast setup --table` publishes one."
+                } else {
+                    ""
+                };
+                return Err(End::wrong(format!("The relay refuses: {message}{hint}")));
             }
             ("system", "error") => self.ended = Some(message),
             _ if reason.is_empty() => note(&format!("{status}: {message}")),

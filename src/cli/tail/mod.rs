@@ -8,13 +8,18 @@ mod print;
 
 mod target;
 
+use std::fs::File;
 use std::io::Write as _;
 use std::num::NonZeroU64;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ColorChoice, ValueEnum};
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 
 use super::health::reachable;
 use super::{EXIT_USAGE, fail};
@@ -178,8 +183,28 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
     };
     tokio::select! {
         () = super::stop_signal() => ExitCode::SUCCESS,
+        () = unread() => ExitCode::SUCCESS,
         code = follow(&plan, &mut out) => code,
     }
+}
+
+/// Waits until nobody reads stdout any more: behind `| head -1` the next change may be a day away.
+/// Where stdout is no pipe, it waits for ever.
+async fn unread() {
+    let watched = || {
+        let stdout = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+        if !stdout.metadata()?.file_type().is_fifo() {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        }
+        // Only watched, never written to: so it may stay as it is, a pipe whose writes wait.
+        pipe::Sender::from_file_unchecked(stdout)
+    };
+    if let Ok(stdout) = watched()
+        && stdout.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 /// Connects again and again, until what ends it is not healed by that.

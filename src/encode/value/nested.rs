@@ -2,7 +2,7 @@
 //! `None` means that the text does not have its form; what was written by then is void.
 
 use super::{Attribute, Codec, write_string};
-use crate::policy::mutant::Mutant;
+use crate::mutant::EncoderMutant;
 
 /// PostgreSQL's arrays have at most this many dimensions (`MAXDIM`).
 const MAX_DIMENSIONS: usize = 6;
@@ -62,7 +62,7 @@ impl<'text> Cursor<'text> {
                 b'\\' => {
                     scratch.push_str(self.text.get(rest..self.at)?);
                     rest = self.at + 1;
-                    self.at += if Mutant::BackslashEndsNothing.active() {
+                    self.at += if EncoderMutant::BackslashEndsNothing.active() {
                         1
                     } else {
                         2
@@ -70,7 +70,7 @@ impl<'text> Cursor<'text> {
                 }
                 b'"' if bytes.get(self.at + 1) == Some(&b'"') => {
                     scratch.push_str(self.text.get(rest..self.at)?);
-                    rest = self.at + usize::from(!Mutant::DoubledQuoteStays.active());
+                    rest = self.at + usize::from(!EncoderMutant::DoubledQuoteStays.active());
                     self.at += 2;
                 }
                 b'"' => {
@@ -96,7 +96,7 @@ pub(super) fn write_array(
     delimiter: u8,
 ) -> Option<()> {
     let mut from = Cursor::new(text);
-    if from.peek() == Some(b'[') && !Mutant::BoundsAreStrange.active() {
+    if from.peek() == Some(b'[') && !EncoderMutant::BoundsAreStrange.active() {
         // Bounds other than 1 are printed in front and do not show in JSON.
         from.before(|byte| byte == b'=')?;
         from.expect("=")?;
@@ -114,7 +114,7 @@ fn dimension(
     depth: usize,
     scratch: &mut String,
 ) -> Option<()> {
-    let flat = Mutant::DimensionsAreOne.active() && depth > 1;
+    let flat = EncoderMutant::DimensionsAreOne.active() && depth > 1;
     from.expect("{")?;
     if !flat {
         out.push(b'[');
@@ -131,7 +131,7 @@ fn dimension(
             }
             b'"' => {
                 let value = from.quoted(scratch)?;
-                if Mutant::QuotedNullIsNull.active() && value.eq_ignore_ascii_case("null") {
+                if EncoderMutant::QuotedNullIsNull.active() && value.eq_ignore_ascii_case("null") {
                     out.extend_from_slice(b"null");
                 } else {
                     element.write(out, value);
@@ -141,7 +141,7 @@ fn dimension(
                 let special = |byte| matches!(byte, b'{' | b'}' | b'"' | b'\\');
                 let raw = from.before(|byte| byte == delimiter || special(byte))?;
                 if raw.eq_ignore_ascii_case("null") {
-                    if Mutant::NullElementIsEmpty.active() {
+                    if EncoderMutant::NullElementIsEmpty.active() {
                         out.extend_from_slice(b"[]");
                     } else {
                         out.extend_from_slice(b"null");
@@ -169,7 +169,7 @@ fn dimension(
 
 /// Writes `1 2 3` as an array.
 pub(super) fn write_vector(out: &mut Vec<u8>, text: &str, element: &Codec) -> Option<()> {
-    if Mutant::VectorIsText.active() {
+    if EncoderMutant::VectorIsText.active() {
         return None;
     }
     out.push(b'[');
@@ -205,7 +205,9 @@ pub(super) fn write_composite(
         out.extend_from_slice(label);
         match from.peek()? {
             // Nothing at all is NULL; a pair of quotes is the empty text.
-            b',' | b')' if Mutant::NullAttributeIsEmpty.active() => out.extend_from_slice(b"\"\""),
+            b',' | b')' if EncoderMutant::NullAttributeIsEmpty.active() => {
+                out.extend_from_slice(b"\"\"");
+            }
             b',' | b')' => out.extend_from_slice(b"null"),
             b'"' => codec.write(out, from.quoted(&mut scratch)?),
             _ => {

@@ -1,5 +1,7 @@
 //! One connection that answers batches of questions.
 
+mod turns;
+
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
@@ -29,7 +31,6 @@ pub enum Subject {
 }
 
 pub(super) struct Desk {
-    subject: Subject,
     database: Database,
     metrics: Arc<Metrics>,
     timeout: Duration,
@@ -88,14 +89,8 @@ enum Trouble {
 }
 
 impl Desk {
-    pub(super) const fn new(
-        database: Database,
-        metrics: Arc<Metrics>,
-        timeout: Duration,
-        subject: Subject,
-    ) -> Self {
+    pub(super) const fn new(database: Database, metrics: Arc<Metrics>, timeout: Duration) -> Self {
         Self {
-            subject,
             database,
             metrics,
             timeout,
@@ -120,10 +115,6 @@ impl Desk {
             match tokio::time::timeout_at(deadline, attempt).await {
                 Ok(Ok(())) => break,
                 Ok(Err(Trouble::Raised)) => {
-                    one_by_one = true;
-                    continue;
-                }
-                Ok(Err(Trouble::Slow)) if self.subject == Subject::Filter && !one_by_one => {
                     one_by_one = true;
                     continue;
                 }
@@ -161,16 +152,11 @@ impl Desk {
         one_by_one: bool,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        let timeout = match self.subject {
-            Subject::Policies => self.timeout,
-            // What is left of the time is for finding out which it was.
-            Subject::Filter if one_by_one => self.timeout / 20,
-            Subject::Filter => self.timeout / 2,
-        };
-        let slow_ones_alone = self.subject == Subject::Filter;
+        let timeout = self.timeout;
         let connection = self.connected().await?;
         if !one_by_one {
-            connection.prepare(groups).await?;
+            let queries = groups.iter().map(|group| &group.query);
+            connection.prepare(queries).await?;
         }
         connection
             .client
@@ -180,9 +166,7 @@ impl Desk {
             ))
             .await
             .map_err(broken)?;
-        let outcome = connection
-            .answer(batch, groups, one_by_one, slow_ones_alone, answers)
-            .await;
+        let outcome = connection.answer(batch, groups, one_by_one, answers).await;
         connection
             .client
             .batch_execute("rollback")
@@ -235,13 +219,22 @@ impl Connection {
         batch: &[Question],
         groups: &[Group],
         one_by_one: bool,
-        slow_ones_alone: bool,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        let mut xids: Vec<String> = batch
-            .iter()
-            .map(|question| question.xid.to_string())
-            .collect();
+        self.see(batch.iter()).await?;
+        if one_by_one {
+            let statements = self.learn(groups.iter().map(|group| &group.query)).await?;
+            for group in groups {
+                self.answer_row_by_row(group, &statements, answers).await?;
+            }
+            return Ok(());
+        }
+        self.answer_pipelined(groups, answers).await
+    }
+
+    /// Whether the rows' transactions are visible.
+    async fn see(&self, questions: impl Iterator<Item = &Question>) -> Result<(), Trouble> {
+        let mut xids: Vec<String> = questions.map(|question| question.xid.to_string()).collect();
         xids.sort_unstable();
         xids.dedup();
         let visible: bool = self
@@ -250,33 +243,26 @@ impl Connection {
             .await
             .and_then(|row| row.try_get(0))
             .map_err(broken)?;
-        if !visible {
-            return Err(Trouble::NotVisible);
+        if visible {
+            Ok(())
+        } else {
+            Err(Trouble::NotVisible)
         }
-        if one_by_one {
-            let statements = self.learn(groups).await?;
-            for group in groups {
-                self.answer_row_by_row(group, &statements, answers, slow_ones_alone)
-                    .await?;
-            }
-            return Ok(());
-        }
-        self.answer_pipelined(groups, answers).await
     }
 
     /// Prepares the questions that are not prepared yet, under the relay's own login. What
     /// PostgreSQL does not take is left out.
-    async fn prepare(&mut self, groups: &[Group]) -> Result<(), Trouble> {
-        for group in groups {
-            if self.prepared.contains_key(&group.query) {
+    async fn prepare(&mut self, queries: impl Iterator<Item = &Arc<str>>) -> Result<(), Trouble> {
+        for query in queries {
+            if self.prepared.contains_key(query) {
                 continue;
             }
             if self.prepared.len() >= MAX_PREPARED {
                 self.prepared.clear();
             }
-            match self.client.prepare(&group.query).await {
+            match self.client.prepare(query).await {
                 Ok(statement) => {
-                    self.prepared.insert(Arc::clone(&group.query), statement);
+                    self.prepared.insert(Arc::clone(query), statement);
                 }
                 Err(error) if error.as_db_error().is_some() => {}
                 Err(error) => return Err(broken(error)),
@@ -294,10 +280,10 @@ impl Connection {
     ///
     /// The function lives no longer than the batch: one that is committed depends on every table,
     /// column, type and function that the policy names, and nobody could drop or alter those.
-    async fn learn(&self, groups: &[Group]) -> Result<Statements, Trouble> {
+    async fn learn(&self, queries: impl Iterator<Item = &Arc<str>>) -> Result<Statements, Trouble> {
         let mut statements = Statements::new();
-        for group in groups {
-            if statements.contains_key(&group.query) {
+        for query in queries {
+            if statements.contains_key(query) {
                 continue;
             }
             let name = format!("rowcast_ask_{}", statements.len());
@@ -307,8 +293,7 @@ impl Connection {
                 .map_err(broken)?;
             let create = format!(
                 "create function pg_temp.{name}(text[]) returns setof bigint language sql \
-                 volatile begin atomic {}; end",
-                group.query
+                 volatile begin atomic {query}; end"
             );
             let statement = match self.client.execute(&create, &[]).await {
                 Ok(_) => {
@@ -329,11 +314,11 @@ impl Connection {
                         .map_err(broken)?;
                     // Without the right to make it, most questions can still be put plainly.
                     let refused = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
-                    self.prepared.get(&group.query).filter(|_| refused).cloned()
+                    self.prepared.get(query).filter(|_| refused).cloned()
                 }
                 Err(error) => return Err(broken(error)),
             };
-            statements.insert(Arc::clone(&group.query), statement);
+            statements.insert(Arc::clone(query), statement);
         }
         Ok(statements)
     }
@@ -403,41 +388,17 @@ impl Connection {
         group: &Group,
         statements: &Statements,
         answers: &mut [Answer],
-        slow_ones_alone: bool,
     ) -> Result<(), Trouble> {
         let Some(statement) = statements.get(&group.query).and_then(Option::as_ref) else {
             group.settle_all(Answer::Failed, answers);
             return Ok(());
         };
+        let who = (&*group.role, group.claims.as_json());
         for (image, asked_by) in group.images.iter().zip(&group.asked_by) {
-            self.client
-                .batch_execute("savepoint rowcast_row")
-                .await
-                .map_err(broken)?;
-            let images = [&**image].to_vec();
-            let claims = group.claims.as_json();
-            let switched = self
-                .client
-                .query(&self.become_client, &[&&*group.role, &claims])
-                .await;
-            let answered = match switched {
-                Ok(_) => self.client.query(statement, &[&images]).await,
-                Err(error) => Err(error),
-            };
-            let answer = match answered {
-                Ok(rows) if rows.is_empty() => Answer::Hidden,
-                Ok(_) => Answer::Visible,
-                Err(error) if transient(&error) => Answer::Failed,
-                Err(error) => match trouble(&error) {
-                    Trouble::Raised => Answer::Raised,
-                    Trouble::Slow if slow_ones_alone => Answer::TimedOut,
-                    other => return Err(other),
-                },
-            };
-            self.client
-                .batch_execute("rollback to savepoint rowcast_row")
-                .await
-                .map_err(broken)?;
+            let answer = self.answer_row(statement, who, image).await?;
+            if answer == Answer::TimedOut {
+                return Err(Trouble::Slow);
+            }
             for place in asked_by {
                 if let Some(slot) = answers.get_mut(*place) {
                     *slot = answer;
@@ -445,6 +406,43 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Puts one question under a savepoint, so that its error costs nothing else.
+    async fn answer_row(
+        &self,
+        statement: &Statement,
+        (role, claims): (&str, &str),
+        image: &str,
+    ) -> Result<Answer, Trouble> {
+        self.client
+            .batch_execute("savepoint rowcast_row")
+            .await
+            .map_err(broken)?;
+        let images = [image].to_vec();
+        let switched = self
+            .client
+            .query(&self.become_client, &[&role, &claims])
+            .await;
+        let answered = match switched {
+            Ok(_) => self.client.query(statement, &[&images]).await,
+            Err(error) => Err(error),
+        };
+        let answer = match answered {
+            Ok(rows) if rows.is_empty() => Answer::Hidden,
+            Ok(_) => Answer::Visible,
+            Err(error) if transient(&error) => Answer::Failed,
+            Err(error) => match trouble(&error) {
+                Trouble::Raised => Answer::Raised,
+                Trouble::Slow => Answer::TimedOut,
+                other => return Err(other),
+            },
+        };
+        self.client
+            .batch_execute("rollback to savepoint rowcast_row")
+            .await
+            .map_err(broken)?;
+        Ok(answer)
     }
 }
 

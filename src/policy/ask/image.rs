@@ -1,9 +1,9 @@
 //! A row of the stream as PostgreSQL can read it again, and the query that asks about it.
 
 use crate::change::{Relation, Row, Value};
+use crate::mutant::FilterMutant;
 use crate::pg::{Oid, quote_identifier as quoted};
 use crate::policy::catalog::{Column, Table};
-use crate::subscription::mutant::Mutant;
 
 /// A row as the JSON object that [`query`] reads: every value as its type's text output in a JSON
 /// string. What the stream does not carry is left out; whoever asks has seen to it that no policy
@@ -116,7 +116,7 @@ pub fn needs<'a>(asked: &Asked<'a>) -> Vec<&'a Column> {
 /// The column's collation, for a value in its place: a column of a sub-select passes it on as one of
 /// a table does.
 fn collate(column: &Column) -> String {
-    if Mutant::CollationIsForgotten.active() {
+    if FilterMutant::CollationIsForgotten.active() {
         return String::new();
     }
     match &column.collation_sql {

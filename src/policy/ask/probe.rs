@@ -60,9 +60,17 @@ impl Reading {
     pub fn lasts(probe: &Probe) -> bool {
         // What date and time types take for a moment.
         let moments = ["now", "today", "tomorrow", "yesterday"];
+        // The offset of a zone by name, as in `10:00 MSK`, can be that of the day on which it is
+        // read. Letters of ISO's own format (`T`, `Z`) name no such zone, and a pattern is no time.
+        let zoned = |text: &str| {
+            let mut letters = text.chars().filter(char::is_ascii_alphabetic);
+            text.contains(':') && letters.any(|letter| !matches!(letter, 't' | 'z'))
+        };
+        let pattern = probe.condition.operator.takes_pattern();
         probe.condition.values.iter().flatten().all(|text| {
             let text = text.to_ascii_lowercase();
-            !moments.iter().any(|moment| text.contains(moment))
+            let moment = moments.iter().any(|moment| text.contains(moment));
+            !moment && (pattern || !zoned(&text))
         })
     }
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::datum::{Datum, Numeric, Type};
+use crate::datum::{Datum, Encoding, Numeric, Type};
 use crate::pg::Oid;
 
 /// A value from its bytes; `None` where the type's bytes are not understood.
-pub(super) fn datum(bytes: &[u8], of: &Type) -> Option<Datum> {
+pub(super) fn datum(bytes: &[u8], of: &Type, encoding: Encoding) -> Option<Datum> {
     Some(match of {
         Type::Bool => Datum::Bool(match bytes {
             [0] => false,
@@ -28,18 +28,14 @@ pub(super) fn datum(bytes: &[u8], of: &Type) -> Option<Datum> {
             let oid = Oid(u32::from_le_bytes(bytes.try_into().ok()?));
             Datum::Enum(labels.by_oid(oid)?.clone())
         }
-        Type::Text(_) => Datum::text(std::str::from_utf8(payload(bytes)?).ok()?),
-        Type::Bpchar(_) => Datum::text(
-            std::str::from_utf8(payload(bytes)?)
-                .ok()?
-                .trim_end_matches(' '),
-        ),
+        Type::Text(_) => Datum::text(encoding.text(payload(bytes)?)?),
+        Type::Bpchar(_) => Datum::text(encoding.text(payload(bytes)?)?.trim_end_matches(' ')),
         Type::Name => {
             let end = bytes.iter().position(|byte| *byte == 0)?;
-            Datum::text(std::str::from_utf8(bytes.get(..end)?).ok()?)
+            Datum::text(encoding.text(bytes.get(..end)?)?)
         }
         Type::Numeric => Datum::Numeric(Arc::new(numeric(payload(bytes)?)?)),
-        Type::Json => Datum::Json(Arc::from(std::str::from_utf8(payload(bytes)?).ok()?)),
+        Type::Json => Datum::Json(Arc::from(encoding.text(payload(bytes)?)?)),
         Type::Bytea => Datum::Bytes(Arc::from(payload(bytes)?)),
         Type::Jsonb => return None,
     })
@@ -93,6 +89,7 @@ fn numeric(bytes: &[u8]) -> Option<Numeric> {
 /// The elements of an array of one dimension (or of none: it is empty), and their type's oid.
 pub(super) fn array(
     bytes: &[u8],
+    encoding: Encoding,
     element_type: impl Fn(Oid) -> Option<Type>,
 ) -> Option<(Oid, Vec<Option<Datum>>)> {
     let word = |at: usize| -> Option<i32> {
@@ -128,7 +125,7 @@ pub(super) fn array(
             None => usize::try_from(word(at)?.cast_unsigned() >> 2).ok()?,
         };
         let end = at.checked_add(length)?;
-        elements.push(Some(datum(bytes.get(at..end)?, &of)?));
+        elements.push(Some(datum(bytes.get(at..end)?, &of, encoding)?));
         at = end;
     }
     Some((element, elements))

@@ -172,7 +172,7 @@ impl Compiler<'_> {
         let Tree::Bytes(bytes) = node.field("constvalue")? else {
             return Err(Refusal::new("CONST without a value"));
         };
-        let datum = constant::datum(bytes, &of);
+        let datum = constant::datum(bytes, &of, self.scope.types.encoding);
         let datum = datum.ok_or_else(|| Refusal::new(format!("a constant of type {oid}")))?;
         Ok((Expr::constant(datum), oid))
     }
@@ -356,7 +356,9 @@ impl Compiler<'_> {
             return Err(Refusal::new("CONST without a value"));
         };
         let collation = node.oid("constcollid")?;
-        let array = constant::array(bytes, |element| self.type_of(element, collation).ok());
+        let array = constant::array(bytes, self.scope.types.encoding, |element| {
+            self.type_of(element, collation).ok()
+        });
         array
             .map(Some)
             .ok_or_else(|| Refusal::new("a constant array of its type"))

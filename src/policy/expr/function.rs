@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Mutant;
 use crate::datum::json::{self, Step};
 use crate::datum::{self, Datum, Jsonb, Numeric, Trouble, Type};
+use crate::mutant::PolicyMutant;
 
 /// A strict built-in function, as fixed by the operand types at compile time.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,7 +51,7 @@ pub enum Function {
 impl Function {
     pub(super) fn of_one(&self, a: &Datum) -> Result<Option<Datum>, Trouble> {
         Ok(Some(match (self, a) {
-            (Self::Lower(_), _) if Mutant::LowerIsUpper.active() => {
+            (Self::Lower(_), _) if PolicyMutant::LowerIsUpper.active() => {
                 return Self::Upper(true).of_one(a);
             }
             (Self::Lower(plain) | Self::Upper(plain), Datum::Text(text)) => {
@@ -108,11 +108,13 @@ impl Function {
                 return Ok(None);
             }
             (Self::Scalar(to, _), Datum::Jsonb(value)) => scalar(value, to)?,
-            (Self::ToText | Self::Output, _) if Mutant::OutputIsEmpty.active() => Datum::text(""),
+            (Self::ToText | Self::Output, _) if PolicyMutant::OutputIsEmpty.active() => {
+                Datum::text("")
+            }
             (Self::ToText, _) => datum::cast_to_text(a)?,
             (Self::Output, _) => Datum::Text(a.output().ok_or(Trouble::Undecided)?),
             (Self::Input(to), Datum::Text(text)) => match datum::cast(text, to) {
-                Err(Trouble::Error) if Mutant::InputFailsToNull.active() => return Ok(None),
+                Err(Trouble::Error) if PolicyMutant::InputFailsToNull.active() => return Ok(None),
                 other => other?,
             },
             _ => return Err(Trouble::Undecided),
@@ -125,7 +127,7 @@ impl Function {
                 get(value, b)?.map(|part| Datum::Jsonb(Arc::new(part.clone())))
             }
             (Self::GetText, Datum::Jsonb(value), _) => match get(value, b)? {
-                Some(part) if Mutant::MemberTextKeepsQuotes.active() => {
+                Some(part) if PolicyMutant::MemberTextKeepsQuotes.active() => {
                     Some(Datum::text(&part.to_string()))
                 }
                 part => part.and_then(Jsonb::as_text).map(|text| Datum::text(&text)),
@@ -136,16 +138,16 @@ impl Function {
             (Self::GetText, Datum::Json(text), _) => {
                 json::part_text(text, step(b)?)?.map(|text| Datum::text(&text))
             }
-            (Self::Has, Datum::Jsonb(value), Datum::Text(key)) => {
-                Some(Datum::Bool(value.has(key) != Mutant::HasFlipped.active()))
-            }
+            (Self::Has, Datum::Jsonb(value), Datum::Text(key)) => Some(Datum::Bool(
+                value.has(key) != PolicyMutant::HasFlipped.active(),
+            )),
             (Self::Concat, Datum::Text(a), Datum::Text(b)) => {
-                let swapped = Mutant::ConcatSwapped.active();
+                let swapped = PolicyMutant::ConcatSwapped.active();
                 let (a, b) = if swapped { (b, a) } else { (a, b) };
                 Some(Datum::Text(Arc::from([&**a, &**b].concat())))
             }
             (Self::Like | Self::NotLike, Datum::Text(text), Datum::Text(pattern)) => {
-                let like = if Mutant::LikeIsEqual.active() {
+                let like = if PolicyMutant::LikeIsEqual.active() {
                     text == pattern
                 } else {
                     datum::like(text, pattern)?
@@ -158,7 +160,7 @@ impl Function {
 }
 
 fn shortened(path: &[Box<str>]) -> impl Iterator<Item = &str> {
-    let skip = usize::from(Mutant::PathStopsEarly.active());
+    let skip = usize::from(PolicyMutant::PathStopsEarly.active());
     path.iter()
         .take(path.len().saturating_sub(skip))
         .map(|step| &**step)
@@ -174,9 +176,11 @@ fn step(of: &Datum) -> Result<Step<'_>, Trouble> {
 
 fn get<'v>(value: &'v Jsonb, of: &Datum) -> Result<Option<&'v Jsonb>, Trouble> {
     Ok(match step(of)? {
-        Step::Member(_) if Mutant::MemberIgnored.active() => None,
+        Step::Member(_) if PolicyMutant::MemberIgnored.active() => None,
         Step::Member(key) => value.member(key),
-        Step::Element(index) if Mutant::ElementFromStart.active() => value.element(index.abs()),
+        Step::Element(index) if PolicyMutant::ElementFromStart.active() => {
+            value.element(index.abs())
+        }
         Step::Element(index) => value.element(index),
     })
 }

@@ -3,8 +3,8 @@
 use smallvec::SmallVec;
 
 use crate::datum::{Datum, Trouble};
+use crate::mutant::PolicyMutant;
 use crate::policy::expr::{Comparison, Expr, Inputs};
-use crate::policy::mutant::Mutant;
 
 /// Who may be among those that see a row: at least them, perhaps others, so each is still judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Plan {
         match (a, b) {
             (Expr::Slot(slot), row @ (Expr::Part(_) | Expr::Const(_)))
             | (row @ (Expr::Part(_) | Expr::Const(_)), Expr::Slot(slot)) => {
-                let wrong = usize::from(Mutant::ProbeTakesWrongSlot.active());
+                let wrong = usize::from(PolicyMutant::ProbeTakesWrongSlot.active());
                 Self::Probe(slot + wrong, row.clone())
             }
             (Expr::Part(_) | Expr::Const(_), Expr::Part(_) | Expr::Const(_)) => Self::Row(

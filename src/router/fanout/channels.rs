@@ -16,6 +16,7 @@ use crate::subscription::Wanted;
 impl Fanout {
     pub(in crate::router) fn resolve(
         &mut self,
+        (session, channel): (SessionId, ChannelId),
         principal: &Principal,
         wanted: &[Wanted],
         told: &Readings,
@@ -26,7 +27,7 @@ impl Fanout {
             snapshot: self.snapshot_settings,
         };
         let (catalog, accesses) = (&self.catalog, &mut self.access);
-        resolve(
+        let mut resolved = resolve(
             catalog,
             Told {
                 own: told,
@@ -42,7 +43,28 @@ impl Fanout {
                     .or_insert_with(|| Arc::new(Access::new(catalog, table, &principal.role)));
                 Arc::clone(access)
             },
-        )
+        )?;
+        let channels = self.sessions.get(&session);
+        if let Some(state) = channels.and_then(|channels| channels.get(&channel)) {
+            let whose = (session, principal);
+            resolved.asked = self.allowance.limit(&mut resolved, whose, &state.asked);
+        }
+        Ok(resolved)
+    }
+
+    /// Counts what an absent channel asks, so that it is not more than it may have once it is back.
+    pub(in crate::router) fn reserve(
+        &mut self,
+        session: SessionId,
+        channel: ChannelId,
+        resolved: Resolved,
+    ) {
+        let channels = self.sessions.get_mut(&session);
+        if let Some(state) = channels.and_then(|all| all.get_mut(&channel)) {
+            self.allowance.take(&resolved.asked);
+            state.asked = resolved.asked;
+            state.refused = resolved.refusals;
+        }
     }
 
     pub(in crate::router) fn put_in_force(
@@ -60,6 +82,8 @@ impl Fanout {
         };
         state.refused = resolved.refusals;
         state.readings = resolved.readings;
+        self.allowance.take(&resolved.asked);
+        state.asked = resolved.asked;
         for (oid, bindings) in resolved.tables {
             let Some(table) = self.catalog.tables.get(&oid) else {
                 continue;
@@ -105,6 +129,7 @@ impl Fanout {
         self.metrics
             .subscriptions
             .dec_by(std::mem::take(&mut state.bindings));
+        self.allowance.give_back(&std::mem::take(&mut state.asked));
         for (oid, key) in std::mem::take(&mut state.members) {
             let Some(watched) = self.tables.get_mut(&oid) else {
                 continue;
@@ -311,7 +336,7 @@ impl Fanout {
             let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
             let (refused, told) = (state.refused.clone(), state.readings.clone());
             let outbox = Arc::clone(&state.outbox);
-            match self.resolve(&principal, &wanted, &told) {
+            match self.resolve((session, channel), &principal, &wanted, &told) {
                 Ok(resolved) if resolved.refusals == refused => {
                     let tables = resolved.tables.iter().map(|(oid, _)| *oid).collect();
                     self.put_in_force(session, channel, resolved);

@@ -18,7 +18,9 @@ use crate::policy::ask::{self, Answer, Question, Reply, image};
 use crate::policy::catalog::Table;
 use crate::router::filter_index::FilterKey;
 use crate::router::group::{Match, Member, Selection, Sight, Subject, Told};
-use crate::router::{ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, SessionId, Verdict};
+use crate::router::{
+    ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
+};
 
 impl Fanout {
     pub(super) async fn change(&mut self, entry: &Entry, offset: Offset, change: &Change) {
@@ -97,7 +99,7 @@ impl Fanout {
             && self.looks_at_another_time(place, role)
         {
             let missed = self.take_missed(place, role, &mut found);
-            self.doubt(place, role, &missed, Resync::AccessChanged, undecided);
+            self.read_again(place, role, &missed, Resync::AccessChanged, undecided);
             if found.told.is_empty() {
                 return;
             }
@@ -105,6 +107,9 @@ impl Fanout {
         let clients = found.told.len() as u64;
         let delete = matches!(place.change.kind, Kind::Delete { .. });
         match found.sight {
+            Sight::Visible if found.unclear => {
+                self.unjudged(place, role, &found, false, undecided);
+            }
             Sight::Visible => {
                 let old = self.old_record(place, found.sees_old);
                 self.hand_out(place, role, &found.told, old, None);
@@ -116,7 +121,6 @@ impl Fanout {
                 Some(question) => self.ask(place, role, found, question).await,
                 None => self.unjudged(place, role, &found, delete, undecided),
             },
-            Sight::Unmatched => self.unjudged(place, role, &found, false, undecided),
         }
     }
 
@@ -144,9 +148,9 @@ impl Fanout {
         undecided: &mut Vec<(SessionId, ChannelId, Resync)>,
     ) {
         let clients = found.told.len() as u64;
-        if !delete {
+        if !delete || (found.unclear && self.unjudged_keys()) {
             self.metrics.hidden(HiddenReason::UnchangedToast, clients);
-            self.doubt(place, role, found, Resync::Undecided, undecided);
+            self.read_again(place, role, found, Resync::Undecided, undecided);
         } else if self.unjudged_keys() {
             self.hand_out(place, role, &found.told, OldRecord::Key, None);
         } else {
@@ -189,7 +193,7 @@ impl Fanout {
     }
 
     /// Notes who is to read again.
-    fn doubt(
+    fn read_again(
         &self,
         place: &Place<'_>,
         role: &Arc<str>,
@@ -251,23 +255,41 @@ impl Fanout {
         found: Match,
         mut question: Question,
     ) {
-        let mut awaited = Vec::new();
-        let old = self.old_record(place, false);
-        self.hand_out(place, role, &found.told, old, Some(&mut awaited));
+        let awaited = if found.unclear {
+            vec![self.doubt(place, role, &found.told)]
+        } else {
+            let mut awaited = Vec::new();
+            let old = self.old_record(place, false);
+            self.hand_out(place, role, &found.told, old, Some(&mut awaited));
+            awaited
+        };
         let metrics = Arc::clone(&self.metrics);
         question.answer = Reply::new(move |answer| {
-            let hidden = match answer {
-                Answer::Visible => None,
-                Answer::Hidden => Some(HiddenReason::Policy),
-                Answer::Raised => Some(HiddenReason::PolicyError),
-                Answer::TimedOut => Some(HiddenReason::AskTimeout),
-                Answer::Failed => Some(HiddenReason::AskFailed),
+            let (voice, no) = match answer {
+                Answer::Visible => (Voice::Yes, None),
+                Answer::Hidden => (Voice::No, Some(HiddenReason::Policy)),
+                // A SELECT would raise too: there is nothing to read again.
+                Answer::Raised => (Voice::No, Some(HiddenReason::PolicyError)),
+                Answer::TimedOut => (Voice::TimedOut, None),
+                Answer::Failed => (Voice::Failed, None),
             };
-            // Where a policy raises a SELECT would too: there is nothing to read again.
-            let doubt = matches!(answer, Answer::TimedOut | Answer::Failed);
-            conclude(awaited, hidden, doubt, &metrics);
+            conclude(awaited, voice, no, &metrics);
         });
         self.asker.ask(question).await;
+    }
+
+    /// Those of whom it cannot be told whether they ask for the row: they are to read again if they
+    /// may see it, and hear nothing of it otherwise.
+    fn doubt(&self, place: &Place<'_>, role: &Arc<str>, told: &[Told]) -> Awaited {
+        let watched = self.tables.get(&place.change.relation.oid);
+        let group = watched.and_then(|watched| watched.groups.get(role));
+        let mut one = Awaited::new(2);
+        one.verdict.say(Voice::Failed);
+        one.waiting.extend(told.iter().filter_map(|told| {
+            let member = group?.member(told.member)?;
+            Some((Arc::clone(&member.outbox), member.channel))
+        }));
+        one
     }
 
     /// Puts the question whether a filter asks for the row, once for all who have that filter.
@@ -283,21 +305,14 @@ impl Fanout {
         let filter = group.and_then(|group| group.filter(filter));
         let metrics = Arc::clone(&self.metrics);
         let answer = Reply::new(move |answer| {
-            let hidden = match answer {
+            let voice = match answer {
+                Answer::Visible => Voice::Yes,
                 // Who does not ask for a row is not kept from it.
-                Answer::Visible | Answer::Hidden => None,
-                Answer::TimedOut => Some(HiddenReason::AskTimeout),
-                Answer::Raised | Answer::Failed => Some(HiddenReason::AskFailed),
+                Answer::Hidden => Voice::No,
+                Answer::TimedOut => Voice::TimedOut,
+                Answer::Raised | Answer::Failed => Voice::Failed,
             };
-            let Some(reason) = hidden else {
-                let show = answer == Answer::Visible;
-                for one in &awaited {
-                    one.verdict.decide(show);
-                    one.wake();
-                }
-                return;
-            };
-            conclude(awaited, Some(reason), true, &metrics);
+            conclude(awaited, voice, None, &metrics);
         });
         // Without a question the answer is dropped, which hides the row.
         let Some(asked) = filter.and_then(|filter| filter.question()) else {
@@ -503,25 +518,25 @@ impl Awaited {
     }
 }
 
-/// Acts on an answer about a row for all who wait for it. Those of whom it is now decided that they
-/// do not get it, for a reason that leaves it in doubt, are to read again.
-fn conclude(
-    awaited: Vec<Awaited>,
-    hidden: Option<HiddenReason>,
-    in_doubt: bool,
-    metrics: &Metrics,
-) {
+/// Acts on an answer about a row for all who wait for it; `no` is why a no hides it. Those who,
+/// once all have spoken, may or may not have been meant to get it are to read again.
+fn conclude(awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>, metrics: &Metrics) {
     for one in awaited {
-        let decided = one.verdict.decide(hidden.is_none());
-        if let Some(reason) = hidden.filter(|_| decided) {
+        let (hidden, in_doubt) = match one.verdict.say(voice) {
+            Ruling::Open | Ruling::Shown => (None, false),
+            Ruling::Hidden => (no, false),
+            Ruling::InDoubt { timed_out: true } => (Some(HiddenReason::AskTimeout), true),
+            Ruling::InDoubt { timed_out: false } => (Some(HiddenReason::AskFailed), true),
+        };
+        if let Some(reason) = hidden {
             metrics.hidden(reason, one.waiting.len() as u64);
-            for (outbox, channel) in one.waiting.iter().filter(|_| in_doubt) {
-                outbox.push(Event::Resync {
-                    channel: *channel,
-                    reason: Resync::Undecided,
-                    cursor: None,
-                });
-            }
+        }
+        for (outbox, channel) in one.waiting.iter().filter(|_| in_doubt) {
+            outbox.push(Event::Resync {
+                channel: *channel,
+                reason: Resync::Undecided,
+                cursor: None,
+            });
         }
         one.wake();
     }

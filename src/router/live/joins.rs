@@ -85,7 +85,10 @@ impl Live {
     }
 
     fn join(&mut self, mut join: Join, joining: u64, role_read: bool, told: &Readings) {
-        let resolved = self.fanout.resolve(&join.principal, &join.wanted, told);
+        let whose = (join.outbox.session(), join.channel);
+        let resolved = self
+            .fanout
+            .resolve(whose, &join.principal, &join.wanted, told);
         // The catalog may be a second old. Before a client is told what it cannot have, it is
         // looked at again.
         let stale = !role_read
@@ -118,12 +121,12 @@ impl Live {
                 let mut wishes = join.wanted.iter();
                 let with_snapshot = wishes.any(|wish| wish.start.snapshot.is_some());
                 let goes_on = known.settled;
+                let (before, holder) = (Arc::clone(&known.wanted), Arc::clone(&known.principal));
+                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+                // The rows of another are others.
+                let alike = !goes_on || self.fanout.shows_alike(tables, &holder, &join.principal);
                 if goes_on {
                     // With a new token it goes on where it is.
-                    let before = Arc::clone(&known.wanted);
-                    let holder = Arc::clone(&known.principal);
-                    // The rows of another are others.
-                    let alike = self.fanout.sees_alike(&holder, &join.principal);
                     for wish in &mut join.wanted {
                         let known = before.iter().find(|known| known.id == wish.id);
                         wish.start = Start {
@@ -135,10 +138,23 @@ impl Live {
                 }
                 let begin = self.begin_with_snapshot(&mut join.wanted);
                 let queries = queries(&resolved, &begin);
+                // Who has all its rows read anew misses nothing.
+                let shows_else = join.keeps_cursor && !alike && begin.len() < join.wanted.len();
                 self.fanout.withdraw(session, channel);
                 self.note(&join, &resolved.readings);
                 let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
-                if !returning {
+                if shows_else {
+                    join.outbox.push(Event::Joined {
+                        channel,
+                        refusals,
+                        notices,
+                    });
+                    self.fanout.expel(session, channel, Resync::AccessChanged);
+                    return;
+                }
+                if returning {
+                    self.fanout.reserve(session, channel, resolved);
+                } else {
                     self.fanout.put_in_force(session, channel, resolved);
                 }
                 join.outbox.push(Event::Joined {
@@ -168,9 +184,23 @@ impl Live {
                     "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
                     join.principal.role
                 );
-                self.fanout.withdraw(join.outbox.session(), join.channel);
+                let (session, channel) = (join.outbox.session(), join.channel);
+                self.fanout.withdraw(session, channel);
+                if let Some(known) = self.fanout.channel(session, channel) {
+                    // What it was before the refresh must not come back with the next catalog.
+                    known.principal = Arc::clone(&join.principal);
+                    known.wanted = Arc::new([]);
+                    known.refused = Vec::new();
+                    known.successor = None;
+                    if let Some(reader) = known.reader.take() {
+                        reader.close();
+                        known.away = false;
+                    } else if std::mem::take(&mut known.away) {
+                        self.returns.recalled.call(session, channel);
+                    }
+                }
                 join.outbox.push(Event::Joined {
-                    channel: join.channel,
+                    channel,
                     refusals: join
                         .wanted
                         .iter()
@@ -241,7 +271,16 @@ impl Live {
             joining: state.joining,
             principal: Arc::clone(&state.principal),
             outbox: Arc::clone(&state.outbox),
-            wanted: Arc::clone(&state.wanted),
+            wanted: if state.refused.is_empty() {
+                Arc::clone(&state.wanted)
+            } else {
+                let refused = |wish: &&Wanted| {
+                    let mut refusals = state.refused.iter();
+                    refusals.any(|refusal| refusal.binding == wish.id)
+                };
+                let wanted = state.wanted.iter().filter(|wish| !refused(wish));
+                wanted.cloned().collect()
+            },
             readings: state.readings.clone(),
             from,
         };
@@ -255,13 +294,24 @@ impl Live {
             let known = before.wanted.iter().find(|known| known.id == wish.id);
             wish.start = known.map(|known| known.start.clone()).unwrap_or_default();
         }
+        self.fanout.withdraw(session, channel);
         self.note(&join, told);
+        let whose = (session, channel);
+        let resolved = self
+            .fanout
+            .resolve(whose, &join.principal, &join.wanted, told)
+            .unwrap_or_default();
+        let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+        let alike = self
+            .fanout
+            .shows_alike(tables, &before.principal, &join.principal);
         join.outbox.push(Event::Joined {
             channel,
-            refusals: Vec::new(),
-            notices: Vec::new(),
+            refusals: resolved.refusals.clone(),
+            notices: resolved.notices.clone(),
         });
-        if self.fanout.sees_alike(&before.principal, &join.principal) {
+        self.fanout.reserve(session, channel, resolved);
+        if alike {
             self.send_after(session, channel, before.from);
         } else {
             // What it was given before was judged for somebody else.

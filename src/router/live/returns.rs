@@ -25,7 +25,7 @@ const GATHER: Duration = Duration::from_millis(50);
 const COHORTS: usize = 4;
 
 /// Channels of a cohort that are taken in before everything else gets its turn.
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 64;
 
 /// What cohorts say of their members; past this they wait.
 const BACK: usize = 1024;
@@ -249,7 +249,12 @@ impl Live {
         let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
         let (readings, outbox) = (state.readings.clone(), Arc::clone(&state.outbox));
         debug_assert!(from <= self.next, "nobody is ahead of the router");
-        let Ok(resolved) = self.fanout.resolve(&principal, &wanted, &readings) else {
+        let refused = state.refused.clone();
+        let whose = (session, channel);
+        let resolved = self.fanout.resolve(whose, &principal, &wanted, &readings);
+        self.fanout.withdraw(session, channel);
+        // What the client was told when it joined must still be so.
+        let Some(resolved) = resolved.ok().filter(|now| now.refusals == refused) else {
             return self.fanout.expel(session, channel, Resync::SchemaChanged);
         };
         let role = &principal.role;

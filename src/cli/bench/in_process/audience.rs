@@ -173,6 +173,7 @@ async fn join(
                 claims: Claims::verified(claims.to_string()),
                 expires_at: None,
             }),
+            keeps_cursor: false,
             wanted: vec![Wanted {
                 id: BINDING,
                 events: Events::Insert,

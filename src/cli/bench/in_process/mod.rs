@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use self::audience::{Audience, Sessions};
 use self::wire::{Answer, Count, Order};
 use super::books::Books;
-use super::database::{NAME, SLOT};
+use super::database::NAME;
 use super::latency::Clock;
 use crate::admin::Readiness;
 use crate::app::Core;
@@ -34,16 +34,25 @@ use crate::metrics::Metrics;
 /// Between two counts.
 const TICK: Duration = Duration::from_millis(50);
 
+/// What the benchmark says to it.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[arg(long)]
+    slot: String,
+    #[arg(long)]
+    data: String,
+}
+
 /// Runs the relay until its orders end; `DATABASE_URL` comes from the environment.
-pub async fn run() -> ExitCode {
-    match relay().await {
+pub async fn run(arguments: Arguments) -> ExitCode {
+    match relay(&arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(EXIT_UNAVAILABLE, format_args!("{error:#}")),
     }
 }
 
-async fn relay() -> anyhow::Result<()> {
-    let config = settings()?;
+async fn relay(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = settings(arguments)?;
     // Ctrl-C reaches every process of a terminal; the benchmark decides when this one ends, which
     // is when its orders do.
     tokio::spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
@@ -126,14 +135,15 @@ fn orders() -> anyhow::Result<mpsc::Receiver<String>> {
     Ok(receiver)
 }
 
-/// The daemon's defaults, on the benchmark's slot.
-fn settings() -> anyhow::Result<Config> {
+/// The daemon's defaults, on the benchmark's slot and with its log where that says.
+fn settings(arguments: &Arguments) -> anyhow::Result<Config> {
     let url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set")?;
     let flag = |name: &str, text: &str| (name.to_owned(), text.to_owned());
     let given = Given {
         flags: vec![
             flag("database_url", &url),
-            flag("slot", SLOT),
+            flag("slot", &arguments.slot),
+            flag("data", &arguments.data),
             flag("publication", NAME),
         ],
         ..Given::default()

@@ -1,0 +1,157 @@
+//! Deliberate faults, so that a test can show that it would notice them.
+//!
+//! Without the cargo feature `mutants` there are none: every switch is off at compile time.
+
+#[cfg(feature = "mutants")]
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The faults of one part, each with a switch; one at a time is on.
+macro_rules! mutants {
+    ($(#[$doc:meta])* $name:ident { $($fault:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "the names say what is wrong")]
+        pub enum $name {
+            $($fault,)*
+        }
+
+        impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$fault,)*];
+
+            /// Whether this fault is switched on.
+            #[cfg(not(feature = "mutants"))]
+            #[must_use]
+            #[inline]
+            pub const fn active(self) -> bool {
+                false
+            }
+
+            /// Whether this fault is switched on.
+            #[cfg(feature = "mutants")]
+            #[must_use]
+            pub fn active(self) -> bool {
+                Self::on().load(Ordering::Relaxed) == self as usize + 1
+            }
+
+            /// Switches this fault on, and every other of this part off.
+            #[cfg(feature = "mutants")]
+            pub fn switch_on(self) {
+                Self::on().store(self as usize + 1, Ordering::Relaxed);
+            }
+
+            /// Switches every fault of this part off.
+            #[cfg(feature = "mutants")]
+            pub fn switch_off() {
+                Self::on().store(0, Ordering::Relaxed);
+            }
+
+            /// Which is on, counted from 1.
+            #[cfg(feature = "mutants")]
+            fn on() -> &'static AtomicUsize {
+                static ON: AtomicUsize = AtomicUsize::new(0);
+                &ON
+            }
+        }
+    };
+}
+
+mutants! {
+    /// Faults of filters.
+    FilterMutant {
+        EqIsNeq,
+        NeqIsEq,
+        LtIsLte,
+        LteIsLt,
+        GtIsGte,
+        GteIsGt,
+        InTakesFirst,
+        LikeIsEqual,
+        IlikeIsLike,
+        IsNullFlipped,
+        IsTrueFlipped,
+        IsUnknownIsNotNull,
+        MatchIsImatch,
+        ImatchIsMatch,
+        DistinctForgetsNull,
+        NotIsForgotten,
+        NullMatchesUnderNot,
+        InForgetsNull,
+        EmptyListMatches,
+        QuotesAreKept,
+        EscapesAreKept,
+        QuotesDoNotHoldCommas,
+        ParenthesesDoNotNest,
+        AndIsFirst,
+        AskedIsYes,
+        AskedForgetsNot,
+        CollationIsForgotten,
+    }
+}
+
+mutants! {
+    /// Faults of the evaluator of policies.
+    PolicyMutant {
+        AndIsOr,
+        OrIsAnd,
+        NotIsNothing,
+        OrForgetsErrors,
+        NullIsFalse,
+        IsNullFlipped,
+        IsBoolFlipped,
+        EqualFlipped,
+        OrderFlipped,
+        OrderStrictness,
+        DistinctForgetsNull,
+        NullIfNever,
+        AnyIsAll,
+        AnyForgetsNull,
+        CoalesceTakesLast,
+        CaseTakesDefault,
+        StrictCallsAnyway,
+        MemberIgnored,
+        MemberTextKeepsQuotes,
+        ElementFromStart,
+        PathStopsEarly,
+        HasFlipped,
+        ConcatSwapped,
+        LowerIsUpper,
+        LikeIsEqual,
+        InputFailsToNull,
+        OutputIsEmpty,
+        RestrictiveIsPermissive,
+        AudienceIsNobody,
+        ProbeTakesWrongSlot,
+    }
+}
+
+mutants! {
+    /// Faults of the encoder of values.
+    EncoderMutant {
+        EscapeIsForgotten,
+        DomainIsText,
+        DomainIsNamedByBase,
+        HstoreIsText,
+        VectorIsText,
+        BoolIsLetter,
+        NanIsNull,
+        NumberIsDouble,
+        ScaleIsCut,
+        PaddingIsCut,
+        BitIsFirst,
+        ZoneIsShort,
+        TimestampKeepsSpace,
+        EraIsLost,
+        ByteaKeepsPrefix,
+        DelimiterIsComma,
+        NullElementIsEmpty,
+        QuotedNullIsNull,
+        BoundsAreStrange,
+        DimensionsAreOne,
+        DoubledQuoteStays,
+        BackslashEndsNothing,
+        AttributesInOtherOrder,
+        NullAttributeIsEmpty,
+        NestedIsText,
+    }
+}
