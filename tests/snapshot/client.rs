@@ -140,6 +140,7 @@ impl Client {
             channel: ChannelId(self.channel),
             principal: Arc::clone(&self.principal),
             wanted: self.asked.wanted(),
+            keeps_cursor: true,
         };
         self.router.join(join).await.expect("a router");
     }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::client::{Asked, Client, Heard, principal};
-use crate::harness::{ANN, Relay};
+use crate::harness::{ANN, BEN, Relay};
 
 const OPEN: &str = "
     create table t (id bigint primary key, version int default 0);
@@ -62,13 +62,16 @@ async fn a_good_cursor_takes_the_place_of_a_snapshot_and_a_bad_one_does_not() {
 
 #[tokio::test]
 async fn a_new_token_of_the_same_user_does_not_have_the_rows_read_again() {
-    let mut relay = Relay::start(OPEN, "t").await;
+    let policy = "alter table t enable row level security;
+         create policy known on t using (auth.uid() is not null);";
+    let mut relay = Relay::start(&format!("{OPEN}{policy}"), "t").await;
     relay.run("insert into t values (1)").await;
     let mut client = ann(&relay, Asked::of("t"));
     let pages = client.snapshot().await;
     client.rows.insert(1, pages[0].rows[0].clone());
     let fence = relay.fence().await;
     client.follow(fence).await;
+    client.principal = principal("authenticated", &json!({ "sub": ANN, "iat": 1 }));
     client.join_same().await;
     relay.run("update t set version = 1").await;
     let fence = relay.fence().await;
@@ -86,7 +89,7 @@ async fn a_new_token_of_the_same_user_does_not_have_the_rows_read_again() {
     let changes = heard.iter().filter(|one| matches!(one, Heard::Change(_)));
     assert_eq!(changes.count(), 1);
     // Another user's rows are others.
-    client.principal = principal("authenticated", &json!({ "sub": "somebody else" }));
+    client.principal = principal("authenticated", &json!({ "sub": BEN }));
     client.join_same().await;
     loop {
         match client.heard().await {
