@@ -140,7 +140,7 @@ impl Client {
             channel: ChannelId(self.channel),
             principal: Arc::clone(&self.principal),
             wanted: self.asked.wanted(),
-            keeps_cursor: true,
+            keeps_cursor: false,
         };
         self.router.join(join).await.expect("a router");
     }
