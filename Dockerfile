@@ -21,6 +21,9 @@ RUN scripts/image-root.sh target/release/rowcast /image
 
 FROM scratch
 COPY --from=build /image /
+# The log of changes. A new volume that is mounted here takes its owner from this.
+COPY --from=build --chown=65534:65534 /image/var/lib/rowcast /var/lib/rowcast
+ENV ROWCAST_DATA=/var/lib/rowcast
 # "nobody" of Debian, as a number: orchestrators that demand a non-root user look at nothing else.
 USER 65534:65534
 WORKDIR /

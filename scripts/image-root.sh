@@ -1,15 +1,15 @@
 #!/bin/sh
 # Puts together the file system of the container image: scripts/image-root.sh BINARY FOLDER
 #
-# The binary, the libraries that it is linked with, and the certificates that TLS connections to
-# PostgreSQL and to token issuers are checked against. tests/compose runs it too, and starts the
-# binary in what it made.
+# The binary, the libraries that it is linked with, the certificates that TLS connections to
+# PostgreSQL and to token issuers are checked against, and the folder of the log. tests/compose runs
+# it too, and starts the binary in what it made.
 set -eu
 
 binary=$1
 root=$2
 
-mkdir -p "$root/usr/local/bin" "$root/etc/ssl/certs"
+mkdir -p "$root/usr/local/bin" "$root/etc/ssl/certs" "$root/var/lib/rowcast"
 cp "$binary" "$root/usr/local/bin/rowcast"
 
 # `ldd` writes "name => /path (address)", and the loader's path alone.

@@ -5,6 +5,7 @@
 
 mod core;
 mod feed;
+mod lag;
 mod lobby;
 
 use std::net::SocketAddr;

@@ -81,6 +81,8 @@ pub struct Config {
     pub log_retention: Duration,
     /// The bytes that the log on disk keeps.
     pub log_retention_bytes: u64,
+    /// The most WAL that the slot may keep, in bytes; 0 for any amount.
+    pub max_retained_wal: u64,
     /// The memory log's bound, in changes.
     pub log_max_changes: usize,
     /// The memory log's bound, in bytes.
@@ -144,6 +146,7 @@ impl Config {
             data: None,
             log_retention: Duration::ZERO,
             log_retention_bytes: 0,
+            max_retained_wal: 0,
             log_max_changes: 0,
             log_max_bytes: 0,
             max_record_bytes: 0,
@@ -187,6 +190,7 @@ impl fmt::Debug for Config {
             .field("data", &self.data)
             .field("log_retention", &self.log_retention)
             .field("log_retention_bytes", &self.log_retention_bytes)
+            .field("max_retained_wal", &self.max_retained_wal)
             .field("log_max_changes", &self.log_max_changes)
             .field("log_max_bytes", &self.log_max_bytes)
             .field("max_record_bytes", &self.max_record_bytes)

@@ -112,6 +112,12 @@ pub struct Metrics {
     pub source_up: Gauge<i64, AtomicI64>,
     /// Times the source lost its connection or could not get it.
     pub source_retries: Counter,
+    /// 1 while the log stores changes, 0 while the disk takes nothing.
+    pub log_up: Gauge<i64, AtomicI64>,
+    /// Times a new history began: everybody connected had to read again.
+    pub histories: Counter,
+    /// Times the slot was given up on purpose: it kept too much, or its stream could not go on.
+    pub slots_given_up: Counter,
     /// Times the catalog was read anew because it changed.
     pub catalog_reloads: Counter,
     /// Snapshots that channels asked for.
@@ -146,6 +152,9 @@ impl Metrics {
         let questions = Counter::default();
         let source_up = Gauge::default();
         let source_retries = Counter::default();
+        let log_up = Gauge::default();
+        let histories = Counter::default();
+        let slots_given_up = Counter::default();
         let catalog_reloads = Counter::default();
         let snapshots = Counter::default();
         let snapshots_failed = Counter::default();
@@ -201,6 +210,22 @@ impl Metrics {
             "Times the source lost its connection or could not get it",
             source_retries.clone(),
         );
+        log_up.set(1);
+        registry.register(
+            "log_up",
+            "1 while the log stores changes, 0 while the disk takes nothing",
+            log_up.clone(),
+        );
+        registry.register(
+            "log_histories",
+            "Times a new history began and everybody had to read again",
+            histories.clone(),
+        );
+        registry.register(
+            "slots_given_up",
+            "Times the slot was given up on purpose",
+            slots_given_up.clone(),
+        );
         registry.register(
             "catalog_reloads",
             "Times the catalog was read anew because it changed",
@@ -235,6 +260,9 @@ impl Metrics {
             questions,
             source_up,
             source_retries,
+            log_up,
+            histories,
+            slots_given_up,
             catalog_reloads,
             snapshots,
             snapshots_failed,

@@ -7,12 +7,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::feed::{Feed, watch_lag};
+use super::feed::Feed;
+use super::lag::Lag;
 use super::{Fault, chain};
 use crate::admin::{Readiness, SourceState};
 use crate::config::Config;
 use crate::log::Log;
-use crate::log::disk::{self, DiskLog};
+use crate::log::disk::{self, DiskLog, OpenError};
 use crate::log::memory::{Bounds, MemoryLog};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
@@ -66,9 +67,11 @@ impl Core {
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
-            log: open_log(config).await?,
+            log: open_log(config, &readiness).await?,
             metrics: Arc::clone(&metrics),
             readiness: readiness.clone(),
+            max_retained: config.max_retained_wal,
+            over: Arc::default(),
         };
         let (opened, publication) = feed.open_first(config.publication.as_deref()).await?;
         info!(
@@ -117,11 +120,14 @@ impl Core {
             fanout.run(routing).await;
             Ok(ROUTER)
         });
-        tasks.spawn(watch_lag(
+        let lag = Lag {
             database,
-            config.slot.clone(),
-            Arc::clone(&metrics),
-        ));
+            slot: config.slot.clone(),
+            metrics: Arc::clone(&metrics),
+            max_retained: config.max_retained_wal,
+            over: Arc::clone(&feed.over),
+        };
+        tasks.spawn(lag.watch());
         let feeding = stop_source.clone();
         tasks.spawn(async move {
             feed.fill(opened, &publication, feeding).await?;
@@ -177,8 +183,10 @@ impl Core {
     }
 }
 
-/// The log that the settings ask for.
-async fn open_log(config: &Config) -> Result<Arc<dyn Log>, Fault> {
+/// The log that the settings ask for. A directory that another relay uses is waited for: it is about
+/// to end, or this one stands by.
+async fn open_log(config: &Config, readiness: &Readiness) -> Result<Arc<dyn Log>, Fault> {
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
     let Some(directory) = &config.data else {
         return Ok(Arc::new(MemoryLog::new(Bounds {
             changes: config.log_max_changes,
@@ -192,20 +200,42 @@ async fn open_log(config: &Config) -> Result<Arc<dyn Log>, Fault> {
         segment_bytes: (config.log_retention_bytes / 16).clamp(1 << 20, 64 << 20),
         recent_bytes: config.log_max_bytes,
     };
-    let opened = tokio::task::spawn_blocking(move || DiskLog::open(options)).await;
-    match opened {
-        Ok(Ok(log)) => {
-            let range = log.range();
-            info!(
-                directory = %directory.display(),
-                from = %range.start,
-                to = %range.end,
-                "the log is open"
-            );
-            Ok(Arc::new(log))
+    let mut waiting = false;
+    loop {
+        let options = options.clone();
+        let opened = tokio::task::spawn_blocking(move || DiskLog::open(options)).await;
+        match opened {
+            Ok(Ok(log)) => {
+                let range = log.range();
+                info!(
+                    directory = %std::path::absolute(directory).unwrap_or(directory.clone()).display(),
+                    from = %range.start,
+                    to = %range.end,
+                    "the log is open"
+                );
+                return Ok(Arc::new(log));
+            }
+            Ok(Err(error @ OpenError::Locked(_))) => {
+                if !waiting {
+                    let reason = error.to_string();
+                    warn!(reason, "waiting for the log's directory");
+                    readiness.set(SourceState::Waiting(reason));
+                    waiting = true;
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            Ok(Err(error @ OpenError::File { .. })) => {
+                return Err(Fault::Config(format!(
+                    "the log of changes cannot be kept in {}: {}. Set ROWCAST_DATA to a directory \
+                     that this user may write to, or to memory: then clients cannot be sent what \
+                     they miss while the relay does not run",
+                    directory.display(),
+                    chain(&error)
+                )));
+            }
+            Ok(Err(error)) => return Err(Fault::Config(chain(&error))),
+            Err(_panicked) => return Err(Fault::Ended("log")),
         }
-        Ok(Err(error)) => Err(Fault::Config(chain(&error))),
-        Err(_panicked) => Err(Fault::Ended("log")),
     }
 }
 

@@ -6,7 +6,7 @@ pub mod row;
 
 use std::sync::Arc;
 
-pub use relation::{Column, ColumnSet, Relation, ReplicaIdentity};
+pub use relation::{Column, ColumnSet, Relation, ReplicaIdentity, Type};
 pub use row::{OldRow, Row, RowBuilder, Value};
 
 use crate::pg::{Lsn, Xid};

@@ -24,6 +24,8 @@ pub struct Relation {
     /// Its columns as they stand in the stream: dropped ones, those outside a column list and
     /// (before PostgreSQL 18) generated ones are not among them.
     pub columns: Vec<Column>,
+    /// Those of its columns' types that PostgreSQL does not come with, as the stream named them.
+    pub types: Arc<[Type]>,
     /// Counts the descriptions that this process has read; unique, never 0.
     pub version: u64,
 }
@@ -33,6 +35,17 @@ impl Relation {
     #[must_use]
     pub fn reserve_versions(count: u64) -> u64 {
         VERSION.fetch_add(count, Ordering::Relaxed)
+    }
+
+    /// Whether another version says the same.
+    #[must_use]
+    pub fn describes_as(&self, other: &Self) -> bool {
+        self.oid == other.oid
+            && self.schema == other.schema
+            && self.name == other.name
+            && self.replica_identity == other.replica_identity
+            && self.columns == other.columns
+            && self.types == other.types
     }
 
     /// The place of a column in this version's rows.
@@ -56,6 +69,18 @@ pub struct Column {
     /// Whether it belongs to the replica identity. Under [`ReplicaIdentity::Full`] every column
     /// does.
     pub identity: bool,
+}
+
+/// A type as a Type message of the stream gave it. Values stay text, so nothing that is sent depends
+/// on it; it tells what a column was when the type has another name by now, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Type {
+    /// The type.
+    pub oid: Oid,
+    /// Its schema; of a domain, that of the type that it is over.
+    pub schema: Arc<str>,
+    /// Its name; of a domain, that of the type that it is over.
+    pub name: Arc<str>,
 }
 
 /// What an old row carries (`pg_class.relreplident`).

@@ -10,7 +10,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::{EXIT_FAILURE, EXIT_USAGE, fail};
+use crate::change::Relation;
+use crate::config::{self, Given};
 use crate::log::disk::{Inspection, inspect};
+use crate::pg::Oid;
 
 /// Arguments of `rowcast log`.
 #[derive(Args)]
@@ -19,14 +22,16 @@ The relay that uses the directory may be running: nothing is changed, and what i
 is left out.
 
 Examples:
-  rowcast log --data /var/lib/rowcast
-  ROWCAST_DATA=/var/lib/rowcast rowcast log --json | jq .range
+  rowcast log                                          # where the relay was started
+  rowcast log --data /var/lib/rowcast --json | jq .range
+  docker compose exec rowcast /usr/local/bin/rowcast log
 
 Exit codes: 1 a checksum is wrong, 64 the directory holds no log.")]
 pub(super) struct Arguments {
-    /// The directory
-    #[arg(long, value_name = "DIRECTORY", env = "ROWCAST_DATA")]
-    data: PathBuf,
+    /// The directory [default: that of the relay with this environment and rowcast.toml]
+    /// [env: ROWCAST_DATA]
+    #[arg(long, value_name = "DIRECTORY")]
+    data: Option<PathBuf>,
     /// As one JSON object
     #[arg(long)]
     json: bool,
@@ -34,7 +39,11 @@ pub(super) struct Arguments {
 
 /// Reads the log and prints what it holds.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let found = match inspect(&arguments.data) {
+    let directory = match arguments.data.clone().map_or_else(configured, Ok) {
+        Ok(directory) => directory,
+        Err(error) => return fail(EXIT_USAGE, format_args!("{error}")),
+    };
+    let found = match inspect(&directory) {
         Ok(found) => found,
         Err(error) => return fail(EXIT_USAGE, format_args!("{error}")),
     };
@@ -51,6 +60,17 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         None => ExitCode::SUCCESS,
         Some(error) => fail(EXIT_FAILURE, format_args!("{error}")),
     }
+}
+
+/// Where the relay keeps its log.
+fn configured() -> Result<PathBuf, String> {
+    let loaded = Given::read(Vec::new(), None)
+        .and_then(|given| config::load(&given, false))
+        .map_err(|error| error.to_string())?;
+    loaded
+        .config
+        .data
+        .ok_or_else(|| "the log is only in memory: there is nothing to read".to_owned())
 }
 
 fn ends(found: &Inspection) -> (u64, u64) {
@@ -80,6 +100,14 @@ fn as_json(found: &Inspection) -> serde_json::Value {
             "age_seconds": age(segment.committed_at).map(|age| age.as_secs()),
             "changes": segment.verified.as_ref().ok(),
             "error": segment.verified.as_ref().err(),
+            "tables": segment.tables.iter().map(|table| json!({
+                "schema": &*table.schema,
+                "name": &*table.name,
+                "columns": table.columns.iter().map(|column| json!({
+                    "name": &*column.name,
+                    "type": type_name(table, column.type_oid),
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })
 }
@@ -113,6 +141,30 @@ fn print(found: &Inspection) {
             segment.path.display(),
             segment.bytes
         );
+        for table in &segment.tables {
+            let columns: Vec<String> = table
+                .columns
+                .iter()
+                .map(|column| format!("{} {}", column.name, type_name(table, column.type_oid)))
+                .collect();
+            println!(
+                "    {}.{} ({})",
+                table.schema,
+                table.name,
+                columns.join(", ")
+            );
+        }
+    }
+}
+
+/// What a type was called when the stream described the table.
+fn type_name(table: &Relation, oid: Oid) -> String {
+    if let Some(known) = table.types.iter().find(|known| known.oid == oid) {
+        return format!("{}.{}", known.schema, known.name);
+    }
+    match tokio_postgres::types::Type::from_oid(oid.0) {
+        Some(built_in) => built_in.name().to_owned(),
+        None => format!("type {oid}"),
     }
 }
 

@@ -10,6 +10,8 @@ mod log;
 
 mod logging;
 
+mod secret;
+
 mod serve;
 
 mod setup;

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::{Map, Value};
 
-use super::{EXIT_USAGE, fail};
+use super::{EXIT_USAGE, fail, secret as secrets};
 use crate::config::{Secret, parse_duration};
 
 /// Arguments of `rowcast token`.
@@ -59,32 +59,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 /// # Errors
 /// A sentence, where there is none.
 pub(super) fn secret(file: Option<&Path>) -> Result<Secret, String> {
-    let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let path = match file {
-        Some(path) => path.to_owned(),
-        None => match (variable("JWT_SECRET"), variable("JWT_SECRET_FILE")) {
-            (Some(_), Some(_)) => {
-                return Err(
-                    "Both JWT_SECRET and JWT_SECRET_FILE are given; one of them must go.".into(),
-                );
-            }
-            (Some(secret), None) => return Ok(Secret::new(secret)),
-            (None, Some(path)) => PathBuf::from(path),
-            (None, None) => {
-                return Err("A token needs the secret of the relay: set JWT_SECRET or \
-                            JWT_SECRET_FILE, or give --secret-file."
-                    .into());
-            }
-        },
-    };
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| format!("The secret in {} cannot be read: {error}.", path.display()))?;
-    let secret = text.strip_suffix('\n').unwrap_or(&text);
-    let secret = secret.strip_suffix('\r').unwrap_or(secret);
-    if secret.is_empty() {
-        return Err(format!("The secret in {} is empty.", path.display()));
-    }
-    Ok(Secret::new(secret))
+    secrets::given("secret", file, "JWT_SECRET")?.ok_or_else(|| {
+        "A token needs the secret of the relay: set JWT_SECRET or JWT_SECRET_FILE, or give \
+         --secret-file."
+            .to_owned()
+    })
 }
 
 /// How long a token is to be good for.

@@ -15,7 +15,7 @@ pub struct ConfigError(String);
 /// Names in the environment that begin like a setting and belong to something else: the first to
 /// `--config`, then those of `rowcast setup`, `rowcast tail` and `rowcast demo`; the others to the
 /// tests.
-const OTHER_VARIABLES: [&str; 12] = [
+const OTHER_VARIABLES: [&str; 13] = [
     "ROWCAST_CONFIG",
     "ROWCAST_RELAY_PASSWORD",
     "ROWCAST_RELAY_PASSWORD_FILE",
@@ -28,6 +28,7 @@ const OTHER_VARIABLES: [&str; 12] = [
     "ROWCAST_CASES",
     "ROWCAST_BIN",
     "ROWCAST_MUTANT",
+    "ROWCAST_TEST_NAMESPACES",
 ];
 
 /// Secrets that everybody knows: of `supabase start`, of the `.env.example` that Supabase is
@@ -152,6 +153,11 @@ pub fn load(given: &Given, complete: bool) -> Result<Loaded, ConfigError> {
             })?;
         }
     }
+    if !names.contains(&"data")
+        && let Some(directory) = state_directory(&given.environment)
+    {
+        config.data = Some(directory);
+    }
     if complete {
         sufficient(&config)?;
     }
@@ -161,6 +167,13 @@ pub fn load(given: &Given, complete: bool) -> Result<Loaded, ConfigError> {
         warnings,
         given: names,
     })
+}
+
+/// The directory that systemd has made for a service with `StateDirectory=`: the first where there
+/// are several.
+fn state_directory(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    let first = environment.get("STATE_DIRECTORY")?.split(':').next()?;
+    (!first.is_empty()).then(|| PathBuf::from(first))
 }
 
 fn apply(setting: &Setting, entry: &Entry, config: &mut Config) -> Result<(), ConfigError> {

@@ -86,6 +86,10 @@ fn current(config: &Config, name: &str) -> Option<String> {
         },
         "log_retention" => millis(config.log_retention),
         "log_retention_bytes" => format!("{}B", config.log_retention_bytes),
+        "max_retained_wal" => match config.max_retained_wal {
+            0 => "none".to_owned(),
+            bytes => format!("{bytes}B"),
+        },
         "log_max_changes" => config.log_max_changes.to_string(),
         "log_max_bytes" => format!("{}B", config.log_max_bytes),
         "max_record_bytes" => format!("{}B", config.max_record_bytes),

@@ -55,6 +55,9 @@ impl Setting {
     }
 }
 
+/// The log's directory where nobody says another, beside `rowcast.toml`.
+pub(super) const DEFAULT_DATA: &str = "rowcast-data";
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -241,9 +244,10 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "data",
         "DIRECTORY|memory",
-        Some("memory"),
-        "Where the log of changes is kept: a directory that nothing else uses, so that it outlives \
-         the process, or only in memory.",
+        Some(DEFAULT_DATA),
+        "Where the log of changes is kept: a directory that nothing else uses, made where it is \
+         missing, so that it outlives the process; or only in memory. By default in the folder in \
+         which the relay is started, or where systemd's StateDirectory= says.",
         |config, text| {
             config.data = value::data(text)?;
             Ok(())
@@ -267,6 +271,18 @@ pub static SETTINGS: &[Setting] = &[
          transaction larger than this is answered with a resync.",
         |config, text| {
             config.log_retention_bytes = value::size(text, 16 * MIB, 1 << 50)? as u64;
+            Ok(())
+        },
+    ),
+    setting(
+        "max_retained_wal",
+        "SIZE|none",
+        Some("10GiB"),
+        "The WAL that the slot may keep from being recycled while the relay runs; past it the slot \
+         is given up and made anew, and clients have to read again: better that than a database \
+         without space. none for any amount.",
+        |config, text| {
+            config.max_retained_wal = value::size_or_none(text, 16 * MIB, 1 << 50)?;
             Ok(())
         },
     ),

@@ -30,7 +30,6 @@ pub(super) fn count(text: &str, least: u64, most: u64) -> Result<usize, Expected
     usize::try_from(integer(text, least, most)?).map_err(|_| "a smaller number".to_owned())
 }
 
-/// Bytes: a number and a unit.
 pub(super) fn data(text: &str) -> Result<Option<PathBuf>, Expected> {
     match text.trim() {
         "" => Err("a directory, or memory".to_owned()),
@@ -39,6 +38,7 @@ pub(super) fn data(text: &str) -> Result<Option<PathBuf>, Expected> {
     }
 }
 
+/// Bytes: a number and a unit.
 pub(super) fn size(text: &str, least: u64, most: u64) -> Result<usize, Expected> {
     const UNITS: [(&str, u64); 8] = [
         ("KiB", 1 << 10),
@@ -63,6 +63,16 @@ pub(super) fn size(text: &str, least: u64, most: u64) -> Result<usize, Expected>
         .filter(|bytes| (least..=most).contains(bytes))
         .and_then(|bytes| usize::try_from(bytes).ok())
         .ok_or_else(expected)
+}
+
+/// A size, or 0 for none.
+pub(super) fn size_or_none(text: &str, least: u64, most: u64) -> Result<u64, Expected> {
+    if matches!(text.trim(), "none" | "0") {
+        return Ok(0);
+    }
+    size(text, least, most)
+        .map(|bytes| bytes as u64)
+        .map_err(|expected| format!("{expected}; or none"))
 }
 
 fn readable_size(bytes: u64) -> String {

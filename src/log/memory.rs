@@ -43,6 +43,8 @@ struct Inner {
     changes: usize,
     bytes: usize,
     appended: Lsn,
+    /// Where the last transaction ends, or the history begins.
+    committed: Lsn,
     open: Open,
     /// Where the log went on after changes were lost.
     lost: Option<Offset>,
@@ -73,6 +75,7 @@ impl MemoryLog {
                 changes: 0,
                 bytes: 0,
                 appended: Lsn(0),
+                committed: Lsn(0),
                 open: Open::default(),
                 lost: None,
             }),
@@ -105,6 +108,7 @@ impl MemoryLog {
                 inner.publish(batch);
             }
             inner.appended = end_lsn;
+            inner.committed = end_lsn;
             inner.trim(self.bounds);
             (inner.next, end_lsn)
         };
@@ -223,6 +227,10 @@ impl Log for MemoryLog {
         self.lock().appended
     }
 
+    fn committed(&self) -> Lsn {
+        self.lock().committed
+    }
+
     fn stored(&self) -> watch::Receiver<Lsn> {
         self.stored.subscribe()
     }
@@ -244,11 +252,26 @@ impl Log for MemoryLog {
                 inner.lost = Some(inner.next);
                 inner.epoch = Epoch::random();
             }
-            inner.appended = from;
+            (inner.appended, inner.committed) = (from, from);
             inner.next
         };
         self.stored.send_replace(from);
         self.tail.send_replace(next);
+        ready(()).boxed()
+    }
+
+    fn follow(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()> {
+        {
+            let mut inner = self.lock();
+            inner.origin = Some(origin);
+            inner.appended = inner.appended.min(from);
+            inner.open = Open::default();
+            self.stored.send_replace(inner.appended);
+        }
+        ready(()).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
         ready(()).boxed()
     }
 
@@ -293,6 +316,7 @@ mod tests {
             name: "t".into(),
             replica_identity: ReplicaIdentity::Default,
             columns: Vec::new(),
+            types: Arc::default(),
             version: 1,
         });
         let insert = || Change {

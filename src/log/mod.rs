@@ -108,6 +108,9 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// are skipped.
     fn appended(&self) -> Lsn;
 
+    /// The end of the last transaction taken, never past [`Log::appended`].
+    fn committed(&self) -> Lsn;
+
     /// Follows what outlives this process as well as this log can: the source may be acknowledged
     /// up to here. Never ahead of [`Log::appended`].
     fn stored(&self) -> watch::Receiver<Lsn>;
@@ -118,6 +121,15 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// Begins a history of the changes that come from `origin` and commit at `from` or later. What
     /// was kept before is dropped: its readers get [`LogError::Lost`].
     fn begin(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()>;
+
+    /// The same history goes on with the changes that come from `origin` and commit at `from` or
+    /// later: a standby was promoted that has everything up to there. No transaction that was
+    /// taken may end behind `from`.
+    fn follow(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()>;
+
+    /// Stores what was taken and takes nothing more, so that another process may; what is there can
+    /// still be read.
+    fn close(&self) -> BoxFuture<'_, ()>;
 
     /// Follows what keeps the log from storing changes, while something does.
     fn trouble(&self) -> watch::Receiver<Option<String>>;

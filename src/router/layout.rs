@@ -143,6 +143,7 @@ impl Layout {
                     None => relation.replica_identity,
                 },
                 columns,
+                types: Arc::clone(&relation.types),
                 version: relation.version,
             }),
             places: places.into(),
@@ -318,6 +319,7 @@ mod tests {
             name: "t".into(),
             replica_identity: ReplicaIdentity::Full,
             columns: vec![described("id"), described("body")],
+            types: Arc::default(),
             version: 1,
         };
         (Layout::of(&relation, &table).unwrap(), Arc::new(relation))

@@ -137,6 +137,7 @@ mod tests {
             replica_identity: ReplicaIdentity::Default,
             columns: Vec::new(),
             version: 1,
+            types: Arc::default(),
         });
         let change = Change {
             relation,

@@ -118,6 +118,7 @@ fn relation(table: &Table, columns: &[&Column]) -> Relation {
         replica_identity: ReplicaIdentity::Default,
         columns: columns.iter().map(described).collect(),
         version: 0,
+        types: Arc::default(),
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::decode::{ColumnMessage, Message, OldTuple, Undecodable, decode};
 use super::reader::Malformed;
-use crate::change::{Batch, Change, Column, Kind, Lost, OldRow, Relation, ReplicaIdentity, Row};
+use crate::change::{
+    Batch, Change, Column, Kind, Lost, OldRow, Relation, ReplicaIdentity, Row, Type,
+};
 use crate::pg::{Lsn, Oid, Xid};
 
 /// The most changes in one batch.
@@ -30,6 +32,8 @@ pub struct Assembler {
     /// A number known to be current; every transaction moves it on.
     reference: Xid,
     relations: HashMap<Oid, Arc<Relation>>,
+    /// What the stream calls the types that PostgreSQL does not come with.
+    types: HashMap<Oid, Type>,
     /// The table of the last row: a transaction's rows come in runs.
     recent: Option<Arc<Relation>>,
     open: Option<Transaction>,
@@ -73,6 +77,7 @@ impl Assembler {
         Self {
             reference,
             relations: HashMap::new(),
+            types: HashMap::new(),
             recent: None,
             open: None,
         }
@@ -132,13 +137,19 @@ impl Assembler {
                 replica_identity,
                 columns,
             } => {
-                let relation = described(oid, schema, name, replica_identity, &columns);
+                let mut relation = described(oid, schema, name, replica_identity, &columns);
+                relation.types = self.types_of(&relation);
                 self.relations.insert(oid, Arc::new(relation));
                 self.recent = None;
                 Ok(None)
             }
+            Message::Type { oid, schema, name } => {
+                let (schema, name) = (schema.into(), name.into());
+                self.types.insert(oid, Type { oid, schema, name });
+                Ok(None)
+            }
             Message::Message { lsn, .. } => Ok(self.quiet(lsn)),
-            Message::Origin | Message::Type => Ok(None),
+            Message::Origin => Ok(None),
         }
     }
 
@@ -199,6 +210,19 @@ impl Assembler {
         Ok(full)
     }
 
+    fn types_of(&self, relation: &Relation) -> Arc<[Type]> {
+        let mut oids: Vec<Oid> = relation
+            .columns
+            .iter()
+            .map(|column| column.type_oid)
+            .collect();
+        oids.sort_unstable();
+        oids.dedup();
+        oids.iter()
+            .filter_map(|oid| self.types.get(oid).cloned())
+            .collect()
+    }
+
     fn relation(&mut self, oid: Oid) -> Result<Arc<Relation>, Malformed> {
         if let Some(recent) = &self.recent
             && recent.oid == oid
@@ -250,6 +274,7 @@ fn described(
                 identity: column.identity,
             })
             .collect(),
+        types: Arc::default(),
         version: Relation::reserve_versions(1),
     }
 }

@@ -80,8 +80,15 @@ pub enum Message<'a> {
         /// Its columns.
         columns: Vec<ColumnMessage<'a>>,
     },
-    /// A type that is not built in.
-    Type,
+    /// A type that is not built in, before the first table that has a column of it.
+    Type {
+        /// The type.
+        oid: Oid,
+        /// Its schema (of a domain, that of the type that it is over).
+        schema: &'a str,
+        /// Its name (of a domain, that of the type that it is over).
+        name: &'a str,
+    },
     /// A new row.
     Insert {
         /// The table.
@@ -209,12 +216,11 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
             from.text()?;
             Message::Origin
         }
-        b'Y' => {
-            from.u32()?;
-            from.text()?;
-            from.text()?;
-            Message::Type
-        }
+        b'Y' => Message::Type {
+            oid: Oid(from.u32()?),
+            schema: schema(from.text()?),
+            name: from.text()?,
+        },
         _ => return Err(Malformed),
     })
 }
@@ -227,16 +233,18 @@ fn expect(from: &mut Reader<'_>, tag: u8) -> Result<(), Malformed> {
     }
 }
 
+/// A schema's name; `pg_catalog` is sent as nothing.
+fn schema(text: &str) -> &str {
+    if text.is_empty() { "pg_catalog" } else { text }
+}
+
 fn timestamp(from: &mut Reader<'_>) -> Result<i64, Malformed> {
     Ok(from.i64()?.saturating_add(POSTGRESQL_EPOCH))
 }
 
 fn relation<'a>(from: &mut Reader<'a>) -> Result<Message<'a>, Malformed> {
     let oid = Oid(from.u32()?);
-    let schema = match from.text()? {
-        "" => "pg_catalog",
-        schema => schema,
-    };
+    let schema = schema(from.text()?);
     let name = from.text()?;
     let replica_identity = match from.u8()? {
         b'd' => ReplicaIdentity::Default,

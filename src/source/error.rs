@@ -57,17 +57,21 @@ pub enum SourceError {
     NoPublications,
     /// At the slot's position the publication does not exist, though it may by now.
     #[error(
-        "publication \"{publication}\" did not exist when the next change was made: run \"create \
-         publication {} for table …\" if it is gone; if it was made anew, stop Rowcast and run \
-         \"select pg_drop_replication_slot({})\"",
-        quote_identifier(publication),
-        quote_literal(slot)
+        "publication \"{publication}\" did not exist when the next change was made: if it is gone, \
+         run \"create publication {} for table …\"",
+        quote_identifier(publication)
     )]
     PublicationYounger {
         /// Its name.
         publication: String,
+    },
+    /// What comes next cannot be decoded, by the server or here.
+    #[error("what comes next in replication slot \"{slot}\" cannot be decoded: {reason}")]
+    Undecodable {
         /// The slot.
         slot: String,
+        /// What the server says.
+        reason: String,
     },
     /// The slot is of another kind.
     #[error(
@@ -91,13 +95,8 @@ pub enum SourceError {
         /// Whose it is.
         database: String,
     },
-    /// The server has given the slot up; changes between its position and now are gone.
-    #[error(
-        "replication slot \"{slot}\" is lost ({reason}): run \"select \
-         pg_drop_replication_slot({})\", and raise max_slot_wal_keep_size if it is to survive \
-         longer outages; a new slot is made on the next attempt",
-        quote_literal(slot)
-    )]
+    /// The server does not stream the slot, which looked well a moment ago.
+    #[error("replication slot \"{slot}\" is not to be used: {reason}")]
     SlotLost {
         /// Its name.
         slot: String,
@@ -125,17 +124,36 @@ impl SourceError {
         match self {
             Self::Connect(error) => error.retry(),
             Self::Refused(refusal) => refusal.retry(),
-            Self::Disconnected { .. } => Retry::Soon,
+            Self::Disconnected { .. }
+            | Self::PublicationYounger { .. }
+            | Self::Undecodable { .. }
+            | Self::SlotLost { .. } => Retry::Soon,
             Self::TooOld { .. }
             | Self::WalLevel { .. }
             | Self::NoReplication { .. }
             | Self::NoPublication { .. }
             | Self::NoPublications
-            | Self::PublicationYounger { .. }
             | Self::OtherPlugin { .. }
             | Self::OtherDatabase { .. }
-            | Self::SlotLost { .. }
             | Self::SlotsExhausted => Retry::Never,
+        }
+    }
+
+    /// Whether another session holds the slot.
+    #[must_use]
+    pub fn slot_is_taken(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.sqlstate == "55006")
+    }
+
+    /// Whether the stream cannot get past where it is: how often to try, should it be something
+    /// that passes. `None` for everything else.
+    #[must_use]
+    pub const fn stuck(&self) -> Option<u32> {
+        match self {
+            // As it was at that time it stays.
+            Self::PublicationYounger { .. } => Some(2),
+            Self::Undecodable { .. } => Some(8),
+            _ => None,
         }
     }
 

@@ -31,6 +31,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 
 use self::assemble::Assembler;
 pub use self::assemble::SourceEvent;
@@ -38,7 +39,7 @@ pub use self::error::SourceError;
 use self::pump::Pump;
 pub use self::reader::Malformed;
 use self::replication::{SessionError, Walsender};
-pub use self::slot::{SystemInfo, choose_publication};
+pub use self::slot::{Switch, SystemInfo, choose_publication};
 use crate::pg::connect::Database;
 use crate::pg::refusal::Refusal;
 use crate::pg::{Lsn, quote_identifier};
@@ -93,8 +94,13 @@ impl Source {
         let (client, endpoint) = database.connect_somewhere("rowcast setup").await?;
         let prepared = slot::prepare(&client, slot, publication).await?;
         drop(client);
-        let mut session = Walsender::open(database, &endpoint, "rowcast").await?;
+        let mut session =
+            Walsender::open(database, &endpoint, "rowcast", prepared.encoding).await?;
         let (system_identifier, timeline) = identify(&mut session).await?;
+        let switches = history(&mut session, timeline).await?;
+        if prepared.needs_failover {
+            keep_on_standbys(&mut session, slot).await?;
+        }
         let server_timeout = server_timeout(&mut session).await?;
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', \
@@ -135,6 +141,7 @@ impl Source {
                 server_version_num: prepared.server_version_num,
                 xid: prepared.xid,
                 insert_lsn: prepared.insert_lsn,
+                switches,
             },
         })
     }
@@ -215,6 +222,80 @@ async fn identify(session: &mut Walsender) -> Result<(u64, u32), SourceError> {
     Ok((system_identifier, timeline))
 }
 
+/// Where the timelines before this one ended.
+async fn history(session: &mut Walsender, timeline: u32) -> Result<Vec<Switch>, SourceError> {
+    if timeline <= 1 {
+        return Ok(Vec::new());
+    }
+    match session.query(&format!("TIMELINE_HISTORY {timeline}")).await {
+        Ok(fields) => {
+            // The file's name, and what is in it.
+            let text = fields.into_iter().flatten().nth(1);
+            Ok(slot::switches(&text.unwrap_or_default()))
+        }
+        // The file is gone: nobody knows where the timeline began.
+        Err(SessionError::Refused(refusal)) => {
+            tracing::warn!(%refusal, timeline, "the server has no history of its timeline");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Has standbys that synchronise slots keep this one as well. Where that is refused it stays one of
+/// the primary alone, and a promotion costs a new history.
+async fn keep_on_standbys(session: &mut Walsender, slot: &str) -> Result<(), SourceError> {
+    let command = format!(
+        "ALTER_REPLICATION_SLOT {} (FAILOVER true)",
+        quote_identifier(slot)
+    );
+    match session.query(&command).await {
+        Ok(_) => Ok(()),
+        Err(SessionError::Refused(refusal)) => {
+            tracing::warn!(slot, %refusal, "the slot cannot be made one that survives a failover");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Drops the slot on purpose, where there is one: the next [`Source::open`] makes it anew.
+///
+/// # Errors
+/// Where the database is not to be reached, or somebody else holds the slot.
+pub async fn give_up(database: &Database, slot: &str) -> Result<(), SourceError> {
+    let client = database.connect("rowcast setup").await?;
+    slot::drop_slot(&client, slot).await
+}
+
+/// Moves the slot past everything that has been written so far, without decoding it; returns where
+/// it stands then.
+///
+/// # Errors
+/// Where the server does not do that.
+pub async fn pass_over(database: &Database, slot: &str) -> Result<Lsn, SourceError> {
+    let client = database.connect("rowcast setup").await?;
+    slot::advance(&client, slot).await
+}
+
+/// Bytes of WAL that the slot keeps from being recycled; `None` where there is no such slot.
+///
+/// # Errors
+/// Where the database is not to be reached.
+pub async fn retained(client: &Client, slot: &str) -> Result<Option<u64>, SourceError> {
+    slot::retained(client, slot).await
+}
+
+/// Returns once no session holds the slot. Over one ordinary session, so that it may be waited for
+/// with short steps.
+///
+/// # Errors
+/// Where the database is not to be reached.
+pub async fn until_free(database: &Database, slot: &str) -> Result<(), SourceError> {
+    let client = database.connect("rowcast setup").await?;
+    slot::until_free(&client, slot).await
+}
+
 /// After how long the server gives a silent receiver up; `None` where it never does.
 async fn server_timeout(session: &mut Walsender) -> Result<Option<Duration>, SourceError> {
     let fields = session
@@ -260,18 +341,35 @@ fn starting(error: SessionError, slot: &str) -> SourceError {
 
 /// What an error amid the stream means.
 fn streaming(error: SessionError, slot: &str, publication: &str) -> SourceError {
+    let undecodable = |reason: String| SourceError::Undecodable {
+        slot: slot.to_owned(),
+        reason,
+    };
     match error {
         // The plugin looks publications up when it needs them, as they were at that time.
         SessionError::ChangesLeftOut(_) => SourceError::PublicationYounger {
             publication: publication.to_owned(),
-            slot: slot.to_owned(),
         },
         SessionError::Refused(refusal) if refusal.sqlstate == "42704" => {
             SourceError::PublicationYounger {
                 publication: publication.to_owned(),
-                slot: slot.to_owned(),
             }
         }
+        // What ends any session: connections (class 08), what the server is short of (53),
+        // somebody's wish (57).
+        SessionError::Refused(refusal)
+            if ["08", "53", "57"]
+                .iter()
+                .any(|class| refusal.sqlstate.starts_with(class)) =>
+        {
+            SourceError::Refused(refusal)
+        }
+        // A data exception (class 22) is about a row's values, and may quote them.
+        SessionError::Refused(refusal) if refusal.sqlstate.starts_with("22") => undecodable(
+            format!("a value in it is refused with {}", refusal.sqlstate),
+        ),
+        SessionError::Refused(refusal) => undecodable(refusal.to_string()),
+        SessionError::Malformed(error) => undecodable(error.to_string()),
         other => other.into(),
     }
 }

@@ -76,10 +76,12 @@ pub(super) struct Walsender {
 
 impl Walsender {
     /// Opens a session with the server at `endpoint`.
+    /// `encoding` is that of the texts in the stream.
     pub(super) async fn open(
         database: &Database,
         endpoint: &Endpoint,
         application_name: &str,
+        encoding: &str,
     ) -> Result<Self, ConnectError> {
         let attempt = async {
             let options = format!("{} {WARNINGS}", database.session_options());
@@ -89,7 +91,14 @@ impl Walsender {
             } else {
                 format!("{options} {SENDER_TIMEOUT}")
             };
-            match Self::start(database, endpoint, application_name, &with_timeout).await {
+            match Self::start(
+                database,
+                endpoint,
+                (application_name, encoding),
+                &with_timeout,
+            )
+            .await
+            {
                 // A server that lets nobody set its timeout (class 22: the value, 42: the right,
                 // 55: the moment) is followed at its own pace.
                 Err(ConnectError::Refused(refusal))
@@ -97,7 +106,7 @@ impl Walsender {
                         .iter()
                         .any(|class| refusal.sqlstate.starts_with(class)) =>
                 {
-                    Self::start(database, endpoint, application_name, &options).await
+                    Self::start(database, endpoint, (application_name, encoding), &options).await
                 }
                 outcome => outcome,
             }
@@ -110,7 +119,7 @@ impl Walsender {
     async fn start(
         database: &Database,
         endpoint: &Endpoint,
-        application_name: &str,
+        named: (&str, &str),
         options: &str,
     ) -> Result<Self, ConnectError> {
         let mut session = Self {
@@ -120,7 +129,7 @@ impl Walsender {
             outgoing: BytesMut::new(),
         };
         session
-            .start_up(database.config(), application_name, options)
+            .start_up(database.config(), named, options)
             .await
             .map_err(|error| match error {
                 SessionError::Refused(refusal) | SessionError::ChangesLeftOut(refusal) => {
@@ -141,14 +150,14 @@ impl Walsender {
     async fn start_up(
         &mut self,
         config: &config::Config,
-        application_name: &str,
+        (application_name, encoding): (&str, &str),
         options: &str,
     ) -> Result<(), SessionError> {
         let user = config.get_user().unwrap_or_default();
         let mut parameters = vec![
             ("user", user),
             ("replication", "database"),
-            ("client_encoding", "UTF8"),
+            ("client_encoding", encoding),
             ("application_name", application_name),
             ("options", options),
         ];
@@ -165,7 +174,8 @@ impl Walsender {
         Ok(())
     }
 
-    /// Runs a command of the replication mode; returns the fields of its last row.
+    /// Runs a command of the replication mode; returns the fields of its last row. Where the server
+    /// refuses it, the session can go on.
     pub(super) async fn query(
         &mut self,
         command: &str,
@@ -174,7 +184,15 @@ impl Walsender {
         self.flush().await?;
         let mut fields = Vec::new();
         loop {
-            let (tag, body) = self.message().await?;
+            let (tag, body) = match self.message().await {
+                Ok(message) => message,
+                Err(refused @ SessionError::Refused(_)) => {
+                    // Where there is no more to come, the refusal says why.
+                    while self.message().await.is_ok_and(|(tag, _)| tag != b'Z') {}
+                    return Err(refused);
+                }
+                Err(error) => return Err(error),
+            };
             match tag {
                 b'D' => {
                     let mut from = Reader(&body);

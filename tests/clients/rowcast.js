@@ -243,6 +243,7 @@ export async function startServe(
     JWT_SECRET: secret,
     ROWCAST_LISTEN: address,
     ROWCAST_ADMIN_LISTEN: '127.0.0.1:0',
+    ROWCAST_DATA: 'memory',
     ROWCAST_SLOT: slot ?? `test_${randomBytes(6).toString('hex')}`,
     ...settings,
   })

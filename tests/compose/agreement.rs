@@ -44,6 +44,15 @@ fn check(text: &str, environment: &Environment) -> Result<(), String> {
             return fault("has more rights than it needs".to_owned());
         }
         let argv = stack.argv(name);
+        let mut variables: Environment = stack.dockerfile.environment().into_iter().collect();
+        variables.extend(service.variables());
+        let kept = service.volumes.iter().any(|volume| {
+            let place = volume.split(':').nth(1);
+            place == variables.get("ROWCAST_DATA").map(String::as_str)
+        });
+        if argv.get(1).is_some_and(|word| word == "serve") && !kept {
+            return fault("keeps its log in no volume".to_owned());
+        }
         if argv.first() != stack.dockerfile.entrypoint().first() {
             return fault(format!("{argv:?} is not what the image runs"));
         }
@@ -176,6 +185,11 @@ fn a_disagreement_is_found() {
             "waits for the wrong thing",
         ),
         ("- data:/var", "- dat:/var", "no named volume"),
+        (
+            "- log:/var/lib/rowcast",
+            "- log:/var/log/rowcast",
+            "keeps its log in no volume",
+        ),
         (
             "${JWT_SECRET:?set it in .env}",
             "${JWT_SECRETS:?set it in .env}",

@@ -79,6 +79,26 @@ impl Dockerfile {
         self.image().list("CMD").expect("a CMD")
     }
 
+    /// What every container of the image finds in its environment.
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+        let set = self.image().instructions.iter();
+        set.filter(|(word, _)| word == "ENV")
+            .map(|(_, rest)| rest.split_once('=').expect("NAME=value"))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// The folders of the image that its user owns.
+    pub(crate) fn owned(&self) -> Vec<String> {
+        let (user, group) = self.user();
+        let to_user = format!("--chown={user}:{group} ");
+        let copied = self.image().instructions.iter();
+        copied
+            .filter(|(word, rest)| word == "COPY" && rest.contains(&to_user))
+            .map(|(_, rest)| rest.rsplit(' ').next().unwrap().to_owned())
+            .collect()
+    }
+
     /// User and group, as numbers.
     pub(crate) fn user(&self) -> (u32, u32) {
         let user = self.image().last("USER").expect("a USER");

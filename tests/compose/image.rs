@@ -1,7 +1,7 @@
 //! The image's file system, put together by the script that the Dockerfile runs.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -32,6 +32,13 @@ impl Image {
         assert!(made.status.success(), "{made:?}");
         // A container's root can be read by its user.
         fs::set_permissions(image.root(), fs::Permissions::from_mode(0o755)).unwrap();
+        if Self::is_entered() {
+            let dockerfile = Dockerfile::of_repository();
+            let (user, group) = dockerfile.user();
+            for owned in dockerfile.owned() {
+                chown(image.inside(&owned), Some(user), Some(group)).unwrap();
+            }
+        }
         // Docker writes this file.
         let lines: String = hosts
             .iter()
@@ -43,6 +50,11 @@ impl Image {
 
     pub(crate) fn root(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Where a path of the image is on this machine.
+    pub(crate) fn inside(&self, path: &str) -> PathBuf {
+        self.root().join(path.trim_start_matches('/'))
     }
 
     /// A command of the image, as its user in its file system where this process may do that (it
@@ -133,5 +145,23 @@ fn the_binary_runs_in_the_image_and_finds_the_certificates() {
     if Image::is_entered() {
         fs::remove_dir_all(image.root().join("etc/ssl")).unwrap();
         assert!(said().contains(empty), "{}", said());
+    }
+}
+
+#[test]
+fn the_images_user_owns_the_logs_folder_and_nothing_else() {
+    let image = Image::build(&[]);
+    let dockerfile = Dockerfile::of_repository();
+    assert_eq!(
+        dockerfile.environment(),
+        [("ROWCAST_DATA".to_owned(), "/var/lib/rowcast".to_owned())]
+    );
+    assert_eq!(dockerfile.owned(), ["/var/lib/rowcast"]);
+    assert!(image.inside("/var/lib/rowcast").is_dir());
+    if Image::is_entered() {
+        let (user, _) = dockerfile.user();
+        let owner = |path: &str| fs::metadata(image.inside(path)).unwrap().uid();
+        assert_eq!(owner("/var/lib/rowcast"), user);
+        assert_ne!(owner("/var/lib"), user);
     }
 }

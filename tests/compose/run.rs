@@ -272,6 +272,15 @@ impl Running {
             .env_clear()
             .env("PATH", PATH)
             .current_dir(std::env::temp_dir());
+        for (name, value) in self.stack.dockerfile.environment() {
+            // Outside of the image a path of it is another.
+            let value = if Image::is_entered() {
+                value
+            } else {
+                self.image.inside(&value).display().to_string()
+            };
+            command.env(name, value);
+        }
         for (name, value) in self.stack.file.services[service].variables() {
             command.env(name, self.here(service, &value));
         }

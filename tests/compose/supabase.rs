@@ -44,6 +44,8 @@ async fn realtime_is_swapped_in_supabases_stack_with_a_login_of_its_own() {
     let text = read("examples/supabase/docker-compose.override.yml");
     let stack = Stack::of(&text, &environment()).unwrap();
     let realtime = &stack.file.services["realtime"];
+    assert_eq!(realtime.volumes, ["rowcast-log:/var/lib/rowcast"]);
+    assert!(stack.file.volumes.contains_key("rowcast-log"));
     // Kong knows the container by the name that Supabase's own file gives it.
     assert_eq!(realtime.container_name, None);
     assert_eq!(

@@ -190,6 +190,7 @@ impl World {
             name: Arc::from("t"),
             replica_identity: ReplicaIdentity::Full,
             columns: columns.collect(),
+            types: Arc::default(),
             version: 1,
         };
         let mut world = Self {

@@ -221,3 +221,58 @@ async fn a_directory_of_another_format_is_refused_and_left_alone() {
         assert_eq!(std::fs::read_to_string(&state).unwrap(), text);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_sets_what_was_passed_back_and_goes_on_also_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let epoch = {
+        let log = DiskLog::open(options(directory.path())).unwrap();
+        log.begin(origin(1), Lsn(0)).await;
+        append(&log, Transaction::new(1, 2)).await;
+        assert_eq!(log.committed(), Transaction::new(1, 2).end_lsn());
+        log.pass(Lsn(16 * 16));
+        assert_eq!(log.appended(), Lsn(16 * 16));
+        // The new timeline began before that, and its transactions lie there too.
+        log.follow(origin(2), Lsn(3 * 16)).await;
+        assert_eq!(log.appended(), Lsn(3 * 16));
+        assert_eq!(*log.stored().borrow(), Lsn(3 * 16));
+        log.epoch()
+    };
+    let log = DiskLog::open(options(directory.path())).unwrap();
+    assert_eq!(
+        (log.epoch(), log.origin(), log.appended()),
+        (epoch, Some(origin(2)), Lsn(3 * 16))
+    );
+    assert_eq!(log.committed(), Transaction::new(1, 2).end_lsn());
+    append(&log, Transaction::new(4, 3)).await;
+    same(&all(&log).await, &rows([(1, 2), (4, 3)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_log_can_be_read_here_and_written_by_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = DiskLog::open(options(directory.path())).unwrap();
+    append(&log, Transaction::new(1, 2)).await;
+    log.close().await;
+    assert_eq!(*log.stored().borrow(), log.appended(), "all is stored");
+    let next = DiskLog::open(options(directory.path())).unwrap();
+    append(&next, Transaction::new(2, 2)).await;
+    same(&all(&log).await, &rows([(1, 2)]));
+    same(&all(&next).await, &rows([(1, 2), (2, 2)]));
+    let mut batches = Transaction::new(2, 1).batches();
+    let refused = log.append(batches.remove(0)).await;
+    assert!(matches!(refused, Err(LogError::Stopped)), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_another_format_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(DiskLog::open(options(directory.path())).unwrap());
+    let state = directory.path().join("state.json");
+    std::fs::write(&state, r#"{"format":1,"epoch":7}"#).unwrap();
+    let refused = DiskLog::open(options(directory.path())).unwrap_err();
+    assert!(matches!(refused, OpenError::Foreign { .. }), "{refused:?}");
+    let text = refused.to_string();
+    assert!(text.contains("its format is 1"), "{text}");
+    assert!(text.contains("name another directory"), "{text}");
+}

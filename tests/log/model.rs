@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rowcast::change::{Batch, Change, Column, Kind, OldRow, Relation, ReplicaIdentity, Row, Value};
+use rowcast::change::{
+    Batch, Change, Column, Kind, OldRow, Relation, ReplicaIdentity, Row, Type, Value,
+};
 use rowcast::log::disk::DiskLog;
 use rowcast::log::{Entry, Log};
 use rowcast::pg::{Lsn, Oid, Xid};
@@ -97,6 +99,11 @@ fn relations() -> &'static [Arc<Relation>; 2] {
                 columns: ["id", "v", "w", "x", "y"]
                     .map(|column_name| column(column_name, column_name == "id"))
                     .into(),
+                types: Arc::from([Type {
+                    oid: Oid(16_400),
+                    schema: "public".into(),
+                    name: "mood".into(),
+                }]),
                 version: Relation::reserve_versions(1),
             })
         })

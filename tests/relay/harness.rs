@@ -264,6 +264,7 @@ pub(crate) fn config(url: &str) -> Config {
         data: None,
         log_retention: Duration::from_secs(3600),
         log_retention_bytes: 1 << 30,
+        max_retained_wal: 0,
         log_max_changes: 1_000_000,
         log_max_bytes: 256 << 20,
         max_record_bytes: 1 << 20,

@@ -72,6 +72,17 @@ impl Client {
         system[4].clone()
     }
 
+    /// Reads up to a resync and returns its reason.
+    pub(crate) async fn resync(&mut self) -> String {
+        loop {
+            let frame = self.next().await;
+            if frame[4]["status"] == "resync" {
+                return frame[4]["reason"].as_str().unwrap().to_owned();
+            }
+            assert_ne!(frame[3], "phx_error", "no reason: {frame}");
+        }
+    }
+
     pub(crate) async fn refresh(&mut self, topic: &str, token: &str) {
         let frame = json!(["1", "2", topic, "access_token", { "access_token": token }]);
         self.send(frame.to_string()).await;

@@ -1,6 +1,7 @@
 //! A shared cluster, databases on it, and daemons.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -111,6 +112,26 @@ impl Database {
             .await;
     }
 
+    /// Takes the slot from whoever reads it.
+    pub(crate) async fn drop_slot(&self) {
+        self.run(&format!(
+            "do $$ begin loop \
+               perform pg_terminate_backend(active_pid) from pg_replication_slots \
+                where slot_name = '{0}'; \
+               begin perform pg_drop_replication_slot('{0}'); exit; \
+               exception when object_in_use then null; end; \
+             end loop; end $$",
+            self.slot
+        ))
+        .await;
+    }
+
+    /// A row that only its owner sees.
+    pub(crate) async fn insert_note(&self) {
+        self.run("insert into note select count(*), null, 'b' from note")
+            .await;
+    }
+
     /// A daemon on this database with a slot of its own.
     pub(crate) async fn daemon(&self, more: &[(&str, &str)]) -> Daemon {
         let daemon = self.spawn(more);
@@ -179,14 +200,20 @@ pub(crate) struct Daemon {
     log: Arc<Mutex<String>>,
     /// Ends with the log.
     reader: Option<JoinHandle<()>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Daemon {
     /// Starts it with this environment and nothing else, on ports that are free.
     pub(crate) fn spawn(environment: &[(&str, &str)]) -> Self {
+        let binary = env!("CARGO_BIN_EXE_rowcast");
+        Self::spawn_by(Command::new(binary), environment)
+    }
+
+    /// The same, with a command that comes to run it.
+    pub(crate) fn spawn_by(mut command: Command, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rowcast"))
+        let mut child = command
             .arg("serve")
             .env_clear()
             .env("ROWCAST_LISTEN", "127.0.0.1:0")
@@ -213,8 +240,13 @@ impl Daemon {
             child,
             log,
             reader: Some(reader),
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// Where it keeps its log by default.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("rowcast-data")
     }
 
     pub(crate) fn log(&self) -> String {
@@ -289,7 +321,7 @@ impl Daemon {
         kib * 1024
     }
 
-    fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 

@@ -24,6 +24,12 @@ mod resume;
 
 mod outages;
 
+mod heal;
+
+mod disk;
+
+mod promotion;
+
 mod enemies;
 
 mod tokens;

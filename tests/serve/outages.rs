@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rowcast::log::disk::inspect;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use tokio::time::Instant;
 
@@ -136,6 +137,48 @@ async fn a_second_relay_waits_and_takes_over() {
     let change = client.change().await;
     assert!(change == "INSERT 2", "{change}");
     second.terminate().await;
+}
+
+/// From SIGTERM until the second serves clients, while the first still says goodbye to its own.
+#[tokio::test]
+async fn a_second_relay_takes_over_log_and_slot_at_once_and_misses_nothing() {
+    let database = Database::new("rowcast").await;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let environment = [
+        ("ROWCAST_DATA", data.to_str().unwrap()),
+        ("ROWCAST_DRAIN", "20s"),
+    ];
+    let mut running = database.daemon(&environment).await;
+    let epoch = inspect(&data).unwrap().epoch;
+    let mut fastest = Duration::MAX;
+    for round in 1..=5 {
+        let next = database.spawn(&environment);
+        next.logged("waiting for the log's directory").await;
+        let mut client = Client::following(&running, &token(ANN), "open").await;
+        database.insert_open(2 * round).await;
+        assert_eq!(client.change().await, format!("INSERT {}", 2 * round));
+        running.signal("TERM");
+        let asked = Instant::now();
+        database.insert_open(2 * round + 1).await;
+        next.ready().await;
+        let taken = asked.elapsed();
+        println!("taken over after {taken:?}");
+        fastest = fastest.min(taken);
+        let (code, log) = running.ended().await;
+        assert_eq!(code, Some(0), "{log}");
+        running = next;
+    }
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    until("all is taken, once", async || {
+        let found = inspect(&data).unwrap();
+        assert_eq!(found.epoch, epoch, "the history goes on");
+        let end = found.segments.last().unwrap().range.end.0;
+        assert!(end <= 10, "{end}");
+        end == 10
+    })
+    .await;
+    running.terminate().await;
 }
 
 #[tokio::test]

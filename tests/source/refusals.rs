@@ -70,7 +70,7 @@ async fn what_cannot_heal_is_one_sentence_with_the_sql_that_mends_it() {
 }
 
 #[tokio::test]
-async fn a_publication_made_after_the_slot_is_not_retried_for_ever() {
+async fn a_publication_made_after_the_slot_is_said_to_be_younger() {
     let fixture = Fixture::new("create table a (id int primary key)").await;
     fixture.open().await.source.close().await;
     fixture.run("drop publication rowcast").await;
@@ -80,9 +80,13 @@ async fn a_publication_made_after_the_slot_is_not_retried_for_ever() {
         .await;
     let mut opened = fixture.open().await;
     let error = failure(&mut opened.source).await;
-    assert_eq!(error.retry(), Retry::Never, "{error}");
+    assert!(
+        matches!(error, SourceError::PublicationYounger { .. }),
+        "{error}"
+    );
+    assert!(error.stuck().is_some(), "trying for ever does not help");
     let text = error.to_string();
-    assert!(text.contains("select pg_drop_replication_slot("), "{text}");
+    assert!(text.contains("create publication \"rowcast\""), "{text}");
 }
 
 #[tokio::test]
@@ -104,7 +108,7 @@ async fn the_publication_is_the_configured_one_or_a_known_one() {
 }
 
 #[tokio::test]
-async fn a_server_without_logical_wal_and_a_slot_given_up_are_told_apart() {
+async fn a_server_without_logical_wal_is_told_and_a_slot_given_up_is_made_anew() {
     let mut server = Throwaway::start(Options {
         settings: vec!["max_slot_wal_keep_size = 1MB".to_owned()],
         ..Options::default()
@@ -122,7 +126,8 @@ async fn a_server_without_logical_wal_and_a_slot_given_up_are_told_apart() {
     assert!(opened.system.system_identifier > 0 && opened.system.server_version_num >= 140_000);
     opened.source.close().await;
     let deadline = Instant::now() + DEADLINE;
-    loop {
+    // Given up by the server, it is made anew.
+    let mut opened = loop {
         client
             .batch_execute(
                 "insert into a select generate_series(1, 1000); select pg_switch_wal(); checkpoint",
@@ -130,18 +135,12 @@ async fn a_server_without_logical_wal_and_a_slot_given_up_are_told_apart() {
             .await
             .unwrap();
         match Source::open(&database, "s", "rowcast").await {
-            Err(SourceError::SlotLost { .. }) => break,
+            Ok(opened) if opened.created => break opened,
             Ok(opened) => opened.source.close().await,
             Err(error) => assert_eq!(error.retry(), Retry::Soon, "{error}"),
         }
         assert!(Instant::now() < deadline);
-    }
-    client
-        .batch_execute("select pg_drop_replication_slot('s')")
-        .await
-        .unwrap();
-    let mut opened = Source::open(&database, "s", "rowcast").await.unwrap();
-    assert!(opened.created, "the gap can be announced");
+    };
     let stopping = Instant::now();
     let ((), error) = tokio::join!(server.stop_server(), failure(&mut opened.source));
     assert!(

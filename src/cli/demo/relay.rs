@@ -106,9 +106,11 @@ fn config(settings: Settings) -> Config {
         api_keys: BTreeMap::new(),
         require_rls: true,
         delete_without_identity: DeleteWithoutIdentity::Suppress,
+        // The example's database goes with the demo.
         data: None,
         log_retention: Duration::from_secs(3600),
         log_retention_bytes: 1 << 30,
+        max_retained_wal: 1 << 30,
         log_max_changes: 100_000,
         log_max_bytes: 64 << 20,
         max_record_bytes: 1 << 20,

@@ -12,13 +12,13 @@ mod print;
 mod script;
 
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use tokio_postgres::Client;
 
-use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE, fail};
+use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE, fail, secret};
 use crate::config::{self, Config, Given, Secret};
 use crate::pg::connect::Database;
 use crate::pg::quote_identifier;
@@ -295,7 +295,7 @@ impl Plan {
     fn new(arguments: Arguments, config: &Config) -> Result<Self, Fault> {
         let mut tables = arguments.tables;
         if tables.is_empty() {
-            tables.extend(variable("ROWCAST_SETUP_TABLES"));
+            tables.extend(secret::variable("ROWCAST_SETUP_TABLES"));
         }
         for (flag, parts, names) in [
             ("--table", 1..=2, &tables),
@@ -327,7 +327,12 @@ impl Plan {
                 arguments.role
             )));
         }
-        let password = password(arguments.password_file.as_deref())?;
+        let password = secret::given(
+            "password",
+            arguments.password_file.as_deref(),
+            "ROWCAST_RELAY_PASSWORD",
+        )
+        .map_err(Fault::usage)?;
         let parts: Vec<Part> = PARTS
             .into_iter()
             .filter(|part| arguments.only.is_empty() || arguments.only.contains(part))
@@ -411,47 +416,6 @@ impl Plan {
         }
         text
     }
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|text| !text.is_empty())
-}
-
-/// The password that the relay's login is to have.
-fn password(file: Option<&Path>) -> Result<Option<Secret>, Fault> {
-    let path = match file {
-        Some(path) => path.to_owned(),
-        None => match (
-            variable("ROWCAST_RELAY_PASSWORD"),
-            variable("ROWCAST_RELAY_PASSWORD_FILE"),
-        ) {
-            (Some(_), Some(_)) => {
-                return Err(Fault::usage(
-                    "Both ROWCAST_RELAY_PASSWORD and ROWCAST_RELAY_PASSWORD_FILE are given; one \
-                     of them must go.",
-                ));
-            }
-            (Some(password), None) => return Ok(Some(Secret::new(password))),
-            (None, Some(path)) => PathBuf::from(path),
-            (None, None) => return Ok(None),
-        },
-    };
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        Fault::usage(format!(
-            "The password in {} cannot be read: {error}.",
-            path.display()
-        ))
-    })?;
-    // Editors and `echo` end a file with a newline that is not part of the secret.
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() {
-        return Err(Fault::usage(format!(
-            "The password in {} is empty.",
-            path.display()
-        )));
-    }
-    Ok(Some(Secret::new(text)))
 }
 
 /// A session with the database, in which the files find their settings.

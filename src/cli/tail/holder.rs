@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::Arguments;
-use crate::cli::token;
+use crate::cli::{secret, token};
 use crate::config::Secret;
 
 /// Where tokens come from.
@@ -27,7 +27,6 @@ impl Holder {
     pub(super) fn of(arguments: &Arguments) -> Result<Self, String> {
         let minted =
             arguments.sub.is_some() || arguments.role.is_some() || !arguments.claims.is_empty();
-        let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
         let holder = if minted {
             let role = arguments.role.as_deref().unwrap_or("authenticated");
             Self::Minted {
@@ -39,9 +38,9 @@ impl Holder {
             Self::Token(Secret::new(token))
         } else if let Some(file) = &arguments.token_file {
             Self::File(file.clone())
-        } else if let Some(token) = variable("ROWCAST_TOKEN") {
+        } else if let Some(token) = secret::variable("ROWCAST_TOKEN") {
             Self::Token(Secret::new(token))
-        } else if let Some(file) = variable("ROWCAST_TOKEN_FILE") {
+        } else if let Some(file) = secret::variable("ROWCAST_TOKEN_FILE") {
             Self::File(file.into())
         } else {
             return Err(

@@ -1,7 +1,8 @@
 //! The directory of a log on disk: one process, one history, its segments in order.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use super::record::FORMAT;
 use super::segment::{Segment, SegmentError, first_of};
 use crate::change::Relation;
 use crate::log::{Epoch, Origin};
+use crate::pg::Lsn;
 
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
@@ -22,21 +24,33 @@ const STATE: &str = "state.json";
 pub(super) struct State {
     format: u32,
     epoch: u64,
+    /// Where the history begins in the database's log.
+    from: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) origin: Option<Origin>,
 }
 
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 impl State {
-    pub(super) const fn new(epoch: Epoch, origin: Option<Origin>) -> Self {
+    pub(super) const fn new(epoch: Epoch, from: Lsn, origin: Option<Origin>) -> Self {
         Self {
             format: FORMAT,
             epoch: epoch.0,
+            from: from.0,
             origin,
         }
     }
 
     pub(super) const fn epoch(&self) -> Epoch {
         Epoch(self.epoch)
+    }
+
+    pub(super) const fn from(&self) -> Lsn {
+        Lsn(self.from)
     }
 }
 
@@ -94,12 +108,18 @@ impl Directory {
             let path = path.to_owned();
             move |error| OpenError::File { path, error }
         };
-        fs::create_dir_all(path).map_err(failed(path))?;
+        // Rows are in it: what we make is for nobody else to read.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed(path))?;
         let lock = path.join(LOCK);
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(&lock)
             .map_err(failed(&lock))?;
         match file.try_lock() {
@@ -117,7 +137,12 @@ impl Directory {
     pub(super) fn set_state(&self, state: &State) -> Result<(), OpenError> {
         let (path, fresh) = (self.path.join(STATE), self.path.join("state.json.new"));
         let write = || {
-            let mut file = File::create(&fresh)?;
+            let mut file = File::options()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&fresh)?;
             file.write_all(&serde_json::to_vec(state)?)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)?;
@@ -189,13 +214,15 @@ pub(super) fn state(directory: &Path) -> Result<Option<State>, OpenError> {
         path: path.clone(),
         reason,
     };
-    let state: State = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
-    if state.format != FORMAT {
+    // Before the rest, which another version may have otherwise.
+    let known: Format = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
+    if known.format != FORMAT {
         return Err(foreign(format!(
             "its format is {}, this program's is {FORMAT}",
-            state.format
+            known.format
         )));
     }
+    let state = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
     Ok(Some(state))
 }
 

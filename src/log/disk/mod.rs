@@ -12,6 +12,13 @@
 //! change. A segment is the eight bytes `rowcast` and line feed, then records (see `record`): its
 //! header, and descriptions of tables each before the first batch that needs it. A transaction
 //! never spans two segments. A finished segment ends with an index.
+//!
+//! A segment needs nothing but itself to be read: values are PostgreSQL's text, a row's cells go by
+//! position, and the description before it names its columns with their types' numbers, and names
+//! the types that PostgreSQL does not come with. So rows can be read when their table or type has
+//! another name by now, or is gone; only `rowcast log` looks at those names. What is sent to clients
+//! is judged and named by the catalog of the day: the router hides rows whose description does not
+//! fit that any more, and says so.
 
 mod directory;
 
@@ -92,6 +99,8 @@ struct Shared {
 struct Inner {
     epoch: Epoch,
     origin: Option<Origin>,
+    /// Where the history begins.
+    begun: Lsn,
     /// The newest entries, without a gap up to `next`.
     recent: VecDeque<Arc<Entry>>,
     recent_bytes: usize,
@@ -100,6 +109,8 @@ struct Inner {
     segments: VecDeque<Arc<Segment>>,
     next: Offset,
     appended: Lsn,
+    /// Where the last transaction ends, or the history begins.
+    committed: Lsn,
     open: Option<Open>,
     /// Where the log went on after changes were lost.
     lost: Option<Offset>,
@@ -132,7 +143,7 @@ impl DiskLog {
         let state = match directory::state(&directory.path)? {
             Some(state) => state,
             None => {
-                let state = State::new(Epoch::random(), None);
+                let state = State::new(Epoch::random(), Lsn(0), None);
                 directory.set_state(&state)?;
                 state
             }
@@ -151,17 +162,22 @@ impl DiskLog {
                 path: directory.path.clone(),
                 reason: "it has no segment".to_owned(),
             })?;
-        let (next, appended) = (
-            newest.end(),
-            segments
-                .iter()
-                .map(|segment| segment.appended())
-                .max()
-                .unwrap_or_default(),
-        );
+        let next = newest.end();
+        // The newest that knows; it need not be the greatest after a promotion.
+        let appended = segments
+            .iter()
+            .rev()
+            .map(|segment| segment.appended())
+            .find(|appended| *appended > Lsn(0))
+            .unwrap_or_default();
+        let committed = segments
+            .iter()
+            .map(|segment| segment.committed())
+            .fold(state.from(), Lsn::max);
         let shared = Arc::new(Shared {
             inner: Mutex::new(Inner {
                 epoch,
+                begun: state.from(),
                 origin: state.origin,
                 recent: VecDeque::new(),
                 recent_bytes: 0,
@@ -169,6 +185,7 @@ impl DiskLog {
                 segments,
                 next,
                 appended,
+                committed,
                 open: None,
                 lost: None,
                 passed_at: Instant::now(),
@@ -203,8 +220,9 @@ impl DiskLog {
         })
     }
 
-    /// Waits until everything taken is stored, then ends the writer's thread. Blocks on the disk.
-    pub fn close(&self) {
+    /// Tells the writer's thread to store what was taken and end; the thread, where nobody has
+    /// told it before.
+    fn end(&self) -> Option<std::thread::JoinHandle<()>> {
         self.shared.closing.store(true, Ordering::Relaxed);
         // Where the thread has ended there is nothing to end.
         let _ended = self.send(Command::Close);
@@ -212,11 +230,17 @@ impl DiskLog {
             .thread
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            warn!("the log's thread ended of a fault");
+            .take()?;
+        // It may wait for a disk that takes nothing.
+        thread.thread().unpark();
+        Some(thread)
+    }
+
+    /// Has the writer's thread look again at once where it waits for a disk that takes nothing.
+    fn wake(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*thread {
+            thread.thread().unpark();
         }
     }
 
@@ -285,7 +309,7 @@ impl DiskLog {
                 }
             }
             inner.next = open.end;
-            inner.appended = end_lsn;
+            (inner.appended, inner.committed) = (end_lsn, end_lsn);
             inner.trim(self.recent_bytes);
             inner.next
         };
@@ -370,9 +394,9 @@ impl Inner {
             self.epoch = Epoch::random();
         }
         self.written = self.next;
-        self.appended = from;
+        (self.begun, self.appended, self.committed) = (from, from, from);
         self.origin = Some(origin.clone());
-        (self.next, State::new(self.epoch, Some(origin)))
+        (self.next, State::new(self.epoch, from, Some(origin)))
     }
 
     fn oldest(&self) -> Offset {
@@ -451,6 +475,10 @@ impl Log for DiskLog {
         self.shared.lock().appended
     }
 
+    fn committed(&self) -> Lsn {
+        self.shared.lock().committed
+    }
+
     fn stored(&self) -> watch::Receiver<Lsn> {
         self.shared.stored.subscribe()
     }
@@ -471,8 +499,38 @@ impl Log for DiskLog {
                 from,
                 done,
             });
+            self.wake();
             self.shared.tail.send_replace(next);
             let _ended = waiting.await;
+        }
+        .boxed()
+    }
+
+    fn follow(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()> {
+        async move {
+            self.abandon();
+            let (done, waiting) = oneshot::channel();
+            {
+                let mut inner = self.shared.lock();
+                inner.origin = Some(origin.clone());
+                inner.appended = inner.appended.min(from);
+                let state = State::new(inner.epoch, inner.begun, Some(origin));
+                let from = inner.appended;
+                // Where the thread has ended, the next batch says so.
+                let _ended = self.send(Command::Follow { state, from, done });
+            }
+            let _ended = waiting.await;
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async move {
+            let Some(thread) = self.end() else { return };
+            let joined = tokio::task::spawn_blocking(move || thread.join());
+            if !matches!(joined.await, Ok(Ok(()))) {
+                warn!("the log's thread ended of a fault");
+            }
         }
         .boxed()
     }
@@ -521,9 +579,14 @@ impl Log for DiskLog {
     }
 }
 
+/// Waits for the disk.
 impl Drop for DiskLog {
     fn drop(&mut self) {
-        self.close();
+        if let Some(thread) = self.end()
+            && thread.join().is_err()
+        {
+            warn!("the log's thread ended of a fault");
+        }
     }
 }
 
@@ -560,6 +623,8 @@ pub struct SegmentReport {
     pub committed_at: i64,
     /// Its changes, all read and their checksums compared, or what is wrong.
     pub verified: Result<u64, String>,
+    /// The tables whose changes it holds, each description once, as they were then.
+    pub tables: Vec<Arc<Relation>>,
 }
 
 /// Reads a log, also one that a process uses, and compares all checksums. Changes nothing. Blocks
@@ -585,6 +650,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, OpenError> {
                 bytes: segment.length(),
                 committed_at: segment.committed_at(),
                 verified: segment.verify().map_err(|error| error.to_string()),
+                tables: segment.tables(),
             })
             .collect(),
     })

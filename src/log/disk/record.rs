@@ -8,13 +8,14 @@ use std::sync::Arc;
 use bytes::Buf;
 
 use crate::change::{
-    Batch, Change, Column, Kind, Lost, OldRow, Relation, ReplicaIdentity, Row, RowBuilder, Value,
+    Batch, Change, Column, Kind, Lost, OldRow, Relation, ReplicaIdentity, Row, RowBuilder, Type,
+    Value,
 };
 use crate::log::Offset;
 use crate::pg::{Lsn, Oid, Xid};
 
 /// The version of everything below; a log of another version is refused.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Length and checksum.
 pub(super) const FRAME_HEADER: usize = 8;
@@ -67,6 +68,8 @@ pub(super) struct Index {
     pub(super) end: Offset,
     /// Where the commit record of its last transaction ends, or what was passed since.
     pub(super) appended: Lsn,
+    /// Where the commit record of its last transaction ends.
+    pub(super) committed: Lsn,
     /// When its last transaction committed, in microseconds since 1970-01-01 00:00 UTC.
     pub(super) committed_at: i64,
     /// Where some of its batches begin: the offset of the first change, and the place in the file.
@@ -138,6 +141,12 @@ pub(super) fn write_relation(out: &mut Vec<u8>, relation: &Relation) {
             out.extend_from_slice(&column.type_modifier.to_le_bytes());
             out.push(u8::from(column.identity));
         }
+        put_length(out, relation.types.len());
+        for known in &*relation.types {
+            put_u32(out, known.oid.0);
+            put_text(out, &known.schema);
+            put_text(out, &known.name);
+        }
     });
 }
 
@@ -195,6 +204,7 @@ pub(super) fn write_index(out: &mut Vec<u8>, index: &Index) {
     frame(out, INDEX, |out| {
         put_u64(out, index.end.0);
         put_u64(out, index.appended.0);
+        put_u64(out, index.committed.0);
         out.extend_from_slice(&index.committed_at.to_le_bytes());
         put_length(out, index.places.len());
         for (offset, place) in &index.places {
@@ -263,12 +273,23 @@ fn relation(rest: &mut &[u8], version: impl FnOnce() -> u64) -> Result<Relation,
             })
         })
         .collect::<Result<_, Damaged>>()?;
+    let types = count(rest, 12)?;
+    let types = (0..types)
+        .map(|_| {
+            Ok(Type {
+                oid: Oid(rest.try_get_u32_le()?),
+                schema: text(rest)?.into(),
+                name: text(rest)?.into(),
+            })
+        })
+        .collect::<Result<_, Damaged>>()?;
     Ok(Relation {
         oid,
         schema,
         name,
         replica_identity,
         columns,
+        types,
         version: version(),
     })
 }
@@ -325,6 +346,7 @@ fn batch(rest: &mut &[u8], relations: &[Arc<Relation>]) -> Result<Batch, Damaged
 fn index(rest: &mut &[u8]) -> Result<Index, Damaged> {
     let end = Offset(rest.try_get_u64_le()?);
     let appended = Lsn(rest.try_get_u64_le()?);
+    let committed = Lsn(rest.try_get_u64_le()?);
     let committed_at = rest.try_get_i64_le()?;
     let places = count(rest, 16)?;
     let places = (0..places)
@@ -337,6 +359,7 @@ fn index(rest: &mut &[u8]) -> Result<Index, Damaged> {
     Ok(Index {
         end,
         appended,
+        committed,
         committed_at,
         places,
         relations,

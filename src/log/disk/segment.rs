@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +28,9 @@ const INDEX_EVERY: u64 = 64 << 10;
 
 /// Bytes read from a file at once, where no frame is larger.
 const CHUNK: usize = 256 << 10;
+
+/// Bytes of memory that the writer keeps for the next transactions.
+const KEPT_BYTES: usize = 4 << 20;
 
 /// Readers that go on where they stopped are found again, this many of a segment.
 const BOOKMARKS: usize = 16;
@@ -98,6 +101,7 @@ impl Segment {
                 .write(true)
                 .create(true)
                 .truncate(true)
+                .mode(0o600)
                 .open(&path)?;
             file.write_all_at(&head, 0)?;
             file.sync_all()?;
@@ -182,6 +186,11 @@ impl Segment {
     /// Where its last whole transaction ends in the database's log.
     pub(super) fn appended(&self) -> Lsn {
         self.known().index.appended
+    }
+
+    /// Where its last whole transaction ends; 0 where it has none.
+    pub(super) fn committed(&self) -> Lsn {
+        self.known().index.committed
     }
 
     /// When its last transaction committed, in microseconds since 1970-01-01 00:00 UTC.
@@ -300,6 +309,17 @@ impl Segment {
         Ok(relations)
     }
 
+    /// The descriptions without those that only repeat one; none where they cannot be read.
+    pub(super) fn tables(&self) -> Vec<Arc<Relation>> {
+        let mut tables: Vec<Arc<Relation>> = Vec::new();
+        for relation in self.relations().unwrap_or_default() {
+            if !tables.iter().any(|known| known.describes_as(&relation)) {
+                tables.push(relation);
+            }
+        }
+        tables
+    }
+
     /// Reads all of it and says how many changes it holds.
     pub(super) fn verify(&self) -> Result<u64, SegmentError> {
         let (mut from, mut changes) = (self.first, 0);
@@ -328,7 +348,12 @@ pub(super) struct SegmentWriter {
     numbers: HashMap<u64, u32>,
     /// What has been written of the transaction that is still open.
     open: Open,
-    buffer: Vec<u8>,
+    /// What was written since the last synchronisation, and where: a system that cannot bring it
+    /// to the disk may forget it, and would then say yes to a second request.
+    unsynced: Vec<u8>,
+    synced: u64,
+    /// The last synchronisation failed.
+    suspect: bool,
 }
 
 #[derive(Debug, Default)]
@@ -348,12 +373,39 @@ impl SegmentWriter {
             .open(&segment.path)
             .map_err(|error| segment.failed(error))?;
         Ok(Self {
+            synced: segment.length(),
             segment,
             file,
             numbers: HashMap::new(),
             open: Open::default(),
-            buffer: Vec::new(),
+            unsynced: Vec::new(),
+            suspect: false,
         })
+    }
+
+    /// Bytes that were written since the last synchronisation.
+    pub(super) const fn unsynced(&self) -> usize {
+        self.unsynced.len()
+    }
+
+    /// Writes what stands in the buffer behind `begin`; returns how much it is. Where that fails
+    /// nothing has happened.
+    fn put(&mut self, begin: usize) -> Result<u64, SegmentError> {
+        let bytes = self.unsynced.get(begin..).unwrap_or_default();
+        let written = self.file.write_all_at(bytes, self.synced + begin as u64);
+        let length = bytes.len() as u64;
+        written.map(|()| length).map_err(|error| {
+            self.unsynced.truncate(begin);
+            self.segment.failed(error)
+        })
+    }
+
+    /// Goes back to where the last whole transaction ends.
+    fn rewind(&mut self) {
+        let length = self.segment.length();
+        let keep = usize::try_from(length.saturating_sub(self.synced)).unwrap_or(usize::MAX);
+        self.unsynced.truncate(keep);
+        self.synced = self.synced.min(length);
     }
 
     /// Writes a batch behind what is there. Where that fails nothing has happened and it may be
@@ -369,7 +421,7 @@ impl SegmentWriter {
                 known.index.relations.len() + self.open.relations.len(),
             )
         };
-        self.buffer.clear();
+        let begin = self.unsynced.len();
         let mut fresh: Vec<(u64, Arc<Relation>)> = Vec::new();
         for change in &batch.changes {
             let version = change.relation.version;
@@ -377,28 +429,30 @@ impl SegmentWriter {
                 || fresh.iter().any(|(_, known)| known.version == version);
             if !known {
                 fresh.push((
-                    start + self.buffer.len() as u64,
+                    start + (self.unsynced.len() - begin) as u64,
                     Arc::clone(&change.relation),
                 ));
-                write_relation(&mut self.buffer, &change.relation);
+                write_relation(&mut self.unsynced, &change.relation);
             }
         }
-        let place = start + self.buffer.len() as u64;
+        let place = start + (self.unsynced.len() - begin) as u64;
         for (number, (_, relation)) in (described..).zip(&fresh) {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             self.numbers.insert(relation.version, number);
         }
         let numbers = &self.numbers;
-        write_batch(&mut self.buffer, first, batch, |relation| {
+        write_batch(&mut self.unsynced, first, batch, |relation| {
             numbers.get(&relation.version).copied().unwrap_or(u32::MAX)
         });
-        if let Err(error) = self.file.write_all_at(&self.buffer, start) {
-            for (_, relation) in &fresh {
-                self.numbers.remove(&relation.version);
+        match self.put(begin) {
+            Ok(bytes) => self.open.bytes += bytes,
+            Err(error) => {
+                for (_, relation) in &fresh {
+                    self.numbers.remove(&relation.version);
+                }
+                return Err(error);
             }
-            return Err(segment.failed(error));
         }
-        self.open.bytes += self.buffer.len() as u64;
         if last_place.is_none_or(|last| place >= last + INDEX_EVERY) && !batch.changes.is_empty() {
             self.open.places.push((first, place));
         }
@@ -414,34 +468,40 @@ impl SegmentWriter {
             }
             known.index.end = Offset(first.0 + batch.changes.len() as u64);
             known.index.appended = batch.end_lsn;
+            known.index.committed = batch.end_lsn;
             known.index.committed_at = batch.committed_at;
-        }
-        if self.buffer.capacity() > 4 * CHUNK {
-            // One large row is no reason to keep its memory.
-            self.buffer = Vec::new();
         }
         Ok(())
     }
 
     /// Notes that everything that commits before `lsn` has come. Not amid a transaction.
     pub(super) fn pass(&mut self, lsn: Lsn) -> Result<(), SegmentError> {
-        let segment = &self.segment;
-        self.buffer.clear();
-        write_passed(&mut self.buffer, lsn);
-        self.file
-            .write_all_at(&self.buffer, segment.length())
-            .map_err(|error| segment.failed(error))?;
-        let mut known = segment.known();
-        known.length += self.buffer.len() as u64;
+        let begin = self.unsynced.len();
+        write_passed(&mut self.unsynced, lsn);
+        let bytes = self.put(begin)?;
+        let mut known = self.segment.known();
+        known.length += bytes;
         known.index.appended = lsn;
         Ok(())
     }
 
-    /// Makes what was written last outlive a crash.
-    pub(super) fn sync(&self) -> Result<(), SegmentError> {
-        self.file
-            .sync_data()
-            .map_err(|error| self.segment.failed(error))
+    /// Makes what was written last outlive a crash. Where that failed before, it is written again.
+    pub(super) fn sync(&mut self) -> Result<(), SegmentError> {
+        let written = if self.suspect {
+            self.file.write_all_at(&self.unsynced, self.synced)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = written.and_then(|()| self.file.sync_data()) {
+            self.suspect = true;
+            return Err(self.segment.failed(error));
+        }
+        self.suspect = false;
+        self.synced += self.unsynced.len() as u64;
+        self.unsynced.clear();
+        // One large transaction is no reason to keep its memory.
+        self.unsynced.shrink_to(KEPT_BYTES);
+        Ok(())
     }
 
     /// Forgets the transaction that is still open.
@@ -450,10 +510,20 @@ impl SegmentWriter {
         for (_, relation) in open.relations {
             self.numbers.remove(&relation.version);
         }
+        self.rewind();
         let segment = &self.segment;
         self.file
             .set_len(segment.length())
             .map_err(|error| segment.failed(error))
+    }
+
+    /// Gives up what it holds, so that there is room although the file is open.
+    pub(super) fn empty(&mut self) -> Result<(), SegmentError> {
+        self.unsynced.clear();
+        self.synced = 0;
+        self.file
+            .set_len(0)
+            .map_err(|error| self.segment.failed(error))
     }
 
     /// Writes the index: nothing comes behind it.
@@ -462,13 +532,11 @@ impl SegmentWriter {
             let known = self.segment.known();
             (known.index.clone(), known.length)
         };
-        self.buffer.clear();
-        write_index(&mut self.buffer, &index);
-        self.buffer.extend_from_slice(&place.to_le_bytes());
-        self.buffer.extend_from_slice(FINISHED);
-        self.file
-            .write_all_at(&self.buffer, place)
-            .map_err(|error| self.segment.failed(error))
+        let begin = self.unsynced.len();
+        write_index(&mut self.unsynced, &index);
+        self.unsynced.extend_from_slice(&place.to_le_bytes());
+        self.unsynced.extend_from_slice(FINISHED);
+        self.put(begin).map(drop)
     }
 }
 
@@ -550,6 +618,7 @@ fn scan(file: &File, start: u64, size: u64, first: Offset) -> io::Result<Known> 
                     known.index.relations.extend(places);
                     known.index.end = next;
                     known.index.appended = batch.end_lsn;
+                    known.index.committed = batch.end_lsn;
                     known.index.committed_at = batch.committed_at;
                 }
             }
@@ -605,5 +674,80 @@ fn frames(
             buffer.get_mut(have..).unwrap_or_default(),
             here + have as u64,
         )?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Change, Kind, ReplicaIdentity};
+    use crate::pg::{Oid, Xid};
+
+    fn batch(commit: u64) -> Batch {
+        let relation = Relation {
+            oid: Oid(1),
+            schema: "public".into(),
+            name: "t".into(),
+            replica_identity: ReplicaIdentity::Default,
+            columns: Vec::new(),
+            types: Arc::default(),
+            version: Relation::reserve_versions(1),
+        };
+        Batch {
+            xid: Xid(commit),
+            commit_lsn: Lsn(commit),
+            end_lsn: Lsn(commit),
+            committed_at: 0,
+            changes: vec![Change {
+                relation: Arc::new(relation),
+                kind: Kind::Truncate,
+            }],
+            last: true,
+        }
+    }
+
+    #[test]
+    fn what_the_system_forgot_before_it_was_on_the_disk_is_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let segment = Arc::new(Segment::create(directory.path(), 7, Offset(0)).unwrap());
+        let mut writer = SegmentWriter::new(Arc::clone(&segment)).unwrap();
+        writer.write(Offset(0), &batch(1)).unwrap();
+        writer.sync().unwrap();
+        assert_eq!(writer.unsynced(), 0);
+        // It takes everything, forgets it, and cannot be synchronised.
+        let null = OpenOptions::new().write(true).open("/dev/null").unwrap();
+        let disk = std::mem::replace(&mut writer.file, null);
+        writer.write(Offset(1), &batch(2)).unwrap();
+        writer.pass(Lsn(3)).unwrap();
+        assert!(writer.sync().is_err());
+        assert!(segment.verify().is_err(), "nothing of it is in the file");
+        writer.write(Offset(2), &batch(4)).unwrap();
+        writer.file = disk;
+        writer.sync().unwrap();
+        assert_eq!(segment.verify().unwrap(), 3);
+        let path = segment.path.clone();
+        let again = Segment::open(path, Relation::reserve_versions).unwrap();
+        assert_eq!((again.end(), again.appended()), (Offset(3), Lsn(4)));
+        assert_eq!(again.committed(), Lsn(4));
+    }
+
+    #[test]
+    fn a_transaction_that_was_in_part_synchronised_can_be_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let segment = Arc::new(Segment::create(directory.path(), 7, Offset(0)).unwrap());
+        let mut writer = SegmentWriter::new(Arc::clone(&segment)).unwrap();
+        let half = Batch {
+            last: false,
+            ..batch(1)
+        };
+        writer.write(Offset(0), &half).unwrap();
+        writer.sync().unwrap();
+        writer.write(Offset(1), &half).unwrap();
+        writer.abandon().unwrap();
+        writer.write(Offset(0), &batch(2)).unwrap();
+        writer.sync().unwrap();
+        assert_eq!(segment.verify().unwrap(), 1);
+        let again = Segment::open(segment.path.clone(), Relation::reserve_versions).unwrap();
+        assert_eq!(again.end(), Offset(1));
     }
 }

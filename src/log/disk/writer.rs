@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::directory::{Directory, OpenError, State, remove};
 use super::segment::{Segment, SegmentWriter};
@@ -18,6 +18,9 @@ use crate::retry::Backoff;
 /// The least time between two synchronisations: what comes meanwhile shares the next. Nobody waits
 /// for it but PostgreSQL, for the acknowledgement.
 const SYNC_EVERY: Duration = Duration::from_millis(10);
+
+/// Bytes of a transaction that are written before they are synchronised, at most.
+const SYNC_BYTES: usize = 16 << 20;
 
 /// How often age is looked at while nothing comes.
 const IDLE: Duration = Duration::from_secs(10);
@@ -39,8 +42,22 @@ pub(super) enum Command {
         from: Lsn,
         done: oneshot::Sender<()>,
     },
+    /// The history goes on after `from` under another origin.
+    Follow {
+        state: State,
+        from: Lsn,
+        done: oneshot::Sender<()>,
+    },
     /// Store what there is, and end.
     Close,
+}
+
+/// Why something was not done.
+enum Halt {
+    /// The log is closed: what is not acknowledged comes again after the next start.
+    Closing,
+    /// A new history has begun.
+    Superseded,
 }
 
 pub(super) struct Writer {
@@ -52,6 +69,8 @@ pub(super) struct Writer {
     /// Where the last transaction that was written, and is not stored yet, ends.
     written: Option<Lsn>,
     synced_at: Instant,
+    /// The last thing that was tried has failed.
+    failing: bool,
 }
 
 impl Writer {
@@ -69,6 +88,7 @@ impl Writer {
             segment: SegmentWriter::new(newest)?,
             written: None,
             synced_at: Instant::now(),
+            failing: false,
         })
     }
 
@@ -77,13 +97,10 @@ impl Writer {
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         self.retain();
         loop {
-            let wait = match self.written {
-                Some(_) => SYNC_EVERY.saturating_sub(self.synced_at.elapsed()),
-                None => IDLE,
-            };
-            let done = match commands.recv_timeout(wait) {
+            let done = match self.next(commands) {
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => {
-                    self.store();
+                    // Whoever waits for more is gone.
+                    let _halted = self.store();
                     return;
                 }
                 Ok(command) => self.obey(command),
@@ -92,14 +109,28 @@ impl Writer {
                     self.store()
                 }
             };
-            if done.is_none() {
-                return;
+            match done {
+                Ok(()) => {}
+                // The command that begins the new history comes.
+                Err(Halt::Superseded) => self.written = None,
+                Err(Halt::Closing) => return,
             }
         }
     }
 
-    /// `None` where there is no going on.
-    fn obey(&mut self, command: Command) -> Option<()> {
+    /// The next command. What comes before the next synchronisation is due waits for that in the
+    /// queue, which has room for it, so that this thread wakes once for all of it.
+    fn next(&self, commands: &Receiver<Command>) -> Result<Command, RecvTimeoutError> {
+        if self.written.is_none() {
+            return commands.recv_timeout(IDLE);
+        }
+        commands.try_recv().or_else(|_empty| {
+            std::thread::park_timeout(SYNC_EVERY.saturating_sub(self.synced_at.elapsed()));
+            commands.recv_timeout(Duration::ZERO)
+        })
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), Halt> {
         match command {
             Command::Write(entry, _room) => self.write(&entry)?,
             Command::Pass(lsn) => {
@@ -119,16 +150,29 @@ impl Writer {
                 self.begin(&state, first, from)?;
                 let _nobody_waits = done.send(());
             }
+            Command::Follow { state, from, done } => {
+                // First the position: under the old origin it does no harm, while under the new one
+                // the old position would have transactions passed over.
+                self.insist(|writer| writer.segment.pass(from))?;
+                self.written = Some(from);
+                self.store()?;
+                self.insist(|writer| writer.directory.set_state(&state))?;
+                let _nobody_waits = done.send(());
+            }
             Command::Close => {}
         }
-        Some(())
+        Ok(())
     }
 
-    fn write(&mut self, entry: &Entry) -> Option<()> {
+    fn write(&mut self, entry: &Entry) -> Result<(), Halt> {
         let batch = &entry.batch;
         self.insist(|writer| writer.segment.write(entry.first, batch))?;
         if !batch.last {
-            return Some(());
+            // So that there is never much that a synchronisation that fails would have to repeat.
+            if self.segment.unsynced() >= SYNC_BYTES {
+                self.insist(|writer| writer.segment.sync())?;
+            }
+            return Ok(());
         }
         self.written = Some(batch.end_lsn);
         {
@@ -143,20 +187,20 @@ impl Writer {
         } else if self.synced_at.elapsed() >= SYNC_EVERY {
             self.store()
         } else {
-            Some(())
+            Ok(())
         }
     }
 
     /// Finishes the segment and begins the next.
-    fn roll(&mut self, first: Offset) -> Option<()> {
+    fn roll(&mut self, first: Offset) -> Result<(), Halt> {
         self.insist(|writer| writer.segment.finish())?;
         self.store()?;
         self.next_segment(first)?;
         self.retain();
-        Some(())
+        Ok(())
     }
 
-    fn next_segment(&mut self, first: Offset) -> Option<()> {
+    fn next_segment(&mut self, first: Offset) -> Result<(), Halt> {
         let epoch = self.epoch;
         self.segment = self.insist(|writer| {
             let segment = Segment::create(&writer.directory.path, epoch.0, first)?;
@@ -167,26 +211,20 @@ impl Writer {
         if inner.epoch == epoch {
             inner.segments.push_back(Arc::clone(&self.segment.segment));
         }
-        Some(())
+        Ok(())
     }
 
     /// Makes what was written outlive a crash, and says so.
-    fn store(&mut self) -> Option<()> {
+    fn store(&mut self) -> Result<(), Halt> {
         self.synced_at = Instant::now();
         let Some(lsn) = self.written.take() else {
-            return Some(());
+            return Ok(());
         };
-        if let Err(error) = self.segment.sync() {
-            // What the system had not written yet it may have forgotten; to ask again would be
-            // answered with yes.
-            error!(%error, "the disk lost what was written to the log");
-            self.shared.trouble.send_replace(Some(error.to_string()));
-            return None;
-        }
+        self.insist(|writer| writer.segment.sync())?;
         if self.shared.lock().epoch == self.epoch {
             self.shared.stored.send_replace(lsn);
         }
-        Some(())
+        Ok(())
     }
 
     /// Removes the oldest segments as far as age and size ask for it; the newest stays.
@@ -226,11 +264,17 @@ impl Writer {
 
     /// Begins a history. It has an origin, which is what makes it one, only once all else of it is
     /// stored: a crash before that leaves one that has not begun.
-    fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Option<()> {
-        let bare = State::new(state.epoch(), None);
-        self.insist(|writer| writer.directory.set_state(&bare))?;
+    fn begin(&mut self, state: &State, first: Offset, from: Lsn) -> Result<(), Halt> {
+        let bare = State::new(state.epoch(), from, None);
         self.epoch = state.epoch();
         self.written = None;
+        if self.directory.set_state(&bare).is_err() {
+            // On a disk that is full, what has to go may be what is in the way. Should it end here,
+            // an old history without a segment is behind any slot, and a new one begins then.
+            self.insist(|writer| writer.segment.empty())?;
+            self.insist(|writer| writer.directory.clear())?;
+        }
+        self.insist(|writer| writer.directory.set_state(&bare))?;
         self.insist(|writer| writer.directory.clear())?;
         self.next_segment(first)?;
         self.insist(|writer| writer.segment.pass(from))?;
@@ -240,36 +284,43 @@ impl Writer {
     }
 
     /// Does something until the disk lets it. Meanwhile nothing is acknowledged to PostgreSQL, and
-    /// once the queue is full nothing is read from it either. `None` where the end comes first.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this thread has nothing else to do"
-    )]
+    /// once the queue is full nothing is read from it either.
     fn insist<T, E: std::fmt::Display>(
         &mut self,
         mut act: impl FnMut(&mut Self) -> Result<T, E>,
-    ) -> Option<T> {
+    ) -> Result<T, Halt> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-        let mut failed = false;
         loop {
             match act(self) {
                 Ok(done) => {
-                    if failed {
+                    if std::mem::take(&mut self.failing) {
                         info!("the disk takes changes again");
                         self.shared.trouble.send_replace(None);
                     }
-                    return Some(done);
+                    return Ok(done);
                 }
                 Err(error) => {
                     warn!(%error, "the disk does not take changes; nothing is acknowledged");
-                    failed = true;
+                    self.failing = true;
                     self.shared.trouble.send_replace(Some(error.to_string()));
-                    if self.shared.closing.load(Ordering::Relaxed) {
-                        return None;
-                    }
-                    std::thread::sleep(backoff.after_failure());
+                    // Whoever ends the log or begins a history wakes this thread.
+                    self.going_on()?;
+                    std::thread::park_timeout(backoff.after_failure());
+                    self.going_on()?;
                 }
             }
         }
+    }
+
+    /// Whether what is being done is still of use.
+    fn going_on(&self) -> Result<(), Halt> {
+        if self.shared.lock().epoch != self.epoch {
+            // All of it is about to go, which may be what makes room.
+            return Err(Halt::Superseded);
+        }
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Err(Halt::Closing);
+        }
+        Ok(())
     }
 }

@@ -51,6 +51,7 @@ fn relation(types: [u32; 2]) -> Relation {
         name: Arc::from("t"),
         replica_identity: ReplicaIdentity::Full,
         columns: columns.collect(),
+        types: Arc::default(),
         version: 1,
     }
 }

@@ -73,7 +73,14 @@ fn samples() -> Vec<(Vec<u8>, Message<'static>)> {
             },
         ),
         (Bytes::tag(b'O').u64(1).text("node").0, Message::Origin),
-        (Bytes::tag(b'Y').u32(9).text("s").text("t").0, Message::Type),
+        (
+            Bytes::tag(b'Y').u32(9).text("s").text("t").0,
+            Message::Type {
+                oid: Oid(9),
+                schema: "s",
+                name: "t",
+            },
+        ),
         (
             Bytes::tag(b'R')
                 .u32(9)
