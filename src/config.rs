@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::router::DeleteWithoutIdentity;
+pub use crate::snapshot::Settings as SnapshotSettings;
 pub use crate::transport::{Origins, Proxies};
 pub use load::{ConfigError, Given, Loaded, load};
 pub use print::{markdown, toml_file};
@@ -113,6 +114,8 @@ pub struct Config {
     pub outbox_max_bytes: usize,
     /// How long a question to PostgreSQL may take before its rows are hidden.
     pub ask_timeout: Duration,
+    /// What snapshots may cost: sessions, rows, bytes and time.
+    pub snapshot: SnapshotSettings,
     /// How often the catalog is looked at.
     pub catalog_interval: Duration,
     /// How long sockets may take to close at the end.
@@ -159,6 +162,7 @@ impl Config {
             outbox_max_events: 0,
             outbox_max_bytes: 0,
             ask_timeout: Duration::ZERO,
+            snapshot: SnapshotSettings::default(),
             catalog_interval: Duration::ZERO,
             drain: Duration::ZERO,
             log: String::new(),
@@ -205,6 +209,7 @@ impl fmt::Debug for Config {
             .field("outbox_max_events", &self.outbox_max_events)
             .field("outbox_max_bytes", &self.outbox_max_bytes)
             .field("ask_timeout", &self.ask_timeout)
+            .field("snapshot", &self.snapshot)
             .field("catalog_interval", &self.catalog_interval)
             .field("drain", &self.drain)
             .field("log", &self.log)

@@ -37,6 +37,8 @@ pub mod policy;
 // From one change to the clients that receive it.
 pub mod encode;
 
+pub mod snapshot;
+
 pub mod router;
 
 pub mod session;

@@ -120,6 +120,12 @@ pub struct Metrics {
     pub slots_given_up: Counter,
     /// Times the catalog was read anew because it changed.
     pub catalog_reloads: Counter,
+    /// Snapshots that channels asked for.
+    pub snapshots: Counter,
+    /// Snapshots that could not be given.
+    pub snapshots_failed: Counter,
+    /// Rows read for snapshots.
+    pub snapshot_rows: Counter,
 }
 
 impl Default for Metrics {
@@ -150,6 +156,9 @@ impl Metrics {
         let histories = Counter::default();
         let slots_given_up = Counter::default();
         let catalog_reloads = Counter::default();
+        let snapshots = Counter::default();
+        let snapshots_failed = Counter::default();
+        let snapshot_rows = Counter::default();
 
         registry.register("connections", "Open client sockets", connections.clone());
         registry.register("subscriptions", "Bindings in force", subscriptions.clone());
@@ -222,6 +231,21 @@ impl Metrics {
             "Times the catalog was read anew because it changed",
             catalog_reloads.clone(),
         );
+        registry.register(
+            "snapshots",
+            "Snapshots that channels asked for",
+            snapshots.clone(),
+        );
+        registry.register(
+            "snapshots_failed",
+            "Snapshots that could not be given",
+            snapshots_failed.clone(),
+        );
+        registry.register(
+            "snapshot_rows",
+            "Rows read for snapshots",
+            snapshot_rows.clone(),
+        );
         Self {
             registry,
             connections,
@@ -240,6 +264,9 @@ impl Metrics {
             histories,
             slots_given_up,
             catalog_reloads,
+            snapshots,
+            snapshots_failed,
+            snapshot_rows,
         }
     }
 
@@ -298,6 +325,9 @@ mod tests {
             "rowcast_slot_lag_bytes 0",
             "rowcast_questions_total 0",
             "rowcast_source_up 0",
+            "rowcast_snapshots_total 0",
+            "rowcast_snapshots_failed_total 0",
+            "rowcast_snapshot_rows_total 0",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }

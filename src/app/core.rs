@@ -24,6 +24,7 @@ use crate::policy::reader::CatalogReader;
 use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
 use crate::router::{Foundation, Router, router};
+use crate::snapshot::Snapshots;
 
 /// What a task that ended says: its name, or what it died of.
 pub(super) type Ended = Result<&'static str, Fault>;
@@ -93,6 +94,17 @@ impl Core {
                 asker,
                 computer: Computer::new(database.clone(), config.ask_timeout),
                 metrics: Arc::clone(&metrics),
+                snapshots: Snapshots::new(
+                    database.clone(),
+                    Arc::clone(&feed.log),
+                    Arc::clone(&metrics),
+                    crate::snapshot::Settings {
+                        max_record_bytes: config.max_record_bytes,
+                        // Several fit into an outbox, among changes.
+                        page_bytes: (config.outbox_max_bytes / 8).min(128 << 10),
+                        ..config.snapshot
+                    },
+                ),
                 history: config.data.as_ref().map(|data| data.join(ACCESS)),
             },
             crate::router::Settings {

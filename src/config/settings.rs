@@ -467,6 +467,61 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "snapshot_sessions",
+        "COUNT",
+        Some("4"),
+        "Sessions with PostgreSQL that snapshots are read over; further ones wait for one of \
+         them.",
+        |config, text| {
+            config.snapshot.sessions = value::count(text, 1, 1000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "snapshot_default_rows",
+        "COUNT",
+        Some("1000"),
+        "Rows of a snapshot whose binding does not say how many: what a first page shows.",
+        |config, text| {
+            config.snapshot.default_rows = value::integer(text, 0, 1_000_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "snapshot_max_rows",
+        "COUNT",
+        Some("10000"),
+        "The most rows that a binding may ask for; asking for more is refused.",
+        |config, text| {
+            config.snapshot.max_rows = value::integer(text, 0, 1_000_000_000)?;
+            Ok(())
+        },
+    )
+    .form(Form::Bare),
+    setting(
+        "snapshot_max_bytes",
+        "SIZE",
+        Some("16MiB"),
+        "The most JSON of all snapshots of one channel: one that is larger is given up.",
+        |config, text| {
+            config.snapshot.max_bytes = value::size(text, 64 * KIB, 16 * GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "snapshot_timeout",
+        "TIME",
+        Some("30s"),
+        "How long a snapshot may take, its statements and its client together: meanwhile a \
+         transaction stays open, which keeps PostgreSQL from removing dead rows.",
+        |config, text| {
+            config.snapshot.timeout = value::duration(text, 10 * MILLISECOND, HOUR)?;
+            Ok(())
+        },
+    ),
+    setting(
         "catalog_interval",
         "TIME",
         Some("1s"),

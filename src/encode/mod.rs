@@ -134,6 +134,36 @@ impl Shape {
         Some(self.write(&rows, (cursor, committed_at), true).into())
     }
 
+    /// Writes one row as a change has it in `record`, and returns what the change's `errors` would
+    /// say: a row whose values as text, or which as JSON, are larger than `max_bytes` keeps the
+    /// primary key and what is small.
+    pub fn write_record(
+        &self,
+        out: &mut Vec<u8>,
+        row: &Row,
+        max_bytes: usize,
+    ) -> Option<&'static str> {
+        let mut missing = vec![false; self.columns.len()];
+        let begin = out.len();
+        if row.size() <= max_bytes || self.shown_text(row) <= max_bytes {
+            self.write_row(out, false, &mut missing, |column| row.get(column.position));
+            if out.len() - begin <= max_bytes {
+                return None;
+            }
+            out.truncate(begin);
+        }
+        self.write_row(out, true, &mut missing, |column| row.get(column.position));
+        Some(TOO_LARGE)
+    }
+
+    fn shown_text(&self, row: &Row) -> usize {
+        let text = |column: &ShapeColumn| match row.get(column.position) {
+            Some(Value::Text(text)) => text.len(),
+            Some(Value::Null | Value::Unchanged) | None => 0,
+        };
+        self.columns.iter().map(text).sum()
+    }
+
     /// Whether what would be written is small enough as text: what is not need not be written to
     /// see that it is too large.
     fn text_fits(&self, rows: &Rows<'_>, max_bytes: usize) -> bool {

@@ -33,6 +33,10 @@ pub use desk::Subject;
 use probe::{Inquiry, Probe, Prober, Reading};
 use queue::Queue;
 
+/// Has the rest of a transaction run under a client's role (`$1`) and claims (`$2`).
+pub(crate) const BECOME_CLIENT: &str = "select pg_catalog.set_config('role', $1, true), \
+                                        pg_catalog.set_config('request.jwt.claims', $2, true)";
+
 /// Connections that questions are put over. A policy always goes over the same one, so that a slow
 /// one delays at most a share of the others.
 const LANES: usize = 4;

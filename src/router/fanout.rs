@@ -17,6 +17,7 @@ use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
 use super::layout::Layout;
+use super::live::snapshots::Reader;
 use super::position::Position;
 use super::replay::Replay;
 use super::resolve::Readings;
@@ -32,6 +33,7 @@ use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
 use crate::policy::watch::CatalogWatch;
+use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
 
 /// What the router is told by configuration.
@@ -65,6 +67,8 @@ pub struct Foundation {
     /// Where it is kept since when the rules are what they are, beside a log that outlives the
     /// process.
     pub history: Option<PathBuf>,
+    /// Who reads the rows that bindings want before their changes.
+    pub snapshots: Snapshots,
 }
 
 /// A set of subscriptions, and all that is needed to judge a change for them.
@@ -75,6 +79,7 @@ pub(super) struct Fanout {
     pub(super) computer: Computer,
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Settings,
+    pub(super) snapshot_settings: crate::snapshot::Settings,
     pub(super) history: Arc<AccessHistory>,
     /// Which tables the router has seen change.
     pub(super) changed: Arc<Changed>,
@@ -147,6 +152,8 @@ pub(super) struct Channel {
     pub(super) settled: bool,
     /// Set while a cohort hands out what it missed: nothing of it is in force here.
     pub(super) away: bool,
+    /// Set while it is read for: it is away as well then.
+    pub(super) reader: Option<Arc<Reader>>,
     /// The join of an absent one, which takes effect when it is back.
     pub(super) successor: Option<Box<(Join, Readings)>>,
 }
@@ -165,6 +172,7 @@ impl Channel {
             bindings: 0,
             settled: false,
             away: false,
+            reader: None,
             successor: None,
         }
     }
@@ -181,6 +189,7 @@ impl Fanout {
             Arc<Metrics>,
         ),
         settings: Settings,
+        snapshot_settings: crate::snapshot::Settings,
         (history, changed): (Arc<AccessHistory>, Arc<Changed>),
         position: Arc<Position>,
         (epoch, catalog): (Epoch, Arc<Catalog>),
@@ -192,6 +201,7 @@ impl Fanout {
             computer,
             metrics,
             settings,
+            snapshot_settings,
             history,
             changed,
             position,
@@ -225,6 +235,7 @@ impl Fanout {
                 Arc::clone(&self.metrics),
             ),
             self.settings,
+            self.snapshot_settings,
             (Arc::clone(&self.history), Arc::clone(&self.changed)),
             Arc::clone(&self.position),
             (self.epoch, Arc::clone(&self.catalog)),

@@ -17,6 +17,7 @@ use crate::pg::Xid;
 use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
 use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
+use crate::snapshot::Query;
 use crate::subscription::Events;
 use crate::subscription::matcher::{Filter, Outcome};
 
@@ -29,6 +30,8 @@ pub(super) struct Binding {
     pub(super) selection: Option<Selection>,
     /// Where it begins; `None` where that is its join.
     pub(super) begin: Option<Arc<Begin>>,
+    /// What it wants to have read before its changes.
+    pub(super) snapshot: Option<Arc<Query>>,
 }
 
 /// Where a binding begins that does not begin with its join.
@@ -88,6 +91,12 @@ impl Member {
     pub(super) fn wants(&self, moment: Moment) -> bool {
         let mut bindings = self.bindings.iter();
         bindings.any(|binding| wants(binding.begin.as_deref(), moment))
+    }
+
+    /// Whether it was given rows when it joined: what it missed it missed a moment ago.
+    pub(super) fn follows_a_snapshot(&self) -> bool {
+        let mut begin = self.bindings.iter().filter_map(|one| one.begin.as_deref());
+        begin.any(|begin| begin.unseen_by.is_some())
     }
 }
 

@@ -4,6 +4,8 @@ mod joins;
 
 mod returns;
 
+pub(super) mod snapshots;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -16,6 +18,7 @@ use tracing::warn;
 
 pub(super) use self::joins::Unparked;
 use self::returns::Returns;
+use self::snapshots::Takings;
 use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::history::AccessHistory;
@@ -41,6 +44,7 @@ pub struct Live {
     next: Offset,
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
     returns: Returns,
+    takings: Takings,
 }
 
 /// Makes a router and the task behind it.
@@ -54,14 +58,17 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         computer,
         metrics,
         history,
+        snapshots,
     } = foundation;
     let catalog = watch.take();
     let (epoch, next) = (log.epoch(), log.range().end);
     let started_at = catalog.read_at;
     let history = Arc::new(AccessHistory::open(history, epoch, &catalog));
+    snapshots.nothing_before(history.began());
     let fanout = Fanout::new(
         (log, watch, asker, computer, metrics),
         settings,
+        *snapshots.settings(),
         (history, Arc::new(Changed::since(next))),
         Arc::clone(&router.position),
         (epoch, catalog),
@@ -73,6 +80,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         next,
         parked: FuturesUnordered::new(),
         returns: Returns::new(),
+        takings: Takings::new(snapshots),
     };
     live.publish();
     (router, live)
@@ -104,6 +112,9 @@ impl Live {
                 while let Some(happened) = self.returns.next().now_or_never() {
                     self.returned(happened);
                 }
+                while let Some(done) = self.takings.next().now_or_never() {
+                    self.snapshot_done(done);
+                }
                 self.arrive().await;
                 // Everything else on this thread gets its turn between two runs.
                 tokio::task::yield_now().await;
@@ -121,6 +132,7 @@ impl Live {
                     Err(_ended) => break,
                 },
                 happened = self.returns.next() => self.returned(happened),
+                done = self.takings.next() => self.snapshot_done(done),
                 changed = tail.changed() => if changed.is_err() { break },
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command),
@@ -155,6 +167,7 @@ impl Live {
                 self.started_at = Lsn(0);
                 let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
                 self.fanout.history.begin(epoch, from, &catalog);
+                self.takings.nothing_before(from);
                 self.jump(next, Resync::SlotLost);
             }
             Err(LogError::Stopped) => return ControlFlow::Break(()),

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
@@ -37,6 +37,7 @@ pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
 use crate::log::{Cursor, Offset};
+use crate::snapshot::{Failure, Page};
 use crate::subscription::Wanted;
 use position::Position;
 
@@ -82,6 +83,23 @@ pub enum Event {
         /// The change as the JSON object that Supabase's wire calls `data`; shared by everybody
         /// who receives the same.
         data: Bytes,
+    },
+    /// Rows that a binding wants before its changes, which follow behind its last page.
+    Snapshot {
+        /// The channel.
+        channel: ChannelId,
+        /// The rows.
+        page: Arc<Page>,
+        /// Held until the page is taken; then the next is put into the outbox.
+        place: Arc<OwnedSemaphorePermit>,
+    },
+    /// The rows that a binding wants before its changes could not be read. Nothing is in force for
+    /// the channel, and its client is to try again.
+    SnapshotFailed {
+        /// The channel.
+        channel: ChannelId,
+        /// Why.
+        failure: Failure,
     },
     /// The channel may have missed something and its client must read the tables again.
     Resync {

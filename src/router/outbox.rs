@@ -316,6 +316,7 @@ impl Slot {
             Self::Ready(Event::Change { data, .. }) | Self::Held(Event::Change { data, .. }, _) => {
                 data.len()
             }
+            Self::Ready(Event::Snapshot { page, .. }) => page.size(),
             Self::Ready(_) | Self::Held(_, _) => 0,
         }
     }

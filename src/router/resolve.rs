@@ -13,6 +13,7 @@ use crate::policy::access::{Access, Rules};
 use crate::policy::ask::image;
 use crate::policy::ask::probe::{Asked, Probe, Reading};
 use crate::policy::catalog::{Catalog, Column, Table};
+use crate::snapshot::Query;
 use crate::subscription::filter::MAX_IN_ITEMS;
 use crate::subscription::matcher::{Filter, Question, Target, Test};
 use crate::subscription::{Condition, Operator, Start, Wanted};
@@ -97,6 +98,7 @@ pub(super) struct Rulebook {
     pub(super) require_rls: bool,
     /// Whether deletes that cannot be judged go out with the key.
     pub(super) unjudged_deletes: bool,
+    pub(super) snapshot: crate::snapshot::Settings,
 }
 
 /// Resolves the wishes of one channel. `access` gives what a role may see of a table.
@@ -124,7 +126,7 @@ pub(super) fn resolve(
     };
     for wish in wanted {
         let bound = tables(catalog, rulebook, wish, &mut access, &mut resolved.notices)
-            .and_then(|tables| bind(&mut reader, wish, tables, &mut resolved.notices));
+            .and_then(|tables| bind(&mut reader, rulebook, wish, tables, &mut resolved.notices));
         let bound = match bound {
             Ok(bound) => bound,
             Err(refusal) => {
@@ -231,21 +233,42 @@ type Bound = Vec<(Arc<Table>, Arc<Access>, Binding)>;
 /// not fit are left out, and that is said: one tenant's column is not in every table.
 fn bind(
     reader: &mut Reader<'_>,
+    rulebook: Rulebook,
     wish: &Wanted,
     tables: Permitted,
     notices: &mut Vec<String>,
 ) -> Result<Bound, Refusal> {
     let named = wish.schema.is_some() && wish.table.is_some();
+    if wish.start.snapshot.is_some() && !named {
+        let reason = "a snapshot needs a schema and a table by name";
+        return Err(refused(wish, &raised(reason)));
+    }
     let (mut bound, mut first) = (Bound::new(), None);
     let mut unfit = Vec::new();
     for (table, access) in tables {
         let binding = selection(wish, &table, &access).and_then(|selection| {
+            let unread = reader.unread.len();
+            let filter = reader.filter(&wish.filter, &table, &access)?;
+            // While something of the filter is unread it is not worded in full.
+            let worded = reader.unread.len() == unread;
+            let rows = wish.start.snapshot.as_ref().filter(|_| worded);
+            let snapshot = rows.map(|rows| {
+                let selected = |name: &str| {
+                    let selection = selection.as_ref();
+                    selection.is_none_or(|names| names.iter().any(|known| **known == *name))
+                };
+                let whose = (&*table, &*access, reader.role);
+                let (catalog, settings) = (reader.catalog, &rulebook.snapshot);
+                let query = Query::new(catalog, whose, filter.text(), selected, rows, settings);
+                query.map(Arc::new).map_err(|reason| raised(&reason))
+            });
             Ok(Binding {
                 id: wish.id,
                 events: wish.events,
-                filter: reader.filter(&wish.filter, &table, &access)?,
-                selection,
+                filter,
                 begin: begin(wish),
+                snapshot: snapshot.transpose()?,
+                selection,
             })
         });
         match binding {

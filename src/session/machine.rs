@@ -241,6 +241,11 @@ impl Session {
                     .is_some_and(|joining| std::mem::take(&mut joining.unverified));
                 if first || channel.principal != principal {
                     channel.principal = Arc::clone(&principal);
+                    let mut wanted = channel.wanted.iter();
+                    if wanted.any(|wish| wish.start.snapshot.is_some()) {
+                        // Somebody else has another one read before the changes go on.
+                        channel.progress.current = false;
+                    }
                     actions.push(Action::Join {
                         channel: channel.id,
                         principal,
@@ -361,32 +366,67 @@ impl Session {
                 }));
             }
             Event::CaughtUp { channel } => self.caught_up(channel),
+            Event::Snapshot { channel, page, .. } => {
+                let at = self.position(channel);
+                if let Some(channel) = at.and_then(|at| self.channels.get(at))
+                    && channel.joining.is_none()
+                {
+                    actions.push(Action::Reply(Reply::Snapshot {
+                        join_ref: channel.join_ref.clone(),
+                        topic: Arc::clone(&channel.topic),
+                        page,
+                    }));
+                }
+            }
+            Event::SnapshotFailed { channel, failure } => {
+                self.read_again(
+                    channel,
+                    "snapshot_failed",
+                    failure.to_string(),
+                    None,
+                    actions,
+                );
+            }
             Event::Resync {
                 channel,
                 reason,
                 cursor,
             } => {
-                let Some(at) = self.position(channel) else {
-                    return;
-                };
-                // The client joins again by itself, with a new reference.
-                let channel = self.channels.remove(at);
-                actions.push(Action::Leave(channel.id));
-                let mut system = channel.system(
-                    ROWCAST,
-                    Status::Resync,
-                    "Changes may have been missed; read the tables again".to_owned(),
-                );
-                system.reason = Some(reason.as_str());
-                system.cursor = cursor.or(self.position);
-                self.refuse_cursors(&channel);
-                actions.push(Action::Reply(Reply::System(Box::new(system))));
-                actions.push(Action::Reply(Reply::Failed {
-                    join_ref: channel.join_ref,
-                    topic: channel.topic,
-                }));
+                let text = "Changes may have been missed; read the tables again".to_owned();
+                let cursor = cursor.or(self.position);
+                self.read_again(channel, reason.as_str(), text, cursor, actions);
             }
         }
+    }
+
+    /// Ends a channel whose client must begin anew.
+    fn read_again(
+        &mut self,
+        channel: ChannelId,
+        reason: &'static str,
+        text: String,
+        cursor: Option<Cursor>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(at) = self.position(channel) else {
+            return;
+        };
+        // The client joins again by itself, with a new reference.
+        let channel = self.channels.remove(at);
+        actions.push(Action::Leave(channel.id));
+        let mut system = channel.system(ROWCAST, Status::Resync, text);
+        system.reason = Some(reason);
+        // Whoever can have a snapshot is better served with that than with a place behind what it
+        // missed.
+        let mut wanted = channel.wanted.iter();
+        let snapshot = wanted.any(|wish| wish.start.snapshot.is_some());
+        system.cursor = cursor.filter(|_| !snapshot);
+        self.refuse_cursors(&channel);
+        actions.push(Action::Reply(Reply::System(Box::new(system))));
+        actions.push(Action::Reply(Reply::Failed {
+            join_ref: channel.join_ref,
+            topic: channel.topic,
+        }));
     }
 
     /// Ends the channels whose token has ended.

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::request::Wire;
 use crate::log::Cursor;
+use crate::snapshot::Page;
 
 /// One message to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,15 @@ pub enum Reply {
         join_ref: Option<Wire>,
         /// The topic.
         topic: Arc<str>,
+    },
+    /// Rows that are there already.
+    Snapshot {
+        /// The join that asked for them.
+        join_ref: Option<Wire>,
+        /// The topic.
+        topic: Arc<str>,
+        /// The rows.
+        page: Arc<Page>,
     },
     /// A row changed.
     Change {

@@ -4,6 +4,8 @@ pub mod filter;
 
 pub mod matcher;
 
+pub mod order;
+
 pub mod start;
 
 use crate::change::Kind;

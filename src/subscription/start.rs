@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::order::Wish;
 use crate::log::Cursor;
 use crate::pg::snapshot::Snapshot;
 
@@ -12,12 +13,14 @@ pub struct Start {
     pub since: Option<Cursor>,
     /// What this snapshot shows is not wanted: its holder has it.
     pub unseen_by: Option<Arc<Snapshot>>,
+    /// The rows that are wanted before the changes, where these do not begin at `since`.
+    pub snapshot: Option<Wish>,
 }
 
 impl Start {
-    /// Whether it lies before the join.
+    /// Whether it lies before the join, or with a snapshot.
     #[must_use]
     pub const fn is_earlier(&self) -> bool {
-        self.since.is_some()
+        self.since.is_some() || self.snapshot.is_some()
     }
 }

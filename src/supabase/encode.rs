@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::Serializer;
 use crate::session::{Reply, System, Wire};
+use crate::snapshot::Page;
 
 /// The text frame of a reply. `None` only where a change's bytes are no UTF-8, which no frame may
 /// carry.
@@ -13,6 +14,7 @@ pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
         serializer,
         bytes: Vec::with_capacity(match reply {
             Reply::Change { topic, data, .. } => data.len() + topic.len() + 128,
+            Reply::Snapshot { topic, page, .. } => page.size() + 2 * topic.len() + 512,
             _ => 256,
         }),
     };
@@ -59,6 +61,11 @@ pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
             frame.close(reference);
         }
         Reply::System(system) => frame.system(system),
+        Reply::Snapshot {
+            join_ref,
+            topic,
+            page,
+        } => frame.page(join_ref.as_ref(), topic, page),
         Reply::Closed { join_ref, topic } => frame.end(join_ref.as_ref(), topic, "phx_close"),
         Reply::Failed { join_ref, topic } => frame.end(join_ref.as_ref(), topic, "phx_error"),
         Reply::Change {
@@ -146,6 +153,37 @@ impl Frame {
         self.open(join_ref, join_ref, topic, event);
         self.raw(b"{}");
         self.close(join_ref);
+    }
+
+    /// Rows, as a system message: those reach the application of every client whole, if they have
+    /// no `ids`.
+    fn page(&mut self, join_ref: Option<&Wire>, topic: &str, page: &Page) {
+        self.open(join_ref, None, topic, "system");
+        let _written = write!(
+            self.bytes,
+            "{{\"extension\":\"rowcast\",\"status\":\"snapshot\",\"message\":\"Rows\",\
+             \"id\":{},\"schema\":",
+            page.binding
+        );
+        self.string(&page.schema);
+        self.raw(b",\"table\":");
+        self.string(&page.table);
+        let _written = write!(self.bytes, ",\"page\":{},\"rows\":", page.number);
+        self.raw(&page.rows);
+        self.raw(b",\"errors\":");
+        self.raw(if page.errors.is_empty() {
+            b"null"
+        } else {
+            &page.errors
+        });
+        let _written = write!(
+            self.bytes,
+            ",\"last\":{},\"more\":{},\"cursor\":\"{}\",\"channel\":",
+            page.last, page.more, page.cursor
+        );
+        self.string(topic.strip_prefix("realtime:").unwrap_or(topic));
+        self.raw(b"}");
+        self.close(None);
     }
 
     fn system(&mut self, system: &System) {

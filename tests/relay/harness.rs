@@ -8,7 +8,9 @@ use std::time::Duration;
 use rowcast::admin::Readiness;
 use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
-use rowcast::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret};
+use rowcast::config::{
+    Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
+};
 use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::{ChannelId, Event, Join, Outbox, Resync, SessionId};
@@ -279,6 +281,7 @@ pub(crate) fn config(url: &str) -> Config {
         outbox_max_bytes: 16 << 20,
         // Of no row may be told less because the machine is busy.
         ask_timeout: Duration::from_secs(20),
+        snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_millis(100),
         drain: Duration::from_secs(1),
         log: "info".to_owned(),
@@ -366,6 +369,9 @@ impl Watcher {
                 }
                 Event::Unavailable { .. } => return Err("unavailable".to_owned()),
                 Event::Change { .. } | Event::CaughtUp { .. } | Event::Resync { .. } => {}
+                other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                    panic!("nobody asked for a snapshot: {other:?}")
+                }
             }
         }
     }
@@ -414,6 +420,9 @@ impl Watcher {
                     return seen;
                 }
                 Event::Unavailable { .. } | Event::CaughtUp { .. } | Event::Joined { .. } => {}
+                other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                    panic!("nobody asked for a snapshot: {other:?}")
+                }
             }
         }
     }

@@ -76,6 +76,9 @@ async fn next(watcher: &Watcher) -> String {
                 .collect();
             words.join(" ")
         }
+        other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+            panic!("nobody asked for a snapshot: {other:?}")
+        }
         Event::CaughtUp { .. } => panic!("there was nothing to catch up with"),
         Event::Unavailable { .. } => panic!("the database was there all the time"),
     }

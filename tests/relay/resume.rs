@@ -116,6 +116,9 @@ impl Client {
             Event::CaughtUp { .. } => Heard::CaughtUp,
             Event::Resync { reason, cursor, .. } => Heard::Resync(reason.as_str(), cursor),
             Event::Unavailable { .. } => panic!("the database is there"),
+            other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                panic!("nobody asked for a snapshot: {other:?}")
+            }
         }
     }
 

@@ -141,6 +141,9 @@ pub(crate) async fn delivered(relay: &mut Relay, watcher: &Watcher) -> BTreeMap<
             }
             Event::Resync { reason, .. } => panic!("resync {}", reason.as_str()),
             Event::Joined { .. } | Event::CaughtUp { .. } | Event::Unavailable { .. } => {}
+            other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
+                panic!("nobody asked for a snapshot: {other:?}")
+            }
         }
     }
 }

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::database::SLOT;
 use crate::app::{self, Fault};
-use crate::config::{Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret};
+use crate::config::{
+    Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
+};
 
 /// How long what is under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -124,6 +126,7 @@ fn config(settings: Settings) -> Config {
         outbox_max_events: 10_000,
         outbox_max_bytes: 16 << 20,
         ask_timeout: Duration::from_secs(5),
+        snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_secs(1),
         drain: DRAIN,
         log: "warn".to_owned(),

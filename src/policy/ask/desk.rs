@@ -15,7 +15,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 use tracing::{debug, warn};
 
-use super::{Answer, Question};
+use super::{Answer, BECOME_CLIENT, Question};
 use crate::auth::Claims;
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
@@ -191,13 +191,7 @@ impl Desk {
                 )
                 .await
                 .map_err(broken)?;
-            let become_client = client
-                .prepare(
-                    "select pg_catalog.set_config('role', $1, true), \
-                     pg_catalog.set_config('request.jwt.claims', $2, true)",
-                )
-                .await
-                .map_err(broken)?;
+            let become_client = client.prepare(BECOME_CLIENT).await.map_err(broken)?;
             self.connection = Some(Connection {
                 client,
                 visible,

@@ -24,6 +24,7 @@ impl Fanout {
         let rulebook = Rulebook {
             require_rls: self.settings.require_rls,
             unjudged_deletes: self.unjudged_keys(),
+            snapshot: self.snapshot_settings,
         };
         let (catalog, accesses) = (&self.catalog, &mut self.access);
         let mut resolved = resolve(

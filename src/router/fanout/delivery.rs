@@ -17,7 +17,7 @@ use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply, image};
 use crate::policy::catalog::Table;
 use crate::router::filter_index::FilterKey;
-use crate::router::group::{Match, Selection, Sight, Subject, Told};
+use crate::router::group::{Match, Member, Selection, Sight, Subject, Told};
 use crate::router::{
     ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
 };
@@ -96,9 +96,18 @@ impl Fanout {
         &mut self,
         place: &mut Place<'_>,
         role: &Arc<str>,
-        found: Match,
+        mut found: Match,
         undecided: &mut Vec<(SessionId, ChannelId, Resync)>,
     ) {
+        if matches!(found.sight, Sight::Asked | Sight::Undecided)
+            && self.looks_at_another_time(place, role)
+        {
+            let missed = self.take_missed(place, role, &mut found);
+            self.read_again(place, role, &missed, Resync::AccessChanged, undecided);
+            if found.told.is_empty() {
+                return;
+            }
+        }
         let clients = found.told.len() as u64;
         let delete = matches!(place.change.kind, Kind::Delete { .. });
         match found.sight {
@@ -112,9 +121,6 @@ impl Fanout {
             Sight::Hidden => self.metrics.hidden(HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
             Sight::Raised => self.metrics.hidden(HiddenReason::PolicyError, clients),
-            Sight::Asked | Sight::Undecided if self.looks_at_another_time(place, role) => {
-                self.read_again(place, role, &found, Resync::AccessChanged, undecided);
-            }
             Sight::Asked | Sight::Undecided => match self.question(place, role, &found) {
                 Some(question) => self.ask(place, role, found, question).await,
                 None => self.unjudged(place, role, &found, delete, undecided),
@@ -168,6 +174,26 @@ impl Fanout {
         let group = watched.and_then(|watched| watched.groups.get(role));
         let consulted = group.and_then(|group| group.access.consults.as_ref());
         !consulted.is_some_and(|tables| self.changed.unchanged_from(place.offset, tables))
+    }
+
+    /// Takes those out of a match who came back with a cursor. An answer that is as of now is good
+    /// enough for who was given the rows a moment ago, as it is for who is subscribed.
+    fn take_missed(&self, place: &Place<'_>, role: &Arc<str>, found: &mut Match) -> Match {
+        let watched = self.tables.get(&place.change.relation.oid);
+        let group = watched.and_then(|watched| watched.groups.get(role));
+        let recent = |told: &Told| {
+            let member = group.and_then(|group| group.member(told.member));
+            member.is_some_and(Member::follows_a_snapshot)
+        };
+        let (recent, missed) = std::mem::take(&mut found.told)
+            .into_iter()
+            .partition(recent);
+        found.told = recent;
+        Match {
+            principal: Arc::clone(&found.principal),
+            told: missed,
+            ..*found
+        }
     }
 
     /// Notes who is to read again.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{debug, warn};
 
 use super::Live;
+use super::snapshots::queries;
 use crate::log::{Cursor, Offset};
 use crate::policy::ask::Asker;
 use crate::policy::ask::probe::{Probe, Reading};
@@ -15,7 +16,7 @@ use crate::router::fanout::Channel;
 use crate::router::replay::Returning;
 use crate::router::resolve::{Readings, Unresolved, refused};
 use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
-use crate::subscription::Wanted;
+use crate::subscription::{Start, Wanted};
 
 /// Joins that may wait for PostgreSQL at once; past this clients are told to try again.
 const MAX_PARKED: usize = 4096;
@@ -76,12 +77,12 @@ impl Live {
 
     /// A channel is left wherever it is.
     fn leave(&mut self, session: SessionId, channel: ChannelId) {
-        if self
-            .fanout
-            .channel(session, channel)
-            .is_some_and(|state| state.away)
-        {
-            self.returns.recalled.call(session, channel);
+        if let Some(state) = self.fanout.channel(session, channel) {
+            if let Some(reader) = state.reader.take() {
+                reader.close();
+            } else if state.away {
+                self.returns.recalled.call(session, channel);
+            }
         }
         self.fanout.leave(session, channel);
     }
@@ -110,26 +111,40 @@ impl Live {
                 let Some(known) = self.fanout.channel(session, channel) else {
                     return;
                 };
+                if let Some(reader) = known.reader.take() {
+                    reader.close();
+                    known.away = false;
+                }
                 if known.away {
                     // It takes effect where the one before it has come to.
-                    known.successor = Some(Box::new((join, told.clone())));
+                    known.successor = Some(Box::new((join, resolved.readings)));
                     self.returns.recalled.call(session, channel);
                     return;
                 }
-                if known.settled {
+                let mut wishes = join.wanted.iter();
+                let with_snapshot = wishes.any(|wish| wish.start.snapshot.is_some());
+                let goes_on = known.settled;
+                let (before, holder) = (Arc::clone(&known.wanted), Arc::clone(&known.principal));
+                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+                // The rows of another are others.
+                let alike = !goes_on || self.fanout.shows_alike(tables, &holder, &join.principal);
+                if goes_on {
                     // With a new token it goes on where it is.
                     for wish in &mut join.wanted {
-                        wish.start.since = None;
+                        let known = before.iter().find(|known| known.id == wish.id);
+                        wish.start = Start {
+                            since: None,
+                            unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
+                            snapshot: wish.start.snapshot.take().filter(|_| !alike),
+                        };
                     }
                 }
-                let before = known.settled.then(|| Arc::clone(&known.principal));
-                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
-                let shows_else = join.keeps_cursor
-                    && before.is_some_and(|before| {
-                        !self.fanout.shows_alike(tables, &before, &join.principal)
-                    });
+                let begin = self.begin_with_snapshot(&mut join.wanted);
+                let queries = queries(&resolved, &begin);
+                // Who has all its rows read anew misses nothing.
+                let shows_else = join.keeps_cursor && !alike && begin.len() < join.wanted.len();
                 self.fanout.withdraw(session, channel);
-                self.note(&join, told);
+                self.note(&join, &resolved.readings);
                 let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
                 if shows_else {
                     join.outbox.push(Event::Joined {
@@ -150,8 +165,14 @@ impl Live {
                     refusals,
                     notices,
                 });
+                if goes_on && with_snapshot && !returning {
+                    join.outbox.push(Event::CaughtUp { channel });
+                }
                 if returning {
                     match self.beginning(&join.wanted) {
+                        Ok(_) if !queries.is_empty() => {
+                            self.take_snapshot(session, channel, queries);
+                        }
                         Ok(from) => self.send_after(session, channel, from),
                         Err(reason) => join.outbox.push(Event::Resync {
                             channel,
@@ -174,7 +195,10 @@ impl Live {
                     known.wanted = Arc::new([]);
                     known.refused = Vec::new();
                     known.successor = None;
-                    if std::mem::take(&mut known.away) {
+                    if let Some(reader) = known.reader.take() {
+                        reader.close();
+                        known.away = false;
+                    } else if std::mem::take(&mut known.away) {
                         self.returns.recalled.call(session, channel);
                     }
                 }
@@ -220,7 +244,7 @@ impl Live {
     }
 
     /// The first change that one of the wishes asks for, where the log can give it.
-    fn beginning(&self, wanted: &[Wanted]) -> Result<Offset, Resync> {
+    pub(super) fn beginning(&self, wanted: &[Wanted]) -> Result<Offset, Resync> {
         let range = self.fanout.log.range();
         let mut from = self.next;
         for since in wanted.iter().filter_map(|wish| wish.start.since) {
@@ -236,7 +260,7 @@ impl Live {
     }
 
     /// Sends a channel after what it has missed.
-    fn send_after(&mut self, session: SessionId, channel: ChannelId, from: Offset) {
+    pub(super) fn send_after(&mut self, session: SessionId, channel: ChannelId, from: Offset) {
         if from == self.next {
             return self.bring_in_force(session, channel, from);
         }

@@ -238,6 +238,9 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
                 }
                 Event::Change { .. } => books.note("a change for another binding".to_owned()),
                 Event::Resync { reason, .. } => books.note(format!("resync {}", reason.as_str())),
+                Event::Snapshot { .. } | Event::SnapshotFailed { .. } => {
+                    books.note("a snapshot that nobody asked for".to_owned());
+                }
                 Event::CaughtUp { .. } => books.note("caught up with nothing".to_owned()),
                 Event::Joined { .. } => books.note("joined twice".to_owned()),
                 Event::Unavailable { .. } => books.note("the database is away".to_owned()),

@@ -1,0 +1,141 @@
+//! Commits that are in the log and that no snapshot shows yet: their synchronous standby hangs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowcast::admin::Readiness;
+use rowcast::app::Core;
+use rowcast::config::Config;
+use rowcast::metrics::Metrics;
+use rowcast::pg::throwaway::{Options, Throwaway};
+use serde_json::json;
+use tokio_postgres::Client as Sql;
+
+use crate::client::{Asked, Client, Heard, id, principal};
+use crate::harness::{ANN, DEADLINE, config, connect};
+
+async fn start(config: &Config) -> Core {
+    let core = Core::start(config, Arc::new(Metrics::new()), Readiness::default());
+    core.await.expect("a relay")
+}
+
+fn ann(core: &Core) -> Client {
+    let who = principal("authenticated", &json!({ "sub": ANN }));
+    Client::new(&core.router, who, Asked::of("t"))
+}
+
+async fn standby(sql: &Sql, name: &str) {
+    let set = format!("alter system set synchronous_standby_names = '{name}'");
+    sql.batch_execute(&set).await.expect("a setting");
+    let reload = sql.batch_execute("select pg_reload_conf()").await;
+    reload.expect("a reload");
+    // Sessions look at their settings before their next statement.
+    let shown = async {
+        loop {
+            let row = sql.query_one("show synchronous_standby_names", &[]).await;
+            if row.expect("a setting").get::<_, String>(0) == name {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, shown)
+        .await
+        .expect("in time");
+}
+
+/// Commits a row and hangs.
+fn write(url: &str, id: i64) -> tokio::task::JoinHandle<()> {
+    let url = url.to_owned();
+    tokio::spawn(async move {
+        let sql = connect(&url).await;
+        let insert = format!("set synchronous_commit = on; insert into t values ({id})");
+        sql.batch_execute(&insert).await.expect("a row");
+    })
+}
+
+async fn hears_of(client: &Client, row: i64) {
+    loop {
+        if let Heard::Change(data) = client.heard().await
+            && id(&data["record"]) == row
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_in_the_log() {
+    let cluster = Throwaway::start(Options::default());
+    let cluster = cluster.await.expect("a cluster");
+    let url = cluster.fresh_database().await.expect("a database");
+    let sql = connect(&url).await;
+    sql.batch_execute(
+        "set synchronous_commit = local;
+         create role authenticated;
+         create table fence (id bigint primary key);
+         create table t (id bigint primary key, version int default 0);
+         grant select on t, fence to authenticated;
+         insert into t values (1);
+         create publication rowcast for table t, fence;",
+    )
+    .await
+    .expect("a table");
+    let mut config = config(&url);
+    config.snapshot.timeout = Duration::from_secs(3);
+    let core = start(&config).await;
+    let mut live = ann(&core);
+    assert_eq!(live.snapshot().await[0].rows.len(), 1);
+    // The first row of a table waits for the catalog, which waits until the row is visible.
+    sql.batch_execute("insert into t values (0)").await.unwrap();
+    hears_of(&live, 0).await;
+
+    standby(&sql, "nobody").await;
+    let hanging = write(&url, 2);
+    hears_of(&live, 2).await;
+    // It has been handed out, and others behind it that do not hang.
+    sql.batch_execute("insert into t values (3)").await.unwrap();
+    hears_of(&live, 3).await;
+    let mut late = ann(&core);
+    let rows: Vec<i64> = late.snapshot().await[0].rows.iter().map(id).collect();
+    assert_eq!(rows, [0, 1, 3], "2 hangs");
+    sql.batch_execute("insert into t values (4)").await.unwrap();
+    assert!(!hanging.is_finished());
+    standby(&sql, "").await;
+    hanging.await.expect("it goes on");
+    let mut heard = Vec::new();
+    while heard.last() != Some(&4) {
+        match late.heard().await {
+            Heard::Change(data) => heard.push(id(&data["record"])),
+            Heard::CaughtUp => {}
+            other => panic!("changes were expected, not {other:?}"),
+        }
+    }
+    assert_eq!(
+        heard,
+        [2, 4],
+        "what was handed out before the join, and 3 not again"
+    );
+
+    // A relay whose log begins behind a commit that hangs cannot replay it: it waits for a snapshot
+    // that shows it, as long as it may.
+    standby(&sql, "nobody").await;
+    let hanging = write(&url, 5);
+    hears_of(&live, 5).await;
+    let mut core = core;
+    core.stop_source().await;
+    core.stop().await;
+    let core = start(&config).await;
+    let mut early = ann(&core);
+    early.join().await;
+    assert_eq!(early.heard().await, Heard::Joined(vec![]));
+    assert_eq!(early.heard().await, Heard::Again("trimmed".to_owned()));
+    early.join().await;
+    assert_eq!(early.heard().await, Heard::Joined(vec![]));
+    standby(&sql, "").await;
+    hanging.await.expect("it goes on");
+    let pages = early.pages().await;
+    let rows: Vec<i64> = pages[0].rows.iter().map(id).collect();
+    assert_eq!(rows, [0, 1, 2, 3, 4, 5]);
+    core.stop().await;
+    cluster.stop().await;
+}
