@@ -30,8 +30,10 @@ pub(super) struct Progress {
     pub(super) current: bool,
     /// Everything before is with the client.
     reached: Option<Cursor>,
-    /// What it was told last, and when.
-    told: Option<(Cursor, Duration)>,
+    /// What it was told last.
+    told: Option<Cursor>,
+    /// When there was last something to tell, or it was looked whether there is.
+    looked: Option<Duration>,
     /// Whether a change went out since.
     busy: bool,
 }
@@ -58,8 +60,9 @@ impl Progress {
         if !self.reported || self.reached.is_none() && !self.current {
             return None;
         }
-        let wait = if self.busy { BUSY } else { QUIET };
-        Some(self.told.map_or(Duration::ZERO, |(_, at)| at + wait))
+        let soon = self.busy || self.reached.is_none();
+        let wait = if soon { BUSY } else { QUIET };
+        Some(self.looked.map_or(Duration::ZERO, |at| at + wait))
     }
 }
 
@@ -106,7 +109,7 @@ impl Session {
     /// Tells all channels that want to know how far they have got: nothing follows.
     pub fn last_report(&mut self, actions: &mut Vec<Action>) {
         for channel in &mut self.channels {
-            let at = channel.progress.told.map_or(Duration::ZERO, |(_, at)| at);
+            let at = channel.progress.looked.unwrap_or(Duration::ZERO);
             tell(channel, at, actions);
         }
     }
@@ -143,11 +146,12 @@ impl Session {
 /// Says how far a channel has got, unless it knows.
 fn tell(channel: &mut Channel, at: Duration, actions: &mut Vec<Action>) {
     let progress = &mut channel.progress;
+    progress.looked = Some(at);
     let Some(cursor) = progress.reached.filter(|_| progress.reported) else {
         return;
     };
-    let known = progress.told.is_some_and(|(told, _)| told == cursor);
-    progress.told = Some((cursor, at));
+    let known = progress.told == Some(cursor);
+    progress.told = Some(cursor);
     progress.busy = false;
     if known {
         return;
@@ -156,4 +160,18 @@ fn tell(channel: &mut Channel, at: Duration, actions: &mut Vec<Action>) {
     let mut system = channel.system(ROWCAST, Status::Cursor, text);
     system.cursor = Some(cursor);
     actions.push(Action::Reply(Reply::System(Box::new(system))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_that_waits_for_an_answer_is_not_looked_at_without_a_pause() {
+        let mut progress = Progress::new(true, &[]);
+        assert_eq!(progress.due(), Some(Duration::ZERO));
+        // Nothing has been reached: what is in the outbox is held.
+        progress.looked = Some(Duration::from_secs(7));
+        assert_eq!(progress.due(), Some(Duration::from_secs(7) + BUSY));
+    }
 }

@@ -124,6 +124,11 @@ impl Connection {
         let mut timer = pin!(tokio::time::sleep_until(self.due()));
         let mut more = false;
         loop {
+            // Not left to the timer, which a client that never pauses could hold off.
+            let expiry = self.session.next_expiry();
+            if expiry.is_some_and(|at| at <= unix_now()) {
+                self.tick().await?;
+            }
             let due = self.due();
             if timer.deadline() != due {
                 timer.as_mut().reset(due);
