@@ -280,6 +280,17 @@ impl Daemon {
         self.logged("ready").await;
     }
 
+    /// Where clients are served, once they are.
+    pub(crate) fn serving(&self) -> Option<SocketAddr> {
+        self.log().lines().find_map(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let address = line["public"]
+                .as_str()
+                .filter(|_| line["message"] == "ready")?;
+            Some(address.parse().unwrap())
+        })
+    }
+
     pub(crate) async fn public(&self) -> SocketAddr {
         self.address("ready", "public").await
     }
@@ -319,6 +330,11 @@ impl Daemon {
             .unwrap();
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
         kib * 1024
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -1,0 +1,265 @@
+//! What an application has made of what it was told, and what must never happen on the way.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::schema::{TABLES, may_be_shown};
+
+/// Where the application has a row from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// It was told of it: the next version is the one behind it.
+    Told,
+    /// It has read it: what it is told next may be as old as the place from which it is told on.
+    Read,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    row: Value,
+    version: i64,
+    source: Source,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    rows: BTreeMap<i64, Held>,
+    /// Whether the rows are what was told; not so before they were read, and from the moment on
+    /// in which what its user may see begins to change.
+    settled: bool,
+    /// Whether the rows were read last, rather than given behind a cursor.
+    read: bool,
+    /// What its user may see is changing.
+    frozen: bool,
+    /// Counts the times that it ceased to be settled.
+    unsettled: u64,
+    /// The cursor of the newest change.
+    high: Option<String>,
+}
+
+/// Of one client.
+#[derive(Debug)]
+pub(crate) struct Model {
+    name: String,
+    user: usize,
+    tables: [Table; 4],
+    /// What must not be.
+    pub(crate) wrong: Vec<String>,
+    pub(crate) counts: Counts,
+}
+
+/// What came.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Counts {
+    pub(crate) changes: u64,
+    /// Changes that came again from behind the last cursor that was told.
+    pub(crate) again: u64,
+    pub(crate) resyncs: BTreeMap<String, u64>,
+    pub(crate) sockets: u64,
+}
+
+impl Model {
+    pub(crate) fn new(name: String, user: usize) -> Self {
+        Self {
+            name,
+            user,
+            tables: Default::default(),
+            wrong: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.tables.iter().all(|table| table.settled)
+    }
+
+    /// What its user may see is about to change, of which a client is not told row by row.
+    pub(crate) fn freeze(&mut self, table: usize) {
+        let table = &mut self.tables[table];
+        table.frozen = true;
+        table.settled = false;
+    }
+
+    /// It is to be read anew.
+    pub(crate) fn thaw(&mut self, table: usize) {
+        let table = &mut self.tables[table];
+        table.frozen = false;
+        table.settled = false;
+        table.unsettled += 1;
+    }
+
+    /// To be given to [`Model::has_read`], so that what was read before is not taken for new.
+    pub(crate) fn reads(&self, table: usize) -> u64 {
+        self.tables[table].unsettled
+    }
+
+    /// The rows as they were read from PostgreSQL.
+    pub(crate) fn has_read(&mut self, table: usize, reading: u64, rows: Vec<Value>) {
+        let model = &mut self.tables[table];
+        if model.unsettled != reading {
+            return;
+        }
+        model.rows = rows
+            .into_iter()
+            .map(|row| held(row, Source::Read))
+            .collect();
+        (model.settled, model.read) = (!model.frozen, true);
+    }
+
+    /// A gap was told of.
+    pub(crate) fn told(&mut self, reason: String) {
+        *self.counts.resyncs.entry(reason).or_default() += 1;
+    }
+
+    /// The first page of rows that come before their changes.
+    pub(crate) fn begins(&mut self, table: usize) {
+        let model = &mut self.tables[table];
+        model.rows.clear();
+        (model.settled, model.read, model.high) = (false, false, None);
+    }
+
+    /// A page; `reading` as it was when the channel was joined, where this is the last one.
+    pub(crate) fn page(&mut self, table: usize, rows: Vec<Value>, ends: Option<u64>) {
+        for row in rows {
+            if !may_be_shown(self.user, table, &row, false) {
+                self.wrong(table, "shown in a snapshot", &row);
+            }
+            let model = &mut self.tables[table];
+            let (id, held) = held(row, Source::Told);
+            if let Some(twice) = model.rows.insert(id, held) {
+                self.wrong(table, "twice in a snapshot", &twice.row);
+            }
+        }
+        let model = &mut self.tables[table];
+        if ends.is_some_and(|reading| reading == model.unsettled) {
+            model.settled = !model.frozen;
+        }
+    }
+
+    /// A change. What lies before the newest one may come where `may_repeat`, as it may to who
+    /// knows its cursor once a second.
+    pub(crate) fn change(&mut self, table: usize, data: &Value, may_repeat: bool) {
+        let cursor = data["cursor"].as_str().unwrap().to_owned();
+        let (old, new) = (&data["old_record"], &data["record"]);
+        let kind = data["type"].as_str().unwrap();
+        let row = if kind == "DELETE" { old } else { new };
+        self.counts.changes += 1;
+        if !data["errors"].is_null() {
+            self.wrong(table, "incomplete", data);
+        }
+        let old_is_hers = old["version"].is_null() || may_be_shown(self.user, table, old, false);
+        if !old_is_hers || !may_be_shown(self.user, table, row, kind != "DELETE") {
+            self.wrong(table, "LEAKED", data);
+        }
+        if let Some(high) = &self.tables[table].high
+            && high[..16] == cursor[..16]
+            && cursor <= *high
+        {
+            self.counts.again += 1;
+            if !may_repeat {
+                self.wrong(table, &format!("twice, after {high}"), data);
+            }
+            return;
+        }
+        let model = &mut self.tables[table];
+        model.high = Some(cursor);
+        let (id, version) = (
+            row["id"].as_i64().unwrap(),
+            row["version"].as_i64().unwrap(),
+        );
+        let known = model.rows.get(&id);
+        // Behind the rows that were read lies what was read already.
+        let fits = !model.settled
+            || match (kind, known) {
+                ("INSERT", None) => version == 1,
+                ("INSERT", Some(known)) => version == 1 && known.source == Source::Read,
+                (
+                    "UPDATE",
+                    Some(Held {
+                        version: before,
+                        source: Source::Told,
+                        ..
+                    }),
+                ) => version == before + 1,
+                (
+                    "DELETE",
+                    Some(Held {
+                        version: before,
+                        source: Source::Told,
+                        ..
+                    }),
+                ) => version == *before,
+                (
+                    _,
+                    Some(Held {
+                        version: before, ..
+                    }),
+                ) => version <= before + 1,
+                (_, None) => model.read,
+            };
+        let found = known.map(|known| (known.version, known.source));
+        if kind == "DELETE" {
+            model.rows.remove(&id);
+        } else {
+            let (id, held) = held(row.clone(), Source::Told);
+            model.rows.insert(id, held);
+        }
+        if !fits {
+            self.wrong(table, &format!("does not follow {found:?}"), data);
+        }
+    }
+
+    /// Holds the rows against those that PostgreSQL shows.
+    pub(crate) fn compare(&mut self, table: usize, visible: Vec<Value>) {
+        let expected: BTreeMap<i64, Held> = visible
+            .into_iter()
+            .map(|row| held(row, Source::Read))
+            .collect();
+        let missing: Vec<Value> = expected
+            .iter()
+            .filter(|(id, held)| {
+                self.tables[table]
+                    .rows
+                    .get(id)
+                    .is_none_or(|other| other.row != held.row)
+            })
+            .map(|(_, held)| held.row.clone())
+            .collect();
+        for row in missing {
+            let has = row["id"]
+                .as_i64()
+                .and_then(|id| self.tables[table].rows.get(&id));
+            let has = has.map(|held| (held.version, held.source));
+            self.wrong(table, &format!("LOST, it has {has:?} of"), &row);
+        }
+        let superfluous: Vec<Value> = self.tables[table]
+            .rows
+            .iter()
+            .filter(|(id, _)| !expected.contains_key(id))
+            .map(|(_, held)| held.row.clone())
+            .collect();
+        for row in superfluous {
+            self.wrong(table, "GONE, and not told", &row);
+        }
+    }
+
+    fn wrong(&mut self, table: usize, what: &str, value: &Value) {
+        let text = value.to_string();
+        let shown: String = text.chars().take(600).collect();
+        let wrong = format!("{}, {}: {what}: {shown}", self.name, TABLES[table]);
+        self.wrong.push(wrong);
+    }
+}
+
+fn held(row: Value, source: Source) -> (i64, Held) {
+    let version = row["version"].as_i64().unwrap();
+    (
+        row["id"].as_i64().unwrap(),
+        Held {
+            row,
+            version,
+            source,
+        },
+    )
+}

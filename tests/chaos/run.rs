@@ -1,0 +1,305 @@
+//! Breaks one thing after the other, and looks each time whether all is as it should be.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::client::{self, Client, KINDS};
+use crate::database::Database;
+use crate::fault::{FAULTS, Fault};
+use crate::proxy::Proxy;
+use crate::relay::{Relay, tail};
+use crate::report::{Outcome, Report};
+use crate::schema::{
+    DRAFT, FILTERS, PLAN, TABLES, TEAMS, USERS, connected, never, person, visible,
+};
+use crate::writer::{Traffic, write};
+
+/// By when everything flows again after a fault, on a machine that does something else besides.
+const HEALED: Duration = Duration::from_secs(90);
+
+/// All that there is.
+pub(crate) struct World {
+    pub(crate) database: Database,
+    pub(crate) relay: Relay,
+    pub(crate) to_database: Arc<Proxy>,
+    pub(crate) to_relay: Arc<Proxy>,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) writers: usize,
+    clients: Vec<Arc<Client>>,
+    fence: i64,
+    /// Whether the policy of drafts is the strict one.
+    strict: bool,
+    tasks: JoinSet<()>,
+}
+
+impl World {
+    async fn start(seed: u64, writers: usize, clients: usize) -> Self {
+        let (to_database, to_relay) = (Proxy::start().await, Proxy::start().await);
+        let (to_database, to_relay) = (Arc::new(to_database), Arc::new(to_relay));
+        let database = Database::start(Arc::clone(&to_database)).await;
+        let mut relay = Relay::new(database.through_proxy(), Arc::clone(&to_relay));
+        relay.spawn();
+        relay.serves().await;
+        let traffic = Traffic::new(database.url.subscribe());
+        let mut tasks = JoinSet::new();
+        for writer in 0..writers as u64 {
+            tasks.spawn(write(Arc::clone(&traffic), writer, seed));
+        }
+        let mut known = Vec::new();
+        for number in 0..clients {
+            let kind = KINDS[number % KINDS.len()];
+            // Each kind with each user, and each user with each filter.
+            let user = (number / KINDS.len() + number) % USERS;
+            let filter = if number % 2 == 0 {
+                0
+            } else {
+                number / 2 % FILTERS.len()
+            };
+            let client = Client::new(number, kind, user, filter);
+            tasks.spawn(client::run(
+                Arc::clone(&client),
+                to_relay.address(),
+                database.url.subscribe(),
+                seed ^ (number as u64) << 20,
+            ));
+            known.push(client);
+        }
+        Self {
+            database,
+            relay,
+            to_database,
+            to_relay,
+            traffic,
+            writers,
+            clients: known,
+            fence: 0,
+            strict: true,
+            tasks,
+        }
+    }
+
+    /// Changes who may see what. Applications know of that by other ways, and read again.
+    async fn change_rules(&mut self, random: &mut StdRng) {
+        if random.random() {
+            self.strict = !self.strict;
+            let (strict, using) = if self.strict {
+                (true, "owner = auth.uid()")
+            } else {
+                (false, "owner = auth.uid() or shared")
+            };
+            let sql = format!(
+                "begin; update era set strict = {strict}; alter policy seen on draft using ({using}); \
+                 commit"
+            );
+            self.change_access(DRAFT, None, &sql).await;
+        } else {
+            let user = random.random_range(0..USERS);
+            let team = (0..TEAMS).find(|team| !never(user, *team) && random.random());
+            let Some(team) = team else { return };
+            let person = person(user);
+            let sql = if random.random() {
+                format!("insert into member values ({team}, '{person}') on conflict do nothing")
+            } else {
+                format!("delete from member where team = {team} and person = '{person}'")
+            };
+            self.change_access(PLAN, Some(user), &sql).await;
+        }
+    }
+
+    async fn change_access(&self, table: usize, user: Option<usize>, sql: &str) {
+        let concerned = || {
+            self.clients
+                .iter()
+                .filter(|client| user.is_none_or(|user| client.user == user))
+        };
+        for client in concerned() {
+            client.model.lock().unwrap().freeze(table);
+        }
+        // Writers may be in its way: deadlocks end one of them.
+        loop {
+            let connection = self.database.sql().await;
+            match connection.batch_execute(sql).await {
+                Ok(()) => break,
+                Err(error) => {
+                    let state = error.code().map(|state| state.code().to_owned());
+                    assert_eq!(state.as_deref(), Some("40P01"), "{sql}: {error:?}");
+                }
+            }
+        }
+        for client in concerned() {
+            client.read_again(table);
+        }
+    }
+
+    /// Waits until every client has been told everything, and holds that against PostgreSQL. How
+    /// long the first fence took.
+    async fn check(&mut self, what: &str) -> Result<Duration, String> {
+        self.relay.serves().await;
+        self.traffic.pause(self.writers).await;
+        let begun = Instant::now();
+        let first = self.fence + 1;
+        let url = self.database.url.subscribe();
+        let mut sql = connected(&url).await;
+        let mut next = begun;
+        while !self.clients.iter().all(|client| client.has_passed(first)) {
+            if begun.elapsed() > HEALED {
+                let stuck: Vec<String> = self
+                    .clients
+                    .iter()
+                    .filter(|client| !client.has_passed(first))
+                    .map(|client| client.state())
+                    .collect();
+                let (stuck, log) = (stuck.join("\n"), self.relay.log());
+                return Err(format!("{what}: not in time:\n{stuck}\n{}", tail(&log)));
+            }
+            // Whoever joined behind the last one hears the next.
+            if Instant::now() >= next {
+                self.fence += 1;
+                let fence = format!("insert into fence values ({})", self.fence);
+                sql.batch_execute(&fence)
+                    .await
+                    .map_err(|error| format!("{what}: {error:?}"))?;
+                next = Instant::now() + Duration::from_millis(500);
+            }
+            self.relay.serves().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let healed = begun.elapsed();
+        let mut wrong = Vec::new();
+        for client in &self.clients {
+            for table in 0..TABLES.len() {
+                let whose = (client.user, table, client.filter);
+                let rows = visible(&mut sql, whose)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                client.model.lock().unwrap().compare(table, rows);
+            }
+            wrong.append(&mut client.model.lock().unwrap().wrong);
+        }
+        if wrong.is_empty() {
+            self.traffic.go_on();
+            return Ok(healed);
+        }
+        let count = wrong.len();
+        wrong.truncate(12);
+        let (wrong, log) = (wrong.join("\n"), self.relay.log());
+        Err(format!(
+            "{what}: {count} things are wrong:\n{wrong}\n{}",
+            tail(&log)
+        ))
+    }
+
+    fn resyncs(&self) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for client in &self.clients {
+            for (reason, count) in &client.model.lock().unwrap().counts.resyncs {
+                *all.entry(reason.clone()).or_default() += count;
+            }
+        }
+        all
+    }
+
+    fn changes(&self) -> (u64, u64) {
+        let counts = self
+            .clients
+            .iter()
+            .map(|client| client.model.lock().unwrap().counts.clone());
+        counts.fold((0, 0), |(changes, again), counts| {
+            (changes + counts.changes, again + counts.again)
+        })
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+/// The kinds to try, each once.
+fn kinds() -> Vec<Fault> {
+    let Ok(named) = std::env::var("ROWCAST_CHAOS_KINDS") else {
+        return FAULTS.to_vec();
+    };
+    let find = |name: &str| {
+        let found = FAULTS
+            .into_iter()
+            .find(|fault| format!("{fault:?}") == name);
+        found.unwrap_or_else(|| panic!("no fault is named {name}; there are {FAULTS:?}"))
+    };
+    named.split(',').map(find).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_told() {
+    let seed = number("ROWCAST_CHAOS_SEED").unwrap_or_else(rand::random);
+    println!("ROWCAST_CHAOS_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let clients = number("ROWCAST_CHAOS_CLIENTS").unwrap_or(20) as usize;
+    let mut world = World::start(seed, 4, clients).await;
+    let mut possible = kinds();
+    possible.retain(|fault| fault.is_possible(&world));
+    let faults = number("ROWCAST_CHAOS_FAULTS").unwrap_or(possible.len() as u64);
+    let mut report = Report::new(seed, clients);
+    world.traffic.go_on();
+    world
+        .check("before the first fault")
+        .await
+        .unwrap_or_else(|wrong| panic!("{wrong}"));
+    let mut round = Vec::new();
+    for count in 1..=faults {
+        if round.is_empty() {
+            round.clone_from(&possible);
+            round.shuffle(&mut random);
+        }
+        let fault = round.pop().expect("a kind of fault");
+        tokio::time::sleep(Duration::from_millis(random.random_range(50..500))).await;
+        if random.random_bool(0.4) {
+            world.change_rules(&mut random).await;
+        }
+        let (resyncs, ended) = (world.resyncs(), world.relay.ended);
+        fault.carry_out(&mut world, &mut random).await;
+        let checked = world.check(&format!("fault {count}, {fault:?}")).await;
+        report.add(
+            fault,
+            Outcome {
+                healed: checked.as_ref().ok().copied(),
+                ended: world.relay.ended - ended,
+                resyncs: Report::difference(&resyncs, &world.resyncs()),
+            },
+        );
+        println!(
+            "{count} {fault:?}: {:?} {:?}",
+            checked.as_ref().ok(),
+            report.last()
+        );
+        if let Err(wrong) = checked {
+            println!(
+                "{}",
+                report.table(
+                    world.changes(),
+                    world.traffic.committed.load(Ordering::Relaxed)
+                )
+            );
+            panic!("{wrong}");
+        }
+    }
+    let table = report.table(
+        world.changes(),
+        world.traffic.committed.load(Ordering::Relaxed),
+    );
+    println!("{table}");
+    if let Ok(path) = std::env::var("ROWCAST_CHAOS_TABLE") {
+        std::fs::write(&path, &table).unwrap();
+    }
+    world.tasks.abort_all();
+    world.relay.terminate().await;
+}
