@@ -1,6 +1,7 @@
 //! The relay without its sockets: from the source to the router.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -64,10 +65,12 @@ impl Core {
         let (stop_source, stop_router) = (CancellationToken::new(), CancellationToken::new());
         let database = Database::parse(config.database_url.expose())
             .map_err(|error| Fault::Config(error.to_string()))?;
+        let log = open_log(config, &readiness).await?;
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
-            log: open_log(config, &readiness).await?,
+            certain_from: AtomicU64::new(if log.was_closed() { 0 } else { u64::MAX }),
+            log,
             metrics: Arc::clone(&metrics),
             readiness: readiness.clone(),
             max_retained: config.max_retained_wal,

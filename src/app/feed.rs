@@ -1,6 +1,7 @@
 //! From the source into the log, over reconnects.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -31,6 +32,9 @@ pub(super) struct Feed {
     pub(super) max_retained: u64,
     /// Rung when the slot was seen to keep more.
     pub(super) over: Arc<Notify>,
+    /// Once the log has everything up to here, it has all that was ever given out: a process that
+    /// ended without order may have given out what it had not stored.
+    pub(super) certain_from: AtomicU64,
 }
 
 impl Feed {
@@ -308,6 +312,7 @@ impl Feed {
             publication: publication.to_owned(),
         };
         let Some(known) = self.log.origin() else {
+            self.certain_from.store(0, Ordering::Relaxed);
             self.log.begin(origin, opened.confirmed).await;
             return;
         };
@@ -330,6 +335,10 @@ impl Feed {
             match left {
                 // What the log took is part of the server's history, and nothing of it lies
                 // behind; positions behind mean something else now.
+                Some(_) if appended.0 < self.certain_from.load(Ordering::Relaxed) => {
+                    "a standby was promoted after this relay had ended without order: whether it \
+                     has all that was given out is not known"
+                }
                 Some(left) if self.log.committed() <= left.lsn => {
                     let from = appended.min(left.lsn);
                     if opened.confirmed <= from {
@@ -353,6 +362,9 @@ impl Feed {
         } else if appended > opened.system.insert_lsn {
             "the log is ahead of the database, which was restored or lost something"
         } else {
+            // What was given out and not stored is on its way again.
+            let written = opened.system.insert_lsn;
+            self.certain_from.fetch_min(written.0, Ordering::Relaxed);
             return;
         };
         warn!(
@@ -364,6 +376,7 @@ impl Feed {
             "a new history begins: clients have to read again"
         );
         self.metrics.histories.inc();
+        self.certain_from.store(0, Ordering::Relaxed);
         self.log.begin(origin, opened.confirmed).await;
     }
 

@@ -10,6 +10,8 @@ pub mod disk;
 
 pub mod memory;
 
+pub mod sealed;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -133,6 +135,10 @@ pub trait Log: Send + Sync + fmt::Debug {
 
     /// Follows what keeps the log from storing changes, while something does.
     fn trouble(&self) -> watch::Receiver<Option<String>>;
+
+    /// Whether it was opened with all that had been taken before: whoever used it last has closed
+    /// it.
+    fn was_closed(&self) -> bool;
 
     /// The offsets that can be read: the oldest kept, and the next to be given.
     fn range(&self) -> Range<Offset>;

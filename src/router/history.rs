@@ -2,8 +2,6 @@
 //! right only where they were the same then.
 
 use std::collections::HashMap;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +10,7 @@ use tracing::warn;
 
 use super::Resync;
 use crate::log::Epoch;
+use crate::log::sealed::{self, Content};
 use crate::pg::{Lsn, Oid};
 use crate::policy::access::fingerprints;
 use crate::policy::catalog::Catalog;
@@ -48,13 +47,19 @@ struct Rules {
 
 impl AccessHistory {
     /// What `file` says of the log's history `epoch`, brought up to `catalog`. Without a file, or
-    /// where it tells of another history, everything begins where the catalog was read.
-    pub(super) fn open(file: Option<PathBuf>, epoch: Epoch, catalog: &Catalog) -> Self {
+    /// where it tells of another history or was damaged, the rules hold since the catalog was read;
+    /// so does the history, if it `is_new`: otherwise there are cursors of before.
+    pub(super) fn open(
+        file: Option<PathBuf>,
+        epoch: Epoch,
+        is_new: bool,
+        catalog: &Catalog,
+    ) -> Self {
         let known = file.as_deref().and_then(|file| read(file, epoch));
         let history = Self {
             known: Mutex::new(known.unwrap_or_else(|| Known {
                 epoch: epoch.0,
-                began: catalog.read_at.0,
+                began: if is_new { catalog.read_at.0 } else { 0 },
                 ..Known::default()
             })),
             file,
@@ -128,7 +133,10 @@ impl AccessHistory {
             return;
         };
         // Where an older one stays, more has changed for the next process than really did.
-        if let Err(error) = replace(file, known) {
+        let replaced = serde_json::to_string(known)
+            .map_err(std::io::Error::from)
+            .and_then(|text| sealed::replace(file, &text));
+        if let Err(error) = replaced {
             warn!(file = %file.display(), %error, "cannot note since when the rules hold");
         }
     }
@@ -140,33 +148,20 @@ impl AccessHistory {
 }
 
 fn read(file: &Path, epoch: Epoch) -> Option<Known> {
-    let text = match std::fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            warn!(file = %file.display(), %error, "cannot read since when the rules hold");
-            return None;
-        }
-    };
-    match serde_json::from_slice::<Known>(&text) {
-        Ok(known) => (known.epoch == epoch.0).then_some(known),
-        Err(error) => {
-            warn!(file = %file.display(), %error, "what is known of the rules cannot be read");
+    let content = sealed::read(file).map_err(|error| error.to_string());
+    let known = content.and_then(|content| match content {
+        None => Ok(None),
+        Some(Content::Whole(text)) => match serde_json::from_str::<Known>(&text) {
+            Ok(known) => Ok(Some(known)),
+            Err(error) => Err(error.to_string()),
+        },
+        Some(Content::Damaged | Content::Unsealed(_)) => Err("it is damaged".to_owned()),
+    });
+    match known {
+        Ok(known) => known.filter(|known| known.epoch == epoch.0),
+        Err(reason) => {
+            warn!(file = %file.display(), reason, "since when the rules hold is not known");
             None
         }
     }
-}
-
-fn replace(file: &Path, known: &Known) -> std::io::Result<()> {
-    let text = serde_json::to_vec(known)?;
-    let fresh = file.with_extension("new");
-    let mut written = std::fs::File::options()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    written.write_all(&text)?;
-    written.sync_all()?;
-    std::fs::rename(&fresh, file)
 }

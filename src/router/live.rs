@@ -25,6 +25,7 @@ use super::history::AccessHistory;
 use super::{Command, Resync, Router};
 use crate::log::{Cursor, LogError, Offset};
 use crate::pg::Lsn;
+use crate::subscription::Wanted;
 
 /// Commands that wait for the router; past this sessions wait.
 const COMMANDS: usize = 1024;
@@ -41,6 +42,9 @@ pub struct Live {
     commands: mpsc::Receiver<Command>,
     /// Commits before this happened when nobody could have subscribed without a cursor.
     started_at: Lsn,
+    /// Whether the log has all that the process before this one can have given out: some of that
+    /// it may not have stored before it was killed. Until then a cursor may lie ahead.
+    whole: bool,
     next: Offset,
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
     returns: Returns,
@@ -63,7 +67,12 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
     let catalog = watch.take();
     let (epoch, next) = (log.epoch(), log.range().end);
     let started_at = catalog.read_at;
-    let history = Arc::new(AccessHistory::open(history, epoch, &catalog));
+    let history = Arc::new(AccessHistory::open(
+        history,
+        epoch,
+        next == Offset(0),
+        &catalog,
+    ));
     snapshots.nothing_before(history.began());
     let fanout = Fanout::new(
         (log, watch, asker, computer, metrics),
@@ -77,6 +86,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         fanout,
         commands: incoming,
         started_at,
+        whole: false,
         next,
         parked: FuturesUnordered::new(),
         returns: Returns::new(),
@@ -90,7 +100,9 @@ impl Live {
     /// Follows the log until `stop`, then hands out what the log still holds and ends.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut tail = self.fanout.log.tail();
+        let mut stored = self.fanout.log.stored();
         loop {
+            self.look_whether_whole();
             let behind = *tail.borrow_and_update() > self.next;
             if behind || self.returns.is_arriving() {
                 for _ in 0..COMMANDS_AT_ONCE {
@@ -134,6 +146,7 @@ impl Live {
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
                 changed = tail.changed() => if changed.is_err() { break },
+                Ok(()) = stored.changed(), if !self.whole => {}
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command),
                     None => break,
@@ -165,6 +178,7 @@ impl Live {
                 // Places in the write-ahead log of another history mean nothing in this one.
                 let from = self.fanout.log.appended();
                 self.started_at = Lsn(0);
+                self.whole = true;
                 let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
                 self.fanout.history.begin(epoch, from, &catalog);
                 self.takings.nothing_before(from);
@@ -173,6 +187,38 @@ impl Live {
             Err(LogError::Stopped) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Tells those whose cursor still lies ahead once nothing that was given out is to come again:
+    /// theirs are of another history.
+    fn look_whether_whole(&mut self) {
+        if self.whole {
+            return;
+        }
+        let log = &self.fanout.log;
+        self.whole = log.appended() >= self.started_at && self.next >= log.range().end;
+        if !self.whole {
+            return;
+        }
+        let sessions = self.fanout.sessions.iter();
+        let ahead: Vec<_> = sessions
+            .flat_map(|(session, channels)| {
+                channels
+                    .iter()
+                    .map(move |(channel, state)| (*session, *channel, state))
+            })
+            .filter(|(_, _, state)| !state.away && self.is_ahead(&state.wanted))
+            .map(|(session, channel, _)| (session, channel))
+            .collect();
+        for (session, channel) in ahead {
+            self.fanout.expel(session, channel, Resync::Epoch);
+        }
+    }
+
+    /// Whether one of the wishes begins where the router has not come yet.
+    fn is_ahead(&self, wanted: &[Wanted]) -> bool {
+        let mut cursors = wanted.iter().filter_map(|wish| wish.start.since);
+        cursors.any(|cursor| cursor.offset > self.next)
     }
 
     /// Goes on somewhere else; whoever is subscribed has missed something.

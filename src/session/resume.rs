@@ -30,6 +30,9 @@ pub(super) struct Progress {
     pub(super) current: bool,
     /// Everything before is with the client.
     reached: Option<Cursor>,
+    /// Where it was when it joined. The log may have lost what lies before that in a crash, and be
+    /// given it again: then this is ahead of all else.
+    began: Option<Cursor>,
     /// What it was told last.
     told: Option<Cursor>,
     /// When there was last something to tell, or it was looked whether there is.
@@ -43,6 +46,12 @@ impl Progress {
         Self {
             reported,
             current: !wanted.iter().any(|wish| wish.start.is_earlier()),
+            began: if wanted.iter().all(|wish| wish.start.since.is_some()) {
+                let cursors = wanted.iter().filter_map(|wish| wish.start.since);
+                cursors.min_by_key(|cursor| cursor.offset)
+            } else {
+                None
+            },
             ..Self::default()
         }
     }
@@ -81,7 +90,11 @@ impl Session {
                 let ahead = |reached: &Cursor| {
                     reached.epoch == position.epoch && reached.offset > position.offset
                 };
-                progress.reached = progress.reached.filter(ahead).or(Some(position));
+                let known = [progress.reached, progress.began];
+                let farthest = known.into_iter().flatten().filter(ahead);
+                progress.reached = farthest
+                    .max_by_key(|cursor| cursor.offset)
+                    .or(Some(position));
             }
         }
     }

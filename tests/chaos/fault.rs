@@ -264,16 +264,16 @@ async fn drop_slot(world: &World) {
 /// What a disk may have left of the newest segment.
 fn tear(world: &World, random: &mut StdRng) {
     let files = world.relay.place.files();
-    let segments = files
+    let mut segments = files
         .iter()
-        .filter(|(path, _)| path.extension().is_some_and(|end| end == "log"));
-    let (path, bytes) = segments.last().expect("a segment");
+        .filter(|(path, _)| path.extension().is_some_and(|end| end == "segment"));
+    let (path, bytes) = segments.next_back().expect("a segment");
     let lost = random.random_range(0..=(*bytes).min(20_000));
     let file = OpenOptions::new().write(true).open(path).unwrap();
     match random.random_range(0..3) {
         0 => file.set_len(bytes - lost).unwrap(),
         1 => file
-            .write_all_at(&vec![0; lost as usize], bytes - lost)
+            .write_all_at(&vec![0; usize::try_from(lost).unwrap()], bytes - lost)
             .unwrap(),
         _ => {
             let noise: Vec<u8> = (0..lost).map(|_| random.random()).collect();
@@ -293,8 +293,9 @@ fn flip(world: &World, random: &mut StdRng) {
         .collect();
     for _ in 0..random.random_range(1..4) {
         let (path, bytes) = files.choose(random).unwrap();
-        let at = random.random_range(0..*bytes) as usize;
+        let at = usize::try_from(random.random_range(0..*bytes)).unwrap();
         let mut content = fs::read(path).unwrap();
+        println!("a bit of byte {at} of {bytes} of {}", path.display());
         content[at] ^= 1 << random.random_range(0..8);
         fs::write(path, content).unwrap();
     }

@@ -158,6 +158,6 @@ impl Relay {
 }
 
 pub(crate) fn tail(log: &str) -> &str {
-    let from = log.len().saturating_sub(6_000);
+    let from = log.len().saturating_sub(20_000);
     log.get(from..).unwrap_or(log)
 }

@@ -243,7 +243,7 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
     let seed = number("ROWCAST_CHAOS_SEED").unwrap_or_else(rand::random);
     println!("ROWCAST_CHAOS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let clients = number("ROWCAST_CHAOS_CLIENTS").unwrap_or(20) as usize;
+    let clients = usize::try_from(number("ROWCAST_CHAOS_CLIENTS").unwrap_or(20)).unwrap();
     let mut world = World::start(seed, 4, clients).await;
     let mut possible = kinds();
     possible.retain(|fault| fault.is_possible(&world));

@@ -1,7 +1,7 @@
 //! The directory of a log on disk: one process, one history, its segments in order.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tracing::warn;
 use super::record::FORMAT;
 use super::segment::{Segment, SegmentError, first_of};
 use crate::change::Relation;
+use crate::log::sealed::{self, Content};
 use crate::log::{Epoch, Origin};
 use crate::pg::Lsn;
 
@@ -28,6 +29,9 @@ pub(super) struct State {
     from: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) origin: Option<Origin>,
+    /// Whether everything that was taken is stored, and nobody takes more.
+    #[serde(default)]
+    pub(super) closed: bool,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +46,7 @@ impl State {
             epoch: epoch.0,
             from: from.0,
             origin,
+            closed: false,
         }
     }
 
@@ -135,20 +140,23 @@ impl Directory {
 
     /// Writes the state so that after a crash there is the old one or the new one.
     pub(super) fn set_state(&self, state: &State) -> Result<(), OpenError> {
-        let (path, fresh) = (self.path.join(STATE), self.path.join("state.json.new"));
-        let write = || {
-            let mut file = File::options()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&fresh)?;
-            file.write_all(&serde_json::to_vec(state)?)?;
-            file.sync_all()?;
-            fs::rename(&fresh, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|error| OpenError::File { path, error })
+        let path = self.path.join(STATE);
+        let write = || sealed::replace(&path, &serde_json::to_string(state)?);
+        write().map_err(|error| OpenError::File {
+            path: path.clone(),
+            error,
+        })
+    }
+
+    /// Says that everything that was taken is stored.
+    pub(super) fn close(&self) -> Result<(), OpenError> {
+        match state(&self.path)? {
+            Some(state) => self.set_state(&State {
+                closed: true,
+                ..state
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Makes files that came or went outlive a crash.
@@ -202,17 +210,28 @@ impl Directory {
     }
 }
 
-/// The state, where there is one.
+/// The state, where there is one. One that was damaged beside segments of a log is none: what they
+/// hold is of no use without it.
 pub(super) fn state(directory: &Path) -> Result<Option<State>, OpenError> {
     let path = directory.join(STATE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(OpenError::File { path, error }),
-    };
+    let content = sealed::read(&path).map_err(|error| OpenError::File {
+        path: path.clone(),
+        error,
+    })?;
     let foreign = |reason| OpenError::Foreign {
         path: path.clone(),
         reason,
+    };
+    let text = match content {
+        None => return Ok(None),
+        Some(Content::Whole(text)) => text,
+        Some(Content::Damaged | Content::Unsealed(_)) => {
+            if has_segments(directory)? {
+                warn!(file = %path.display(), "the state of the log is damaged");
+                return Ok(None);
+            }
+            return Err(foreign("it is damaged, or another program's".to_owned()));
+        }
     };
     // Before the rest, which another version may have otherwise.
     let known: Format = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
@@ -224,6 +243,16 @@ pub(super) fn state(directory: &Path) -> Result<Option<State>, OpenError> {
     }
     let state = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
     Ok(Some(state))
+}
+
+/// Whether files are there that only a log leaves.
+fn has_segments(directory: &Path) -> Result<bool, OpenError> {
+    let files = fs::read_dir(directory).map_err(|error| OpenError::File {
+        path: directory.to_owned(),
+        error,
+    })?;
+    let mut names = files.filter_map(|file| Some(file.ok()?.file_name()));
+    Ok(names.any(|name| name.to_str().and_then(first_of).is_some()))
 }
 
 /// Every segment of a directory, of whatever history, in the order of their offsets.

@@ -83,6 +83,8 @@ pub struct DiskLog {
     room: Arc<Semaphore>,
     keep_bytes: usize,
     recent_bytes: usize,
+    /// Whether whoever had it before has closed it.
+    closed: bool,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -140,12 +142,18 @@ impl DiskLog {
     /// [`OpenError`].
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let directory = Directory::open(&options.directory)?;
-        let state = match directory::state(&directory.path)? {
-            Some(state) => state,
+        let (state, closed) = match directory::state(&directory.path)? {
+            Some(mut state) => {
+                let closed = std::mem::take(&mut state.closed);
+                if closed {
+                    directory.set_state(&state)?;
+                }
+                (state, closed)
+            }
             None => {
                 let state = State::new(Epoch::random(), Lsn(0), None);
                 directory.set_state(&state)?;
-                state
+                (state, true)
             }
         };
         let epoch = state.epoch();
@@ -216,6 +224,7 @@ impl DiskLog {
             room,
             keep_bytes: usize::try_from(keep_bytes).unwrap_or(usize::MAX),
             recent_bytes,
+            closed,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -485,6 +494,10 @@ impl Log for DiskLog {
 
     fn origin(&self) -> Option<Origin> {
         self.shared.lock().origin.clone()
+    }
+
+    fn was_closed(&self) -> bool {
+        self.closed
     }
 
     fn begin(&self, origin: Origin, from: Lsn) -> BoxFuture<'_, ()> {

@@ -100,7 +100,11 @@ impl Writer {
             let done = match self.next(commands) {
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => {
                     // Whoever waits for more is gone.
-                    let _halted = self.store();
+                    if self.store().is_ok()
+                        && let Err(error) = self.directory.close()
+                    {
+                        warn!(%error, "cannot note that the log was closed");
+                    }
                     return;
                 }
                 Ok(command) => self.obey(command),

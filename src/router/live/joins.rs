@@ -132,8 +132,10 @@ impl Live {
                     // With a new token it goes on where it is.
                     for wish in &mut join.wanted {
                         let known = before.iter().find(|known| known.id == wish.id);
+                        let since = known.and_then(|known| known.start.since);
                         wish.start = Start {
-                            since: None,
+                            // The log has yet to come to where it is.
+                            since: since.filter(|since| since.offset > self.next),
                             unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
                             snapshot: wish.start.snapshot.take().filter(|_| !alike),
                         };
@@ -248,7 +250,8 @@ impl Live {
         let range = self.fanout.log.range();
         let mut from = self.next;
         for since in wanted.iter().filter_map(|wish| wish.start.since) {
-            if since.epoch != self.fanout.epoch || since.offset > self.next {
+            let ahead = since.offset > self.next;
+            if since.epoch != self.fanout.epoch || ahead && self.whole {
                 return Err(Resync::Epoch);
             }
             if since.offset < range.start {

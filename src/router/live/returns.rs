@@ -243,11 +243,19 @@ impl Live {
     /// Puts a channel in force that has missed nothing before `from`, where the router is.
     pub(super) fn bring_in_force(&mut self, session: SessionId, channel: ChannelId, from: Offset) {
         let appended = self.fanout.log.appended();
-        let Some(state) = self.fanout.channel(session, channel) else {
+        let Some(state) = self
+            .fanout
+            .sessions
+            .get(&session)
+            .and_then(|all| all.get(&channel))
+        else {
             return;
         };
         let (principal, wanted) = (Arc::clone(&state.principal), Arc::clone(&state.wanted));
         let (readings, outbox) = (state.readings.clone(), Arc::clone(&state.outbox));
+        if self.whole && self.is_ahead(&wanted) {
+            return self.fanout.expel(session, channel, Resync::Epoch);
+        }
         debug_assert!(from <= self.next, "nobody is ahead of the router");
         let refused = state.refused.clone();
         let whose = (session, channel);
