@@ -11,7 +11,7 @@ use tokio::process::Command;
 /// Says that this machine has no namespaces for tests.
 const NAMESPACES: &str = "ROWCAST_TEST_NAMESPACES";
 
-const BYTES: &str = "192m";
+const BYTES: &str = "96m";
 
 pub(crate) struct Place {
     folder: tempfile::TempDir,
