@@ -46,7 +46,7 @@ impl Relay {
                 "ROWCAST_DATA".to_owned(),
                 place.data().to_str().unwrap().to_owned(),
             ),
-            ("ROWCAST_LOG_RETENTION_BYTES".to_owned(), "8MiB".to_owned()),
+            ("ROWCAST_LOG_RETENTION_BYTES".to_owned(), "16MiB".to_owned()),
             ("ROWCAST_DRAIN".to_owned(), "1s".to_owned()),
         ];
         if let Some(library) = faketime() {

@@ -36,10 +36,6 @@ impl Report {
         self.outcomes.push((fault, outcome));
     }
 
-    pub(crate) fn last(&self) -> &Outcome {
-        &self.outcomes.last().expect("one").1
-    }
-
     pub(crate) fn difference(
         before: &BTreeMap<String, u64>,
         after: &BTreeMap<String, u64>,

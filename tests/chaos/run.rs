@@ -207,6 +207,10 @@ impl World {
         all
     }
 
+    fn committed(&self) -> u64 {
+        self.traffic.committed.load(Ordering::Relaxed)
+    }
+
     fn changes(&self) -> (u64, u64) {
         let counts = self
             .clients
@@ -254,48 +258,46 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
         .check("before the first fault")
         .await
         .unwrap_or_else(|wrong| panic!("{wrong}"));
-    let mut round = Vec::new();
-    for count in 1..=faults {
-        if round.is_empty() {
-            round.clone_from(&possible);
-            round.shuffle(&mut random);
-        }
-        let fault = round.pop().expect("a kind of fault");
+    let (mut round, mut count) = (Vec::new(), 0);
+    while count < faults {
+        let before = (world.resyncs(), world.relay.ended);
         tokio::time::sleep(Duration::from_millis(random.random_range(50..500))).await;
         if random.random_bool(0.4) {
             world.change_rules(&mut random).await;
         }
-        let (resyncs, ended) = (world.resyncs(), world.relay.ended);
-        fault.carry_out(&mut world, &mut random).await;
-        let checked = world.check(&format!("fault {count}, {fault:?}")).await;
-        report.add(
-            fault,
-            Outcome {
-                healed: checked.as_ref().ok().copied(),
-                ended: world.relay.ended - ended,
-                resyncs: Report::difference(&resyncs, &world.resyncs()),
-            },
-        );
-        println!(
-            "{count} {fault:?}: {:?} {:?}",
-            checked.as_ref().ok(),
-            report.last()
-        );
-        if let Err(wrong) = checked {
-            println!(
-                "{}",
-                report.table(
-                    world.changes(),
-                    world.traffic.committed.load(Ordering::Relaxed)
-                )
+        // Now and then one comes before the one before it has healed.
+        let mut together = Vec::new();
+        while count < faults && (together.is_empty() || random.random_bool(0.15)) {
+            if round.is_empty() {
+                round.clone_from(&possible);
+                round.shuffle(&mut random);
+            }
+            let fault: Fault = round.pop().expect("a kind of fault");
+            count += 1;
+            println!("{count}: {fault:?}");
+            fault.carry_out(&mut world, &mut random).await;
+            together.push(fault);
+        }
+        let checked = world.check(&format!("fault {count}, {together:?}")).await;
+        let mut resyncs = Report::difference(&before.0, &world.resyncs());
+        let mut ended = world.relay.ended - before.1;
+        println!("    {:?}, {resyncs:?}", checked.as_ref().ok());
+        for fault in together {
+            report.add(
+                fault,
+                Outcome {
+                    healed: checked.as_ref().ok().copied(),
+                    ended: std::mem::take(&mut ended),
+                    resyncs: std::mem::take(&mut resyncs),
+                },
             );
+        }
+        if let Err(wrong) = checked {
+            println!("{}", report.table(world.changes(), world.committed()));
             panic!("{wrong}");
         }
     }
-    let table = report.table(
-        world.changes(),
-        world.traffic.committed.load(Ordering::Relaxed),
-    );
+    let table = report.table(world.changes(), world.committed());
     println!("{table}");
     if let Ok(path) = std::env::var("ROWCAST_CHAOS_TABLE") {
         std::fs::write(&path, &table).unwrap();
