@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rowcast::log::disk::{DiskLog, OpenError, Options, inspect};
-use rowcast::log::{Log, LogError, Offset, Origin};
+use rowcast::log::{Log, LogError, Offset, Origin, sealed};
 use rowcast::pg::Lsn;
 
 use model::{Transaction, all, append, rows, same};
@@ -269,10 +269,60 @@ async fn a_log_of_another_format_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     drop(DiskLog::open(options(directory.path())).unwrap());
     let state = directory.path().join("state.json");
-    std::fs::write(&state, r#"{"format":1,"epoch":7}"#).unwrap();
+    sealed::replace(&state, r#"{"format":1,"epoch":7}"#).unwrap();
     let refused = DiskLog::open(options(directory.path())).unwrap_err();
     assert!(matches!(refused, OpenError::Foreign { .. }), "{refused:?}");
     let text = refused.to_string();
     assert!(text.contains("its format is 1"), "{text}");
     assert!(text.contains("name another directory"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_was_damaged_begins_a_new_history_and_another_programs_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let epoch = {
+        let log = DiskLog::open(options(directory.path())).unwrap();
+        log.begin(origin(1), Lsn(0)).await;
+        append(&log, Transaction::new(1, 2)).await;
+        log.close().await;
+        log.epoch()
+    };
+    let state = directory.path().join("state.json");
+    let right = std::fs::read(&state).unwrap();
+    // A digit of the timeline, say: it would still read as a state.
+    let mut wrong = right.clone();
+    let digit = wrong.iter().rposition(u8::is_ascii_digit).unwrap();
+    wrong[digit] ^= 1;
+    std::fs::write(&state, &wrong).unwrap();
+    {
+        let log = DiskLog::open(options(directory.path())).unwrap();
+        assert_ne!(log.epoch(), epoch);
+        assert_eq!((log.origin(), log.range()), (None, Offset(0)..Offset(0)));
+    }
+    let other = tempfile::tempdir().unwrap();
+    std::fs::write(other.path().join("state.json"), "{\"mine\": 1}\n").unwrap();
+    let refused = DiskLog::open(options(other.path())).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("another program's"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_knows_whether_it_was_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    for closes in [true, false, false, true, true] {
+        let log = DiskLog::open(options(directory.path())).unwrap();
+        append(&log, Transaction::new(1, 2)).await;
+        if closes {
+            log.close().await;
+        } else {
+            // As a crash leaves it.
+            let state = directory.path().join("state.json");
+            let open = std::fs::read(&state).unwrap();
+            drop(log);
+            std::fs::write(&state, open).unwrap();
+        }
+        let next = DiskLog::open(options(directory.path())).unwrap();
+        assert_eq!(next.was_closed(), closes);
+        next.close().await;
+    }
 }

@@ -160,3 +160,68 @@ async fn a_cursor_of_a_log_that_was_in_memory_is_of_another_history_after_a_rest
     let mut client = back(&daemon, &both(), since).await;
     assert_eq!(resync(&mut client).await["reason"], "epoch");
 }
+
+#[tokio::test]
+async fn what_was_given_out_before_a_crash_and_not_stored_does_not_come_twice() {
+    let database = Database::new("rowcast").await;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let environment = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("JWT_SECRET", crate::harness::SECRET),
+        ("ROWCAST_SLOT", database.slot.as_str()),
+        ("ROWCAST_DATA", data.to_str().unwrap()),
+    ];
+    // A disk that takes 64 KiB and no more.
+    let mut limited = tokio::process::Command::new("sh");
+    limited
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -S -f 128; exec \"$@\"",
+            "limited",
+        ])
+        .arg(env!("CARGO_BIN_EXE_rowcast"));
+    let daemon = Daemon::spawn_by(limited, &environment);
+    daemon.ready().await;
+    let mut client = back(&daemon, &both(), None).await;
+    let insert = |id: i64| format!("insert into open values ({id}, repeat('x', 20000))");
+    for id in 1..=20 {
+        database.run(&insert(id)).await;
+    }
+    let came = until(&mut client, 20).await;
+    let since = came.last().map(|(_, _, cursor)| cursor.clone());
+    crate::durable::kill(daemon).await;
+    let (_, stored) = crate::durable::held(&data);
+    assert!(stored < 20, "some of it was given out only: {stored}");
+    let daemon = database.daemon(&environment[3..]).await;
+    let mut client = back(&daemon, &both(), since.as_deref()).await;
+    database.run(&insert(21)).await;
+    let came = until(&mut client, 21).await;
+    assert_eq!(came.len(), 1, "{came:?}");
+    assert!(came[0].2 > since.unwrap());
+    // Once all has come, what lies ahead is of no history.
+    let ahead = format!("{}ffffffffffffffff", came[0].2.split_at(17).0);
+    let mut client = back(&daemon, &both(), Some(&ahead)).await;
+    assert_eq!(resync(&mut client).await["reason"], "epoch");
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn where_it_is_not_known_since_when_the_rules_hold_whoever_missed_something_is_told() {
+    let database = Database::new("rowcast").await;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let environment = [("ROWCAST_DATA", data.to_str().unwrap())];
+    let daemon = database.daemon(&environment).await;
+    let mut client = back(&daemon, &both(), None).await;
+    database.insert_open(1).await;
+    let came = until(&mut client, 1).await;
+    let since = came.last().map(|(_, _, cursor)| cursor.as_str());
+    daemon.terminate().await;
+    database.insert_open(2).await;
+    std::fs::remove_file(data.join("access.json")).unwrap();
+    let daemon = database.daemon(&environment).await;
+    let mut client = back(&daemon, &both(), since).await;
+    assert_eq!(resync(&mut client).await["reason"], "access_changed");
+    daemon.terminate().await;
+}
