@@ -286,6 +286,7 @@ impl Live {
             },
             readings: state.readings.clone(),
             from,
+            awaits: None,
         };
         self.returns.gather(member);
     }
