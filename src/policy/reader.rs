@@ -24,6 +24,13 @@ use crate::pg::{Lsn, Oid, Xid, quote_identifier};
 /// anew when it commits.
 const ALTERING: Duration = Duration::from_secs(1);
 
+/// How often the whole catalog is read although its fingerprint is what it was: should the one ever
+/// miss what the other holds, that does not last.
+const WHOLE: Duration = Duration::from_secs(60);
+
+/// … unless that took more than this part of the time.
+const WHOLE_SHARE: u32 = 100;
+
 /// What every snapshot of the server shows by now, and the tables that somebody holds.
 const MARK: &str = "select pg_current_snapshot()::text, coalesce((
     select array_agg(l.relation) from pg_locks l join pg_database d on d.oid = l.database
@@ -96,6 +103,26 @@ pub struct Reading {
     pub catalog: Arc<Catalog>,
     /// What it is not older than.
     pub mark: Arc<Mark>,
+    /// How long reading took, without what is read once a minute only.
+    pub took: Duration,
+}
+
+/// What the catalog was when it was read over a connection.
+#[derive(Debug)]
+struct Looked {
+    snapshot: Snapshot,
+    fingerprint: String,
+    roles: BTreeSet<String>,
+    /// When all of it was read, and how long that took.
+    whole: (Instant, Duration),
+}
+
+impl Looked {
+    /// Whether it is time to read all of it whatever the fingerprint says.
+    fn is_old(&self) -> bool {
+        let (at, took) = self.whole;
+        at.elapsed() >= WHOLE.max(took * WHOLE_SHARE)
+    }
 }
 
 /// Owns the connection that the catalog is read through.
@@ -116,8 +143,9 @@ pub struct CatalogReader {
 struct Connection {
     client: Client,
     mark: Statement,
-    hash: Statement,
-    text: Statement,
+    fingerprint: Statement,
+    document: Statement,
+    looked: Option<Looked>,
 }
 
 impl CatalogReader {
@@ -177,13 +205,15 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError`]; the next call connects anew.
     pub async fn read(&mut self, mark: Mark) -> Result<Reading, CatalogError> {
-        let read = self.look_once().await;
+        let read = self.read_once(&mark).await;
         if read.is_err() {
             self.connection = None;
         }
+        let (catalog, took) = read?;
         Ok(Reading {
-            catalog: read?,
+            catalog,
             mark: Arc::new(mark),
+            took,
         })
     }
 
@@ -205,35 +235,65 @@ impl CatalogReader {
         })
     }
 
-    async fn look_once(&mut self) -> Result<Arc<Catalog>, CatalogError> {
-        let roles: Vec<String> = self.roles.iter().cloned().collect();
-        let publication = self.publication.clone();
+    async fn read_once(&mut self, mark: &Mark) -> Result<(Arc<Catalog>, Duration), CatalogError> {
+        let began = Instant::now();
+        let (roles, publication) = (self.roles.clone(), self.publication.clone());
+        let current = self.current.clone();
         let connection = self.connected().await?;
-        let hash: String = connection
+        let known = connection.looked.as_mut();
+        let mut known = known.filter(|known| known.roles == roles);
+        let old = known.as_ref().is_none_or(|known| known.is_old());
+        if let (Some(known), Some(current), false) = (&known, &current, old)
+            && known.snapshot == mark.snapshot
+        {
+            // Nothing at all has committed since.
+            return Ok((Arc::clone(current), began.elapsed()));
+        }
+        let fingerprint: String = connection
             .client
-            .query_one(&connection.hash, &[&publication, &roles])
+            .query_one(&connection.fingerprint, &[&publication])
             .await?
             .try_get(0)?;
-        if let Some(current) = self.current.as_ref().filter(|current| current.hash == hash) {
-            return Ok(Arc::clone(current));
+        let same = known
+            .as_ref()
+            .is_some_and(|known| known.fingerprint == fingerprint);
+        let took = began.elapsed();
+        if let (Some(known), Some(current), true, false) = (&mut known, &current, same, old) {
+            known.snapshot = mark.snapshot.clone();
+            return Ok((Arc::clone(current), took));
         }
-        let connection = self.connected().await?;
+        let names: Vec<&String> = roles.iter().collect();
         let row = connection
             .client
-            .query_one(&connection.text, &[&publication, &roles])
+            .query_one(&connection.document, &[&publication, &names])
             .await?;
-        let text: String = row.try_get(0)?;
-        let hash: String = row.try_get(1)?;
-        let read_at: String = connection
+        let (text, hash): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let looked = Looked {
+            snapshot: mark.snapshot.clone(),
+            fingerprint,
+            roles,
+            whole: (Instant::now(), began.elapsed() - took),
+        };
+        let catalog = match current.filter(|current| current.hash == hash) {
+            Some(current) => current,
+            None => Arc::new(self.parse(&text, hash).await?),
+        };
+        self.current = Some(Arc::clone(&catalog));
+        self.connected().await?.looked = Some(looked);
+        Ok((catalog, if same { took } else { began.elapsed() }))
+    }
+
+    async fn parse(&mut self, text: &str, hash: String) -> Result<Catalog, CatalogError> {
+        let read_at: String = self
+            .connected()
+            .await?
             .client
             .query_one("select pg_current_wal_insert_lsn()::text", &[])
             .await?
             .try_get(0)?;
         let read_at: Lsn = read_at.parse().unwrap_or_default();
-        let mut catalog = Catalog::parse(&text, hash, read_at)?;
+        let mut catalog = Catalog::parse(text, hash, read_at)?;
         self.resolve_bodies(&mut catalog).await?;
-        let catalog = Arc::new(catalog);
-        self.current = Some(Arc::clone(&catalog));
         Ok(catalog)
     }
 
@@ -297,22 +357,18 @@ impl CatalogReader {
                 )
                 .await?;
             let sql = include_str!("../../sql/catalog.sql");
-            let hash = client
-                .prepare(&format!(
-                    "select md5(document) from ({sql}) as catalog(document)"
-                ))
-                .await?;
-            let text = client
+            let document = client
                 .prepare(&format!(
                     "select document, md5(document) from ({sql}) as catalog(document)"
                 ))
                 .await?;
-            let mark = client.prepare(MARK).await?;
+            let fingerprint = include_str!("../../sql/fingerprint.sql");
             self.connection = Some(Connection {
+                mark: client.prepare(MARK).await?,
+                fingerprint: client.prepare(fingerprint).await?,
                 client,
-                mark,
-                hash,
-                text,
+                document,
+                looked: None,
             });
         }
         Ok(self.connection.as_mut().expect("it was made above"))

@@ -1,4 +1,5 @@
-//! One task owns the catalog reader: it looks once a second, and answers the router in between.
+//! One task owns the catalog reader: it looks once a second (less often where that would keep the
+//! database busy), and answers the router in between.
 //!
 //! Whoever waits for a commit to become visible waits alone: the task takes a mark now and then,
 //! reads once for all whom that helps, and looks on its own clock meanwhile.
@@ -27,6 +28,10 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::fr
 
 /// A commit that is not visible for so long is named.
 const LONG: Duration = Duration::from_secs(5);
+
+/// After a reading on its own clock the task pauses for this many times as long as that took, however
+/// short the interval is.
+const SPARED: u32 = 9;
 
 /// The catalog as it is known, and a way to have it looked at.
 #[derive(Debug, Clone)]
@@ -176,6 +181,7 @@ pub async fn watch(
         waiting: Vec::new(),
         roles: Vec::new(),
         failing: false,
+        took: Duration::ZERO,
     };
     let watch = CatalogWatch {
         requests,
@@ -197,6 +203,8 @@ struct Desk {
     roles: Vec<Role>,
     /// Whether the last attempt failed.
     failing: bool,
+    /// How long the last reading took.
+    took: Duration,
 }
 
 impl Desk {
@@ -229,7 +237,9 @@ impl Desk {
             self.failing = failed;
             let now = Instant::now();
             if now >= self.next_look {
-                self.next_look = now + self.interval;
+                let interval = self.interval.max(self.took * SPARED);
+                self.metrics.catalog_interval.set(interval.as_secs_f64());
+                self.next_look = now + interval;
             }
             self.waiting.retain(|after| !after.done.is_closed());
             self.tell_of_delay();
@@ -275,6 +285,8 @@ impl Desk {
         }
         let reading = read?;
         let mark = Arc::clone(&reading.mark);
+        self.took = reading.took;
+        self.metrics.catalog_look.set(reading.took.as_secs_f64());
         self.metrics.catalog_wait.set(self.longest(&mark));
         self.publish(reading);
         for role in self.roles.drain(..) {
