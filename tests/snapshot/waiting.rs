@@ -156,6 +156,12 @@ async fn a_table_whose_first_row_hangs_holds_up_no_join_no_rows_and_no_look_at_t
     world.run("insert into a values (2)").await;
     let on_b_late = world.following("b").await;
     assert!(world.core.metrics.catalog_wait.get() > 0.0);
+    until("it is named", async || {
+        world.core.readiness.delay().is_some()
+    })
+    .await;
+    let told = world.core.readiness.delay().expect("a delay").reason();
+    assert!(told.contains("synchronous_standby_names"), "{told}");
 
     world.answer(hanging).await;
     hears_of(&reader, 2).await;
@@ -168,7 +174,7 @@ async fn a_table_whose_first_row_hangs_holds_up_no_join_no_rows_and_no_look_at_t
     }
     hears_of(&on_b, 2).await;
     until("nothing is said to wait", async || {
-        world.core.metrics.catalog_wait.get() == 0.0
+        world.core.metrics.catalog_wait.get() == 0.0 && world.core.readiness.delay().is_none()
     })
     .await;
     world.stop().await;
