@@ -1,7 +1,7 @@
 //! What operators ask: is it ready, and how does it fare.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use axum::Json;
 use axum::extract::State;
@@ -9,8 +9,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::metrics::Metrics;
+use crate::policy::watch::Delay;
 
 /// Where the source stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,13 +27,18 @@ pub enum SourceState {
 
 /// What readiness is decided by; shared between the source's task and the admin listener.
 #[derive(Clone)]
-pub struct Readiness(Arc<RwLock<SourceState>>);
+pub struct Readiness {
+    source: Arc<RwLock<SourceState>>,
+    delay: Arc<OnceLock<watch::Receiver<Option<Delay>>>>,
+}
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self(Arc::new(RwLock::new(SourceState::Waiting(
-            "connecting to PostgreSQL".to_owned(),
-        ))))
+        let source = SourceState::Waiting("connecting to PostgreSQL".to_owned());
+        Self {
+            source: Arc::new(RwLock::new(source)),
+            delay: Arc::default(),
+        }
     }
 }
 
@@ -45,7 +52,7 @@ impl Readiness {
     /// Where the source stands now.
     #[must_use]
     pub fn get(&self) -> SourceState {
-        self.0
+        self.source
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
@@ -53,10 +60,22 @@ impl Readiness {
 
     /// Notes where the source stands. Draining is final.
     pub fn set(&self, state: SourceState) {
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.source.write().unwrap_or_else(PoisonError::into_inner);
         if *current != SourceState::Draining {
             *current = state;
         }
+    }
+
+    /// Has what changes wait for be told as well.
+    pub fn tell_of(&self, delay: watch::Receiver<Option<Delay>>) {
+        // There is one catalog in a process.
+        let _told_already = self.delay.set(delay);
+    }
+
+    /// What changes have been waiting for for long.
+    #[must_use]
+    pub fn delay(&self) -> Option<Delay> {
+        *self.delay.get()?.borrow()
     }
 }
 
@@ -85,7 +104,9 @@ async fn readyz(State(desk): State<Desk>) -> Response {
     };
     let reason = match state {
         SourceState::Waiting(reason) => Some(reason),
-        SourceState::Streaming | SourceState::Draining => None,
+        // Some changes wait and others do not: no reason to send clients elsewhere.
+        SourceState::Streaming => desk.readiness.delay().map(|delay| delay.reason()),
+        SourceState::Draining => None,
     };
     let body = json!({
         "ready": status == StatusCode::OK,

@@ -120,6 +120,13 @@ pub struct Metrics {
     pub slots_given_up: Counter,
     /// Times the catalog was read anew because it changed.
     pub catalog_reloads: Counter,
+    /// How long the last look at the catalog took, in seconds.
+    pub catalog_look: Gauge<f64, AtomicU64>,
+    /// How long is paused between two looks at the catalog, in seconds.
+    pub catalog_interval: Gauge<f64, AtomicU64>,
+    /// For how many seconds changes have been waiting for a commit that is in the stream and not
+    /// visible; 0 where none wait.
+    pub catalog_wait: Gauge<f64, AtomicU64>,
     /// Snapshots that channels asked for.
     pub snapshots: Counter,
     /// Snapshots that could not be given.
@@ -156,6 +163,9 @@ impl Metrics {
         let histories = Counter::default();
         let slots_given_up = Counter::default();
         let catalog_reloads = Counter::default();
+        let catalog_look = Gauge::default();
+        let catalog_interval = Gauge::default();
+        let catalog_wait = Gauge::default();
         let snapshots = Counter::default();
         let snapshots_failed = Counter::default();
         let snapshot_rows = Counter::default();
@@ -231,6 +241,24 @@ impl Metrics {
             "Times the catalog was read anew because it changed",
             catalog_reloads.clone(),
         );
+        registry.register_with_unit(
+            "catalog_look",
+            "How long the last look at the catalog took",
+            Unit::Seconds,
+            catalog_look.clone(),
+        );
+        registry.register_with_unit(
+            "catalog_interval",
+            "How long is paused between two looks at the catalog",
+            Unit::Seconds,
+            catalog_interval.clone(),
+        );
+        registry.register_with_unit(
+            "catalog_wait",
+            "For how long changes have been waiting for a commit that is not visible",
+            Unit::Seconds,
+            catalog_wait.clone(),
+        );
         registry.register(
             "snapshots",
             "Snapshots that channels asked for",
@@ -264,6 +292,9 @@ impl Metrics {
             histories,
             slots_given_up,
             catalog_reloads,
+            catalog_look,
+            catalog_interval,
+            catalog_wait,
             snapshots,
             snapshots_failed,
             snapshot_rows,
@@ -325,6 +356,9 @@ mod tests {
             "rowcast_slot_lag_bytes 0",
             "rowcast_questions_total 0",
             "rowcast_source_up 0",
+            "rowcast_catalog_look_seconds 0",
+            "rowcast_catalog_interval_seconds 0",
+            "rowcast_catalog_wait_seconds 0",
             "rowcast_snapshots_total 0",
             "rowcast_snapshots_failed_total 0",
             "rowcast_snapshot_rows_total 0",

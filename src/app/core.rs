@@ -85,6 +85,7 @@ impl Core {
         );
 
         let catalog = catalog(config, &database, &publication, &metrics, &mut tasks).await?;
+        readiness.tell_of(catalog.delay());
         let (asker, answering) = asker(database.clone(), Arc::clone(&metrics), config.ask_timeout);
         tasks.spawn(async move {
             answering.await;

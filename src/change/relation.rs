@@ -37,6 +37,12 @@ impl Relation {
         VERSION.fetch_add(count, Ordering::Relaxed)
     }
 
+    /// Descriptions with a version below this have been read by now.
+    #[must_use]
+    pub fn versions() -> u64 {
+        VERSION.load(Ordering::Relaxed)
+    }
+
     /// Whether another version says the same.
     #[must_use]
     pub fn describes_as(&self, other: &Self) -> bool {

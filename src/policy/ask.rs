@@ -5,8 +5,9 @@
 //!
 //! Questions are gathered into batches. A batch is one transaction on one connection, sent as a
 //! pipeline (one round trip), and always rolled back, so that a policy function with side effects
-//! leaves none. A transaction can be decoded before it is visible: no question is asked before the
-//! snapshot shows the transaction that its row comes from.
+//! leaves none. A transaction can be decoded before it is visible: no question about policies, which
+//! may look into tables, is asked before the snapshot shows the transaction that its row comes from.
+//! It waits aside, until its deadline at most, and holds up no other.
 
 mod desk;
 
@@ -221,7 +222,8 @@ pub fn asker(
                     match subject {
                         Subject::Policies => {
                             let questions = turns.into_iter().flat_map(|turn| turn.questions);
-                            desk.settle(questions.collect()).await;
+                            let unseen = desk.settle(questions.collect()).await;
+                            outlet.0.put_aside(unseen);
                         }
                         Subject::Filter => desk.serve(turns, &outlet.0).await,
                     }

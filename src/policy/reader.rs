@@ -1,9 +1,7 @@
 //! Reads the catalog, notices when it changed, and has PostgreSQL resolve function bodies.
 //!
-//! The catalog is read at *now*, the stream is in the past. [`CatalogReader::after`] closes the
-//! gap for a table whose description PostgreSQL has just sent anew: it waits until the transaction
-//! in hand is visible (a commit can be decoded before it is), then for whoever holds the table's
-//! exclusive lock, and reads then.
+//! The catalog is read at *now*, the stream is in the past. A [`Mark`] that was taken before it was
+//! read says which changes of the stream it is not older than.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,17 +10,32 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement, Transaction};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::catalog::{Catalog, Function};
+use crate::change::Relation;
 use crate::pg::connect::{ConnectError, Database};
 use crate::pg::refusal::Retry;
+use crate::pg::snapshot::{InvalidSnapshot, Snapshot};
 use crate::pg::{Lsn, Oid, Xid, quote_identifier};
-use crate::retry::Backoff;
 
-/// How long to wait for the lock of somebody who is changing the table right now. A migration that
-/// holds it longer must not stop the stream; what it changes is sent anew when it commits.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// For how long somebody's exclusive lock on a table means that what it is described by may not be
+/// visible yet. A migration that holds it longer must not stop the stream; what it changes is sent
+/// anew when it commits.
+const ALTERING: Duration = Duration::from_secs(1);
+
+/// How often the whole catalog is read although its fingerprint is what it was: should the one ever
+/// miss what the other holds, that does not last.
+const WHOLE: Duration = Duration::from_secs(60);
+
+/// … unless that took more than this part of the time.
+const WHOLE_SHARE: u32 = 100;
+
+/// What every snapshot of the server shows by now, and the tables that somebody holds.
+const MARK: &str = "select pg_current_snapshot()::text, coalesce((
+    select array_agg(l.relation) from pg_locks l join pg_database d on d.oid = l.database
+    where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted
+      and l.pid is distinct from pg_backend_pid() and d.datname = current_database()), '{}')";
 
 /// Why the catalog could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +49,9 @@ pub enum CatalogError {
     /// The answer is not what the query returns.
     #[error("the catalog is not as expected")]
     Malformed(#[from] serde_json::Error),
+    /// A snapshot in a form that is not known.
+    #[error(transparent)]
+    Snapshot(#[from] InvalidSnapshot),
 }
 
 impl CatalogError {
@@ -49,8 +65,63 @@ impl CatalogError {
                 Some(code) if code.starts_with("42") => Retry::Never,
                 _ => Retry::Soon,
             },
-            Self::Malformed(_) => Retry::Never,
+            Self::Malformed(_) | Self::Snapshot(_) => Retry::Never,
         }
+    }
+}
+
+/// A moment at which the catalog had not been read yet.
+#[derive(Debug)]
+pub struct Mark {
+    snapshot: Snapshot,
+    /// Tables of which somebody else has held the exclusive lock for a moment.
+    altered: Vec<Oid>,
+    /// Descriptions of the stream with a version below this had been read.
+    versions: u64,
+}
+
+impl Mark {
+    /// Whether a catalog that is read now is at or after the commit of `xid`, whose stream describes
+    /// a table as `relation`: the commit is visible (it can be decoded before it is), and nobody who
+    /// altered the table is about to become so.
+    #[must_use]
+    pub fn is_after(&self, xid: Xid, relation: &Relation) -> bool {
+        relation.version < self.versions && self.shows(xid) && !self.altered.contains(&relation.oid)
+    }
+
+    /// Whether a commit is visible.
+    #[must_use]
+    pub fn shows(&self, xid: Xid) -> bool {
+        self.snapshot.shows(xid)
+    }
+}
+
+/// A catalog that was read after a mark was taken.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// The same value as before where nothing changed.
+    pub catalog: Arc<Catalog>,
+    /// What it is not older than.
+    pub mark: Arc<Mark>,
+    /// How long reading took, without what is read once a minute only.
+    pub took: Duration,
+}
+
+/// What the catalog was when it was read over a connection.
+#[derive(Debug)]
+struct Looked {
+    snapshot: Snapshot,
+    fingerprint: String,
+    roles: BTreeSet<String>,
+    /// When all of it was read, and how long that took.
+    whole: (Instant, Duration),
+}
+
+impl Looked {
+    /// Whether it is time to read all of it whatever the fingerprint says.
+    fn is_old(&self) -> bool {
+        let (at, took) = self.whole;
+        at.elapsed() >= WHOLE.max(took * WHOLE_SHARE)
     }
 }
 
@@ -62,8 +133,8 @@ pub struct CatalogReader {
     roles: BTreeSet<String>,
     connection: Option<Connection>,
     current: Option<Arc<Catalog>>,
-    /// When the last look that succeeded began.
-    looked_at: Option<Instant>,
+    /// The tables that somebody else holds, since it was noticed.
+    held: HashMap<Oid, Instant>,
     /// Resolved bodies by function and version, so that each is analysed once.
     bodies: HashMap<(Oid, String), Option<String>>,
 }
@@ -71,13 +142,15 @@ pub struct CatalogReader {
 #[derive(Debug)]
 struct Connection {
     client: Client,
-    hash: Statement,
-    text: Statement,
+    mark: Statement,
+    fingerprint: Statement,
+    document: Statement,
+    looked: Option<Looked>,
 }
 
 impl CatalogReader {
     /// A reader that has not connected yet. `roles` are those that clients are expected to act as;
-    /// others are added by [`CatalogReader::role`].
+    /// others are added by [`CatalogReader::add`].
     #[must_use]
     pub fn new(
         database: Database,
@@ -90,9 +163,19 @@ impl CatalogReader {
             roles: roles.into_iter().collect(),
             connection: None,
             current: None,
-            looked_at: None,
+            held: HashMap::new(),
             bodies: HashMap::new(),
         }
+    }
+
+    /// Adds a role to those that are read; whether it was not among them.
+    pub fn add(&mut self, role: &str) -> bool {
+        self.roles.insert(role.to_owned())
+    }
+
+    /// Takes a role out that does not exist: names must not pile up.
+    pub fn remove(&mut self, role: &str) {
+        self.roles.remove(role);
     }
 
     /// The catalog as it is now: the same value as before where nothing changed.
@@ -100,126 +183,117 @@ impl CatalogReader {
     /// # Errors
     /// [`CatalogError`]; the next call connects anew.
     pub async fn look(&mut self) -> Result<Arc<Catalog>, CatalogError> {
-        let began = Instant::now();
-        let result = self.look_once().await;
-        match &result {
-            Ok(_) => self.looked_at = Some(began),
-            Err(_) => self.connection = None,
-        }
-        result
+        let mark = self.mark().await?;
+        Ok(self.read(mark).await?.catalog)
     }
 
-    /// The catalog as it was at `since` or later, with `role` in it if there is such a role.
+    /// Notes this moment. Waits for nobody.
     ///
     /// # Errors
-    /// [`CatalogError`].
-    pub async fn role(&mut self, role: &str, since: Instant) -> Result<Arc<Catalog>, CatalogError> {
-        if let Some(current) = &self.current
-            && self.roles.contains(role)
-            && self.looked_at.is_some_and(|looked_at| looked_at >= since)
-        {
-            // Many ask at once: one look answers all.
-            return Ok(Arc::clone(current));
+    /// [`CatalogError`]; the next call connects anew.
+    pub async fn mark(&mut self) -> Result<Mark, CatalogError> {
+        let versions = Relation::versions();
+        let marked = self.mark_once(versions).await;
+        if marked.is_err() {
+            self.connection = None;
         }
-        let added = self.roles.insert(role.to_owned());
-        let catalog = self.look().await;
-        let known = catalog
+        marked
+    }
+
+    /// Reads the catalog, after `mark` was taken.
+    ///
+    /// # Errors
+    /// [`CatalogError`]; the next call connects anew.
+    pub async fn read(&mut self, mark: Mark) -> Result<Reading, CatalogError> {
+        let read = self.read_once(&mark).await;
+        if read.is_err() {
+            self.connection = None;
+        }
+        let (catalog, took) = read?;
+        Ok(Reading {
+            catalog,
+            mark: Arc::new(mark),
+            took,
+        })
+    }
+
+    async fn mark_once(&mut self, versions: u64) -> Result<Mark, CatalogError> {
+        let connection = self.connected().await?;
+        let row = connection.client.query_one(&connection.mark, &[]).await?;
+        let snapshot: String = row.try_get(0)?;
+        let locked: Vec<u32> = row.try_get(1)?;
+        let now = Instant::now();
+        self.held.retain(|table, _| locked.contains(&table.0));
+        let altered = locked.into_iter().map(Oid).filter(|table| {
+            let since = *self.held.entry(*table).or_insert(now);
+            now.duration_since(since) < ALTERING
+        });
+        Ok(Mark {
+            altered: altered.collect(),
+            snapshot: snapshot.parse()?,
+            versions,
+        })
+    }
+
+    async fn read_once(&mut self, mark: &Mark) -> Result<(Arc<Catalog>, Duration), CatalogError> {
+        let began = Instant::now();
+        let (roles, publication) = (self.roles.clone(), self.publication.clone());
+        let current = self.current.clone();
+        let connection = self.connected().await?;
+        let known = connection.looked.as_mut();
+        let mut known = known.filter(|known| known.roles == roles);
+        let old = known.as_ref().is_none_or(|known| known.is_old());
+        if let (Some(known), Some(current), false) = (&known, &current, old)
+            && known.snapshot == mark.snapshot
+        {
+            // Nothing at all has committed since.
+            return Ok((Arc::clone(current), began.elapsed()));
+        }
+        let fingerprint: String = connection
+            .client
+            .query_one(&connection.fingerprint, &[&publication])
+            .await?
+            .try_get(0)?;
+        let same = known
             .as_ref()
-            .is_ok_and(|catalog| catalog.roles.contains_key(role));
-        if added && !known {
-            // Names that do not exist must not pile up.
-            self.roles.remove(role);
+            .is_some_and(|known| known.fingerprint == fingerprint);
+        let took = began.elapsed();
+        if let (Some(known), Some(current), true, false) = (&mut known, &current, same, old) {
+            known.snapshot = mark.snapshot.clone();
+            return Ok((Arc::clone(current), took));
         }
-        catalog
-    }
-
-    /// The catalog at or after the commit of `xid`, whose stream has just described `relation`
-    /// anew. Waits as long as that takes: going on without would mean judging by rules that may no
-    /// longer hold.
-    pub async fn after(&mut self, xid: Xid, relation: Oid) -> Arc<Catalog> {
-        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(250));
-        loop {
-            match self.look_after(xid, relation).await {
-                Ok(Some(catalog)) => return catalog,
-                Ok(None) => debug!(%xid, "a commit was decoded before it is visible"),
-                Err(error) => {
-                    self.connection = None;
-                    warn!(error = %Chain(&error), "cannot read the catalog, changes wait for it");
-                }
-            }
-            tokio::time::sleep(backoff.after_failure()).await;
-        }
-    }
-
-    async fn look_after(
-        &mut self,
-        xid: Xid,
-        relation: Oid,
-    ) -> Result<Option<Arc<Catalog>>, CatalogError> {
-        let connection = self.connected().await?;
-        let visible: bool = connection
-            .client
-            .query_one(
-                "select pg_visible_in_snapshot($1::text::xid8, pg_current_snapshot())",
-                &[&xid.to_string()],
-            )
-            .await?
-            .try_get(0)?;
-        if !visible {
-            return Ok(None);
-        }
-        // Opens the table with an ACCESS SHARE lock and needs no right on it. Whoever altered it
-        // holds the exclusive lock until the change is visible.
-        let transaction = connection.client.transaction().await?;
-        transaction
-            .batch_execute(&format!(
-                "set local lock_timeout = {}",
-                LOCK_TIMEOUT.as_millis()
-            ))
-            .await?;
-        match transaction
-            .query("select pg_relation_size($1::oid)", &[&relation.0])
-            .await
-        {
-            Ok(_) => {}
-            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                debug!(table = %relation, "the table is being altered right now");
-            }
-            Err(error) => return Err(error.into()),
-        }
-        transaction.rollback().await?;
-        self.look_once().await.map(Some)
-    }
-
-    async fn look_once(&mut self) -> Result<Arc<Catalog>, CatalogError> {
-        let roles: Vec<String> = self.roles.iter().cloned().collect();
-        let publication = self.publication.clone();
-        let connection = self.connected().await?;
-        let hash: String = connection
-            .client
-            .query_one(&connection.hash, &[&publication, &roles])
-            .await?
-            .try_get(0)?;
-        if let Some(current) = self.current.as_ref().filter(|current| current.hash == hash) {
-            return Ok(Arc::clone(current));
-        }
-        let connection = self.connected().await?;
+        let names: Vec<&String> = roles.iter().collect();
         let row = connection
             .client
-            .query_one(&connection.text, &[&publication, &roles])
+            .query_one(&connection.document, &[&publication, &names])
             .await?;
-        let text: String = row.try_get(0)?;
-        let hash: String = row.try_get(1)?;
-        let read_at: String = connection
+        let (text, hash): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let looked = Looked {
+            snapshot: mark.snapshot.clone(),
+            fingerprint,
+            roles,
+            whole: (Instant::now(), began.elapsed() - took),
+        };
+        let catalog = match current.filter(|current| current.hash == hash) {
+            Some(current) => current,
+            None => Arc::new(self.parse(&text, hash).await?),
+        };
+        self.current = Some(Arc::clone(&catalog));
+        self.connected().await?.looked = Some(looked);
+        Ok((catalog, if same { took } else { began.elapsed() }))
+    }
+
+    async fn parse(&mut self, text: &str, hash: String) -> Result<Catalog, CatalogError> {
+        let read_at: String = self
+            .connected()
+            .await?
             .client
             .query_one("select pg_current_wal_insert_lsn()::text", &[])
             .await?
             .try_get(0)?;
         let read_at: Lsn = read_at.parse().unwrap_or_default();
-        let mut catalog = Catalog::parse(&text, hash, read_at)?;
+        let mut catalog = Catalog::parse(text, hash, read_at)?;
         self.resolve_bodies(&mut catalog).await?;
-        let catalog = Arc::new(catalog);
-        self.current = Some(Arc::clone(&catalog));
         Ok(catalog)
     }
 
@@ -283,17 +357,19 @@ impl CatalogReader {
                 )
                 .await?;
             let sql = include_str!("../../sql/catalog.sql");
-            let hash = client
-                .prepare(&format!(
-                    "select md5(document) from ({sql}) as catalog(document)"
-                ))
-                .await?;
-            let text = client
+            let document = client
                 .prepare(&format!(
                     "select document, md5(document) from ({sql}) as catalog(document)"
                 ))
                 .await?;
-            self.connection = Some(Connection { client, hash, text });
+            let fingerprint = include_str!("../../sql/fingerprint.sql");
+            self.connection = Some(Connection {
+                mark: client.prepare(MARK).await?,
+                fingerprint: client.prepare(fingerprint).await?,
+                client,
+                document,
+                looked: None,
+            });
         }
         Ok(self.connection.as_mut().expect("it was made above"))
     }
@@ -344,19 +420,4 @@ async fn resolve_body(
         )
         .await?;
     row.try_get(0)
-}
-
-/// An error with what caused it, for one log line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
-    }
 }

@@ -1,41 +1,86 @@
-//! One task owns the catalog reader: it looks once a second, and answers the router in between.
+//! One task owns the catalog reader: it looks once a second (less often where that would keep the
+//! database busy), and answers the router in between.
+//!
+//! Whoever waits for a commit to become visible waits alone: the task takes a mark now and then,
+//! reads once for all whom that helps, and looks on its own clock meanwhile.
 
 use std::collections::BTreeSet;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::catalog::Catalog;
-use super::reader::{CatalogError, CatalogReader};
+use super::reader::{CatalogError, CatalogReader, Mark, Reading};
+use crate::change::Relation;
 use crate::metrics::Metrics;
-use crate::pg::{Oid, Xid};
+use crate::pg::Xid;
 
-/// Requests that wait; past this whoever asks waits.
+/// Requests that wait to be taken; past this whoever asks waits.
 const QUEUE: usize = 256;
+
+/// How often it is looked whether a commit is visible: first soon, since mostly it is a matter of
+/// microseconds, then after half as long again as was waited for the one that came last.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
+
+/// A commit that is not visible for so long is named.
+const LONG: Duration = Duration::from_secs(5);
+
+/// After a reading on its own clock the task pauses for this many times as long as that took, however
+/// short the interval is.
+const SPARED: u32 = 9;
 
 /// The catalog as it is known, and a way to have it looked at.
 #[derive(Debug, Clone)]
 pub struct CatalogWatch {
     requests: mpsc::Sender<Request>,
-    current: watch::Receiver<Arc<Catalog>>,
+    current: watch::Receiver<Reading>,
+    delay: watch::Receiver<Option<Delay>>,
+}
+
+/// A commit that is in the stream, is waited for, and has not become visible for long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay {
+    /// The transaction.
+    pub xid: Xid,
+    /// Since when it is waited for.
+    pub since: Instant,
+}
+
+impl Delay {
+    /// What is known of it, for operators.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        format!(
+            "transaction {} is in the stream for {} s and not visible: probably a synchronous \
+             standby does not answer (synchronous_standby_names)",
+            self.xid,
+            self.since.elapsed().as_secs()
+        )
+    }
 }
 
 #[derive(Debug)]
 enum Request {
-    After {
-        xid: Xid,
-        relation: Oid,
-        done: oneshot::Sender<()>,
-    },
-    Role {
-        role: String,
-        since: Instant,
-        done: oneshot::Sender<Result<(), CatalogError>>,
-    },
+    After(After),
+    Role(Role),
+}
+
+#[derive(Debug)]
+struct After {
+    xid: Xid,
+    relation: Arc<Relation>,
+    since: Instant,
+    done: oneshot::Sender<()>,
+}
+
+#[derive(Debug)]
+struct Role {
+    role: String,
+    done: oneshot::Sender<Result<(), Arc<CatalogError>>>,
 }
 
 /// The catalog's task has ended.
@@ -47,12 +92,12 @@ impl CatalogWatch {
     /// The newest catalog.
     #[must_use]
     pub fn current(&self) -> Arc<Catalog> {
-        Arc::clone(&self.current.borrow())
+        Arc::clone(&self.current.borrow().catalog)
     }
 
     /// The newest catalog; marks it as seen.
     pub fn take(&mut self) -> Arc<Catalog> {
-        Arc::clone(&self.current.borrow_and_update())
+        Arc::clone(&self.current.borrow_and_update().catalog)
     }
 
     /// Waits for a catalog that was not seen yet. Cancel safe.
@@ -63,21 +108,31 @@ impl CatalogWatch {
         self.current.changed().await.map_err(|_| Ended)
     }
 
-    /// Returns once [`CatalogWatch::current`] is at or after the commit of `xid`, whose stream has
-    /// just described `relation` anew.
+    /// Whether [`CatalogWatch::current`] is at or after the commit of `xid`, whose stream describes
+    /// a table as `relation`.
+    #[must_use]
+    pub fn is_after(&self, xid: Xid, relation: &Relation) -> bool {
+        self.current.borrow().mark.is_after(xid, relation)
+    }
+
+    /// Returns once [`CatalogWatch::is_after`] says so. That can take as long as a synchronous
+    /// standby does not answer. Cancel safe.
     ///
     /// # Errors
     /// [`Ended`].
-    pub async fn after(&self, xid: Xid, relation: Oid) -> Result<(), Ended> {
+    pub async fn after(&self, xid: Xid, relation: &Arc<Relation>) -> Result<(), Ended> {
+        if self.is_after(xid, relation) {
+            return Ok(());
+        }
         let (done, answer) = oneshot::channel();
-        self.requests
-            .send(Request::After {
-                xid,
-                relation,
-                done,
-            })
-            .await
-            .map_err(|_| Ended)?;
+        let request = After {
+            xid,
+            relation: Arc::clone(relation),
+            since: Instant::now(),
+            done,
+        };
+        let sent = self.requests.send(Request::After(request)).await;
+        sent.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 
@@ -86,17 +141,17 @@ impl CatalogWatch {
     ///
     /// # Errors
     /// [`CatalogError`], or `None` where the task has ended.
-    pub async fn role(&self, role: String) -> Result<(), Option<CatalogError>> {
+    pub async fn role(&self, role: String) -> Result<(), Option<Arc<CatalogError>>> {
         let (done, answer) = oneshot::channel();
-        self.requests
-            .send(Request::Role {
-                role,
-                since: Instant::now(),
-                done,
-            })
-            .await
-            .map_err(|_| None)?;
+        let request = Request::Role(Role { role, done });
+        self.requests.send(request).await.map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
+    }
+
+    /// Follows what is waited for for long.
+    #[must_use]
+    pub fn delay(&self) -> watch::Receiver<Option<Delay>> {
+        self.delay.clone()
     }
 }
 
@@ -110,65 +165,192 @@ pub async fn watch(
     metrics: Arc<Metrics>,
     interval: Duration,
 ) -> Result<(CatalogWatch, impl Future<Output = ()> + Send), CatalogError> {
-    let first = reader.look().await?;
-    name_open_tables(None, &first);
+    let mark = reader.mark().await?;
+    let first = reader.read(mark).await?;
+    name_open_tables(None, &first.catalog);
     let (publish, current) = watch::channel(first);
-    let (requests, mut incoming) = mpsc::channel(QUEUE);
-    let task = async move {
-        let mut ticks = tokio::time::interval(interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                request = incoming.recv() => match request {
-                    Some(request) => serve(&mut reader, &publish, &metrics, request).await,
-                    None => break,
-                },
-                _ = ticks.tick() => match reader.look().await {
-                    Ok(catalog) => publish_new(&publish, &metrics, catalog),
-                    Err(error) => warn!(%error, "cannot look at the catalog"),
-                },
-            }
-        }
+    let (tell, delay) = watch::channel(None);
+    let (requests, incoming) = mpsc::channel(QUEUE);
+    let desk = Desk {
+        reader,
+        metrics,
+        interval,
+        next_look: Instant::now() + interval,
+        publish,
+        tell,
+        waiting: Vec::new(),
+        roles: Vec::new(),
+        failing: false,
+        took: Duration::ZERO,
     };
-    Ok((CatalogWatch { requests, current }, task))
+    let watch = CatalogWatch {
+        requests,
+        current,
+        delay,
+    };
+    Ok((watch, desk.run(incoming)))
 }
 
-async fn serve(
-    reader: &mut CatalogReader,
-    publish: &watch::Sender<Arc<Catalog>>,
-    metrics: &Metrics,
-    request: Request,
-) {
-    // Whoever asked may be gone: then nobody needs the answer.
-    match request {
-        Request::After {
-            xid,
-            relation,
-            done,
-        } => {
-            publish_new(publish, metrics, reader.after(xid, relation).await);
-            let _gone = done.send(());
+struct Desk {
+    reader: CatalogReader,
+    metrics: Arc<Metrics>,
+    interval: Duration,
+    next_look: Instant,
+    publish: watch::Sender<Reading>,
+    tell: watch::Sender<Option<Delay>>,
+    /// Those whose commit was not visible when it was last looked.
+    waiting: Vec<After>,
+    roles: Vec<Role>,
+    /// Whether the last attempt failed.
+    failing: bool,
+    /// How long the last reading took.
+    took: Duration,
+}
+
+impl Desk {
+    async fn run(mut self, mut incoming: mpsc::Receiver<Request>) {
+        loop {
+            let again = self.again();
+            tokio::select! {
+                request = incoming.recv() => match request {
+                    Some(request) => self.take(request),
+                    None => return,
+                },
+                () = sleep_until(self.next_look) => {}
+                () = at(again) => {}
+            }
+            while let Ok(request) = incoming.try_recv() {
+                self.take(request);
+            }
+            let looked = self.look().await;
+            let failed = looked.is_err();
+            if let Err(error) = looked {
+                if !self.failing || Instant::now() >= self.next_look {
+                    warn!(error = %Chain(&error), "cannot read the catalog, what needs it waits");
+                }
+                let error = Arc::new(error);
+                for role in self.roles.drain(..) {
+                    // Whoever asked may be gone: then nobody needs the answer.
+                    let _gone = role.done.send(Err(Arc::clone(&error)));
+                }
+            }
+            self.failing = failed;
+            let now = Instant::now();
+            if now >= self.next_look {
+                let interval = self.interval.max(self.took * SPARED);
+                self.metrics.catalog_interval.set(interval.as_secs_f64());
+                self.next_look = now + interval;
+            }
+            self.waiting.retain(|after| !after.done.is_closed());
+            self.tell_of_delay();
         }
-        Request::Role { role, since, done } => {
-            let answer = reader.role(&role, since).await.map(|catalog| {
-                publish_new(publish, metrics, catalog);
-            });
-            let _gone = done.send(answer);
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::After(after) => self.waiting.push(after),
+            Request::Role(role) => self.roles.push(role),
         }
+    }
+
+    /// When to look again for those who wait.
+    fn again(&self) -> Option<Instant> {
+        let last = self.waiting.iter().map(|after| after.since).max()?;
+        let (soonest, latest) = LOOK_AGAIN;
+        let soonest = if self.failing { latest } else { soonest };
+        Some(Instant::now() + (last.elapsed() / 2).clamp(soonest, latest))
+    }
+
+    /// Reads the catalog where it is time, or where that helps somebody, and answers.
+    async fn look(&mut self) -> Result<(), CatalogError> {
+        let mark = self.reader.mark().await?;
+        let helped = |after: &After| mark.is_after(after.xid, &after.relation);
+        let due = Instant::now() >= self.next_look;
+        if !due && self.roles.is_empty() && !self.waiting.iter().any(helped) {
+            self.metrics.catalog_wait.set(self.longest(&mark));
+            return Ok(());
+        }
+        let mut added: Vec<&str> = Vec::new();
+        for role in &self.roles {
+            if self.reader.add(&role.role) {
+                added.push(&role.role);
+            }
+        }
+        let read = self.reader.read(mark).await;
+        for role in added {
+            let known = |reading: &Reading| reading.catalog.roles.contains_key(role);
+            if !read.as_ref().is_ok_and(known) {
+                self.reader.remove(role);
+            }
+        }
+        let reading = read?;
+        let mark = Arc::clone(&reading.mark);
+        self.took = reading.took;
+        self.metrics.catalog_look.set(reading.took.as_secs_f64());
+        self.metrics.catalog_wait.set(self.longest(&mark));
+        self.publish(reading);
+        for role in self.roles.drain(..) {
+            let _gone = role.done.send(Ok(()));
+        }
+        let helped = |after: &mut After| mark.is_after(after.xid, &after.relation);
+        for after in self.waiting.extract_if(.., helped) {
+            let _gone = after.done.send(());
+        }
+        Ok(())
+    }
+
+    /// For how many seconds somebody waits for a commit that `mark` does not show.
+    fn longest(&self, mark: &Mark) -> f64 {
+        let hidden = self.waiting.iter().filter(|after| !mark.shows(after.xid));
+        let first = hidden.map(|after| after.since).min();
+        first.map_or(0.0, |since| since.elapsed().as_secs_f64())
+    }
+
+    fn publish(&self, reading: Reading) {
+        self.publish.send_if_modified(|current| {
+            let new = !Arc::ptr_eq(&current.catalog, &reading.catalog);
+            if new {
+                info!(tables = reading.catalog.tables.len(), "the catalog changed");
+                name_open_tables(Some(&current.catalog), &reading.catalog);
+                self.metrics.catalog_reloads.inc();
+            }
+            *current = reading;
+            new
+        });
+    }
+
+    /// Says once of a commit that it is waited for for long, and that it is not any more.
+    fn tell_of_delay(&self) {
+        let known = *self.tell.borrow();
+        let first = self.waiting.iter().min_by_key(|after| after.since);
+        // What keeps the catalog from being read is said already.
+        let delay = first.filter(|after| !self.failing && after.since.elapsed() >= LONG);
+        let delay = delay.map(|after| Delay {
+            xid: after.xid,
+            since: after.since,
+        });
+        if delay == known {
+            return;
+        }
+        if let Some(over) = known {
+            info!(
+                xid = %over.xid,
+                seconds = over.since.elapsed().as_secs(),
+                "nothing waits for the transaction any more"
+            );
+        }
+        if let Some(delay) = &delay {
+            warn!(xid = %delay.xid, reason = delay.reason(), "changes wait for a commit");
+        }
+        self.tell.send_replace(delay);
     }
 }
 
-fn publish_new(publish: &watch::Sender<Arc<Catalog>>, metrics: &Metrics, catalog: Arc<Catalog>) {
-    publish.send_if_modified(|current| {
-        let new = !Arc::ptr_eq(current, &catalog);
-        if new {
-            info!(tables = catalog.tables.len(), "the catalog changed");
-            name_open_tables(Some(current), &catalog);
-            metrics.catalog_reloads.inc();
-            *current = catalog;
-        }
-        new
-    });
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
 }
 
 /// Says which published tables have no row-level security: whoever may SELECT them sees every row
@@ -188,5 +370,20 @@ fn name_open_tables(before: Option<&Catalog>, catalog: &Catalog) {
             "this table is published without row-level security: whoever may select from it sees \
              every change of it (set require_rls to refuse such tables)"
         );
+    }
+}
+
+/// An error with what caused it, for one log line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
 }

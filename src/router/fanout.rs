@@ -19,7 +19,7 @@ use super::history::AccessHistory;
 use super::layout::Layout;
 use super::live::snapshots::Reader;
 use super::position::Position;
-use super::replay::Replay;
+use super::replay::{Awaited, Replay};
 use super::resolve::Readings;
 use super::{ChannelId, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, SessionId};
 use crate::auth::Principal;
@@ -32,7 +32,7 @@ use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
-use crate::policy::watch::CatalogWatch;
+use crate::policy::watch::{CatalogWatch, Ended};
 use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
 
@@ -297,14 +297,45 @@ impl Fanout {
         }
     }
 
+    /// The first change of an entry that the newest catalog may be too old for.
+    pub(super) fn awaits(&self, entry: &Entry) -> Option<Awaited> {
+        let xid = entry.batch.xid;
+        let mut seen: Option<&Arc<Relation>> = None;
+        for (_, change) in entry.changes() {
+            let relation = &change.relation;
+            if seen.is_some_and(|seen| Arc::ptr_eq(seen, relation)) {
+                continue;
+            }
+            seen = Some(relation);
+            let wanted = match self.tables.get(&relation.oid) {
+                Some(watched) => self.is_unverified(watched, relation),
+                None => self.may_be_new(relation),
+            };
+            if wanted && !self.watch.is_after(xid, relation) {
+                return Some((xid, Arc::clone(relation)));
+            }
+        }
+        None
+    }
+
+    fn is_unverified(&self, watched: &Watched, relation: &Relation) -> bool {
+        // What the log gives again from its files may have another number than it had.
+        relation.version > watched.verified
+            || self.replay.is_some() && relation.version != watched.verified
+    }
+
     async fn hand_on(&mut self, entry: &Entry, offset: Offset, change: &Change, ahead: &mut Ahead) {
         let oid = change.relation.oid;
-        let replayed = self.replay.is_some();
-        if !replayed && !self.tables.contains_key(&oid) && self.may_be_new(&change.relation) {
-            if self.watch.after(entry.batch.xid, oid).await.is_err() {
-                return;
+        if !self.tables.contains_key(&oid) {
+            let may_be_new = self.may_be_new(&change.relation);
+            let passed = self.passed.entry(oid).or_default();
+            *passed = change.relation.version.max(*passed);
+            if may_be_new {
+                if self.read_after(entry, &change.relation).await.is_err() {
+                    return;
+                }
+                self.adopt(Some(oid));
             }
-            self.adopt(Some(oid));
         }
         let Some(watched) = self.tables.get(&oid) else {
             return;
@@ -328,12 +359,10 @@ impl Fanout {
             self.expel_table(oid, reason);
             return;
         }
-        let version = change.relation.version;
-        // What the log gives again from its files may have another number than it had.
-        if version > watched.verified || replayed && version != watched.verified {
+        if self.is_unverified(watched, &change.relation) {
             // PostgreSQL had reason to describe the table anew: nothing of it goes out before the
             // catalog is known as of here.
-            if self.watch.after(entry.batch.xid, oid).await.is_err() {
+            if self.read_after(entry, &change.relation).await.is_err() {
                 return;
             }
             self.adopt(Some(oid));
@@ -343,14 +372,19 @@ impl Fanout {
         self.change(entry, offset, &change).await;
     }
 
+    /// Whoever hands out an entry has seen to it that this need not wait: for a table that came to be
+    /// watched within the entry it reads the catalog once more.
+    async fn read_after(&self, entry: &Entry, relation: &Arc<Relation>) -> Result<(), Ended> {
+        self.watch.after(entry.batch.xid, relation).await
+    }
+
     /// Whether a table that nobody watches is seen for the first time in this version, while
     /// somebody wants all tables: the catalog in hand may not know it yet.
-    fn may_be_new(&mut self, relation: &Relation) -> bool {
-        let passed = self.passed.entry(relation.oid).or_default();
-        if *passed >= relation.version {
+    fn may_be_new(&self, relation: &Relation) -> bool {
+        let passed = self.passed.get(&relation.oid);
+        if self.replay.is_some() || passed.is_some_and(|passed| *passed >= relation.version) {
             return false;
         }
-        *passed = relation.version;
         let mut channels = self.sessions.values().flat_map(HashMap::values);
         channels.any(|channel| channel.wanted.iter().any(Wanted::is_open))
     }

@@ -6,6 +6,7 @@ mod returns;
 
 pub(super) mod snapshots;
 
+use std::future::pending;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -49,6 +50,8 @@ pub struct Live {
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
     returns: Returns,
     takings: Takings,
+    /// Set while the next change waits for the catalog: everything else goes on.
+    held: Option<BoxFuture<'static, ()>>,
 }
 
 /// Makes a router and the task behind it.
@@ -91,6 +94,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         parked: FuturesUnordered::new(),
         returns: Returns::new(),
         takings: Takings::new(snapshots),
+        held: None,
     };
     live.publish();
     (router, live)
@@ -103,7 +107,10 @@ impl Live {
         let mut stored = self.fanout.log.stored();
         loop {
             self.look_whether_whole();
-            let behind = *tail.borrow_and_update() > self.next;
+            if self.held.is_some() && self.is_lost() {
+                self.held = None;
+            }
+            let behind = *tail.borrow_and_update() > self.next && self.held.is_none();
             if behind || self.returns.is_arriving() {
                 for _ in 0..COMMANDS_AT_ONCE {
                     let Ok(command) = self.commands.try_recv() else {
@@ -127,6 +134,9 @@ impl Live {
                 while let Some(done) = self.takings.next().now_or_never() {
                     self.snapshot_done(done);
                 }
+                if over(&mut self.held).now_or_never().is_some() {
+                    self.held = None;
+                }
                 self.arrive().await;
                 // Everything else on this thread gets its turn between two runs.
                 tokio::task::yield_now().await;
@@ -145,6 +155,7 @@ impl Live {
                 },
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
+                () = over(&mut self.held) => self.held = None,
                 changed = tail.changed() => if changed.is_err() { break },
                 Ok(()) = stored.changed(), if !self.whole => {}
                 command = self.commands.recv() => match command {
@@ -160,9 +171,18 @@ impl Live {
             Ok(entries) => {
                 for entry in entries {
                     let commit = entry.batch.commit_lsn;
-                    self.fanout.changed.note(&entry);
                     // What nobody at all can have subscribed to is passed over.
-                    if commit > self.started_at || commit > self.fanout.history.began() {
+                    let told = commit > self.started_at || commit > self.fanout.history.began();
+                    if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
+                        let watch = self.fanout.watch.clone();
+                        self.held = Some(Box::pin(async move {
+                            // Where the catalog's task has ended, so has this one soon.
+                            let _ended = watch.after(xid, &relation).await;
+                        }));
+                        break;
+                    }
+                    self.fanout.changed.note(&entry);
+                    if told {
                         self.fanout.entry(&entry, commit <= self.started_at).await;
                     }
                     self.next = entry.end();
@@ -221,12 +241,18 @@ impl Live {
         cursors.any(|cursor| cursor.offset > self.next)
     }
 
+    /// Whether there is no going on from here.
+    fn is_lost(&self) -> bool {
+        self.fanout.log.epoch() != self.fanout.epoch || self.fanout.log.range().start > self.next
+    }
+
     /// Goes on somewhere else; whoever is subscribed has missed something.
     fn jump(&mut self, next: Offset, reason: Resync) {
         self.next = next;
         self.publish();
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
+        self.returns.look_again();
     }
 
     /// Everything before is in the outboxes.
@@ -235,5 +261,12 @@ impl Live {
             epoch: self.fanout.epoch,
             offset: self.next,
         });
+    }
+}
+
+async fn over(held: &mut Option<BoxFuture<'static, ()>>) {
+    match held {
+        Some(held) => held.await,
+        None => pending().await,
     }
 }

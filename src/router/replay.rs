@@ -4,8 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::debug;
 
 use super::fanout::{Channel, Fanout};
@@ -13,12 +14,17 @@ use super::group::Begin;
 use super::resolve::{Readings, Resolved};
 use super::{ChannelId, Event, Outbox, Resync, SessionId};
 use crate::auth::Principal;
+use crate::change::Relation;
 use crate::log::{Entry, LogError, Offset};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, Xid};
 use crate::subscription::Wanted;
 
 /// Entries read from the log at once.
 const ENTRIES: usize = 64;
+
+/// How long a cohort waits for the catalog. A commit that is not visible by then may not be for
+/// long: those who wait for it leave the pass.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A cohort that is no more changes than this behind the router is handed to it.
 pub(super) const NEAR: u64 = 256;
@@ -34,6 +40,9 @@ pub(super) struct Replay {
     pub(super) aside: Vec<Returning>,
 }
 
+/// The catalog after a commit whose stream describes a table so.
+pub(super) type Awaited = (Xid, Arc<Relation>);
+
 /// A channel that has missed something.
 pub(super) struct Returning {
     pub(super) session: SessionId,
@@ -46,6 +55,8 @@ pub(super) struct Returning {
     pub(super) readings: Readings,
     /// The first change that it has not been given.
     pub(super) from: Offset,
+    /// What it has to wait for before it can be given that.
+    pub(super) awaits: Option<Awaited>,
 }
 
 impl std::fmt::Debug for Returning {
@@ -73,12 +84,26 @@ pub(super) struct Recalled {
     /// Counts the calls, so that looking costs nothing while there are none.
     calls: AtomicU64,
     members: Mutex<HashSet<(SessionId, ChannelId)>>,
+    called: Notify,
 }
 
 impl Recalled {
     pub(super) fn call(&self, session: SessionId, channel: ChannelId) {
         self.lock().insert((session, channel));
         self.calls.fetch_add(1, Ordering::Release);
+        self.called.notify_waiters();
+    }
+
+    /// Waits until a member is called. Cancel safe.
+    pub(super) async fn called(&self, session: SessionId, channel: ChannelId) {
+        loop {
+            let mut called = std::pin::pin!(self.called.notified());
+            called.as_mut().enable();
+            if self.lock().contains(&(session, channel)) {
+                return;
+            }
+            called.await;
+        }
     }
 
     /// Notes that it is back.
@@ -99,8 +124,8 @@ pub(super) struct Cohort {
     pub(super) next: Offset,
     /// Those that the pass has not reached, the nearest last.
     waiting: Vec<Returning>,
-    /// The joins of those that it has.
-    joinings: HashMap<(SessionId, ChannelId), u64>,
+    /// Where those begin that it has.
+    members: HashMap<(SessionId, ChannelId), Offset>,
     recalled: Arc<Recalled>,
     calls: u64,
 }
@@ -112,11 +137,17 @@ impl Fanout {
             return;
         };
         for (session, channel) in std::mem::take(&mut replay.filled) {
-            self.put_aside(session, channel, next);
+            self.put_aside(session, channel, next, None);
         }
     }
 
-    fn put_aside(&mut self, session: SessionId, channel: ChannelId, from: Offset) {
+    fn put_aside(
+        &mut self,
+        session: SessionId,
+        channel: ChannelId,
+        from: Offset,
+        awaits: Option<Awaited>,
+    ) {
         let known = self
             .sessions
             .get(&session)
@@ -133,6 +164,7 @@ impl Fanout {
             wanted: Arc::clone(&state.wanted),
             readings: state.readings.clone(),
             from,
+            awaits,
         };
         self.leave(session, channel);
         if let Some(replay) = &mut self.replay {
@@ -170,14 +202,14 @@ impl Cohort {
             next: members.last().map_or(Offset(0), |member| member.from),
             fanout,
             waiting: members,
-            joinings: HashMap::new(),
+            members: HashMap::new(),
             recalled,
             calls: 0,
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.joinings.is_empty()
+        self.waiting.is_empty() && self.members.is_empty()
     }
 
     /// Passes over the log until little is left, and returns with those that are still there.
@@ -187,7 +219,7 @@ impl Cohort {
             if self.report(&back).await.is_err() || self.is_empty() {
                 return self;
             }
-            if self.joinings.is_empty()
+            if self.members.is_empty()
                 && let Some(nearest) = self.waiting.last()
             {
                 self.next = self.next.max(nearest.from);
@@ -202,6 +234,8 @@ impl Cohort {
                 Ok(entries) => {
                     let before = self.next;
                     for entry in entries.iter().filter(|entry| entry.end() <= end) {
+                        self.reach(entry);
+                        self.await_catalog(entry).await;
                         self.step(entry).await;
                         self.look_for_recalled();
                         if self.report(&back).await.is_err() {
@@ -218,12 +252,55 @@ impl Cohort {
         }
     }
 
-    /// Hands out one entry: the one that begins where the pass is.
+    /// Takes those in that the pass has come to with the entry that begins where it is.
+    pub(super) fn reach(&mut self, entry: &Entry) {
+        while let Some(member) = self.waiting.pop_if(|member| member.from < entry.end()) {
+            self.enter(member, entry.batch.commit_lsn);
+        }
+    }
+
+    /// Whether the entry cannot be handed out yet.
+    pub(super) fn awaits(&self, entry: &Entry) -> Option<Awaited> {
+        let told = entry.batch.commit_lsn > self.fanout.history.began();
+        told.then(|| self.fanout.awaits(entry)).flatten()
+    }
+
+    /// Waits a moment until the entry can be handed out. Those for whom that takes longer leave the
+    /// pass, so that nobody else waits with them.
+    async fn await_catalog(&mut self, entry: &Entry) {
+        while let Some((xid, relation)) = self.awaits(entry) {
+            let read = self.fanout.watch.after(xid, &relation);
+            match tokio::time::timeout(PATIENCE, read).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_ended)) => return,
+                Err(_elapsed) => {
+                    debug!(%xid, "returning clients wait for a commit to become visible");
+                    for (session, channel) in self.fanout.watching(relation.oid, None) {
+                        self.put_aside(session, channel, Some((xid, Arc::clone(&relation))));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a cohort ready for the entry on which it came to a halt, and gives it back.
+    pub(super) async fn wait(mut self, entry: Arc<Entry>) -> Self {
+        self.await_catalog(&entry).await;
+        self
+    }
+
+    /// Takes somebody out of the pass, who goes on from there later.
+    fn put_aside(&mut self, session: SessionId, channel: ChannelId, awaits: Option<Awaited>) {
+        let Some(begin) = self.members.get(&(session, channel)) else {
+            return;
+        };
+        let from = self.next.max(*begin);
+        self.fanout.put_aside(session, channel, from, awaits);
+    }
+
+    /// Hands out one entry: the one that begins where the pass is, and has been reached.
     pub(super) async fn step(&mut self, entry: &Entry) {
         let commit = entry.batch.commit_lsn;
-        while let Some(member) = self.waiting.pop_if(|member| member.from < entry.end()) {
-            self.enter(member, commit);
-        }
         if commit > self.fanout.history.began() {
             self.fanout.entry(entry, false).await;
         }
@@ -247,7 +324,7 @@ impl Cohort {
         state.readings = member.readings;
         let channels = self.fanout.sessions.entry(session).or_default();
         channels.insert(channel, state);
-        self.joinings.insert((session, channel), member.joining);
+        self.members.insert((session, channel), member.from);
         let reason = match resolved {
             Ok(mut resolved) if resolved.refusals.is_empty() => {
                 begin_at(&mut resolved, member.from);
@@ -311,7 +388,7 @@ impl Cohort {
         self.calls = calls;
         let called: Vec<_> = self.recalled.lock().iter().copied().collect();
         for (session, channel) in called {
-            self.fanout.put_aside(session, channel, self.next);
+            self.put_aside(session, channel, None);
             let here = |member: &Returning| (member.session, member.channel) == (session, channel);
             if let Some(at) = self.waiting.iter().position(here) {
                 let member = self.waiting.remove(at);
@@ -333,10 +410,10 @@ impl Cohort {
         let aside = std::mem::take(&mut replay.aside);
         let ended = std::mem::take(&mut replay.ended);
         for member in &aside {
-            self.joinings.remove(&(member.session, member.channel));
+            self.members.remove(&(member.session, member.channel));
         }
         for member in &ended {
-            self.joinings.remove(member);
+            self.members.remove(member);
         }
         let ended = ended
             .into_iter()
@@ -354,12 +431,12 @@ impl Cohort {
 
     /// Takes one member out, which has been given all that lies before the pass.
     pub(super) fn release(&mut self) -> Option<Returning> {
-        let known = self.joinings.keys().next().copied();
+        let known = self.members.keys().next().copied();
         let Some((session, channel)) = known else {
             return self.waiting.pop();
         };
-        self.joinings.remove(&(session, channel));
-        self.fanout.put_aside(session, channel, self.next);
+        self.put_aside(session, channel, None);
+        self.members.remove(&(session, channel));
         self.fanout.replay.as_mut()?.aside.pop()
     }
 }

@@ -23,6 +23,8 @@ mod differential;
 
 mod alter;
 
+mod fingerprint;
+
 mod generated;
 
 mod partitions;

@@ -14,7 +14,7 @@ use tokio_postgres::Client as Sql;
 use crate::client::{Asked, Client, Heard, id, principal};
 use crate::harness::{ANN, DEADLINE, config, connect};
 
-async fn start(config: &Config) -> Core {
+pub(crate) async fn start(config: &Config) -> Core {
     let core = Core::start(config, Arc::new(Metrics::new()), Readiness::default());
     core.await.expect("a relay")
 }
@@ -24,7 +24,7 @@ fn ann(core: &Core) -> Client {
     Client::new(&core.router, who, Asked::of("t"))
 }
 
-async fn standby(sql: &Sql, name: &str) {
+pub(crate) async fn standby(sql: &Sql, name: &str) {
     let set = format!("alter system set synchronous_standby_names = '{name}'");
     sql.batch_execute(&set).await.expect("a setting");
     let reload = sql.batch_execute("select pg_reload_conf()").await;
@@ -44,16 +44,16 @@ async fn standby(sql: &Sql, name: &str) {
 }
 
 /// Commits a row and hangs.
-fn write(url: &str, id: i64) -> tokio::task::JoinHandle<()> {
-    let url = url.to_owned();
+pub(crate) fn write(url: &str, table: &str, id: i64) -> tokio::task::JoinHandle<()> {
+    let (url, table) = (url.to_owned(), table.to_owned());
     tokio::spawn(async move {
         let sql = connect(&url).await;
-        let insert = format!("set synchronous_commit = on; insert into t values ({id})");
+        let insert = format!("set synchronous_commit = on; insert into {table} (id) values ({id})");
         sql.batch_execute(&insert).await.expect("a row");
     })
 }
 
-async fn hears_of(client: &Client, row: i64) {
+pub(crate) async fn hears_of(client: &Client, row: i64) {
     loop {
         if let Heard::Change(data) = client.heard().await
             && id(&data["record"]) == row
@@ -92,7 +92,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     hears_of(&live, 0).await;
 
     standby(&sql, "nobody").await;
-    let hanging = write(&url, 2);
+    let hanging = write(&url, "t", 2);
     hears_of(&live, 2).await;
     // It has been handed out, and others behind it that do not hang.
     sql.batch_execute("insert into t values (3)").await.unwrap();
@@ -121,7 +121,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     // A relay whose log begins behind a commit that hangs cannot replay it: it waits for a snapshot
     // that shows it, as long as it may.
     standby(&sql, "nobody").await;
-    let hanging = write(&url, 5);
+    let hanging = write(&url, "t", 5);
     hears_of(&live, 5).await;
     let mut core = core;
     core.stop_source().await;

@@ -22,3 +22,5 @@ mod hanging;
 mod place;
 
 mod random;
+
+mod waiting;

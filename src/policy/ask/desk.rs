@@ -13,13 +13,14 @@ use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{Answer, BECOME_CLIENT, Question};
 use crate::auth::Claims;
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::prepared::Prepared;
+use crate::pg::snapshot::{InvalidSnapshot, Snapshot};
 use crate::retry::Backoff;
 
 /// What a question is about.
@@ -40,7 +41,7 @@ pub(super) struct Desk {
 
 struct Connection {
     client: Client,
-    visible: Statement,
+    snapshot: Statement,
     become_client: Statement,
     /// Questions as plain statements. PostgreSQL may analyse one anew under the client's role,
     /// which may not use every schema that it names: then it is put the long way.
@@ -65,6 +66,37 @@ async fn finished(
 
 type Parameter<'a> = &'a (dyn ToSql + Sync);
 
+/// A batch in hand.
+struct Open {
+    /// Those whose transactions are visible, their answers, and how they are put.
+    shown: Vec<Question>,
+    answers: Vec<Answer>,
+    groups: Vec<Group>,
+    unseen: Vec<Question>,
+}
+
+impl Open {
+    const fn new(batch: Vec<Question>) -> Self {
+        Self {
+            shown: Vec::new(),
+            answers: Vec::new(),
+            groups: Vec::new(),
+            unseen: batch,
+        }
+    }
+
+    /// Puts those among the rest that `snapshot` shows.
+    fn sift(&mut self, snapshot: &Snapshot) {
+        let shown = |question: &mut Question| snapshot.shows(question.xid);
+        let before = self.shown.len();
+        self.shown.extend(self.unseen.extract_if(.., shown));
+        if self.shown.len() > before {
+            self.answers = vec![Answer::Failed; self.shown.len()];
+            self.groups = grouped(&self.shown);
+        }
+    }
+}
+
 /// All questions of a batch that one statement answers.
 struct Group {
     role: Arc<str>,
@@ -79,8 +111,6 @@ struct Group {
 
 /// Why a batch could not be settled.
 enum Trouble {
-    /// The stream is ahead of what a snapshot shows.
-    NotVisible,
     /// A statement raised an error: which of the groups and rows it was is found one by one.
     Raised,
     /// A statement took too long.
@@ -99,20 +129,19 @@ impl Desk {
         }
     }
 
-    pub(super) async fn settle(&mut self, batch: Vec<Question>) {
-        self.metrics.questions.inc_by(batch.len() as u64);
+    /// Answers questions about policies. Gives back those whose transactions are not visible.
+    pub(super) async fn settle(&mut self, batch: Vec<Question>) -> Vec<Question> {
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(200));
-        let groups = grouped(&batch);
-        let mut answers = vec![Answer::Failed; batch.len()];
         // One deadline for the batch: the latest, since its questions came together.
         let deadline = batch
             .iter()
             .map(|question| question.deadline)
             .max()
             .unwrap_or_else(Instant::now);
+        let mut open = Open::new(batch);
         let mut one_by_one = false;
         loop {
-            let attempt = self.attempt(&batch, &groups, one_by_one, &mut answers);
+            let attempt = self.attempt(&mut open, one_by_one);
             match tokio::time::timeout_at(deadline, attempt).await {
                 Ok(Ok(())) => break,
                 Ok(Err(Trouble::Raised)) => {
@@ -123,7 +152,6 @@ impl Desk {
                     self.connection = None;
                     warn!("a question to PostgreSQL took too long");
                 }
-                Ok(Err(Trouble::NotVisible)) => debug!("a commit was decoded before it is visible"),
                 Ok(Err(Trouble::Broken(error))) => {
                     self.connection = None;
                     warn!(error, "questions to PostgreSQL failed");
@@ -131,9 +159,9 @@ impl Desk {
                 Err(_elapsed) => {
                     // What is under way on this connection is of no use any more.
                     self.connection = None;
-                    answers.fill(Answer::TimedOut);
+                    open.answers.fill(Answer::TimedOut);
                     warn!(
-                        questions = batch.len(),
+                        questions = open.shown.len() + open.unseen.len(),
                         "PostgreSQL did not answer in time, the rows in question are hidden"
                     );
                     break;
@@ -141,20 +169,23 @@ impl Desk {
             }
             tokio::time::sleep(backoff.after_failure()).await;
         }
-        for (question, answer) in batch.into_iter().zip(answers) {
+        self.metrics.questions.inc_by(open.shown.len() as u64);
+        for (question, answer) in open.shown.into_iter().zip(open.answers) {
             question.answer.give(answer);
         }
+        open.unseen
     }
 
-    async fn attempt(
-        &mut self,
-        batch: &[Question],
-        groups: &[Group],
-        one_by_one: bool,
-        answers: &mut [Answer],
-    ) -> Result<(), Trouble> {
+    async fn attempt(&mut self, open: &mut Open, one_by_one: bool) -> Result<(), Trouble> {
         let timeout = self.timeout;
         let connection = self.connected().await?;
+        open.sift(&connection.snapshot().await?);
+        let Open {
+            groups, answers, ..
+        } = open;
+        if groups.is_empty() {
+            return Ok(());
+        }
         if !one_by_one {
             let queries = groups.iter().map(|group| &group.query);
             connection.prepare(queries).await?;
@@ -167,7 +198,7 @@ impl Desk {
             ))
             .await
             .map_err(broken)?;
-        let outcome = connection.answer(batch, groups, one_by_one, answers).await;
+        let outcome = connection.answer(groups, one_by_one, answers).await;
         connection
             .client
             .batch_execute("rollback")
@@ -184,17 +215,12 @@ impl Desk {
                 .connect("rowcast ask")
                 .await
                 .map_err(|error| Trouble::Broken(error.to_string()))?;
-            let visible = client
-                .prepare(
-                    "select coalesce(bool_and(pg_visible_in_snapshot(x::xid8, pg_current_snapshot())), true) \
-                     from unnest($1::text[]) x",
-                )
-                .await
-                .map_err(broken)?;
+            let snapshot = client.prepare("select pg_current_snapshot()::text").await;
+            let snapshot = snapshot.map_err(broken)?;
             let become_client = client.prepare(BECOME_CLIENT).await.map_err(broken)?;
             self.connection = Some(Connection {
                 client,
-                visible,
+                snapshot,
                 become_client,
                 prepared: Prepared::default(),
             });
@@ -214,12 +240,10 @@ const MAX_GROUP: usize = 1 << 20;
 impl Connection {
     async fn answer(
         &self,
-        batch: &[Question],
         groups: &[Group],
         one_by_one: bool,
         answers: &mut [Answer],
     ) -> Result<(), Trouble> {
-        self.see(batch.iter()).await?;
         if one_by_one {
             let statements = self.learn(groups.iter().map(|group| &group.query)).await?;
             for group in groups {
@@ -230,22 +254,12 @@ impl Connection {
         self.answer_pipelined(groups, answers).await
     }
 
-    /// Whether the rows' transactions are visible.
-    async fn see(&self, questions: impl Iterator<Item = &Question>) -> Result<(), Trouble> {
-        let mut xids: Vec<String> = questions.map(|question| question.xid.to_string()).collect();
-        xids.sort_unstable();
-        xids.dedup();
-        let visible: bool = self
-            .client
-            .query_one(&self.visible, &[&xids])
-            .await
-            .and_then(|row| row.try_get(0))
-            .map_err(broken)?;
-        if visible {
-            Ok(())
-        } else {
-            Err(Trouble::NotVisible)
-        }
+    /// What is visible. Every later statement sees that too.
+    async fn snapshot(&self) -> Result<Snapshot, Trouble> {
+        let row = self.client.query_one(&self.snapshot, &[]).await;
+        let text: String = row.and_then(|row| row.try_get(0)).map_err(broken)?;
+        text.parse()
+            .map_err(|error: InvalidSnapshot| Trouble::Broken(error.to_string()))
     }
 
     /// Prepares the questions that are not prepared yet, under the relay's own login. What

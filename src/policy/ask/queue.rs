@@ -9,9 +9,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::desk::Subject;
 use super::{Answer, Question};
@@ -34,6 +35,11 @@ const TURN: usize = 32;
 
 /// The same in bytes; a single row may be larger.
 const TURN_BYTES: usize = 1 << 20;
+
+/// How long questions wait aside before it is looked whether their transactions are visible, where
+/// nothing else comes: shortly at first, since mostly it is a matter of microseconds, then twice as
+/// long each time.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
 
 /// Filters whose pace is remembered; past this those that nothing is asked about are forgotten.
 const KNOWN: usize = 10_000;
@@ -75,6 +81,11 @@ pub(super) struct Queue {
 struct Inner {
     /// Policies' questions, all in one line.
     plain: VecDeque<Question>,
+    /// Those of them whose transactions were not visible.
+    unseen: VecDeque<Question>,
+    /// When to look whether they are.
+    look: Option<Instant>,
+    pause: Duration,
     lines: HashMap<Key, Line>,
     /// The lines in which something waits, those known to be quick and the others. Invariant: a
     /// line is in one of them exactly where it says so itself.
@@ -143,13 +154,14 @@ impl Queue {
     pub(super) async fn next(&self) -> Option<Vec<Turn>> {
         loop {
             let mut answered = Answered::new();
-            let (turns, closed) = {
+            let (turns, look, closed) = {
                 let mut inner = self.lock();
+                let now = Instant::now();
                 let turns = match self.subject {
-                    Subject::Policies => inner.batch(),
-                    Subject::Filter => inner.turns(Instant::now(), &mut answered),
+                    Subject::Policies => inner.batch(now, &mut answered),
+                    Subject::Filter => inner.turns(now, &mut answered),
                 };
-                (turns, inner.closed)
+                (turns, inner.look, inner.closed)
             };
             give(answered);
             if !turns.is_empty() {
@@ -159,8 +171,22 @@ impl Queue {
             if closed {
                 return None;
             }
-            self.came.notified().await;
+            tokio::select! {
+                () = self.came.notified() => {}
+                () = at(look) => {}
+            }
         }
+    }
+
+    /// Has questions wait whose transactions are not visible. Where there is no room for all, those
+    /// that have waited longest are undecided.
+    pub(super) fn put_aside(&self, unseen: Vec<Question>) {
+        if unseen.is_empty() {
+            return;
+        }
+        let mut answered = Answered::new();
+        self.lock().put_aside(unseen, Instant::now(), &mut answered);
+        give(answered);
     }
 
     /// Notes how a filter's turn went; `None` where it says nothing about the filter.
@@ -191,6 +217,13 @@ impl Queue {
     }
 }
 
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn weight(question: &Question) -> usize {
     question.image.len() + PLACE
 }
@@ -213,6 +246,7 @@ impl Inner {
             return None;
         }
         if subject == Subject::Policies {
+            self.make_room(&question, answered);
             if self.is_full(&question) {
                 return Some(question);
             }
@@ -317,17 +351,65 @@ impl Inner {
         }
     }
 
-    fn batch(&mut self) -> Vec<Turn> {
+    /// Where the lane is full, questions that wait aside are undecided.
+    fn make_room(&mut self, question: &Question, answered: &mut Answered) {
+        while self.is_full(question)
+            && let Some(unseen) = self.unseen.pop_front()
+        {
+            self.discount(&unseen);
+            answered.push((unseen, Answer::TimedOut));
+        }
+    }
+
+    fn put_aside(&mut self, unseen: Vec<Question>, now: Instant, answered: &mut Answered) {
+        for question in unseen {
+            self.make_room(&question, answered);
+            if self.is_full(&question) {
+                answered.push((question, Answer::TimedOut));
+                continue;
+            }
+            self.count(&question);
+            self.unseen.push_back(question);
+        }
+        self.look = Some(now + self.pause);
+    }
+
+    /// What came, and what waited aside: whoever looks whether the one is visible knows it of the
+    /// other.
+    fn batch(&mut self, now: Instant, answered: &mut Answered) -> Vec<Turn> {
         let most = self.plain.len().min(BATCH);
-        let questions: VecDeque<Question> = self.plain.drain(..most).collect();
-        for question in &questions {
+        if most == 0 && self.look.is_none_or(|look| now < look) {
+            return Vec::new();
+        }
+        let (soonest, latest) = PAUSE;
+        self.pause = if most > 0 {
+            soonest
+        } else {
+            latest.min(self.pause * 2)
+        };
+        self.look = None;
+        let aside = self.unseen.drain(..);
+        let (mut questions, mut late) = (VecDeque::new(), Vec::new());
+        for question in aside.chain(self.plain.drain(..most)) {
+            if question.deadline <= now {
+                late.push(question);
+            } else {
+                questions.push_back(question);
+            }
+        }
+        for question in questions.iter().chain(&late) {
             self.discount(question);
         }
+        let late = late.into_iter();
+        answered.extend(late.map(|question| (question, Answer::TimedOut)));
         let turn = |questions| Turn {
             key: None,
             questions,
         };
-        (most > 0).then(|| turn(questions)).into_iter().collect()
+        (!questions.is_empty())
+            .then(|| turn(questions))
+            .into_iter()
+            .collect()
     }
 
     /// A turn of each filter that is known to be quick, and behind them one of another.

@@ -189,19 +189,24 @@ impl Fanout {
     }
 
     fn expel_watchers(&mut self, oid: Oid, at: Option<Moment>, reason: Resync) {
-        let Some(watched) = self.tables.get(&oid) else {
-            return;
-        };
-        let members: Vec<_> = watched
-            .groups
-            .values()
+        for (session, channel) in self.watching(oid, at) {
+            self.expel(session, channel, reason);
+        }
+    }
+
+    /// Those who watch a table, or of them only those who want what happened at a moment.
+    pub(in crate::router) fn watching(
+        &self,
+        oid: Oid,
+        at: Option<Moment>,
+    ) -> Vec<(SessionId, ChannelId)> {
+        let groups = self.tables.get(&oid).into_iter();
+        let groups = groups.flat_map(|watched| watched.groups.values());
+        groups
             .flat_map(Group::members)
             .filter(|member| at.is_none_or(|moment| member.wants(moment)))
             .map(|member| (member.outbox.session(), member.channel))
-            .collect();
-        for (session, channel) in members {
-            self.expel(session, channel, reason);
-        }
+            .collect()
     }
 
     pub(in crate::router) fn expel_everybody(&mut self, reason: Resync) {

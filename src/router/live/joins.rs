@@ -289,6 +289,7 @@ impl Live {
             },
             readings: state.readings.clone(),
             from,
+            awaits: None,
         };
         self.returns.gather(member);
     }

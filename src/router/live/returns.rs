@@ -10,10 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::Live;
-use crate::log::{LogError, Offset};
+use crate::log::{Entry, LogError, Offset};
 use crate::pg::Lsn;
 use crate::router::replay::{Back, Cohort, NEAR, Recalled, Replay, Returning};
 use crate::router::{ChannelId, Event, Resync, SessionId};
@@ -40,6 +41,8 @@ pub(super) struct Returns {
     reports: (mpsc::Sender<Back>, mpsc::Receiver<Back>),
     /// Those whose client has to take something first.
     draining: FuturesUnordered<BoxFuture<'static, Returning>>,
+    /// Cancelled where it makes no sense any more to wait for a commit: with the history of the log.
+    history: CancellationToken,
     /// Cohorts that have come near: they go on with the router.
     arriving: Vec<Cohort>,
     pub(super) recalled: Arc<Recalled>,
@@ -61,6 +64,7 @@ impl Returns {
             cohorts: JoinSet::new(),
             reports: mpsc::channel(BACK),
             draining: FuturesUnordered::new(),
+            history: CancellationToken::new(),
             arriving: Vec::new(),
             recalled: Arc::default(),
         }
@@ -91,6 +95,11 @@ impl Returns {
             Some(member) = self.draining.next() => Happened::Drained(member),
             () = at(until) => Happened::Gathered,
         }
+    }
+
+    /// Has those who wait for a commit go on.
+    pub(super) fn look_again(&mut self) {
+        std::mem::take(&mut self.history).cancel();
     }
 
     pub(super) fn expel_arriving(&mut self, reason: Resync) {
@@ -125,10 +134,7 @@ impl Live {
             }
             Happened::Back(Back::Aside(member)) => {
                 if self.current(&member) {
-                    self.returns.draining.push(Box::pin(async move {
-                        member.outbox.drained().await;
-                        member
-                    }));
+                    self.drain(member);
                 } else {
                     self.superseded(&member);
                 }
@@ -142,6 +148,26 @@ impl Live {
                 }
             }
         }
+    }
+
+    /// Has a member wait for its client, and for a commit to become visible.
+    fn drain(&mut self, mut member: Returning) {
+        let watch = self.fanout.watch.clone();
+        let (recalled, history) = (
+            Arc::clone(&self.returns.recalled),
+            self.returns.history.clone(),
+        );
+        self.returns.draining.push(Box::pin(async move {
+            if let Some((xid, relation)) = member.awaits.take() {
+                tokio::select! {
+                    _read_or_ended = watch.after(xid, &relation) => {}
+                    () = recalled.called(member.session, member.channel) => {}
+                    () = history.cancelled() => {}
+                }
+            }
+            member.outbox.drained().await;
+            member
+        }));
     }
 
     /// Whether a channel is still what its member of a cohort stands for.
@@ -188,7 +214,10 @@ impl Live {
                 self.returns.cohorts.spawn(cohort.run(back));
                 continue;
             }
-            self.accompany(&mut cohort).await;
+            if let Some(entry) = self.accompany(&mut cohort).await {
+                self.returns.cohorts.spawn(cohort.wait(entry));
+                continue;
+            }
             self.fanout.adopt(None);
             cohort.fanout.adopt(None);
             for back in cohort.left() {
@@ -207,24 +236,36 @@ impl Live {
         }
     }
 
-    /// Lets a cohort pass over what lies between it and the router.
-    async fn accompany(&mut self, cohort: &mut Cohort) {
+    /// Lets a cohort pass over what lies between it and the router, or up to an entry for which it
+    /// has to wait.
+    async fn accompany(&mut self, cohort: &mut Cohort) -> Option<Arc<Entry>> {
         while cohort.next < self.next && !cohort.is_empty() {
             match self.fanout.log.read(cohort.next, 64).await {
                 Ok(entries) => {
                     let before = cohort.next;
                     for entry in entries.iter().filter(|entry| entry.end() <= self.next) {
+                        cohort.reach(entry);
+                        if cohort.awaits(entry).is_some() {
+                            return Some(Arc::clone(entry));
+                        }
                         cohort.step(entry).await;
                     }
                     if cohort.next == before {
-                        return;
+                        return None;
                     }
                 }
-                Err(LogError::Stopped) => return,
-                Err(LogError::Trimmed { .. }) => return cohort.expel_everybody(Resync::Trimmed),
-                Err(_) => return cohort.expel_everybody(Resync::SlotLost),
+                Err(LogError::Stopped) => return None,
+                Err(LogError::Trimmed { .. }) => {
+                    cohort.expel_everybody(Resync::Trimmed);
+                    return None;
+                }
+                Err(_) => {
+                    cohort.expel_everybody(Resync::SlotLost);
+                    return None;
+                }
             }
         }
+        None
     }
 
     /// A member has been given all that lies before the router: it goes on with it.

@@ -11,7 +11,7 @@ use futures_util::future::{MaybeDone, maybe_done};
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Statement};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{Connection, Desk, MAX_UNDER_WAY, Trouble, broken, trouble};
 use crate::policy::ask::Answer;
@@ -100,7 +100,6 @@ impl Desk {
         loop {
             match timeout_at(deadline, self.round(&mut turns, queue)).await {
                 Ok(Ok(())) => return,
-                Ok(Err(Trouble::NotVisible)) => debug!("a commit was decoded before it is visible"),
                 Ok(Err(Trouble::Broken(error))) => {
                     self.connection = None;
                     warn!(error, "questions to PostgreSQL failed");
@@ -160,8 +159,6 @@ impl Connection {
         times: Times,
         queue: &Queue,
     ) -> Result<(), Trouble> {
-        let questions = turns.iter().flat_map(|turn| &turn.questions);
-        self.see(questions).await?;
         let raised = self.pipeline(turns, times, queue).await?;
         if raised.is_empty() {
             return Ok(());

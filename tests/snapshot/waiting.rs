@@ -1,0 +1,263 @@
+//! What waits for a commit that is in the stream and not visible, because its synchronous standby
+//! does not answer, and what does not.
+
+use std::time::Duration;
+
+use rowcast::app::Core;
+use rowcast::log::Cursor;
+use rowcast::pg::throwaway::{Options, Throwaway};
+use serde_json::json;
+use tokio_postgres::Client as Sql;
+
+use crate::client::{Asked, Client, Heard, id, principal};
+use crate::hanging::{hears_of, standby, start, write};
+use crate::harness::{ANN, DEADLINE, config, connect};
+
+struct World {
+    cluster: Throwaway,
+    url: String,
+    sql: Sql,
+    core: Core,
+}
+
+impl World {
+    async fn start(schema: &str) -> Self {
+        let cluster = Throwaway::start(Options::default());
+        let cluster = cluster.await.expect("a cluster");
+        let url = cluster.fresh_database().await.expect("a database");
+        let sql = connect(&url).await;
+        let setting = "set synchronous_commit = local";
+        sql.batch_execute(setting).await.expect("a setting");
+        sql.batch_execute(include_str!("../../sql/auth.sql"))
+            .await
+            .expect("auth.sql");
+        sql.batch_execute(&format!(
+            "create table fence (id bigint primary key);
+             create table a (id bigint primary key);
+             create table b (id bigint primary key);
+             create table c (id bigint primary key);
+             grant select on a, b, fence to authenticated;
+             create publication rowcast for table a, b, c, fence;
+             {schema}"
+        ))
+        .await
+        .expect("a schema");
+        let mut config = config(&url);
+        // Longer than anything here takes: who waits for an answer fails.
+        config.ask_timeout = 2 * DEADLINE;
+        let core = start(&config).await;
+        Self {
+            cluster,
+            url,
+            sql,
+            core,
+        }
+    }
+
+    async fn run(&self, sql: &str) {
+        self.sql.batch_execute(sql).await.expect(sql);
+    }
+
+    /// Somebody who follows `table`, from `since` on or from its rows.
+    fn client(&self, table: &str, since: Option<Cursor>) -> Client {
+        let who = principal("authenticated", &json!({ "sub": ANN }));
+        let asked = Asked {
+            since,
+            ..Asked::of(table)
+        };
+        Client::new(&self.core.router, who, asked)
+    }
+
+    /// Somebody who has the rows of `table` and hears what changes.
+    async fn following(&self, table: &str) -> Client {
+        self.following_where(table, "").await
+    }
+
+    async fn following_where(&self, table: &str, filter: &str) -> Client {
+        let mut client = self.client(table, None);
+        client.asked.filter = filter.to_owned();
+        client.snapshot().await;
+        assert_eq!(client.heard().await, Heard::CaughtUp);
+        client
+    }
+
+    async fn returning(&self, table: &str, since: Cursor) -> Client {
+        let mut client = self.client(table, Some(since));
+        client.join().await;
+        assert_eq!(client.heard().await, Heard::Joined(vec![]));
+        client
+    }
+
+    /// Commits a row of `table` that stays invisible until [`World::answer`], and waits until it is
+    /// in the log.
+    async fn hang(&self, table: &str, id: i64) -> tokio::task::JoinHandle<()> {
+        standby(&self.sql, "nobody").await;
+        let before = self.core.metrics.changes_read.get();
+        let hanging = write(&self.url, table, id);
+        let read = async || self.core.metrics.changes_read.get() > before;
+        until("the change is in the log", read).await;
+        hanging
+    }
+
+    /// The standby answers.
+    async fn answer(&self, hanging: tokio::task::JoinHandle<()>) {
+        assert!(!hanging.is_finished(), "it hung");
+        standby(&self.sql, "").await;
+        hanging.await.expect("it goes on");
+    }
+
+    async fn stop(self) {
+        self.core.stop().await;
+        self.cluster.stop().await;
+    }
+}
+
+async fn until(what: &str, met: impl AsyncFn() -> bool) {
+    let met = async {
+        while !met().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, met).await.expect(what);
+}
+
+#[tokio::test]
+async fn a_table_whose_first_row_hangs_holds_up_no_join_no_rows_and_no_look_at_the_catalog() {
+    let world = World::start("").await;
+    let _on_a = world.following("a").await;
+    let on_b = world.following("b").await;
+    // Whoever missed this comes back later.
+    let since = world.core.router.position();
+    world.run("insert into a values (1)").await;
+    until("handed out", async || {
+        world.core.router.position().offset > since.offset
+    })
+    .await;
+    let hanging = world.hang("b", 1).await;
+    let waits = async || world.core.metrics.catalog_wait.get() > 0.0;
+    until("the router waits for it, and says so", waits).await;
+
+    let mut reader = world.client("a", None);
+    assert_eq!(reader.snapshot().await[0].rows.len(), 1);
+    assert_eq!(reader.heard().await, Heard::CaughtUp);
+    let back = world.returning("a", since).await;
+    hears_of(&back, 1).await;
+    assert_eq!(back.heard().await, Heard::CaughtUp);
+    let refusal = world.client("nowhere", None).refusal().await;
+    assert!(refusal.contains("check Realtime"), "{refusal}");
+    let reloads = world.core.metrics.catalog_reloads.get();
+    world.run("grant select on c to authenticated").await;
+    until("the catalog is looked at", async || {
+        world.core.metrics.catalog_reloads.get() > reloads
+    })
+    .await;
+    // What commits behind it comes behind it.
+    world.run("insert into b values (2)").await;
+    world.run("insert into a values (2)").await;
+    let on_b_late = world.following("b").await;
+    assert!(world.core.metrics.catalog_wait.get() > 0.0);
+    until("it is named", async || {
+        world.core.readiness.delay().is_some()
+    })
+    .await;
+    let told = world.core.readiness.delay().expect("a delay").reason();
+    assert!(told.contains("synchronous_standby_names"), "{told}");
+
+    world.answer(hanging).await;
+    hears_of(&reader, 2).await;
+    hears_of(&back, 2).await;
+    for client in [&on_b, &on_b_late] {
+        match client.heard().await {
+            Heard::Change(data) => assert_eq!(id(&data["record"]), 1),
+            other => panic!("the row that hung was expected, not {other:?}"),
+        }
+    }
+    hears_of(&on_b, 2).await;
+    until("nothing is said to wait", async || {
+        world.core.metrics.catalog_wait.get() == 0.0 && world.core.readiness.delay().is_none()
+    })
+    .await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_hangs_holds_up_those_who_missed_it_and_none_that_come_back_with_them() {
+    let world = World::start("").await;
+    let _on_a = world.following("a").await;
+    let since = world.core.router.position();
+    // Nobody hears of it yet, so the router does not wait for it.
+    let hanging = world.hang("b", 1).await;
+    world.run("insert into a values (1)").await;
+    until("the router is past it", async || {
+        world.core.router.position().offset.0 >= since.offset.0 + 2
+    })
+    .await;
+    let mut on_b = world.returning("b", since).await;
+    let on_a = world.returning("a", since).await;
+    let also_on_b = world.returning("b", since).await;
+    hears_of(&on_a, 1).await;
+    assert_eq!(on_a.heard().await, Heard::CaughtUp);
+    // A new token is answered meanwhile, and who leaves and comes back is as well.
+    on_b.join_same().await;
+    assert_eq!(on_b.heard().await, Heard::Joined(vec![]));
+    also_on_b.leave().await;
+    let again_on_b = world.returning("b", since).await;
+    world.run("insert into a values (2)").await;
+    hears_of(&on_a, 2).await;
+    // A second cohort is not held up either, behind however many that are.
+    for _ in 0..5 {
+        world.returning("b", since).await;
+    }
+    let late_on_a = world.returning("a", since).await;
+    hears_of(&late_on_a, 2).await;
+    assert_eq!(late_on_a.heard().await, Heard::CaughtUp);
+
+    world.answer(hanging).await;
+    for client in [&mut on_b, &mut { again_on_b }] {
+        hears_of(client, 1).await;
+        assert_eq!(client.heard().await, Heard::CaughtUp);
+        world
+            .run("delete from b where id = 2; insert into b values (2)")
+            .await;
+        hears_of(client, 2).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_question_about_a_row_that_hangs_holds_up_no_other() {
+    let world = World::start(
+        "create table asked (id bigint primary key);
+         alter table asked enable row level security;
+         create function passes(id bigint) returns bool language plpgsql as
+             'begin return id not in (2, 4); end';
+         create policy passing on asked for select to authenticated using (passes(id));
+         grant select on asked to authenticated;
+         alter publication rowcast add table asked;",
+    )
+    .await;
+    let of_one = world.following_where("asked", "id=eq.1").await;
+    let of_others = world.following_where("asked", "id=neq.1").await;
+    world.run("insert into asked values (0)").await;
+    hears_of(&of_others, 0).await;
+    let questions = world.core.metrics.questions.get();
+    assert!(questions > 0, "the policy is asked about");
+    let hanging = world.hang("asked", 1).await;
+    for id in 2..=5 {
+        world.run(&format!("insert into asked values ({id})")).await;
+    }
+    for expected in [3, 5] {
+        match of_others.heard().await {
+            Heard::Change(data) => assert_eq!(id(&data["record"]), expected),
+            other => panic!("a row was expected, not {other:?}"),
+        }
+    }
+    assert_eq!(
+        world.core.metrics.questions.get(),
+        questions + 4,
+        "and about the row that hangs nothing was asked"
+    );
+    world.answer(hanging).await;
+    hears_of(&of_one, 1).await;
+    world.stop().await;
+}
