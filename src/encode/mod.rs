@@ -277,6 +277,26 @@ impl Shape {
     }
 }
 
+/// Writes that a table was emptied, with the place behind that in the log and when it committed:
+/// a change without a row. Nothing in it depends on who may see which columns.
+#[must_use]
+pub fn truncate(relation: &Relation, (cursor, committed_at): (Cursor, i64)) -> Bytes {
+    let mut out = Vec::with_capacity(192 + relation.schema.len() + relation.name.len());
+    out.extend_from_slice(b"{\"schema\":");
+    write_string(&mut out, &relation.schema);
+    out.extend_from_slice(b",\"table\":");
+    write_string(&mut out, &relation.name);
+    // Clients look columns up by name, so the list is there.
+    out.extend_from_slice(b",\"columns\":[],\"commit_timestamp\":\"");
+    write_timestamp(&mut out, committed_at);
+    // Writing to a Vec does not fail.
+    let _written = write!(
+        out,
+        "\",\"type\":\"TRUNCATE\",\"errors\":null,\"cursor\":\"{cursor}\"}}"
+    );
+    out.into()
+}
+
 /// What a change carries, and how much of the row before goes out.
 struct Rows<'a> {
     /// The row after; `None` for a delete.

@@ -6,12 +6,15 @@ mod complete;
 
 mod delivery;
 
+mod truncate;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use self::truncate::LostLeaves;
 use super::allowance::{Allowance, Held};
 use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment, are_kin};
@@ -104,6 +107,8 @@ pub(super) struct Fanout {
     pub(super) replay: Option<Replay>,
     /// What may be asked for the filters of each.
     allowance: Allowance,
+    /// The partitioned tables that have lost rows, until it is known whether the stream tells that.
+    lost_leaves: HashMap<Oid, LostLeaves>,
 }
 
 /// A table with subscribers.
@@ -220,6 +225,7 @@ impl Fanout {
             passed: HashMap::new(),
             sessions: HashMap::new(),
             allowance: Allowance::new(settings.max_asked_filters),
+            lost_leaves: HashMap::new(),
             replay: None,
         }
     }
@@ -310,10 +316,11 @@ impl Fanout {
             return;
         };
         let lost = match &change.kind {
-            Kind::Truncate => Some(Resync::Truncated),
             Kind::Lost(Lost::Undecodable) => Some(Resync::Undecodable),
             Kind::Lost(Lost::TooLarge) => Some(Resync::TooLarge),
-            Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
+            Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } | Kind::Truncate => {
+                None
+            }
         };
         if let Some(reason) = lost {
             let hidden = match reason {
@@ -338,6 +345,10 @@ impl Fanout {
             }
             self.adopt(Some(oid));
             self.verify(oid, &change.relation, entry);
+        }
+        if matches!(change.kind, Kind::Truncate) {
+            self.truncated(entry, offset, &change.relation);
+            return;
         }
         let change = self.complete(entry, offset, change, ahead).await;
         self.change(entry, offset, &change).await;

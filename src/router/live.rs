@@ -8,6 +8,7 @@ pub(super) mod snapshots;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -31,6 +32,9 @@ const COMMANDS: usize = 1024;
 
 /// Entries read from the log before commands get their turn.
 const ENTRIES: usize = 64;
+
+/// How often an idle router looks whether the stream has passed a place that it waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Commands taken before the log gets its turn.
 const COMMANDS_AT_ONCE: usize = 256;
@@ -134,6 +138,13 @@ impl Live {
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
                 changed = tail.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(LOOK_AGAIN), if self.fanout.has_lost_leaves() => {
+                    // Before it is looked whether there is more: what comes meanwhile lies behind.
+                    let passed = self.fanout.log.appended();
+                    if self.fanout.log.range().end <= self.next {
+                        self.fanout.settle_lost_leaves(passed);
+                    }
+                }
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command),
                     None => break,
@@ -147,6 +158,9 @@ impl Live {
             Ok(entries) => {
                 for entry in entries {
                     let commit = entry.batch.commit_lsn;
+                    if self.fanout.has_lost_leaves() {
+                        self.fanout.settle_lost_leaves(commit);
+                    }
                     self.fanout.changed.note(&entry);
                     // What nobody at all can have subscribed to is passed over.
                     if commit > self.started_at || commit > self.fanout.history.began() {
@@ -165,6 +179,7 @@ impl Live {
                 // Places in the write-ahead log of another history mean nothing in this one.
                 let from = self.fanout.log.appended();
                 self.started_at = Lsn(0);
+                self.fanout.forget_lost_leaves();
                 let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
                 self.fanout.history.begin(epoch, from, &catalog);
                 self.takings.nothing_before(from);

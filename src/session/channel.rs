@@ -133,7 +133,7 @@ impl Channel {
 /// A binding as Supabase's messages show it.
 fn inspected(wanted: &Wanted) -> String {
     let event = match wanted.events {
-        Events::All => "*",
+        Events::All | Events::AllAndTruncate => "*",
         Events::Insert => "INSERT",
         Events::Update => "UPDATE",
         Events::Delete => "DELETE",

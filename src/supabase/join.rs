@@ -178,14 +178,28 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         },
         _ => Vec::new(),
     };
+    let rowcast = rowcast::of_binding(members.get("rowcast"))?;
+    let mut events = Events::from_name(event.as_deref().unwrap_or("*"));
+    if rowcast.truncate {
+        if events != Events::All {
+            // Clients hand a message of another kind than the binding's to nobody: whoever
+            // believed to be told would never be.
+            return Err(
+                "`rowcast.truncate` is for bindings with the event `*`: to others clients hand \
+                 no TRUNCATE"
+                    .to_owned(),
+            );
+        }
+        events = Events::AllAndTruncate;
+    }
     Ok(Wanted {
         id,
-        events: Events::from_name(event.as_deref().unwrap_or("*")),
+        events,
         schema,
         table,
         filter,
         select,
-        start: rowcast::of_binding(members.get("rowcast"))?,
+        start: rowcast.start,
     })
 }
 

@@ -32,16 +32,29 @@ pub(super) fn of_join(value: Option<&RawValue>) -> Result<OfJoin, String> {
     Ok(asked)
 }
 
-pub(super) fn of_binding(value: Option<&RawValue>) -> Result<Start, String> {
-    let mut start = Start::default();
+/// What a binding asks for.
+#[derive(Debug, Default)]
+pub(super) struct OfBinding {
+    /// Where it begins.
+    pub(super) start: Start,
+    /// Whether it takes a TRUNCATE as a change.
+    pub(super) truncate: bool,
+}
+
+pub(super) fn of_binding(value: Option<&RawValue>) -> Result<OfBinding, String> {
+    let mut asked = OfBinding::default();
     for (name, value) in &members(value)?.0 {
         match name.as_ref() {
-            "since" => start.since = since(value)?,
-            "snapshot" => start.snapshot = snapshot(value)?,
-            name => return Err(unknown(name, "since, snapshot")),
+            "since" => asked.start.since = since(value)?,
+            "snapshot" => asked.start.snapshot = snapshot(value)?,
+            "truncate" => {
+                asked.truncate = boolean(value)
+                    .ok_or_else(|| "`rowcast.truncate` must be true or false".to_owned())?;
+            }
+            name => return Err(unknown(name, "since, snapshot, truncate")),
         }
     }
-    Ok(start)
+    Ok(asked)
 }
 
 fn members(value: Option<&RawValue>) -> Result<Members<'_>, String> {
@@ -106,7 +119,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Start, String> {
         let value: &RawValue = serde_json::from_str(text).unwrap();
-        of_binding(Some(value))
+        of_binding(Some(value)).map(|asked| asked.start)
     }
 
     #[test]

@@ -188,13 +188,19 @@ impl Fanout {
         self.expel_watchers(oid, Some(self.moment), reason);
     }
 
-    fn expel_watchers(&mut self, oid: Oid, at: Option<Moment>, reason: Resync) {
+    pub(super) fn expel_watchers(&mut self, oid: Oid, at: Option<Moment>, reason: Resync) {
         let Some(watched) = self.tables.get(&oid) else {
             return;
         };
+        // Of the rows themselves those learn nothing who can see none.
+        let of_rows = matches!(
+            reason,
+            Resync::Truncated | Resync::TooLarge | Resync::Undecodable
+        );
         let members: Vec<_> = watched
             .groups
             .values()
+            .filter(|group| !(of_rows && group.access.hides_all))
             .flat_map(Group::members)
             .filter(|member| at.is_none_or(|moment| member.wants(moment)))
             .map(|member| (member.outbox.session(), member.channel))
@@ -227,11 +233,14 @@ impl Fanout {
             return;
         }
         self.history.observe(&catalog);
+        if self.replay.is_none() {
+            self.note_lost_leaves(&catalog);
+        }
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
         // Types and operators may be others now.
         self.readings.clear();
-        let (mut changed, mut emptied) = (Vec::new(), Vec::new());
+        let mut changed = Vec::new();
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
                 changed.push(*oid);
@@ -244,9 +253,6 @@ impl Fanout {
                     .insert((*oid, Arc::clone(role)), Arc::new(access));
                 same
             });
-            if watched.table.lost_leaves(table) {
-                emptied.push(*oid);
-            }
             watched.table = Arc::clone(table);
             watched.shapes.clear();
             let described = watched.described.as_ref();
@@ -273,9 +279,6 @@ impl Fanout {
                     version: watched.verified,
                 });
             }
-        }
-        for oid in emptied {
-            self.expel_watchers(oid, None, Resync::Truncated);
         }
     }
 
