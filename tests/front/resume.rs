@@ -2,6 +2,7 @@
 
 use rowcast::log::{Cursor, Epoch, Offset};
 use rowcast::router::{Event, Join, Resync};
+use rowcast::subscription::Events;
 use rowcast::transport::Settings;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -96,6 +97,44 @@ async fn what_is_not_understood_is_refused_by_name_and_the_other_bindings_stand(
             reason.starts_with("InvalidJoinPayload: `rowcast"),
             "{reason}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_truncate_can_be_asked_for_where_clients_hand_it_on_and_nowhere_else() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let asked = |event: Value, truncate: Value| {
+        json!([
+            { "event": event, "table": "t", "rowcast": { "truncate": truncate } },
+            { "event": "*", "table": "u" },
+        ])
+    };
+    for (event, truncate, events) in [
+        (json!("*"), json!(true), Events::AllAndTruncate),
+        (Value::Null, json!("true"), Events::AllAndTruncate),
+        (json!("TRUNCATE"), json!(true), Events::AllAndTruncate),
+        (json!("*"), json!(false), Events::All),
+        (json!("insert"), Value::Null, Events::Insert),
+    ] {
+        let mut client = server.client().await;
+        join(&mut client, 1, asked(event, truncate), Value::Null).await;
+        let wanted = soon(joins.recv()).await.unwrap().wanted;
+        assert_eq!([wanted[0].events, wanted[1].events], [events, Events::All]);
+    }
+    for (event, truncate, text) in [
+        ("INSERT", json!(true), "for bindings with the event `*`"),
+        ("delete", json!(true), "for bindings with the event `*`"),
+        ("*", json!(1), "`rowcast.truncate` must be true or false"),
+        ("*", json!({}), "`rowcast.truncate` must be true or false"),
+    ] {
+        let mut client = server.client().await;
+        join(&mut client, 1, asked(json!(event), truncate), Value::Null).await;
+        let wanted = soon(joins.recv()).await.unwrap().wanted;
+        assert_eq!(wanted.len(), 1, "the other binding stands");
+        let error = client.next().await;
+        assert_eq!(error[4]["binding"]["table"], "t");
+        let said = error[4]["message"].as_str().unwrap();
+        assert!(said.contains(text), "{said}");
     }
 }
 
