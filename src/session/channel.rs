@@ -1,6 +1,7 @@
 //! One joining of a topic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::quota::{Place, User};
 use super::reply::{Reply, Status, System};
@@ -33,6 +34,9 @@ pub(super) struct Channel {
     /// Counts the tokens; an answer for an older one is stale.
     pub(super) attempt: u32,
     pub(super) progress: Progress,
+    /// Set once its client was told to read again: when it is told that the channel broke, so that
+    /// it joins anew. Until then nothing comes on it.
+    pub(super) breaks_at: Option<Duration>,
     /// `None` once the join has been answered.
     pub(super) joining: Option<Box<Joining>>,
 }
@@ -95,6 +99,13 @@ impl Channel {
         let mut system = self.system(POSTGRES_CHANGES, Status::Error, text);
         system.binding = echo;
         system
+    }
+
+    pub(super) fn broken(self) -> Reply {
+        Reply::Failed {
+            join_ref: self.join_ref,
+            topic: self.topic,
+        }
     }
 
     pub(super) fn closed(&self) -> Reply {

@@ -79,6 +79,7 @@ impl Session {
             wanted,
             bytes,
             attempt: 0,
+            breaks_at: None,
             joining: Some(Box::new(joining)),
         });
         match token {

@@ -48,6 +48,7 @@ fn feed(session: &mut Session, serializer: Serializer, frame: &[u8]) {
                     refusals: Vec::new(),
                     notices: vec![],
                 },
+                NOW,
                 &mut then,
             ),
             _ => {}

@@ -298,7 +298,7 @@ async fn a_truncate_is_a_change_like_others() {
     let daemon = database.daemon(&[]).await;
     let mut tail = Tail::of(&daemon, ANN, &["open", "-n", "2"]).await;
     database.run("truncate open").await;
-    let line = tail.block(1).await;
+    let line = tail.block(0).await;
     assert!(line.trim_end().ends_with(" TRUNCATE public.open"), "{line}");
     database.insert_open(1).await;
     assert!(tail.block(2).await.contains("id=1"));
