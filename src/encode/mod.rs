@@ -110,8 +110,8 @@ impl Shape {
         }
     }
 
-    /// Writes one change, with the place behind it in the log and when it committed; `None` for
-    /// kinds that have no row.
+    /// Writes one change, with when it committed and, as its last member, the place behind it in
+    /// the log; `None` for kinds that have no row.
     ///
     /// A value that nothing carries is left out and `errors` names its column. A change whose
     /// values as text, or which as JSON, are larger than `max_bytes` keeps the primary key and
@@ -277,8 +277,8 @@ impl Shape {
     }
 }
 
-/// Writes that a table was emptied, with the place behind that in the log and when it committed:
-/// a change without a row. Nothing in it depends on who may see which columns.
+/// Writes that a table was emptied, with when that committed and, as its last member, the place
+/// behind it in the log: a change without a row. Nothing in it depends on who may see which columns.
 #[must_use]
 pub fn truncate(relation: &Relation, (cursor, committed_at): (Cursor, i64)) -> Bytes {
     let mut out = Vec::with_capacity(192 + relation.schema.len() + relation.name.len());

@@ -19,6 +19,7 @@ use super::allowance::{Allowance, Held};
 use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
+use super::holder;
 use super::layout::Layout;
 use super::live::snapshots::Reader;
 use super::position::Position;
@@ -28,7 +29,7 @@ use super::{ChannelId, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Ses
 use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
-use crate::log::{Cursor, Entry, Epoch, Log, Offset};
+use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
@@ -148,6 +149,8 @@ pub(super) struct Channel {
     /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
     pub(super) readings: Readings,
     members: Vec<(Oid, MemberKey)>,
+    /// Whom its client has been told that its cursors are given to.
+    pub(super) holder: Option<Holder>,
     /// The filters that PostgreSQL is asked about.
     asked: Held,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
@@ -172,6 +175,7 @@ impl Channel {
             refused: Vec::new(),
             readings: Readings::default(),
             members: Vec::new(),
+            holder: None,
             asked: Held::default(),
             joining: 0,
             bindings: 0,
@@ -272,6 +276,21 @@ impl Fanout {
             access.is_some_and(|access| are_kin(access, before, now))
         };
         before.role == now.role && tables.into_iter().all(alike)
+    }
+
+    /// Whom the cursors of a channel on these tables are given to.
+    pub(super) fn holder(
+        &self,
+        tables: impl IntoIterator<Item = Oid>,
+        principal: &Principal,
+    ) -> Holder {
+        let access = |oid| {
+            Some((
+                oid,
+                &**self.access.get(&(oid, Arc::clone(&principal.role)))?,
+            ))
+        };
+        holder::holder(principal, tables.into_iter().filter_map(access))
     }
 
     /// The place from which somebody who reads the tables now misses nothing.

@@ -8,6 +8,7 @@ use super::reply::{Reply, Status, System};
 use super::request::Wire;
 use super::resume::Progress;
 use crate::auth::Principal;
+use crate::log::{Cursor, HeldCursor, Holder};
 use crate::router::{ChannelId, Refusal};
 use crate::subscription::{Condition, Events, Operator, Wanted};
 
@@ -34,6 +35,8 @@ pub(super) struct Channel {
     /// Counts the tokens; an answer for an older one is stale.
     pub(super) attempt: u32,
     pub(super) progress: Progress,
+    /// Whom its cursors are given to.
+    pub(super) holder: Option<Holder>,
     /// Set once its client was told to read again: when it is told that the channel broke, so that
     /// it joins anew. Until then nothing comes on it.
     pub(super) breaks_at: Option<Duration>,
@@ -78,6 +81,14 @@ impl Channel {
     pub(super) fn keeps_cursor(&self) -> bool {
         let mut wanted = self.wanted.iter();
         self.progress.reported || wanted.any(|wish| wish.start.is_earlier())
+    }
+
+    /// A cursor for its client.
+    pub(super) const fn held(&self, cursor: Cursor) -> HeldCursor {
+        HeldCursor {
+            cursor,
+            holder: self.holder,
+        }
     }
 
     pub(super) fn system(&self, extension: &'static str, status: Status, text: String) -> System {

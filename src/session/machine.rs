@@ -335,7 +335,8 @@ impl Session {
                 channel,
                 refusals,
                 notices,
-            } => self.joined(channel, refusals, notices, actions),
+                holder,
+            } => self.joined(channel, (refusals, notices), holder, actions),
             Event::Change {
                 channel,
                 bindings,
@@ -357,6 +358,7 @@ impl Session {
                         bindings,
                         committed_at,
                         data,
+                        holder: channel.holder,
                     }));
                 }
             }
@@ -382,6 +384,7 @@ impl Session {
                         join_ref: channel.join_ref.clone(),
                         topic: Arc::clone(&channel.topic),
                         page,
+                        holder: channel.holder,
                     }));
                 }
             }
@@ -422,7 +425,8 @@ impl Session {
         // missed.
         let mut wanted = channel.wanted.iter();
         let snapshot = wanted.any(|wish| wish.start.snapshot.is_some());
-        system.cursor = cursor.filter(|_| !snapshot);
+        let cursor = cursor.filter(|_| !snapshot);
+        system.cursor = cursor.map(|cursor| channel.held(cursor));
         self.refuse_cursors(&channel);
         actions.push(Action::Reply(Reply::System(Box::new(system))));
         let place = |spread: &Arc<Spread>| spread.place(now.monotonic);

@@ -166,7 +166,7 @@ fn tell(channel: &mut Channel, at: Duration, actions: &mut Vec<Action>) {
     }
     let text = "Everything up to this cursor has been sent".to_owned();
     let mut system = channel.system(ROWCAST, Status::Cursor, text);
-    system.cursor = Some(cursor);
+    system.cursor = Some(channel.held(cursor));
     actions.push(Action::Reply(Reply::System(Box::new(system))));
 }
 

@@ -4,7 +4,7 @@
 use serde_json::value::RawValue;
 
 use super::json::{Members, boolean, is_null, string};
-use crate::log::Cursor;
+use crate::log::HeldCursor;
 use crate::subscription::Start;
 use crate::subscription::order::{self, Wish};
 
@@ -12,7 +12,7 @@ use crate::subscription::order::{self, Wish};
 #[derive(Debug, Default)]
 pub(super) struct OfJoin {
     /// Where those bindings begin that do not say it themselves.
-    pub(super) since: Option<Cursor>,
+    pub(super) since: Option<HeldCursor>,
     /// Whether the client wants to be told its cursor.
     pub(super) cursor: bool,
 }
@@ -45,7 +45,11 @@ pub(super) fn of_binding(value: Option<&RawValue>) -> Result<OfBinding, String> 
     let mut asked = OfBinding::default();
     for (name, value) in &members(value)?.0 {
         match name.as_ref() {
-            "since" => asked.start.since = since(value)?,
+            "since" => {
+                let since = since(value)?;
+                asked.start.since = since.map(|held| held.cursor);
+                asked.start.holder = since.and_then(|held| held.holder);
+            }
             "snapshot" => asked.start.snapshot = snapshot(value)?,
             "truncate" => {
                 asked.truncate = boolean(value)
@@ -64,7 +68,7 @@ fn members(value: Option<&RawValue>) -> Result<Members<'_>, String> {
     }
 }
 
-fn since(value: &RawValue) -> Result<Option<Cursor>, String> {
+fn since(value: &RawValue) -> Result<Option<HeldCursor>, String> {
     if is_null(value) {
         return Ok(None);
     }

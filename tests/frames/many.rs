@@ -178,6 +178,7 @@ fn event(channel: ChannelId, bindings: u32, generator: &mut Generator) -> Event 
             channel,
             refusals,
             notices: Vec::new(),
+            holder: None,
         },
     }
 }

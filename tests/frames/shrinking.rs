@@ -47,6 +47,7 @@ fn feed(session: &mut Session, serializer: Serializer, frame: &[u8]) {
                     channel,
                     refusals: Vec::new(),
                     notices: vec![],
+                    holder: None,
                 },
                 NOW,
                 &mut then,

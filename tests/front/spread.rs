@@ -70,6 +70,7 @@ impl Served {
                         channel,
                         refusals: Vec::new(),
                         notices: Vec::new(),
+                        holder: None,
                     };
                     all.extend(self.hear(joined, now));
                 }

@@ -41,4 +41,5 @@ mod refresh;
 
 mod together;
 
+mod holders;
 mod truncated;

@@ -54,6 +54,7 @@ impl Asked {
             select: self.select.clone(),
             start: Start {
                 since: self.since,
+                holder: None,
                 unseen_by: None,
                 snapshot: Some(Wish {
                     limit: self.limit,

@@ -341,14 +341,23 @@ impl Fanout {
             let outbox = Arc::clone(&state.outbox);
             match self.resolve((session, channel), &principal, &wanted, &told) {
                 Ok(resolved) if resolved.refusals == refused => {
-                    let tables = resolved.tables.iter().map(|(oid, _)| *oid).collect();
+                    let tables: BTreeSet<Oid> =
+                        resolved.tables.iter().map(|(oid, _)| *oid).collect();
+                    let holder = Some(self.holder(tables.iter().copied(), &principal));
+                    let known = self.channel(session, channel);
+                    let same = known.is_some_and(|known| {
+                        let before = std::mem::replace(&mut known.holder, holder);
+                        before == holder
+                    });
                     self.put_in_force(session, channel, resolved);
-                    if before.get(&(session, channel)) != Some(&tables) {
-                        // A client that named no table is told that it hears of others now.
+                    if !same || before.get(&(session, channel)) != Some(&tables) {
+                        // A client that named no table is told that it hears of others now; and
+                        // its cursors are to say what decides now.
                         outbox.push(Event::Joined {
                             channel,
                             refusals: Vec::new(),
                             notices: Vec::new(),
+                            holder,
                         });
                     }
                 }
