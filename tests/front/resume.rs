@@ -1,6 +1,6 @@
 //! Cursors: what a client may say, what it is told, and that no cursor makes it come back for ever.
 
-use rowcast::log::{Cursor, Epoch, Offset};
+use rowcast::log::{Cursor, Epoch, Holder, Offset};
 use rowcast::router::{Event, Join, Resync};
 use rowcast::subscription::Events;
 use rowcast::transport::Settings;
@@ -287,4 +287,57 @@ async fn a_client_that_does_not_keep_up_is_told_its_last_cursor_and_to_come_back
         Offset(changes),
         "all that came and nothing else"
     );
+}
+
+#[tokio::test]
+async fn every_cursor_that_a_client_is_given_says_whose_it_is_and_is_read_back_so() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let holder = Holder {
+        claims: 0x0102_0304,
+        read: 5,
+    };
+    let said = |offset: u64| format!("{}-0102030400000005", cursor(offset));
+    let mut client = server.client().await;
+    let bindings = json!([{ "table": "t" }]);
+    join(&mut client, 1, bindings, json!({ "cursor": true })).await;
+    let granted = soon(joins.recv()).await.unwrap();
+    next_cursor(&mut client).await;
+    let channel = granted.channel;
+    granted.outbox.push(Event::Joined {
+        channel,
+        refusals: Vec::new(),
+        notices: Vec::new(),
+        holder: Some(holder),
+    });
+    let data = format!(
+        "{{\"record\":{{\"a\":\"\\\"}}\"}},\"cursor\":\"{}\"}}",
+        cursor(2)
+    );
+    granted.outbox.push(change(&granted, data));
+    assert_eq!(
+        client.next().await[4]["message"],
+        "Subscribed to PostgreSQL"
+    );
+    let frame = client.next().await;
+    assert_eq!(frame[4]["data"]["record"]["a"], "\"}");
+    assert_eq!(frame[4]["data"]["cursor"], said(2));
+    let told = next_cursor(&mut client).await;
+    assert!(told.ends_with("-0102030400000005"), "{told}");
+    granted.outbox.push(Event::Resync {
+        channel,
+        reason: Resync::Truncated,
+        cursor: Some(cursor(50)),
+    });
+    assert_eq!(client.next().await[4]["cursor"], said(50));
+    assert_eq!(client.next().await[3], "phx_error");
+    // Of a join and of a binding, and a text of before.
+    let bindings = json!([
+        { "table": "t" },
+        { "table": "u", "rowcast": { "since": cursor(6).to_string() } },
+    ]);
+    join(&mut client, 2, bindings, json!({ "since": said(51) })).await;
+    let next = soon(joins.recv()).await.unwrap();
+    assert_eq!(begins(&next), [Some(51), Some(6)]);
+    let holders: Vec<_> = next.wanted.iter().map(|wish| wish.start.holder).collect();
+    assert_eq!(holders, [Some(holder), None]);
 }
