@@ -2,6 +2,7 @@
 
 use rowcast::log::{Cursor, Epoch, Holder, Offset};
 use rowcast::router::{Event, Join, Resync};
+use rowcast::snapshot::Failure;
 use rowcast::subscription::Events;
 use rowcast::transport::Settings;
 use serde_json::{Value, json};
@@ -340,4 +341,78 @@ async fn every_cursor_that_a_client_is_given_says_whose_it_is_and_is_read_back_s
     assert_eq!(begins(&next), [Some(51), Some(6)]);
     let holders: Vec<_> = next.wanted.iter().map(|wish| wish.start.holder).collect();
     assert_eq!(holders, [Some(holder), None]);
+}
+
+#[tokio::test]
+async fn every_reason_to_read_again_is_said_and_stands_in_the_documents() {
+    let readme = include_str!("../../README.md");
+    let protocol = include_str!("../../docs/protocol.md");
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let words = [
+        (Some(Resync::Undecided), "undecided"),
+        (Some(Resync::Undecodable), "undecodable"),
+        (Some(Resync::TooLarge), "too_large"),
+        (Some(Resync::Truncated), "truncated"),
+        (Some(Resync::SchemaChanged), "schema_changed"),
+        (Some(Resync::SlotLost), "slot_lost"),
+        (Some(Resync::Trimmed), "trimmed"),
+        (Some(Resync::Epoch), "epoch"),
+        (Some(Resync::AccessChanged), "access_changed"),
+        (None, "snapshot_failed"),
+    ];
+    let mut client = server.client().await;
+    for (reference, (reason, word)) in (1..).zip(words) {
+        join(
+            &mut client,
+            reference,
+            json!([{ "table": "t" }]),
+            Value::Null,
+        )
+        .await;
+        assert_eq!(
+            client.next().await[4]["message"],
+            "Subscribed to PostgreSQL"
+        );
+        let granted = soon(joins.recv()).await.unwrap();
+        let channel = granted.channel;
+        granted.outbox.push(match reason {
+            Some(reason) => Event::Resync {
+                channel,
+                reason,
+                cursor: Some(cursor(3)),
+            },
+            None => Event::SnapshotFailed {
+                channel,
+                failure: Failure::Changing,
+            },
+        });
+        let said = client.next().await;
+        assert_eq!(said[4]["status"], "resync");
+        assert_eq!(said[4]["reason"], word);
+        let message = match reason {
+            Some(_) => "Changes may have been missed; read the tables again",
+            None => "the table is being changed; try again",
+        };
+        assert_eq!(said[4]["message"], message);
+        assert_eq!(said[4]["cursor"].is_string(), reason.is_some());
+        assert_eq!(client.next().await[3], "phx_error");
+        for document in [readme, protocol] {
+            assert!(document.contains(&format!("`{word}`")), "{word}");
+        }
+        // Nothing is sent that is not in the list above.
+        match reason {
+            None
+            | Some(
+                Resync::Undecided
+                | Resync::Undecodable
+                | Resync::TooLarge
+                | Resync::Truncated
+                | Resync::SchemaChanged
+                | Resync::SlotLost
+                | Resync::Trimmed
+                | Resync::Epoch
+                | Resync::AccessChanged,
+            ) => {}
+        }
+    }
 }

@@ -42,4 +42,5 @@ mod refresh;
 mod together;
 
 mod holders;
+mod reasons;
 mod truncated;
