@@ -156,9 +156,10 @@ select jsonb_build_object(
           select to_jsonb(i.indkey::int2[]) from pg_index i
           where i.indrelid = c.oid
             and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end), '[]') end,
-      -- By number and file: a new file means that the partition was emptied or rewritten.
+      -- By number and file: a new file means that the partition was emptied or rewritten, by the
+      -- transaction behind it.
       'leaves', case when c.relkind = 'p' and t.published then coalesce((
-        select jsonb_agg(jsonb_build_array(l.oid, l.relfilenode) order by l.oid)
+        select jsonb_agg(jsonb_build_array(l.oid, l.relfilenode, l.version::text) order by l.oid)
         from leaves l where l.root = c.oid), '[]') end,
       'policies', coalesce((
         select jsonb_agg(jsonb_build_object(

@@ -195,6 +195,7 @@ fn front_settings(config: &Config) -> transport::Settings {
         max_frame_bytes: config.max_frame_bytes,
         outbox_max_events: config.outbox_max_events,
         outbox_max_bytes: config.outbox_max_bytes,
+        resync_spread: config.resync_spread,
         drain: config.drain,
         ..transport::Settings::default()
     }

@@ -118,6 +118,8 @@ pub struct Config {
     pub snapshot: SnapshotSettings,
     /// How often the catalog is looked at.
     pub catalog_interval: Duration,
+    /// Over how long channels that are told to join again are, at most.
+    pub resync_spread: Duration,
     /// How long sockets may take to close at the end.
     pub drain: Duration,
     /// What is logged, in the words of `tracing`'s filters.
@@ -164,6 +166,7 @@ impl Config {
             ask_timeout: Duration::ZERO,
             snapshot: SnapshotSettings::default(),
             catalog_interval: Duration::ZERO,
+            resync_spread: Duration::ZERO,
             drain: Duration::ZERO,
             log: String::new(),
             log_format: LogFormat::Auto,
@@ -211,6 +214,7 @@ impl fmt::Debug for Config {
             .field("ask_timeout", &self.ask_timeout)
             .field("snapshot", &self.snapshot)
             .field("catalog_interval", &self.catalog_interval)
+            .field("resync_spread", &self.resync_spread)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .field("log_format", &self.log_format)

@@ -82,6 +82,7 @@ fn an_idle_joined_socket_stays_below_its_share_of_memory() {
                         channel: join.channel,
                         refusals: Vec::new(),
                         notices: Vec::new(),
+                        holder: None,
                     });
                 }
             }

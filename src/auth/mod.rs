@@ -35,15 +35,22 @@ impl Claims {
     /// Whether both say the same of their holder; when they were made and end is left aside.
     #[must_use]
     pub fn says_the_same(&self, other: &Self) -> bool {
-        let lasting = |claims: &Self| {
-            let read = serde_json::from_str(&claims.0);
-            let mut claims: serde_json::Map<String, serde_json::Value> = read.ok()?;
-            for passing in ["exp", "iat", "nbf", "jti"] {
-                claims.remove(passing);
-            }
-            Some(claims)
-        };
-        self == other || lasting(self).is_some_and(|own| Some(own) == lasting(other))
+        self == other
+            || self
+                .lasting()
+                .is_some_and(|own| Some(own) == other.lasting())
+    }
+
+    /// What the claims say of their holder; when they were made and end is left out. `None` where
+    /// they are no object.
+    #[must_use]
+    pub fn lasting(&self) -> Option<serde_json::Value> {
+        let read = serde_json::from_str(&self.0);
+        let mut claims: serde_json::Map<String, serde_json::Value> = read.ok()?;
+        for passing in ["exp", "iat", "nbf", "jti"] {
+            claims.remove(passing);
+        }
+        Some(claims.into())
     }
 
     /// The claim `sub`: whom the token is about. `None` where it names nobody.

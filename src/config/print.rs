@@ -111,6 +111,7 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "snapshot_max_bytes" => format!("{}B", config.snapshot.max_bytes),
         "snapshot_timeout" => millis(config.snapshot.timeout),
         "catalog_interval" => millis(config.catalog_interval),
+        "resync_spread" => millis(config.resync_spread),
         "drain" => millis(config.drain),
         "log" => config.log.clone(),
         "log_format" => match config.log_format {

@@ -534,6 +534,17 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "resync_spread",
+        "TIME",
+        Some("5s"),
+        "Over how long clients that have to read again at the same time are made to join again: \
+         a thousand a second, or all within this time. A single one does at once.",
+        |config, text| {
+            config.resync_spread = value::duration(text, Duration::ZERO, HOUR)?;
+            Ok(())
+        },
+    ),
+    setting(
         "drain",
         "TIME",
         Some("10s"),

@@ -110,8 +110,8 @@ impl Shape {
         }
     }
 
-    /// Writes one change, with the place behind it in the log and when it committed; `None` for
-    /// kinds that have no row.
+    /// Writes one change, with when it committed and, as its last member, the place behind it in
+    /// the log; `None` for kinds that have no row.
     ///
     /// A value that nothing carries is left out and `errors` names its column. A change whose
     /// values as text, or which as JSON, are larger than `max_bytes` keeps the primary key and
@@ -275,6 +275,26 @@ impl Shape {
             let _written = serde_json::to_writer(out, &errors);
         }
     }
+}
+
+/// Writes that a table was emptied, with when that committed and, as its last member, the place
+/// behind it in the log: a change without a row. Nothing in it depends on who may see which columns.
+#[must_use]
+pub fn truncate(relation: &Relation, (cursor, committed_at): (Cursor, i64)) -> Bytes {
+    let mut out = Vec::with_capacity(192 + relation.schema.len() + relation.name.len());
+    out.extend_from_slice(b"{\"schema\":");
+    write_string(&mut out, &relation.schema);
+    out.extend_from_slice(b",\"table\":");
+    write_string(&mut out, &relation.name);
+    // Clients look columns up by name, so the list is there.
+    out.extend_from_slice(b",\"columns\":[],\"commit_timestamp\":\"");
+    write_timestamp(&mut out, committed_at);
+    // Writing to a Vec does not fail.
+    let _written = write!(
+        out,
+        "\",\"type\":\"TRUNCATE\",\"errors\":null,\"cursor\":\"{cursor}\"}}"
+    );
+    out.into()
 }
 
 /// What a change carries, and how much of the row before goes out.

@@ -42,33 +42,99 @@ impl fmt::Display for Cursor {
     }
 }
 
+/// Whom a cursor was given to, as two numbers that say nothing about them: equal ones mean the
+/// same, others with all that can be told at a distance somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Of the role and of all claims that stay with the user.
+    pub claims: u32,
+    /// Of the role and of what the policies of the channel's tables read of the claims.
+    pub read: u32,
+}
+
+impl Holder {
+    /// Whether both may see the same: all that is said of them is, or all that decides.
+    #[must_use]
+    pub const fn sees_as(self, other: Self) -> bool {
+        self.claims == other.claims || self.read == other.read
+    }
+}
+
+/// A cursor as it is written for a client: behind it stands whom it was given to. Texts of before
+/// this was so have nothing there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldCursor {
+    /// The place.
+    pub cursor: Cursor,
+    /// Whose it is, where it says so.
+    pub holder: Option<Holder>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}{:08x}", self.claims, self.read)
+    }
+}
+
+impl fmt::Display for HeldCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cursor.fmt(f)?;
+        match self.holder {
+            Some(holder) => write!(f, "-{holder}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A text that is not a cursor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a cursor: two groups of 16 lower-case hexadecimal digits joined by a hyphen were expected"
+    "not a cursor: two or three groups of 16 lower-case hexadecimal digits joined by hyphens were \
+     expected"
 )]
 pub struct InvalidCursor;
 
+fn digits(part: &str) -> Result<u64, InvalidCursor> {
+    let digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if part.len() == 16 && part.bytes().all(digit) {
+        u64::from_str_radix(part, 16).map_err(|_| InvalidCursor)
+    } else {
+        Err(InvalidCursor)
+    }
+}
+
+impl FromStr for HeldCursor {
+    type Err = InvalidCursor;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+        let mut parts = text.split('-').map(digits);
+        let mut next = || parts.next().transpose();
+        let epoch = next()?.ok_or(InvalidCursor)?;
+        let offset = next()?.ok_or(InvalidCursor)?;
+        let holder = next()?.map(|both| {
+            let [a, b, c, d, e, f, g, h] = both.to_be_bytes();
+            Holder {
+                claims: u32::from_be_bytes([a, b, c, d]),
+                read: u32::from_be_bytes([e, f, g, h]),
+            }
+        });
+        if next()?.is_some() {
+            return Err(InvalidCursor);
+        }
+        let cursor = Cursor {
+            epoch: Epoch(epoch),
+            offset: Offset(offset),
+        };
+        Ok(Self { cursor, holder })
+    }
+}
+
+/// The place alone, of either form.
 impl FromStr for Cursor {
     type Err = InvalidCursor;
 
     fn from_str(text: &str) -> Result<Self, InvalidCursor> {
-        let digits = |part: &str| {
-            let valid = part.len() == 16
-                && part
-                    .bytes()
-                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            if valid {
-                u64::from_str_radix(part, 16).map_err(|_| InvalidCursor)
-            } else {
-                Err(InvalidCursor)
-            }
-        };
-        let (epoch, offset) = text.split_once('-').ok_or(InvalidCursor)?;
-        Ok(Self {
-            epoch: Epoch(digits(epoch)?),
-            offset: Offset(digits(offset)?),
-        })
+        text.parse().map(|held: HeldCursor| held.cursor)
     }
 }
 
@@ -91,10 +157,44 @@ mod tests {
             "",
             "-",
             "7-9",
+            "0000000000000007-0000000000000009-",
+            "0000000000000007-0000000000000009-1",
+            "0000000000000007-0000000000000009-0000000000000001-",
             "0000000000000007-000000000000000G",
             "0000000000000007",
         ] {
             assert_eq!(bad.parse::<Cursor>(), Err(InvalidCursor), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_cursor_that_names_its_holder_reads_back_and_sorts_by_its_place_first() {
+        let held = |offset, claims, read| HeldCursor {
+            cursor: Cursor {
+                epoch: Epoch(7),
+                offset: Offset(offset),
+            },
+            holder: Some(Holder { claims, read }),
+        };
+        let (early, late) = (held(9, u32::MAX, 1), held(10, 0, 0x0a));
+        for one in [early, late] {
+            assert_eq!(one.to_string().parse(), Ok(one));
+            assert_eq!(one.to_string().parse(), Ok(one.cursor), "the place alone");
+        }
+        assert_eq!(
+            late.to_string(),
+            "0000000000000007-000000000000000a-000000000000000a"
+        );
+        assert!(early.to_string() < late.to_string());
+        assert!(early.cursor.to_string() < early.to_string());
+        let old = HeldCursor {
+            holder: None,
+            ..early
+        };
+        assert_eq!(early.cursor.to_string().parse(), Ok(old));
+        let other = Holder { claims: 2, read: 1 };
+        assert!(other.sees_as(Holder { claims: 3, read: 1 }));
+        assert!(other.sees_as(Holder { claims: 2, read: 9 }));
+        assert!(!other.sees_as(Holder { claims: 1, read: 2 }));
     }
 }

@@ -20,7 +20,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub use cursor::{Cursor, Epoch, Offset};
+pub use cursor::{Cursor, Epoch, HeldCursor, Holder, Offset};
 
 use crate::change::{Batch, Change};
 use crate::pg::Lsn;

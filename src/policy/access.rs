@@ -11,7 +11,7 @@ use super::ask::image::{self, Asked};
 use super::catalog::{Catalog, Column, Policy, Rights, Table};
 use super::compile::{Function, Reference, Scope, compile};
 use super::consults::consults;
-use super::predicate::Predicate;
+use super::predicate::{Predicate, Verdict};
 use crate::change::{ColumnSet, Relation};
 use crate::pg::Oid;
 
@@ -28,6 +28,9 @@ pub struct Access {
     pub asked_because: Vec<(String, String)>,
     /// The tables that asked policies look into; `None` where that cannot be told.
     pub consults: Option<Vec<Oid>>,
+    /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
+    /// the table is to be told.
+    pub hides_all: bool,
     readable: HashSet<String>,
 }
 
@@ -65,6 +68,7 @@ impl Access {
             fingerprint: fingerprint(catalog, table, role),
             asked_because: Vec::new(),
             consults: Some(Vec::new()),
+            hides_all: false,
             readable: HashSet::new(),
         };
         let Some(rights) = table.rights.iter().find(|rights| rights.role == role) else {
@@ -86,6 +90,7 @@ impl Access {
             .map(|column| column.name.clone())
             .collect();
         access.judge(catalog, table, role);
+        access.hides_all |= matches!(access.rules, Rules::Nothing(_));
         access
     }
 
@@ -153,8 +158,18 @@ impl Access {
                 all.extend(some);
                 all
             });
+            // A policy with only a WITH CHECK permits nothing to be read.
+            let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
+            self.hides_all |= !applicable.iter().any(permits);
             match compiled(catalog, judged, &applicable) {
-                Ok(predicate) => predicates.push(Arc::new(predicate)),
+                Ok(predicate) => {
+                    let constant = predicate.is_constant();
+                    self.hides_all |= matches!(
+                        constant,
+                        Some(Verdict::False | Verdict::Null | Verdict::Error)
+                    );
+                    predicates.push(Arc::new(predicate));
+                }
                 Err(refusals) => {
                     asked = true;
                     self.asked_because.extend(refusals);

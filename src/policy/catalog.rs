@@ -86,9 +86,8 @@ pub struct Table {
     /// The attribute numbers that old rows carry; `None` for all (`replica identity full`). Of a
     /// partitioned table: what the old rows of all its partitions carry.
     pub identity: Option<Vec<i16>>,
-    /// The partitions that hold the rows of a partitioned table, with the files that they are in;
-    /// `None` for every other table.
-    pub leaves: Option<Vec<(Oid, Oid)>>,
+    /// The partitions that hold the rows of a partitioned table; `None` for every other table.
+    pub leaves: Option<Vec<Leaf>>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
     /// What each role may do.
@@ -154,13 +153,20 @@ impl Table {
                     .all(|column| generated(column) || named(&column.name))
     }
 
-    /// Whether partitions that held rows of this table no longer do, or are in another file:
-    /// truncated, detached, dropped or rewritten, of which the stream says nothing.
+    /// For each partition that held rows of this table and no longer does, or is in another file
+    /// (truncated, detached, dropped or rewritten), the transaction (32 bits) that put it there;
+    /// `None` where it is gone.
     #[must_use]
-    pub fn lost_leaves(&self, now: &Self) -> bool {
-        let leaves = |table: &Self| table.leaves.clone().unwrap_or_default();
-        let now = leaves(now);
-        leaves(self).iter().any(|leaf| !now.contains(leaf))
+    pub fn lost_leaves(&self, now: &Self) -> Vec<Option<u32>> {
+        let mut lost = Vec::new();
+        for Leaf(oid, file, _) in self.leaves.iter().flatten() {
+            match now.leaves.iter().flatten().find(|leaf| leaf.0 == *oid) {
+                Some(leaf) if leaf.1 == *file => {}
+                Some(leaf) => lost.push(leaf.2.parse().ok()),
+                None => lost.push(None),
+            }
+        }
+        lost
     }
 
     /// Whether old rows carry a column.
@@ -177,6 +183,11 @@ impl Table {
         self.key.contains(&column.number)
     }
 }
+
+/// A partition that holds rows: its number, the file that they are in, and the transaction (32
+/// bits, as text) that wrote so.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Leaf(Oid, Oid, String);
 
 /// A column.
 #[derive(Debug, Clone, Deserialize)]

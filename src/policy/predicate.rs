@@ -242,6 +242,12 @@ impl Projection {
         self.0.get(slot)?.as_ref().ok()?.as_ref()
     }
 
+    /// Whether nothing of a principal is read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a slot is undecided: no index finds its principal by that slot, so it has to be
     /// judged for every row.
     #[must_use]

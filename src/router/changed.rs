@@ -1,10 +1,11 @@
-//! Which tables changed when, as far as the router has seen.
+//! Which tables changed when, and which were emptied, as far as the router has seen.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use crate::change::Kind;
 use crate::log::{Entry, Offset};
-use crate::pg::Oid;
+use crate::pg::{Lsn, Oid, Xid};
 
 /// The newest change of each table. The router notes them, cohorts ask.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub(super) struct Changed {
     /// Nothing is known of what lies before.
     from: Offset,
     newest: Mutex<HashMap<Oid, Offset>>,
+    /// The transaction that truncated a table last, and where it committed.
+    emptied: Mutex<HashMap<Oid, (Xid, Lsn)>>,
 }
 
 impl Changed {
@@ -19,6 +22,7 @@ impl Changed {
         Self {
             from,
             newest: Mutex::default(),
+            emptied: Mutex::default(),
         }
     }
 
@@ -27,12 +31,23 @@ impl Changed {
         let mut last = None;
         for (offset, change) in entry.changes() {
             let oid = change.relation.oid;
+            if matches!(change.kind, Kind::Truncate) {
+                let mut emptied = self.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+                emptied.insert(oid, (entry.batch.xid, entry.batch.commit_lsn));
+            }
             if last != Some(oid) {
                 last = Some(oid);
                 // Of a run of changes the first will do: they are one transaction's.
                 newest.insert(oid, offset);
             }
         }
+    }
+
+    /// The transaction that truncated a table last as far as the stream says, and where it
+    /// committed.
+    pub(super) fn emptied(&self, table: Oid) -> Option<(Xid, Lsn)> {
+        let emptied = self.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        emptied.get(&table).copied()
     }
 
     /// Whether none of the tables has changed from `offset` on.

@@ -6,16 +6,20 @@ mod complete;
 
 mod delivery;
 
+mod truncate;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use self::truncate::LostLeaves;
 use super::allowance::{Allowance, Held};
 use super::changed::Changed;
 use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
+use super::holder;
 use super::layout::Layout;
 use super::live::snapshots::Reader;
 use super::position::Position;
@@ -25,7 +29,7 @@ use super::{ChannelId, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, Ses
 use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
-use crate::log::{Cursor, Entry, Epoch, Log, Offset};
+use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
@@ -104,6 +108,8 @@ pub(super) struct Fanout {
     pub(super) replay: Option<Replay>,
     /// What may be asked for the filters of each.
     allowance: Allowance,
+    /// The partitioned tables that have lost rows, until it is known whether the stream tells that.
+    lost_leaves: HashMap<Oid, LostLeaves>,
 }
 
 /// A table with subscribers.
@@ -143,6 +149,8 @@ pub(super) struct Channel {
     /// What PostgreSQL told of its filters when it joined. It stays so: `now` is then.
     pub(super) readings: Readings,
     members: Vec<(Oid, MemberKey)>,
+    /// Whom its client has been told that its cursors are given to.
+    pub(super) holder: Option<Holder>,
     /// The filters that PostgreSQL is asked about.
     asked: Held,
     /// Counts the joins of this channel, so that an older one that comes late is dropped.
@@ -167,6 +175,7 @@ impl Channel {
             refused: Vec::new(),
             readings: Readings::default(),
             members: Vec::new(),
+            holder: None,
             asked: Held::default(),
             joining: 0,
             bindings: 0,
@@ -220,6 +229,7 @@ impl Fanout {
             passed: HashMap::new(),
             sessions: HashMap::new(),
             allowance: Allowance::new(settings.max_asked_filters),
+            lost_leaves: HashMap::new(),
             replay: None,
         }
     }
@@ -266,6 +276,21 @@ impl Fanout {
             access.is_some_and(|access| are_kin(access, before, now))
         };
         before.role == now.role && tables.into_iter().all(alike)
+    }
+
+    /// Whom the cursors of a channel on these tables are given to.
+    pub(super) fn holder(
+        &self,
+        tables: impl IntoIterator<Item = Oid>,
+        principal: &Principal,
+    ) -> Holder {
+        let access = |oid| {
+            Some((
+                oid,
+                &**self.access.get(&(oid, Arc::clone(&principal.role)))?,
+            ))
+        };
+        holder::holder(principal, tables.into_iter().filter_map(access))
     }
 
     /// The place from which somebody who reads the tables now misses nothing.
@@ -341,10 +366,11 @@ impl Fanout {
             return;
         };
         let lost = match &change.kind {
-            Kind::Truncate => Some(Resync::Truncated),
             Kind::Lost(Lost::Undecodable) => Some(Resync::Undecodable),
             Kind::Lost(Lost::TooLarge) => Some(Resync::TooLarge),
-            Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } => None,
+            Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } | Kind::Truncate => {
+                None
+            }
         };
         if let Some(reason) = lost {
             let hidden = match reason {
@@ -367,6 +393,10 @@ impl Fanout {
             }
             self.adopt(Some(oid));
             self.verify(oid, &change.relation, entry);
+        }
+        if matches!(change.kind, Kind::Truncate) {
+            self.truncated(entry, offset, &change.relation);
+            return;
         }
         let change = self.complete(entry, offset, change, ahead).await;
         self.change(entry, offset, &change).await;

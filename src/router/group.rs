@@ -93,6 +93,21 @@ impl Member {
         bindings.any(|binding| wants(binding.begin.as_deref(), moment))
     }
 
+    /// Those of its bindings to whom a TRUNCATE at that moment is a change, ascending, and whether
+    /// there are others that want what happened then.
+    pub(super) fn hears_of_truncate(&self, moment: Moment) -> (SmallVec<[u32; 4]>, bool) {
+        let (mut told, mut others) = (SmallVec::new(), false);
+        let bindings = self.bindings.iter();
+        for binding in bindings.filter(|one| wants(one.begin.as_deref(), moment)) {
+            if binding.events.includes(&Kind::Truncate) {
+                told.push(binding.id);
+            } else {
+                others = true;
+            }
+        }
+        (told, others)
+    }
+
     /// Whether it was given rows when it joined: what it missed it missed a moment ago.
     pub(super) fn follows_a_snapshot(&self) -> bool {
         let mut begin = self.bindings.iter().filter_map(|one| one.begin.as_deref());

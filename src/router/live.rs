@@ -9,6 +9,7 @@ pub(super) mod snapshots;
 use std::future::pending;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -33,6 +34,9 @@ const COMMANDS: usize = 1024;
 
 /// Entries read from the log before commands get their turn.
 const ENTRIES: usize = 64;
+
+/// How often an idle router looks whether the stream has passed a place that it waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Commands taken before the log gets its turn.
 const COMMANDS_AT_ONCE: usize = 256;
@@ -158,6 +162,13 @@ impl Live {
                 () = over(&mut self.held) => self.held = None,
                 changed = tail.changed() => if changed.is_err() { break },
                 Ok(()) = stored.changed(), if !self.whole => {}
+                () = tokio::time::sleep(LOOK_AGAIN), if self.fanout.has_lost_leaves() => {
+                    // Before it is looked whether there is more: what comes meanwhile lies behind.
+                    let passed = self.fanout.log.appended();
+                    if self.fanout.log.range().end <= self.next {
+                        self.fanout.settle_lost_leaves(passed);
+                    }
+                }
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command),
                     None => break,
@@ -171,6 +182,9 @@ impl Live {
             Ok(entries) => {
                 for entry in entries {
                     let commit = entry.batch.commit_lsn;
+                    if self.fanout.has_lost_leaves() {
+                        self.fanout.settle_lost_leaves(commit);
+                    }
                     // What nobody at all can have subscribed to is passed over.
                     let told = commit > self.started_at || commit > self.fanout.history.began();
                     if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
@@ -199,6 +213,7 @@ impl Live {
                 let from = self.fanout.log.appended();
                 self.started_at = Lsn(0);
                 self.whole = true;
+                self.fanout.forget_lost_leaves();
                 let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
                 self.fanout.history.begin(epoch, from, &catalog);
                 self.takings.nothing_before(from);

@@ -17,6 +17,8 @@ pub mod fanout;
 
 mod history;
 
+mod holder;
+
 mod changed;
 
 mod position;
@@ -36,7 +38,7 @@ pub use live::{Live, router};
 pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
-use crate::log::{Cursor, Offset};
+use crate::log::{Cursor, Holder, Offset};
 use crate::snapshot::{Failure, Page};
 use crate::subscription::Wanted;
 use position::Position;
@@ -63,6 +65,8 @@ pub enum Event {
         refusals: Vec<Refusal>,
         /// What the client should know of what it subscribed to, in sentences.
         notices: Vec<String>,
+        /// Whom the channel's cursors are given to; `None` where nobody knows.
+        holder: Option<Holder>,
     },
     /// [`Router::join`] could not be decided because the database cannot be reached: nothing is in
     /// force for the channel, and its client is to try again.

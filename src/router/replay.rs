@@ -275,7 +275,7 @@ impl Cohort {
                 Ok(Err(_ended)) => return,
                 Err(_elapsed) => {
                     debug!(%xid, "returning clients wait for a commit to become visible");
-                    for (session, channel) in self.fanout.watching(relation.oid, None) {
+                    for (session, channel) in self.fanout.watching(relation.oid, None, false) {
                         self.put_aside(session, channel, Some((xid, Arc::clone(&relation))));
                     }
                 }

@@ -1,12 +1,14 @@
 //! One joining of a topic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::quota::{Place, User};
 use super::reply::{Reply, Status, System};
 use super::request::Wire;
 use super::resume::Progress;
 use crate::auth::Principal;
+use crate::log::{Cursor, HeldCursor, Holder};
 use crate::router::{ChannelId, Refusal};
 use crate::subscription::{Condition, Events, Operator, Wanted};
 
@@ -33,6 +35,11 @@ pub(super) struct Channel {
     /// Counts the tokens; an answer for an older one is stale.
     pub(super) attempt: u32,
     pub(super) progress: Progress,
+    /// Whom its cursors are given to.
+    pub(super) holder: Option<Holder>,
+    /// Set once its client was told to read again: when it is told that the channel broke, so that
+    /// it joins anew. Until then nothing comes on it.
+    pub(super) breaks_at: Option<Duration>,
     /// `None` once the join has been answered.
     pub(super) joining: Option<Box<Joining>>,
 }
@@ -76,6 +83,14 @@ impl Channel {
         self.progress.reported || wanted.any(|wish| wish.start.is_earlier())
     }
 
+    /// A cursor for its client.
+    pub(super) const fn held(&self, cursor: Cursor) -> HeldCursor {
+        HeldCursor {
+            cursor,
+            holder: self.holder,
+        }
+    }
+
     pub(super) fn system(&self, extension: &'static str, status: Status, text: String) -> System {
         System {
             join_ref: self.join_ref.clone(),
@@ -95,6 +110,13 @@ impl Channel {
         let mut system = self.system(POSTGRES_CHANGES, Status::Error, text);
         system.binding = echo;
         system
+    }
+
+    pub(super) fn broken(self) -> Reply {
+        Reply::Failed {
+            join_ref: self.join_ref,
+            topic: self.topic,
+        }
     }
 
     pub(super) fn closed(&self) -> Reply {
@@ -133,7 +155,7 @@ impl Channel {
 /// A binding as Supabase's messages show it.
 fn inspected(wanted: &Wanted) -> String {
     let event = match wanted.events {
-        Events::All => "*",
+        Events::All | Events::AllAndTruncate => "*",
         Events::Insert => "INSERT",
         Events::Update => "UPDATE",
         Events::Delete => "DELETE",

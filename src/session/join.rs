@@ -10,6 +10,7 @@ use super::request::{JoinRequest, Wire};
 use super::resume::Progress;
 use super::{Action, Now, Verify};
 use crate::auth::Principal;
+use crate::log::Holder;
 use crate::router::{ChannelId, Refusal};
 
 impl Session {
@@ -76,9 +77,11 @@ impl Session {
             principal: Arc::clone(&self.principal),
             place: None,
             progress: Progress::new(join.cursor, &wanted),
+            holder: None,
             wanted,
             bytes,
             attempt: 0,
+            breaks_at: None,
             joining: Some(Box::new(joining)),
         });
         match token {
@@ -158,14 +161,15 @@ impl Session {
     pub(super) fn joined(
         &mut self,
         channel: ChannelId,
-        refusals: Vec<Refusal>,
-        notices: Vec<String>,
+        (refusals, notices): (Vec<Refusal>, Vec<String>),
+        holder: Option<Holder>,
         actions: &mut Vec<Action>,
     ) {
         let at = self.position(channel);
         let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) else {
             return;
         };
+        channel.holder = holder;
         // Whoever waits for all of its bindings gets all of them or none.
         if let Some(refusal) = refusals.first()
             && channel.joining.as_ref().is_some_and(|joining| joining.wait)

@@ -8,6 +8,8 @@ use super::join::{answer_refused_join, error, say_farewells};
 use super::quota::{Full, Place, Quota, User};
 use super::reply::{Reply, Status};
 use super::request::{Body, Request, Wire};
+use super::resume::Progress;
+use super::spread::Spread;
 use super::{Action, Close, Limits, Now, Verify};
 use crate::auth::{Principal, TokenError};
 use crate::log::{Cursor, Offset};
@@ -30,6 +32,8 @@ pub struct Session {
     pub(super) joins: (Duration, u32),
     malformed: u32,
     users: Option<Arc<Quota<User>>>,
+    /// When channels break; at once where nobody says.
+    spread: Option<Arc<Spread>>,
     /// The principal's own place among its user's sockets.
     place: Option<Arc<Place<User>>>,
     /// How far the router had got when it was last looked at.
@@ -52,6 +56,7 @@ impl Session {
             joins: (Duration::ZERO, 0),
             malformed: 0,
             users: None,
+            spread: None,
             place: None,
             position: None,
             refused: Vec::new(),
@@ -59,8 +64,9 @@ impl Session {
         }
     }
 
-    /// The same, one of the sockets that `users` counts. The principal's user takes its place
-    /// now, those of channels with tokens of their own when they are known.
+    /// The same, one of the sockets that `users` counts, whose channels break by turns with those
+    /// of the others. The principal's user takes its place now, those of channels with tokens of
+    /// their own when they are known.
     ///
     /// # Errors
     /// [`Full`] where the principal's user has too many sockets.
@@ -68,9 +74,11 @@ impl Session {
         principal: Arc<Principal>,
         limits: Limits,
         users: Option<Arc<Quota<User>>>,
+        spread: Arc<Spread>,
     ) -> Result<Self, Full> {
         let mut session = Self::new(principal, limits);
         session.users = users;
+        session.spread = Some(spread);
         session.place = session.place_of(&Arc::clone(&session.principal))?;
         Ok(session)
     }
@@ -128,6 +136,8 @@ impl Session {
                     return;
                 };
                 let reason = match body {
+                    // It comes with the next join as well.
+                    Body::AccessToken(_) if channel.breaks_at.is_some() => return,
                     Body::AccessToken(token) => {
                         if let Some(token) = token.filter(|token| !token.starts_with(PLACEHOLDER)) {
                             channel.attempt = channel.attempt.wrapping_add(1);
@@ -319,13 +329,14 @@ impl Session {
     }
 
     /// Takes an event of the router. Events of channels that have ended are ignored.
-    pub fn event(&mut self, event: Event, actions: &mut Vec<Action>) {
+    pub fn event(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
         match event {
             Event::Joined {
                 channel,
                 refusals,
                 notices,
-            } => self.joined(channel, refusals, notices, actions),
+                holder,
+            } => self.joined(channel, (refusals, notices), holder, actions),
             Event::Change {
                 channel,
                 bindings,
@@ -347,6 +358,7 @@ impl Session {
                         bindings,
                         committed_at,
                         data,
+                        holder: channel.holder,
                     }));
                 }
             }
@@ -360,10 +372,7 @@ impl Session {
                 // An error, unlike an end, has the client try again by itself.
                 let channel = self.channels.remove(at);
                 actions.push(Action::Leave(channel.id));
-                actions.push(Action::Reply(Reply::Failed {
-                    join_ref: channel.join_ref,
-                    topic: channel.topic,
-                }));
+                actions.push(Action::Reply(channel.broken()));
             }
             Event::CaughtUp { channel } => self.caught_up(channel),
             Event::Snapshot { channel, page, .. } => {
@@ -375,17 +384,13 @@ impl Session {
                         join_ref: channel.join_ref.clone(),
                         topic: Arc::clone(&channel.topic),
                         page,
+                        holder: channel.holder,
                     }));
                 }
             }
             Event::SnapshotFailed { channel, failure } => {
-                self.read_again(
-                    channel,
-                    "snapshot_failed",
-                    failure.to_string(),
-                    None,
-                    actions,
-                );
+                let (reason, text) = ("snapshot_failed", failure.to_string());
+                self.read_again(channel, (reason, text, None), now, actions);
             }
             Event::Resync {
                 channel,
@@ -394,25 +399,25 @@ impl Session {
             } => {
                 let text = "Changes may have been missed; read the tables again".to_owned();
                 let cursor = cursor.or(self.position);
-                self.read_again(channel, reason.as_str(), text, cursor, actions);
+                self.read_again(channel, (reason.as_str(), text, cursor), now, actions);
             }
         }
     }
 
-    /// Ends a channel whose client must begin anew.
+    /// Ends a channel whose client must begin anew: it is told so now, and that the channel broke
+    /// when it is its turn.
     fn read_again(
         &mut self,
         channel: ChannelId,
-        reason: &'static str,
-        text: String,
-        cursor: Option<Cursor>,
+        (reason, text, cursor): (&'static str, String, Option<Cursor>),
+        now: Now,
         actions: &mut Vec<Action>,
     ) {
         let Some(at) = self.position(channel) else {
             return;
         };
         // The client joins again by itself, with a new reference.
-        let channel = self.channels.remove(at);
+        let mut channel = self.channels.remove(at);
         actions.push(Action::Leave(channel.id));
         let mut system = channel.system(ROWCAST, Status::Resync, text);
         system.reason = Some(reason);
@@ -420,13 +425,23 @@ impl Session {
         // missed.
         let mut wanted = channel.wanted.iter();
         let snapshot = wanted.any(|wish| wish.start.snapshot.is_some());
-        system.cursor = cursor.filter(|_| !snapshot);
+        let cursor = cursor.filter(|_| !snapshot);
+        system.cursor = cursor.map(|cursor| channel.held(cursor));
         self.refuse_cursors(&channel);
         actions.push(Action::Reply(Reply::System(Box::new(system))));
-        actions.push(Action::Reply(Reply::Failed {
-            join_ref: channel.join_ref,
-            topic: channel.topic,
-        }));
+        let place = |spread: &Arc<Spread>| spread.place(now.monotonic);
+        let breaks_at = self.spread.as_ref().map_or(now.monotonic, place);
+        if breaks_at <= now.monotonic {
+            actions.push(Action::Reply(channel.broken()));
+            return;
+        }
+        channel.breaks_at = Some(breaks_at);
+        // Nothing is left of it but its name.
+        channel.progress = Progress::default();
+        channel.wanted = Vec::new();
+        channel.bytes = 0;
+        channel.joining = None;
+        self.channels.insert(at, channel);
     }
 
     /// Ends the channels whose token has ended.
@@ -469,8 +484,10 @@ impl Session {
         actions.push(Action::Close(Close::Shutdown));
     }
 
+    /// Where a channel is that has not come to its end.
     pub(super) fn position(&self, channel: ChannelId) -> Option<usize> {
-        self.channels.iter().position(|held| held.id == channel)
+        let mut channels = self.channels.iter();
+        channels.position(|held| held.id == channel && held.breaks_at.is_none())
     }
 }
 

@@ -9,6 +9,7 @@ mod quota;
 mod reply;
 mod request;
 mod resume;
+mod spread;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub use machine::Session;
 pub use quota::{Full, Place, Quota, User};
 pub use reply::{Reply, Status, System};
 pub use request::{Binding, Body, JoinRequest, Request, Wire};
+pub use spread::Spread;
 
 use crate::auth::Principal;
 use crate::router::ChannelId;
@@ -27,7 +29,7 @@ use crate::subscription::Wanted;
 /// The time at which something happens, given by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Since an instant of the caller's choice; never goes back.
+    /// Since an instant of the caller's choice, the same for all sockets; never goes back.
     pub monotonic: Duration,
     /// Seconds since 1970-01-01 00:00 UTC.
     pub unix: i64,

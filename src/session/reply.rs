@@ -6,7 +6,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::request::Wire;
-use crate::log::Cursor;
+use crate::log::{HeldCursor, Holder};
 use crate::snapshot::Page;
 
 /// One message to a client.
@@ -67,6 +67,8 @@ pub enum Reply {
         topic: Arc<str>,
         /// The rows.
         page: Arc<Page>,
+        /// Whom the cursor in them is given to.
+        holder: Option<Holder>,
     },
     /// A row changed.
     Change {
@@ -76,8 +78,10 @@ pub enum Reply {
         bindings: SmallVec<[u32; 4]>,
         /// When it committed, in microseconds since 1970-01-01 00:00 UTC.
         committed_at: i64,
-        /// The change as a JSON object.
+        /// The change as a JSON object, whose last member is its cursor.
         data: Bytes,
+        /// Whom that cursor is given to.
+        holder: Option<Holder>,
     },
 }
 
@@ -129,7 +133,7 @@ pub struct System {
     /// The binding that it is about.
     pub binding: Option<Wire>,
     /// The place in the log up to which nothing is missing, or will be once the client has read.
-    pub cursor: Option<Cursor>,
+    pub cursor: Option<HeldCursor>,
     /// Whether to name the channel; Supabase does not in its farewell.
     pub names_channel: bool,
 }

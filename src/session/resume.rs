@@ -102,15 +102,23 @@ impl Session {
     /// When [`Session::report`] is due, since the clock's start.
     #[must_use]
     pub fn next_report(&self) -> Option<Duration> {
-        let reported = self
+        let joined = self
             .channels
             .iter()
             .filter(|channel| channel.joining.is_none());
-        reported.filter_map(|channel| channel.progress.due()).min()
+        let due = |channel: &Channel| channel.breaks_at.or_else(|| channel.progress.due());
+        joined.filter_map(due).min()
     }
 
-    /// Tells the channels their cursors that are due.
+    /// Tells the channels their cursors that are due, and those that are to join again that they
+    /// broke, when it is their turn.
     pub fn report(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let breaks = |channel: &mut Channel| {
+            let at = channel.breaks_at;
+            at.is_some_and(|at| at <= now.monotonic)
+        };
+        let broken = self.channels.extract_if(.., breaks);
+        actions.extend(broken.map(|channel| Action::Reply(channel.broken())));
         for channel in &mut self.channels {
             let due = channel.progress.due().filter(|_| channel.joining.is_none());
             if due.is_some_and(|due| due <= now.monotonic) {
@@ -171,7 +179,7 @@ fn tell(channel: &mut Channel, at: Duration, actions: &mut Vec<Action>) {
     }
     let text = "Everything up to this cursor has been sent".to_owned();
     let mut system = channel.system(ROWCAST, Status::Cursor, text);
-    system.cursor = Some(cursor);
+    system.cursor = Some(channel.held(cursor));
     actions.push(Action::Reply(Reply::System(Box::new(system))));
 }
 

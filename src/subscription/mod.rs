@@ -17,6 +17,8 @@ pub use start::Start;
 pub enum Events {
     /// `*`
     All,
+    /// `*`, and TRUNCATE as well
+    AllAndTruncate,
     /// `INSERT`
     Insert,
     /// `UPDATE`
@@ -44,9 +46,10 @@ impl Events {
         matches!(
             (self, kind),
             (
-                Self::All,
+                Self::All | Self::AllAndTruncate,
                 Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. }
-            ) | (Self::Insert, Kind::Insert { .. })
+            ) | (Self::AllAndTruncate, Kind::Truncate)
+                | (Self::Insert, Kind::Insert { .. })
                 | (Self::Update, Kind::Update { .. })
                 | (Self::Delete, Kind::Delete { .. })
         )
@@ -55,7 +58,7 @@ impl Events {
     /// Whether deletes are asked for.
     #[must_use]
     pub const fn deletes(self) -> bool {
-        matches!(self, Self::All | Self::Delete)
+        matches!(self, Self::All | Self::AllAndTruncate | Self::Delete)
     }
 }
 

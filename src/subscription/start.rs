@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::order::Wish;
-use crate::log::Cursor;
+use crate::log::{Cursor, Holder};
 use crate::pg::snapshot::Snapshot;
 
 /// Where a binding begins. By default with its join.
@@ -11,6 +11,8 @@ use crate::pg::snapshot::Snapshot;
 pub struct Start {
     /// What comes behind this place is wanted, though it lies before the join.
     pub since: Option<Cursor>,
+    /// Whom that cursor was given to, where it says so.
+    pub holder: Option<Holder>,
     /// What this snapshot shows is not wanted: its holder has it.
     pub unseen_by: Option<Arc<Snapshot>>,
     /// The rows that are wanted before the changes, where these do not begin at `since`.

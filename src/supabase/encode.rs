@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::Serializer;
+use crate::log::{HeldCursor, Holder};
 use crate::session::{Reply, System, Wire};
 use crate::snapshot::Page;
 
@@ -65,13 +66,15 @@ pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
             join_ref,
             topic,
             page,
-        } => frame.page(join_ref.as_ref(), topic, page),
+            holder,
+        } => frame.page(join_ref.as_ref(), topic, page, *holder),
         Reply::Closed { join_ref, topic } => frame.end(join_ref.as_ref(), topic, "phx_close"),
         Reply::Failed { join_ref, topic } => frame.end(join_ref.as_ref(), topic, "phx_error"),
         Reply::Change {
             topic,
             bindings,
             data,
+            holder,
             ..
         } => {
             frame.open(None, None, topic, "postgres_changes");
@@ -83,7 +86,14 @@ pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
                 frame.raw(itoa::Buffer::new().format(*id).as_bytes());
             }
             frame.raw(b"],\"data\":");
-            frame.raw(data);
+            // Everybody shares the bytes, so what is one's own is put into the cursor at their end.
+            match (holder, data.strip_suffix(b"\"}")) {
+                (Some(holder), Some(open)) => {
+                    frame.raw(open);
+                    let _written = write!(frame.bytes, "-{holder}\"}}");
+                }
+                _ => frame.raw(data),
+            }
             frame.raw(b"}");
             frame.close(None);
         }
@@ -157,7 +167,7 @@ impl Frame {
 
     /// Rows, as a system message: those reach the application of every client whole, if they have
     /// no `ids`.
-    fn page(&mut self, join_ref: Option<&Wire>, topic: &str, page: &Page) {
+    fn page(&mut self, join_ref: Option<&Wire>, topic: &str, page: &Page, holder: Option<Holder>) {
         self.open(join_ref, None, topic, "system");
         let _written = write!(
             self.bytes,
@@ -176,10 +186,14 @@ impl Frame {
         } else {
             &page.errors
         });
+        let cursor = HeldCursor {
+            cursor: page.cursor,
+            holder,
+        };
         let _written = write!(
             self.bytes,
-            ",\"last\":{},\"more\":{},\"cursor\":\"{}\",\"channel\":",
-            page.last, page.more, page.cursor
+            ",\"last\":{},\"more\":{},\"cursor\":\"{cursor}\",\"channel\":",
+            page.last, page.more
         );
         self.string(topic.strip_prefix("realtime:").unwrap_or(topic));
         self.raw(b"}");

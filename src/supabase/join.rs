@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::json::{Elements, Members, boolean, is_null, string};
 use super::{Malformed, rowcast};
-use crate::log::Cursor;
+use crate::log::HeldCursor;
 use crate::session::{Binding, JoinRequest, Wire};
 use crate::subscription::{Events, Wanted, filter};
 
@@ -79,7 +79,7 @@ pub(super) fn request(payload: &RawValue) -> Result<JoinRequest, Malformed> {
 
 fn add(
     bindings: &RawValue,
-    since: Option<Cursor>,
+    since: Option<HeldCursor>,
     join: &mut JoinRequest,
 ) -> Result<(), Malformed> {
     let bindings: Elements<'_, MAX_BINDINGS> =
@@ -92,8 +92,11 @@ fn add(
         let id = u32::try_from(join.bindings.len() + 1).map_err(|_| Malformed)?;
         match binding(object, id) {
             Ok(mut binding) => {
-                if let Ok(wanted) = &mut binding.wanted {
-                    wanted.start.since = wanted.start.since.or(since);
+                if let (Ok(wanted), Some(since)) = (&mut binding.wanted, since)
+                    && wanted.start.since.is_none()
+                {
+                    wanted.start.since = Some(since.cursor);
+                    wanted.start.holder = since.holder;
                 }
                 join.bindings.push(binding);
             }
@@ -178,14 +181,28 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         },
         _ => Vec::new(),
     };
+    let rowcast = rowcast::of_binding(members.get("rowcast"))?;
+    let mut events = Events::from_name(event.as_deref().unwrap_or("*"));
+    if rowcast.truncate {
+        if events != Events::All {
+            // Clients hand a message of another kind than the binding's to nobody: whoever
+            // believed to be told would never be.
+            return Err(
+                "`rowcast.truncate` is for bindings with the event `*`: to others clients hand \
+                 no TRUNCATE"
+                    .to_owned(),
+            );
+        }
+        events = Events::AllAndTruncate;
+    }
     Ok(Wanted {
         id,
-        events: Events::from_name(event.as_deref().unwrap_or("*")),
+        events,
         schema,
         table,
         filter,
         select,
-        start: rowcast::of_binding(members.get("rowcast"))?,
+        start: rowcast.start,
     })
 }
 

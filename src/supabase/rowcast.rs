@@ -4,7 +4,7 @@
 use serde_json::value::RawValue;
 
 use super::json::{Members, boolean, is_null, string};
-use crate::log::Cursor;
+use crate::log::HeldCursor;
 use crate::subscription::Start;
 use crate::subscription::order::{self, Wish};
 
@@ -12,7 +12,7 @@ use crate::subscription::order::{self, Wish};
 #[derive(Debug, Default)]
 pub(super) struct OfJoin {
     /// Where those bindings begin that do not say it themselves.
-    pub(super) since: Option<Cursor>,
+    pub(super) since: Option<HeldCursor>,
     /// Whether the client wants to be told its cursor.
     pub(super) cursor: bool,
 }
@@ -32,16 +32,33 @@ pub(super) fn of_join(value: Option<&RawValue>) -> Result<OfJoin, String> {
     Ok(asked)
 }
 
-pub(super) fn of_binding(value: Option<&RawValue>) -> Result<Start, String> {
-    let mut start = Start::default();
+/// What a binding asks for.
+#[derive(Debug, Default)]
+pub(super) struct OfBinding {
+    /// Where it begins.
+    pub(super) start: Start,
+    /// Whether it takes a TRUNCATE as a change.
+    pub(super) truncate: bool,
+}
+
+pub(super) fn of_binding(value: Option<&RawValue>) -> Result<OfBinding, String> {
+    let mut asked = OfBinding::default();
     for (name, value) in &members(value)?.0 {
         match name.as_ref() {
-            "since" => start.since = since(value)?,
-            "snapshot" => start.snapshot = snapshot(value)?,
-            name => return Err(unknown(name, "since, snapshot")),
+            "since" => {
+                let since = since(value)?;
+                asked.start.since = since.map(|held| held.cursor);
+                asked.start.holder = since.and_then(|held| held.holder);
+            }
+            "snapshot" => asked.start.snapshot = snapshot(value)?,
+            "truncate" => {
+                asked.truncate = boolean(value)
+                    .ok_or_else(|| "`rowcast.truncate` must be true or false".to_owned())?;
+            }
+            name => return Err(unknown(name, "since, snapshot, truncate")),
         }
     }
-    Ok(start)
+    Ok(asked)
 }
 
 fn members(value: Option<&RawValue>) -> Result<Members<'_>, String> {
@@ -51,7 +68,7 @@ fn members(value: Option<&RawValue>) -> Result<Members<'_>, String> {
     }
 }
 
-fn since(value: &RawValue) -> Result<Option<Cursor>, String> {
+fn since(value: &RawValue) -> Result<Option<HeldCursor>, String> {
     if is_null(value) {
         return Ok(None);
     }
@@ -106,7 +123,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Start, String> {
         let value: &RawValue = serde_json::from_str(text).unwrap();
-        of_binding(Some(value))
+        of_binding(Some(value)).map(|asked| asked.start)
     }
 
     #[test]

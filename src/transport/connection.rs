@@ -50,7 +50,6 @@ pub(super) struct Connection {
     progress: Option<Arc<Progress>>,
     /// Boxed, since a socket seldom has any.
     verifying: Option<Box<Verifying>>,
-    started: Instant,
     heard: Instant,
     pinged: Instant,
     /// When to take leave, once the server stops.
@@ -79,7 +78,6 @@ impl Connection {
             id,
             progress,
             verifying: None,
-            started: now,
             heard: now,
             pinged: now,
             leaving: None,
@@ -160,7 +158,7 @@ impl Connection {
 
     fn now(&self) -> Now {
         Now {
-            monotonic: self.started.elapsed(),
+            monotonic: self.front.0.started.elapsed(),
             unix: unix_now(),
         }
     }
@@ -179,7 +177,7 @@ impl Connection {
             }
         }
         if let Some(report) = self.session.next_report() {
-            due = due.min(self.started + report);
+            due = due.min(self.front.0.started + report);
         }
         self.leaving.map_or(due, |leaving| due.min(leaving))
     }
@@ -250,8 +248,9 @@ impl Connection {
         if taken > 0 {
             let mut actions = Vec::with_capacity(taken);
             self.session.reach(position, false);
+            let now = self.now();
             for event in events {
-                self.session.event(event, &mut actions);
+                self.session.event(event, now, &mut actions);
             }
             self.session.reach(position, self.outbox.is_empty());
             self.session.report(self.now(), &mut actions);

@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::Router as Routes;
 use axum::routing::{any, get};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,7 +28,7 @@ pub use serve::{answer, serve};
 use crate::auth::Authenticator;
 use crate::metrics::{Metrics, Refused};
 use crate::router::{Router, SessionId};
-use crate::session::{Limits, Quota, User};
+use crate::session::{Limits, Quota, Spread, User};
 
 /// How clients are served.
 #[derive(Debug, Clone)]
@@ -58,6 +59,8 @@ pub struct Settings {
     pub idle_after: Duration,
     /// How long a write may make no progress before the socket is closed.
     pub write_stall: Duration,
+    /// Over how long channels that break at the same time do so, at most.
+    pub resync_spread: Duration,
     /// How long sockets may take to close at the end.
     pub drain: Duration,
 }
@@ -78,6 +81,7 @@ impl Default for Settings {
             ping_every: Duration::from_secs(30),
             idle_after: Duration::from_mins(1),
             write_stall: Duration::from_secs(30),
+            resync_spread: Duration::from_secs(5),
             drain: Duration::from_secs(10),
         }
     }
@@ -88,12 +92,15 @@ impl Default for Settings {
 pub struct Front(Arc<Shared>);
 
 struct Shared {
+    /// Where the sessions' clock begins.
+    started: Instant,
     router: Router,
     auth: Arc<Authenticator>,
     metrics: Arc<Metrics>,
     settings: Settings,
     free: Arc<Semaphore>,
     users: Option<Arc<Quota<User>>>,
+    spread: Arc<Spread>,
     addresses: Option<Arc<Quota<IpAddr>>>,
     last_session: AtomicU64,
     /// Sockets take leave of their clients.
@@ -124,6 +131,8 @@ impl Front {
         let users = settings.max_connections_per_user;
         let addresses = settings.max_connections_per_address;
         Self(Arc::new(Shared {
+            started: Instant::now(),
+            spread: Arc::new(Spread::new(settings.resync_spread)),
             users: Quota::new(users, Refused::User, Arc::clone(&metrics)),
             addresses: Quota::new(addresses, Refused::Address, Arc::clone(&metrics)),
             router,

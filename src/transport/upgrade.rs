@@ -125,7 +125,8 @@ fn places(
         }
         _ => None,
     };
-    let session = Session::counted(principal, shared.settings.limits, shared.users.clone())?;
+    let (users, spread) = (shared.users.clone(), Arc::clone(&shared.spread));
+    let session = Session::counted(principal, shared.settings.limits, users, spread)?;
     Ok(Places {
         session,
         all,

@@ -1,13 +1,13 @@
 //! Very many frames through parser, session and encoder.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rowcast::auth::{Claims, Principal, TokenError};
 use rowcast::router::{ChannelId, Event, Refusal, Resync};
-use rowcast::session::{Action, Limits, Now, Reply, Session};
+use rowcast::session::{Action, Limits, Now, Reply, Session, Spread};
 use rowcast::supabase::{Serializer, encode};
 use serde_json::value::RawValue;
 
@@ -23,6 +23,10 @@ const PER_BYTE: usize = 24;
 /// What a session may hold.
 const OF_SESSION: usize = 8 * 1024 * 1024;
 
+/// So full that most channels wait for a while before they break.
+static SPREAD: LazyLock<Arc<Spread>> =
+    LazyLock::new(|| Arc::new(Spread::new(Duration::from_secs(3600))));
+
 /// A session with somebody in the router's and in the authenticator's place who answers at random.
 struct Served {
     session: Session,
@@ -36,7 +40,13 @@ struct Served {
 impl Served {
     fn new(serializer: Serializer) -> Self {
         Self {
-            session: Session::new(Arc::new(principal("anon")), Limits::default()),
+            session: Session::counted(
+                Arc::new(principal("anon")),
+                Limits::default(),
+                None,
+                Arc::clone(&SPREAD),
+            )
+            .expect("nobody is counted"),
             serializer,
             now: Now {
                 monotonic: Duration::from_secs(1),
@@ -71,10 +81,15 @@ impl Served {
             let (channel, bindings) = self.asked.swap_remove(at);
             let event = event(channel, bindings, generator);
             let mut actions = Vec::new();
-            self.session.event(event, &mut actions);
+            self.session.event(event, self.now, &mut actions);
             self.perform(actions, generator, &mut said);
         }
         self.now.monotonic += Duration::from_millis(generator.rng.random_range(0..100));
+        if generator.rng.random_bool(0.1) {
+            let mut actions = Vec::new();
+            self.session.report(self.now, &mut actions);
+            self.perform(actions, generator, &mut said);
+        }
         if generator.rng.random_bool(0.01) {
             self.now.unix += generator.rng.random_range(0..10);
             let mut actions = Vec::new();
@@ -163,6 +178,7 @@ fn event(channel: ChannelId, bindings: u32, generator: &mut Generator) -> Event 
             channel,
             refusals,
             notices: Vec::new(),
+            holder: None,
         },
     }
 }

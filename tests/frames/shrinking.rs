@@ -47,7 +47,9 @@ fn feed(session: &mut Session, serializer: Serializer, frame: &[u8]) {
                     channel,
                     refusals: Vec::new(),
                     notices: vec![],
+                    holder: None,
                 },
+                NOW,
                 &mut then,
             ),
             _ => {}

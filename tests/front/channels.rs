@@ -150,6 +150,7 @@ async fn who_waits_for_all_bindings_is_refused_where_one_is_and_nothing_stays_in
             reason: "Please check Realtime is enabled for the given connect parameters".to_owned(),
         }],
         notices: vec![],
+        holder: None,
     });
     assert_eq!(
         client.next().await,
@@ -448,6 +449,7 @@ async fn the_routers_refusal_and_its_notices_reach_the_client() {
             reason: "invalid column for filter nope".to_owned(),
         }],
         notices: vec!["mind the gap".to_owned()],
+        holder: None,
     });
     assert_eq!(client.next().await[4]["status"], "ok");
     let system = client.next().await;

@@ -15,6 +15,7 @@ mod origins;
 mod places;
 mod resume;
 mod shutdown;
+mod spread;
 mod stalls;
 mod support;
 mod tokens;

@@ -1,7 +1,9 @@
 //! Cursors: what a client may say, what it is told, and that no cursor makes it come back for ever.
 
-use rowcast::log::{Cursor, Epoch, Offset};
+use rowcast::log::{Cursor, Epoch, Holder, Offset};
 use rowcast::router::{Event, Join, Resync};
+use rowcast::snapshot::Failure;
+use rowcast::subscription::Events;
 use rowcast::transport::Settings;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -96,6 +98,44 @@ async fn what_is_not_understood_is_refused_by_name_and_the_other_bindings_stand(
             reason.starts_with("InvalidJoinPayload: `rowcast"),
             "{reason}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_truncate_can_be_asked_for_where_clients_hand_it_on_and_nowhere_else() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let asked = |event: Value, truncate: Value| {
+        json!([
+            { "event": event, "table": "t", "rowcast": { "truncate": truncate } },
+            { "event": "*", "table": "u" },
+        ])
+    };
+    for (event, truncate, events) in [
+        (json!("*"), json!(true), Events::AllAndTruncate),
+        (Value::Null, json!("true"), Events::AllAndTruncate),
+        (json!("TRUNCATE"), json!(true), Events::AllAndTruncate),
+        (json!("*"), json!(false), Events::All),
+        (json!("insert"), Value::Null, Events::Insert),
+    ] {
+        let mut client = server.client().await;
+        join(&mut client, 1, asked(event, truncate), Value::Null).await;
+        let wanted = soon(joins.recv()).await.unwrap().wanted;
+        assert_eq!([wanted[0].events, wanted[1].events], [events, Events::All]);
+    }
+    for (event, truncate, text) in [
+        ("INSERT", json!(true), "for bindings with the event `*`"),
+        ("delete", json!(true), "for bindings with the event `*`"),
+        ("*", json!(1), "`rowcast.truncate` must be true or false"),
+        ("*", json!({}), "`rowcast.truncate` must be true or false"),
+    ] {
+        let mut client = server.client().await;
+        join(&mut client, 1, asked(json!(event), truncate), Value::Null).await;
+        let wanted = soon(joins.recv()).await.unwrap().wanted;
+        assert_eq!(wanted.len(), 1, "the other binding stands");
+        let error = client.next().await;
+        assert_eq!(error[4]["binding"]["table"], "t");
+        let said = error[4]["message"].as_str().unwrap();
+        assert!(said.contains(text), "{said}");
     }
 }
 
@@ -248,4 +288,131 @@ async fn a_client_that_does_not_keep_up_is_told_its_last_cursor_and_to_come_back
         Offset(changes),
         "all that came and nothing else"
     );
+}
+
+#[tokio::test]
+async fn every_cursor_that_a_client_is_given_says_whose_it_is_and_is_read_back_so() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let holder = Holder {
+        claims: 0x0102_0304,
+        read: 5,
+    };
+    let said = |offset: u64| format!("{}-0102030400000005", cursor(offset));
+    let mut client = server.client().await;
+    let bindings = json!([{ "table": "t" }]);
+    join(&mut client, 1, bindings, json!({ "cursor": true })).await;
+    let granted = soon(joins.recv()).await.unwrap();
+    next_cursor(&mut client).await;
+    let channel = granted.channel;
+    granted.outbox.push(Event::Joined {
+        channel,
+        refusals: Vec::new(),
+        notices: Vec::new(),
+        holder: Some(holder),
+    });
+    let data = format!(
+        "{{\"record\":{{\"a\":\"\\\"}}\"}},\"cursor\":\"{}\"}}",
+        cursor(2)
+    );
+    granted.outbox.push(change(&granted, data));
+    assert_eq!(
+        client.next().await[4]["message"],
+        "Subscribed to PostgreSQL"
+    );
+    let frame = client.next().await;
+    assert_eq!(frame[4]["data"]["record"]["a"], "\"}");
+    assert_eq!(frame[4]["data"]["cursor"], said(2));
+    let told = next_cursor(&mut client).await;
+    assert!(told.ends_with("-0102030400000005"), "{told}");
+    granted.outbox.push(Event::Resync {
+        channel,
+        reason: Resync::Truncated,
+        cursor: Some(cursor(50)),
+    });
+    assert_eq!(client.next().await[4]["cursor"], said(50));
+    assert_eq!(client.next().await[3], "phx_error");
+    // Of a join and of a binding, and a text of before.
+    let bindings = json!([
+        { "table": "t" },
+        { "table": "u", "rowcast": { "since": cursor(6).to_string() } },
+    ]);
+    join(&mut client, 2, bindings, json!({ "since": said(51) })).await;
+    let next = soon(joins.recv()).await.unwrap();
+    assert_eq!(begins(&next), [Some(51), Some(6)]);
+    let holders: Vec<_> = next.wanted.iter().map(|wish| wish.start.holder).collect();
+    assert_eq!(holders, [Some(holder), None]);
+}
+
+#[tokio::test]
+async fn every_reason_to_read_again_is_said_and_stands_in_the_documents() {
+    let readme = include_str!("../../README.md");
+    let protocol = include_str!("../../docs/protocol.md");
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let words = [
+        (Some(Resync::Undecided), "undecided"),
+        (Some(Resync::Undecodable), "undecodable"),
+        (Some(Resync::TooLarge), "too_large"),
+        (Some(Resync::Truncated), "truncated"),
+        (Some(Resync::SchemaChanged), "schema_changed"),
+        (Some(Resync::SlotLost), "slot_lost"),
+        (Some(Resync::Trimmed), "trimmed"),
+        (Some(Resync::Epoch), "epoch"),
+        (Some(Resync::AccessChanged), "access_changed"),
+        (None, "snapshot_failed"),
+    ];
+    let mut client = server.client().await;
+    for (reference, (reason, word)) in (1..).zip(words) {
+        join(
+            &mut client,
+            reference,
+            json!([{ "table": "t" }]),
+            Value::Null,
+        )
+        .await;
+        assert_eq!(
+            client.next().await[4]["message"],
+            "Subscribed to PostgreSQL"
+        );
+        let granted = soon(joins.recv()).await.unwrap();
+        let channel = granted.channel;
+        granted.outbox.push(match reason {
+            Some(reason) => Event::Resync {
+                channel,
+                reason,
+                cursor: Some(cursor(3)),
+            },
+            None => Event::SnapshotFailed {
+                channel,
+                failure: Failure::Changing,
+            },
+        });
+        let said = client.next().await;
+        assert_eq!(said[4]["status"], "resync");
+        assert_eq!(said[4]["reason"], word);
+        let message = match reason {
+            Some(_) => "Changes may have been missed; read the tables again",
+            None => "the table is being changed; try again",
+        };
+        assert_eq!(said[4]["message"], message);
+        assert_eq!(said[4]["cursor"].is_string(), reason.is_some());
+        assert_eq!(client.next().await[3], "phx_error");
+        for document in [readme, protocol] {
+            assert!(document.contains(&format!("`{word}`")), "{word}");
+        }
+        // Nothing is sent that is not in the list above.
+        match reason {
+            None
+            | Some(
+                Resync::Undecided
+                | Resync::Undecodable
+                | Resync::TooLarge
+                | Resync::Truncated
+                | Resync::SchemaChanged
+                | Resync::SlotLost
+                | Resync::Trimmed
+                | Resync::Epoch
+                | Resync::AccessChanged,
+            ) => {}
+        }
+    }
 }

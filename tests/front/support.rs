@@ -140,6 +140,7 @@ pub(crate) fn grant(join: &Join) {
         channel: join.channel,
         refusals: Vec::new(),
         notices: Vec::new(),
+        holder: None,
     });
 }
 

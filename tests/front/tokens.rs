@@ -174,6 +174,7 @@ async fn events_of_the_old_token_do_not_bring_a_closed_channel_back() {
         channel: join.channel,
         refusals: Vec::new(),
         notices: vec![],
+        holder: None,
     });
     client.heartbeat().await;
 }

@@ -283,6 +283,7 @@ pub(crate) fn config(url: &str) -> Config {
         ask_timeout: Duration::from_secs(20),
         snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_millis(100),
+        resync_spread: Duration::from_secs(5),
         drain: Duration::from_secs(1),
         log: "info".to_owned(),
         log_format: LogFormat::Auto,

@@ -43,4 +43,6 @@ mod refresh;
 
 mod together;
 
+mod holders;
+mod reasons;
 mod truncated;

@@ -280,13 +280,30 @@ async fn it_comes_back_after_the_relay_did_and_says_what_may_be_missing() {
 async fn a_resync_is_said_and_followed_by_another_subscription() {
     let database = Database::new("rowcast").await;
     let daemon = database.daemon(&[]).await;
-    let mut tail = Tail::of(&daemon, ANN, &["open", "-n", "1"]).await;
+    // A TRUNCATE is none of these, so it is no change to it.
+    let arguments = ["open", "-n", "1", "--event", "insert"];
+    let mut tail = Tail::of(&daemon, ANN, &arguments).await;
     database.run("truncate open").await;
     tail.noted("resync (truncated): ").await;
     tail.noted("following public.open again").await;
     database.insert_open(1).await;
     assert!(tail.block(2).await.contains("id=1"));
     assert_eq!(tail.ended().await.code(), Some(0));
+    daemon.terminate().await;
+}
+
+#[tokio::test]
+async fn a_truncate_is_a_change_like_others() {
+    let database = Database::new("rowcast").await;
+    let daemon = database.daemon(&[]).await;
+    let mut tail = Tail::of(&daemon, ANN, &["open", "-n", "2"]).await;
+    database.run("truncate open").await;
+    let line = tail.block(0).await;
+    assert!(line.trim_end().ends_with(" TRUNCATE public.open"), "{line}");
+    database.insert_open(1).await;
+    assert!(tail.block(2).await.contains("id=1"));
+    assert_eq!(tail.ended().await.code(), Some(0));
+    assert!(!tail.notes().contains("resync"), "{}", tail.notes());
     daemon.terminate().await;
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Asked {
     pub(crate) limit: Option<u64>,
     pub(crate) order: String,
     pub(crate) since: Option<Cursor>,
+    /// Whether a TRUNCATE is a change.
+    pub(crate) truncate: bool,
 }
 
 impl Asked {
@@ -41,13 +43,18 @@ impl Asked {
     fn wanted(&self) -> Vec<Wanted> {
         let rows = Wanted {
             id: ROWS,
-            events: Events::All,
+            events: if self.truncate {
+                Events::AllAndTruncate
+            } else {
+                Events::All
+            },
             schema: Some("public".to_owned()),
             table: (self.table != "*").then(|| self.table.clone()),
             filter: filter::parse(&self.filter).expect("a filter"),
             select: self.select.clone(),
             start: Start {
                 since: self.since,
+                holder: None,
                 unseen_by: None,
                 snapshot: Some(Wish {
                     limit: self.limit,
@@ -100,6 +107,8 @@ pub(crate) struct Client {
     pub(crate) rows: BTreeMap<i64, Value>,
     /// Times that it had to begin anew.
     pub(crate) again: Vec<String>,
+    /// Times that its table was emptied.
+    pub(crate) truncates: u32,
     /// What cannot be.
     pub(crate) wrong: Vec<String>,
 }
@@ -123,6 +132,7 @@ impl Client {
             channel: 0,
             rows: BTreeMap::new(),
             again: Vec::new(),
+            truncates: 0,
             wrong: Vec::new(),
         }
     }
@@ -258,6 +268,11 @@ impl Client {
     /// turn is seen.
     fn fold(&mut self, data: &Value, limited: bool) {
         let kind = data["type"].as_str().expect("a type");
+        if kind == "TRUNCATE" {
+            self.rows.clear();
+            self.truncates += 1;
+            return;
+        }
         let row = &data[if kind == "DELETE" {
             "old_record"
         } else {

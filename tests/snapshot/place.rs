@@ -116,3 +116,55 @@ async fn a_truncated_table_is_read_again() {
     assert_eq!(client.rows.keys().collect::<Vec<_>>(), [&4]);
     assert_eq!(client.wrong, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_truncate_that_the_rows_contain_is_not_told_and_a_later_one_is_a_change() {
+    let mut relay = Relay::start(OPEN, "t").await;
+    for filter in ["", "id=gt.0"] {
+        relay.run("insert into t values (1), (2)").await;
+        relay.run("truncate t").await;
+        relay.run("insert into t values (3)").await;
+        let asked = Asked {
+            truncate: true,
+            filter: filter.to_owned(),
+            ..Asked::of("t")
+        };
+        let mut client = ann(&relay, asked);
+        client.join().await;
+        let fence = relay.fence().await;
+        client.follow(fence).await;
+        assert_eq!(client.rows.keys().collect::<Vec<_>>(), [&3]);
+        assert_eq!(client.truncates, 0, "the rows are those behind it");
+        relay.run("insert into t values (4); truncate t").await;
+        relay.run("insert into t values (5)").await;
+        let fence = relay.fence().await;
+        client.follow(fence).await;
+        assert_eq!(client.rows.keys().collect::<Vec<_>>(), [&5]);
+        assert_eq!(client.truncates, 1);
+        assert_eq!((client.again, client.wrong), (Vec::new(), Vec::new()));
+        relay.run("truncate t").await;
+    }
+}
+
+#[tokio::test]
+async fn a_truncate_while_the_rows_are_read_leaves_what_the_table_holds() {
+    let mut relay = Relay::start(OPEN, "t").await;
+    let sql = crate::harness::connect(&relay.url).await;
+    for round in 0..20 {
+        let id = round * 10;
+        let rows = format!("insert into t select {id} + i from generate_series(1, 3) i");
+        relay.run(&rows).await;
+        let asked = Asked {
+            truncate: true,
+            ..Asked::of("t")
+        };
+        let mut client = ann(&relay, asked);
+        let emptied = format!("truncate t; insert into t values ({id} + 5)");
+        let (written, ()) = tokio::join!(sql.batch_execute(&emptied), client.join());
+        written.unwrap();
+        let fence = relay.fence().await;
+        client.follow(fence).await;
+        assert_eq!(client.rows.keys().collect::<Vec<_>>(), [&(id + 5)]);
+        assert_eq!(client.wrong, Vec::<String>::new());
+    }
+}

@@ -128,6 +128,7 @@ fn config(settings: Settings) -> Config {
         ask_timeout: Duration::from_secs(5),
         snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_secs(1),
+        resync_spread: Duration::from_secs(5),
         drain: DRAIN,
         log: "warn".to_owned(),
         log_format: LogFormat::Auto,

@@ -55,7 +55,7 @@ pub(super) struct Arguments {
     /// Only rows like these, such as status=eq.open; given more than once, all must hold
     #[arg(long = "filter", value_name = "COLUMN=OPERATOR.VALUE")]
     filters: Vec<String>,
-    /// Only these changes [default: all]
+    /// Only these changes [default: all, and TRUNCATE]
     #[arg(
         long = "event",
         value_name = "EVENT",

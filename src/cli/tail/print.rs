@@ -104,6 +104,11 @@ impl Printer {
             line.push('\n');
             return Ok(line);
         }
+        if change.kind == "TRUNCATE" {
+            let other = |of: &Identity| *of.0 != change.schema || *of.1 != change.table;
+            self.shown.retain(|identity, _| other(identity));
+            return Ok(self.block(&change, None));
+        }
         let before = self.shown.remove(&change.identity());
         let before = before.filter(|_| change.kind == "UPDATE" && !change.has_old_row());
         if change.kind == "UPDATE" && !change.has_old_row() && before.is_none() {
@@ -138,7 +143,7 @@ impl Printer {
     fn block(&self, change: &Change<'_>, before: Option<&Shown>) -> String {
         let colour = match change.kind.as_str() {
             "INSERT" => GREEN,
-            "DELETE" => RED,
+            "DELETE" | "TRUNCATE" => RED,
             _ => YELLOW,
         };
         let mut text = self.painted(DIM, &harmless(&change.commit_timestamp));
@@ -391,6 +396,38 @@ mod tests {
         printer.forget();
         let text = printer.change(&change("UPDATE", 2, "f")).unwrap();
         assert!(!text.contains('→'), "it may have changed meanwhile: {text}");
+    }
+
+    #[test]
+    fn a_truncate_is_one_line_and_no_row_of_the_table_is_as_it_was_shown() {
+        let insert = |table: &str| {
+            json!({
+                "schema": "s", "table": table, "type": "INSERT", "commit_timestamp": "x",
+                "columns": [{"name": "id", "type": "int8"}, {"name": "n", "type": "int8"}],
+                "record": {"id": 1, "n": 1}, "errors": null
+            })
+        };
+        let update = |table: &str| {
+            let mut update = insert(table);
+            update["type"] = "UPDATE".into();
+            update["old_record"] = json!({"id": 1});
+            update["record"]["n"] = 2.into();
+            update.to_string()
+        };
+        let truncate = json!({
+            "schema": "s", "table": "t", "columns": [], "commit_timestamp": "x",
+            "type": "TRUNCATE", "errors": null, "cursor": "y"
+        });
+        let mut people = printer(false, ColorChoice::Never);
+        for table in ["t", "u"] {
+            people.change(&insert(table).to_string()).unwrap();
+        }
+        let line = people.change(&truncate.to_string()).unwrap();
+        assert_eq!(line, "x TRUNCATE s.t\n");
+        assert!(!people.change(&update("t")).unwrap().contains('→'));
+        assert!(people.change(&update("u")).unwrap().contains('→'));
+        let line = printer(true, ColorChoice::Never).change(&truncate.to_string());
+        assert_eq!(line.unwrap(), format!("{truncate}\n"));
     }
 
     #[test]

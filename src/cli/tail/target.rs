@@ -21,6 +21,11 @@ impl Table {
             "schema": self.schema.as_deref().unwrap_or("*"),
             "table": self.table.as_deref().unwrap_or("*"),
         });
+        if event == "*"
+            && let Some(binding) = binding.as_object_mut()
+        {
+            binding.insert("rowcast".into(), json!({ "truncate": true }));
+        }
         if let (Some(binding), false) = (binding.as_object_mut(), filter.is_empty()) {
             binding.insert("filter".into(), filter.into());
         }

@@ -188,21 +188,29 @@ impl Fanout {
         self.expel_watchers(oid, Some(self.moment), reason);
     }
 
-    fn expel_watchers(&mut self, oid: Oid, at: Option<Moment>, reason: Resync) {
-        for (session, channel) in self.watching(oid, at) {
+    pub(super) fn expel_watchers(&mut self, oid: Oid, at: Option<Moment>, reason: Resync) {
+        // Of the rows themselves those learn nothing who can see none.
+        let of_rows = matches!(
+            reason,
+            Resync::Truncated | Resync::TooLarge | Resync::Undecodable
+        );
+        for (session, channel) in self.watching(oid, at, of_rows) {
             self.expel(session, channel, reason);
         }
     }
 
-    /// Those who watch a table, or of them only those who want what happened at a moment.
+    /// Those who watch a table, or of them only those who want what happened at a moment, or who
+    /// may see rows of it.
     pub(in crate::router) fn watching(
         &self,
         oid: Oid,
         at: Option<Moment>,
+        of_rows: bool,
     ) -> Vec<(SessionId, ChannelId)> {
         let groups = self.tables.get(&oid).into_iter();
         let groups = groups.flat_map(|watched| watched.groups.values());
         groups
+            .filter(|group| !(of_rows && group.access.hides_all))
             .flat_map(Group::members)
             .filter(|member| at.is_none_or(|moment| member.wants(moment)))
             .map(|member| (member.outbox.session(), member.channel))
@@ -232,11 +240,14 @@ impl Fanout {
             return;
         }
         self.history.observe(&catalog);
+        if self.replay.is_none() {
+            self.note_lost_leaves(&catalog);
+        }
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
         // Types and operators may be others now.
         self.readings.clear();
-        let (mut changed, mut emptied) = (Vec::new(), Vec::new());
+        let mut changed = Vec::new();
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
                 changed.push(*oid);
@@ -249,9 +260,6 @@ impl Fanout {
                     .insert((*oid, Arc::clone(role)), Arc::new(access));
                 same
             });
-            if watched.table.lost_leaves(table) {
-                emptied.push(*oid);
-            }
             watched.table = Arc::clone(table);
             watched.shapes.clear();
             let described = watched.described.as_ref();
@@ -278,9 +286,6 @@ impl Fanout {
                     version: watched.verified,
                 });
             }
-        }
-        for oid in emptied {
-            self.expel_watchers(oid, None, Resync::Truncated);
         }
     }
 
@@ -343,14 +348,23 @@ impl Fanout {
             let outbox = Arc::clone(&state.outbox);
             match self.resolve((session, channel), &principal, &wanted, &told) {
                 Ok(resolved) if resolved.refusals == refused => {
-                    let tables = resolved.tables.iter().map(|(oid, _)| *oid).collect();
+                    let tables: BTreeSet<Oid> =
+                        resolved.tables.iter().map(|(oid, _)| *oid).collect();
+                    let holder = Some(self.holder(tables.iter().copied(), &principal));
+                    let known = self.channel(session, channel);
+                    let same = known.is_some_and(|known| {
+                        let before = std::mem::replace(&mut known.holder, holder);
+                        before == holder
+                    });
                     self.put_in_force(session, channel, resolved);
-                    if before.get(&(session, channel)) != Some(&tables) {
-                        // A client that named no table is told that it hears of others now.
+                    if !same || before.get(&(session, channel)) != Some(&tables) {
+                        // A client that named no table is told that it hears of others now; and
+                        // its cursors are to say what decides now.
                         outbox.push(Event::Joined {
                             channel,
                             refusals: Vec::new(),
                             notices: Vec::new(),
+                            holder,
                         });
                     }
                 }

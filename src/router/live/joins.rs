@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::Live;
 use super::snapshots::queries;
-use crate::log::{Cursor, Offset};
+use crate::log::{Cursor, Holder, Offset};
 use crate::policy::ask::Asker;
 use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
@@ -126,6 +126,7 @@ impl Live {
                 let goes_on = known.settled;
                 let (before, holder) = (Arc::clone(&known.wanted), Arc::clone(&known.principal));
                 let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+                let whom = self.fanout.holder(tables.clone(), &join.principal);
                 // The rows of another are others.
                 let alike = !goes_on || self.fanout.shows_alike(tables, &holder, &join.principal);
                 if goes_on {
@@ -136,23 +137,26 @@ impl Live {
                         wish.start = Start {
                             // The log has yet to come to where it is.
                             since: since.filter(|since| since.offset > self.next),
+                            holder: None,
                             unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
                             snapshot: wish.start.snapshot.take().filter(|_| !alike),
                         };
                     }
                 }
-                let begin = self.begin_with_snapshot(&mut join.wanted);
+                let begin = self.begin_with_snapshot(&mut join.wanted, whom);
                 let queries = queries(&resolved, &begin);
                 // Who has all its rows read anew misses nothing.
                 let shows_else = join.keeps_cursor && !alike && begin.len() < join.wanted.len();
                 self.fanout.withdraw(session, channel);
                 self.note(&join, &resolved.readings);
+                let holder = self.introduce(session, channel, whom);
                 let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
                 if shows_else {
                     join.outbox.push(Event::Joined {
                         channel,
                         refusals,
                         notices,
+                        holder,
                     });
                     self.fanout.expel(session, channel, Resync::AccessChanged);
                     return;
@@ -166,12 +170,13 @@ impl Live {
                     channel,
                     refusals,
                     notices,
+                    holder,
                 });
                 if goes_on && with_snapshot && !returning {
                     join.outbox.push(Event::CaughtUp { channel });
                 }
                 if returning {
-                    match self.beginning(&join.wanted) {
+                    match self.beginning_of(&join.wanted, whom) {
                         Ok(_) if !queries.is_empty() => {
                             self.take_snapshot(session, channel, queries);
                         }
@@ -212,6 +217,7 @@ impl Live {
                         .map(|wish| refused(wish, &reason))
                         .collect(),
                     notices: Vec::new(),
+                    holder: None,
                 });
             }
             Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told),
@@ -243,6 +249,34 @@ impl Live {
             known.readings = told.clone();
             known.settled = true;
         }
+    }
+
+    /// Notes whom a channel's cursors are given to from now on.
+    fn introduce(
+        &mut self,
+        session: SessionId,
+        channel: ChannelId,
+        holder: Holder,
+    ) -> Option<Holder> {
+        if let Some(known) = self.fanout.channel(session, channel) {
+            known.holder = Some(holder);
+        }
+        Some(holder)
+    }
+
+    /// [`Live::beginning`] for somebody whose cursors these should be: what lies before another's
+    /// was judged for that one.
+    pub(super) fn beginning_of(&self, wanted: &[Wanted], holder: Holder) -> Result<Offset, Resync> {
+        let from = self.beginning(wanted)?;
+        let mut starts = wanted.iter().map(|wish| &wish.start);
+        let of_others = starts.any(|start| {
+            let of = start.holder.filter(|_| start.since.is_some());
+            of.is_some_and(|of| !of.sees_as(holder))
+        });
+        if of_others {
+            return Err(Resync::AccessChanged);
+        }
+        Ok(from)
     }
 
     /// The first change that one of the wishes asks for, where the log can give it.
@@ -309,6 +343,7 @@ impl Live {
             .resolve(whose, &join.principal, &join.wanted, told)
             .unwrap_or_default();
         let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+        let whom = self.fanout.holder(tables.clone(), &join.principal);
         let alike = self
             .fanout
             .shows_alike(tables, &before.principal, &join.principal);
@@ -316,6 +351,7 @@ impl Live {
             channel,
             refusals: resolved.refusals.clone(),
             notices: resolved.notices.clone(),
+            holder: self.introduce(session, channel, whom),
         });
         self.fanout.reserve(session, channel, resolved);
         if alike {

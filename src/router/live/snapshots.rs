@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::Live;
 use crate::auth::Principal;
-use crate::log::Cursor;
+use crate::log::{Cursor, Holder};
 use crate::pg::Lsn;
 use crate::router::position::Position;
 use crate::router::resolve::Resolved;
@@ -167,14 +167,14 @@ pub(super) fn queries(resolved: &Resolved, bindings: &[u32]) -> Vec<(u32, Arc<Qu
 impl Live {
     /// The bindings that begin with a snapshot: they want one, and no place in the log from which
     /// they could go on instead.
-    pub(super) fn begin_with_snapshot(&self, wanted: &mut [Wanted]) -> Vec<u32> {
+    pub(super) fn begin_with_snapshot(&self, wanted: &mut [Wanted], holder: Holder) -> Vec<u32> {
         let mut begin = Vec::new();
         for wish in wanted
             .iter_mut()
             .filter(|wish| wish.start.snapshot.is_some())
         {
-            let good =
-                wish.start.since.is_some() && self.beginning(std::slice::from_ref(wish)).is_ok();
+            let own = std::slice::from_ref(wish);
+            let good = wish.start.since.is_some() && self.beginning_of(own, holder).is_ok();
             if !good {
                 wish.start.since = None;
                 begin.push(wish.id);

@@ -36,6 +36,7 @@ async fn joined() -> (Sessions, Audience, Vec<Join>, mpsc::Receiver<Command>) {
                 channel: join.channel,
                 refusals: Vec::new(),
                 notices: Vec::new(),
+                holder: None,
             });
             joins.push(join);
         }

@@ -1,0 +1,200 @@
+//! Cursors say whom they were given to: whoever comes with another's is told that what lies before
+//! it is not its own, and whoever comes with a new token for the same is not.
+
+use std::sync::Arc;
+
+use rowcast::auth::Principal;
+use rowcast::log::{Cursor, Holder};
+use rowcast::router::{ChannelId, Event, Join, Outbox, SessionId};
+use rowcast::subscription::Wanted;
+use serde_json::{Value, json};
+
+use crate::harness::{ANN, BEN, Relay};
+use crate::resume::{Client, Heard, person, settled, since, wish};
+
+const TABLES: &str = "
+    create table own (id int primary key, owner uuid);
+    create table team (id int primary key, owner uuid, org int, team int);
+    create table open (id int primary key);
+    create table asked (id int primary key, owner uuid);
+    alter table own enable row level security;
+    alter table team enable row level security;
+    alter table asked enable row level security;
+    create policy mine on own using (owner = auth.uid());
+    create policy ours on team using
+      (org = (auth.jwt() ->> 'org')::int and team = (auth.jwt() ->> 'team')::int);
+    create function may(of uuid) returns boolean language plpgsql stable as
+      $$ begin return of = auth.uid(); end $$;
+    create policy mine on asked using (may(owner));
+    grant select on own, team, open, asked to anon, authenticated;";
+
+const PUBLISHED: &str = "own, team, open, asked";
+
+fn token(sub: &str, more: &Value) -> Arc<Principal> {
+    let mut claims = json!({ "sub": sub, "role": "authenticated", "exp": 5, "session_id": "one" });
+    for (name, value) in more.as_object().unwrap() {
+        claims[name] = value.clone();
+    }
+    person("authenticated", &claims)
+}
+
+/// Whom a channel's cursors are given to, once it has joined with these bindings.
+async fn holder(relay: &Relay, who: &Arc<Principal>, tables: &[&str]) -> Holder {
+    static LAST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(5_000_000);
+    let session = LAST.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let outbox = Outbox::new(SessionId(session), 1_000, 1 << 20);
+    let join = Join {
+        outbox: Arc::clone(&outbox),
+        channel: ChannelId(1),
+        principal: Arc::clone(who),
+        wanted: (1..)
+            .zip(tables)
+            .map(|(id, table)| wish(id, table, ""))
+            .collect(),
+        keeps_cursor: true,
+    };
+    relay.core.router.join(join).await.unwrap();
+    let mut events = Vec::new();
+    while outbox.take(&mut events, 1).unwrap() == 0 {
+        outbox.readable().await;
+    }
+    let Some(Event::Joined { holder, .. }) = events.pop() else {
+        panic!("the answer was expected");
+    };
+    holder.expect("somebody")
+}
+
+fn held(mut wanted: Wanted, cursor: Cursor, holder: Holder) -> Wanted {
+    wanted.start.holder = Some(holder);
+    since(wanted, cursor)
+}
+
+/// Comes back with a cursor of `of` on `before`; what is heard first behind the join.
+async fn back(
+    relay: &Relay,
+    who: &Arc<Principal>,
+    tables: &[&str],
+    (cursor, of): (Cursor, Holder),
+) -> Heard {
+    let wanted = (1..).zip(tables);
+    let wanted = wanted.map(|(id, table)| held(wish(id, table, ""), cursor, of));
+    let client = Client::join(&relay.core, who, wanted.collect()).await;
+    let heard = client.next().await;
+    client.go(&relay.core).await;
+    heard
+}
+
+fn is_of_another(heard: &Heard) -> bool {
+    matches!(heard, Heard::Resync("access_changed", Some(_)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_comes_with_anothers_cursor_is_told_to_read_again_for_every_binding() {
+    let mut relay = Relay::start(TABLES, PUBLISHED).await;
+    let (ann, ben) = (token(ANN, &json!({})), token(BEN, &json!({})));
+    let start = settled(&mut relay).await;
+    let of_ann = holder(&relay, &ann, &["own"]).await;
+    relay
+        .run(&format!(
+            "insert into own values (1, '{ANN}'), (2, '{BEN}')"
+        ))
+        .await;
+    settled(&mut relay).await;
+    let cursor = (start, of_ann);
+    let heard = back(&relay, &ben, &["own"], cursor).await;
+    assert!(is_of_another(&heard), "{heard:?}");
+    // The anonymous key is somebody else, too.
+    let anon = person("anon", &json!({ "role": "anon" }));
+    assert!(is_of_another(&back(&relay, &anon, &["own"], cursor).await));
+    let heard = back(&relay, &ann, &["own"], cursor).await;
+    assert!(matches!(&heard, Heard::Change(_, data) if data["record"]["id"] == 1));
+    // One binding's foreign cursor is enough: the channel reads again as a whole.
+    let own = holder(&relay, &ben, &["own"]).await;
+    let wanted = vec![
+        held(wish(1, "open", ""), start, own),
+        held(wish(2, "own", ""), start, of_ann),
+    ];
+    let client = Client::join(&relay.core, &ben, wanted).await;
+    let (reason, current) = client.resync().await;
+    assert_eq!(reason, "access_changed");
+    // What it is told then is its own.
+    relay
+        .run(&format!(
+            "insert into own values (3, '{ANN}'), (4, '{BEN}')"
+        ))
+        .await;
+    settled(&mut relay).await;
+    let heard = back(&relay, &ben, &["own"], (current, own)).await;
+    assert!(matches!(&heard, Heard::Change(_, data) if data["record"]["id"] == 4));
+    // A cursor of before they said so is taken as it is.
+    let old = Client::join(&relay.core, &ben, vec![since(wish(1, "own", ""), start)]).await;
+    assert!(matches!(old.next().await, Heard::Change(_, data) if data["record"]["id"] == 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_policy_reads_makes_no_difference_and_what_one_reads_does() {
+    let mut relay = Relay::start(TABLES, PUBLISHED).await;
+    let start = settled(&mut relay).await;
+    let first = token(ANN, &json!({ "org": 1, "team": 2 }));
+    let renewed = token(
+        ANN,
+        &json!({ "org": 1, "team": 2, "exp": 9, "iat": 8, "jti": "x" }),
+    );
+    let elsewhere = token(
+        ANN,
+        &json!({ "org": 1, "team": 2, "session_id": "two", "aal": "x" }),
+    );
+    let swapped = token(ANN, &json!({ "org": 2, "team": 1 }));
+    for (tables, new, same) in [
+        (&["own"][..], &renewed, true),
+        (&["own"], &elsewhere, true),
+        (&["own"], &swapped, true),
+        (&["open"], &swapped, true),
+        (&["team"], &elsewhere, true),
+        (&["team"], &swapped, false),
+        (&["own", "team"], &swapped, false),
+        // A policy that is asked may read anything that stays.
+        (&["asked"], &renewed, true),
+        (&["asked"], &elsewhere, false),
+    ] {
+        let of = holder(&relay, &first, tables).await;
+        let heard = back(&relay, new, tables, (start, of)).await;
+        assert_eq!(
+            is_of_another(&heard),
+            !same,
+            "{tables:?} {new:?}: {heard:?}"
+        );
+    }
+    // The same user may go on with other tables, also with a token that was renewed.
+    let of = holder(&relay, &first, &["own"]).await;
+    for who in [&first, &renewed] {
+        let heard = back(&relay, who, &["team", "asked", "own"], (start, of)).await;
+        assert!(!is_of_another(&heard), "{heard:?}");
+    }
+    let heard = back(&relay, &swapped, &["team"], (start, of)).await;
+    assert!(is_of_another(&heard), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_whose_policies_change_is_told_whose_its_cursors_are_now() {
+    let mut relay = Relay::start(TABLES, PUBLISHED).await;
+    let ann = token(ANN, &json!({ "org": 1 }));
+    let client = Client::join(&relay.core, &ann, vec![wish(1, "own", "")]).await;
+    let before = holder(&relay, &ann, &["own"]).await;
+    relay
+        .run("create policy org on own as restrictive using ((auth.jwt() ->> 'org') = '1')")
+        .await;
+    relay
+        .run(&format!("insert into own values (1, '{ANN}')"))
+        .await;
+    // Said again with the new one, before the first row of the new rules.
+    assert_eq!(client.next().await, Heard::Joined);
+    assert!(matches!(client.next().await, Heard::Change(..)));
+    let after = holder(&relay, &ann, &["own"]).await;
+    assert_eq!(before.claims, after.claims);
+    assert_ne!(before.read, after.read);
+    let start = settled(&mut relay).await;
+    let other = token(ANN, &json!({ "org": 1, "session_id": "two" }));
+    let heard = back(&relay, &other, &["own"], (start, after)).await;
+    assert_eq!(heard, Heard::CaughtUp);
+}
