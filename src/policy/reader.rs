@@ -71,7 +71,7 @@ impl CatalogError {
 }
 
 /// A moment at which the catalog had not been read yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Mark {
     snapshot: Snapshot,
     /// Tables of which somebody else has held the exclusive lock for a moment.

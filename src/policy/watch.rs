@@ -67,6 +67,7 @@ impl Delay {
 enum Request {
     After(After),
     Role(Role),
+    Mark(oneshot::Sender<Arc<Mark>>),
 }
 
 #[derive(Debug)]
@@ -148,6 +149,20 @@ impl CatalogWatch {
         answer.await.map_err(|_| None)?.map_err(Some)
     }
 
+    /// What every snapshot shows from now on; `None` where PostgreSQL cannot be asked, or the task has
+    /// ended.
+    pub async fn mark(&self) -> Option<Arc<Mark>> {
+        let (done, answer) = oneshot::channel();
+        self.requests.send(Request::Mark(done)).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// What every snapshot shows since the last look.
+    #[must_use]
+    pub fn last_mark(&self) -> Arc<Mark> {
+        Arc::clone(&self.current.borrow().mark)
+    }
+
     /// Follows what is waited for for long.
     #[must_use]
     pub fn delay(&self) -> watch::Receiver<Option<Delay>> {
@@ -180,6 +195,7 @@ pub async fn watch(
         tell,
         waiting: Vec::new(),
         roles: Vec::new(),
+        marks: Vec::new(),
         failing: false,
         took: Duration::ZERO,
     };
@@ -201,6 +217,7 @@ struct Desk {
     /// Those whose commit was not visible when it was last looked.
     waiting: Vec<After>,
     roles: Vec<Role>,
+    marks: Vec<oneshot::Sender<Arc<Mark>>>,
     /// Whether the last attempt failed.
     failing: bool,
     /// How long the last reading took.
@@ -224,6 +241,8 @@ impl Desk {
             }
             let looked = self.look().await;
             let failed = looked.is_err();
+            // Whoever is not answered is told by that.
+            self.marks.clear();
             if let Err(error) = looked {
                 if !self.failing || Instant::now() >= self.next_look {
                     warn!(error = %Chain(&error), "cannot read the catalog, what needs it waits");
@@ -250,6 +269,7 @@ impl Desk {
         match request {
             Request::After(after) => self.waiting.push(after),
             Request::Role(role) => self.roles.push(role),
+            Request::Mark(done) => self.marks.push(done),
         }
     }
 
@@ -264,6 +284,12 @@ impl Desk {
     /// Reads the catalog where it is time, or where that helps somebody, and answers.
     async fn look(&mut self) -> Result<(), CatalogError> {
         let mark = self.reader.mark().await?;
+        if !self.marks.is_empty() {
+            let mark = Arc::new(mark.clone());
+            for done in self.marks.drain(..) {
+                let _gone = done.send(Arc::clone(&mark));
+            }
+        }
         let helped = |after: &After| mark.is_after(after.xid, &after.relation);
         let due = Instant::now() >= self.next_look;
         if !due && self.roles.is_empty() && !self.waiting.iter().any(helped) {

@@ -25,7 +25,8 @@ use super::live::snapshots::Reader;
 use super::position::Position;
 use super::replay::{Awaited, Replay};
 use super::resolve::Readings;
-use super::{ChannelId, DeleteWithoutIdentity, Join, Outbox, Refusal, Resync, SessionId};
+use super::unseen::{Late, Unseen};
+use super::{ChannelId, DeleteWithoutIdentity, Event, Join, Outbox, Refusal, Resync, SessionId};
 use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
@@ -89,6 +90,8 @@ pub(super) struct Fanout {
     pub(super) changed: Arc<Changed>,
     /// How far the router has handed out.
     pub(super) position: Arc<Position>,
+    /// What of that may not be readable yet.
+    pub(super) unseen: Arc<Unseen>,
     pub(super) epoch: Epoch,
     /// The change in hand, or the last one.
     pub(super) moment: Moment,
@@ -214,6 +217,7 @@ impl Fanout {
             history,
             changed,
             position,
+            unseen: Arc::default(),
             epoch,
             moment: Moment {
                 offset: Offset(0),
@@ -250,6 +254,7 @@ impl Fanout {
             Arc::clone(&self.position),
             (self.epoch, Arc::clone(&self.catalog)),
         );
+        replaying.unseen = Arc::clone(&self.unseen);
         // The router has counted what its members have asked.
         replaying.allowance = Allowance::new(0);
         replaying.replay = Some(replay);
@@ -304,6 +309,26 @@ impl Fanout {
             epoch: self.epoch,
             offset: self.behind.max(handed_out.offset),
         }
+    }
+
+    /// Tells a channel to read again, once all that lies before the cursor that it is given can be
+    /// read; or, where that takes long, with a cursor that lies before what cannot.
+    pub(super) fn tell_to_read(&self, outbox: &Arc<Outbox>, channel: ChannelId, reason: Resync) {
+        let cursor = self.current();
+        let resync = |cursor| Event::Resync {
+            channel,
+            reason,
+            cursor: Some(cursor),
+        };
+        let earlier = Cursor {
+            offset: self
+                .unseen
+                .first()
+                .map_or(cursor.offset, |first| first.min(cursor.offset)),
+            ..cursor
+        };
+        self.unseen
+            .tell(&[], outbox, resync(cursor), Late::Instead(resync(earlier)));
     }
 
     /// Hands out the changes of an entry. An `early` one committed before whoever came without a

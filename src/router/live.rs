@@ -27,6 +27,7 @@ use super::history::AccessHistory;
 use super::{Command, Resync, Router};
 use crate::log::{Cursor, LogError, Offset};
 use crate::pg::Lsn;
+use crate::policy::reader::Mark;
 use crate::subscription::Wanted;
 
 /// Commands that wait for the router; past this sessions wait.
@@ -56,6 +57,8 @@ pub struct Live {
     takings: Takings,
     /// Set while the next change waits for the catalog: everything else goes on.
     held: Option<BoxFuture<'static, ()>>,
+    /// A look at what can be read by now, for those who wait for it.
+    looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
 }
 
 /// Makes a router and the task behind it.
@@ -99,6 +102,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         returns: Returns::new(),
         takings: Takings::new(snapshots),
         held: None,
+        looking: None,
     };
     live.publish();
     (router, live)
@@ -111,6 +115,9 @@ impl Live {
         let mut stored = self.fanout.log.stored();
         loop {
             self.look_whether_whole();
+            if self.looking.is_none() {
+                self.look_again(false);
+            }
             if self.held.is_some() && self.is_lost() {
                 self.held = None;
             }
@@ -141,6 +148,9 @@ impl Live {
                 if over(&mut self.held).now_or_never().is_some() {
                     self.held = None;
                 }
+                if let Some(mark) = looked(&mut self.looking).now_or_never() {
+                    self.seen(mark);
+                }
                 self.arrive().await;
                 // Everything else on this thread gets its turn between two runs.
                 tokio::task::yield_now().await;
@@ -160,6 +170,8 @@ impl Live {
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
                 () = over(&mut self.held) => self.held = None,
+                mark = looked(&mut self.looking) => self.seen(mark),
+                () = self.fanout.unseen.asked(), if self.looking.is_none() => {}
                 changed = tail.changed() => if changed.is_err() { break },
                 Ok(()) = stored.changed(), if !self.whole => {}
                 () = tokio::time::sleep(LOOK_AGAIN), if self.fanout.has_lost_leaves() => {
@@ -196,12 +208,15 @@ impl Live {
                         break;
                     }
                     self.fanout.changed.note(&entry);
+                    self.fanout.unseen.note(&entry);
                     if told {
                         self.fanout.entry(&entry, commit <= self.started_at).await;
                     }
                     self.next = entry.end();
                     self.publish();
                 }
+                let mark = self.fanout.watch.last_mark();
+                self.look_for_seen(&mark);
             }
             Err(LogError::Trimmed { oldest }) => {
                 warn!(%oldest, "the router fell behind the log, everybody is told to read again");
@@ -214,6 +229,7 @@ impl Live {
                 self.started_at = Lsn(0);
                 self.whole = true;
                 self.fanout.forget_lost_leaves();
+                self.fanout.unseen.forget();
                 let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
                 self.fanout.history.begin(epoch, from, &catalog);
                 self.takings.nothing_before(from);
@@ -222,6 +238,37 @@ impl Live {
             Err(LogError::Stopped) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Looks what can be read, where somebody waits for it.
+    fn look_again(&mut self, away: bool) {
+        if let Some(pause) = self.fanout.unseen.look_in(away) {
+            let watch = self.fanout.watch.clone();
+            self.looking = Some(Box::pin(async move {
+                tokio::time::sleep(pause).await;
+                watch.mark().await
+            }));
+        }
+    }
+
+    fn seen(&mut self, mark: Option<Arc<Mark>>) {
+        self.looking = None;
+        match &mark {
+            Some(mark) => self.look_for_seen(mark),
+            None => self.fanout.unseen.go_on(),
+        }
+        self.look_again(mark.is_none());
+    }
+
+    /// Lets those go who waited until something can be read, and has those read again who did that
+    /// too early.
+    fn look_for_seen(&mut self, mark: &Arc<Mark>) {
+        for (session, channel, joining) in self.fanout.unseen.look(mark) {
+            let known = self.fanout.channel(session, channel);
+            if known.is_some_and(|known| known.joining == joining && !known.away) {
+                self.fanout.expel(session, channel, Resync::Undecided);
+            }
+        }
     }
 
     /// Tells those whose cursor still lies ahead once nothing that was given out is to come again:
@@ -276,6 +323,13 @@ impl Live {
             epoch: self.fanout.epoch,
             offset: self.next,
         });
+    }
+}
+
+async fn looked(looking: &mut Option<BoxFuture<'static, Option<Arc<Mark>>>>) -> Option<Arc<Mark>> {
+    match looking {
+        Some(looking) => looking.await,
+        None => pending().await,
     }
 }
 

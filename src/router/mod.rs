@@ -23,6 +23,8 @@ mod changed;
 
 mod position;
 
+mod unseen;
+
 mod replay;
 
 mod live;

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::fanout::{Channel, Fanout};
 use super::group::Begin;
 use super::resolve::{Readings, Resolved};
-use super::{ChannelId, Event, Outbox, Resync, SessionId};
+use super::{ChannelId, Outbox, Resync, SessionId};
 use crate::auth::Principal;
 use crate::change::Relation;
 use crate::log::{Entry, LogError, Offset};
@@ -362,11 +362,8 @@ impl Cohort {
     }
 
     fn refuse(&mut self, member: Returning, reason: Resync) {
-        member.outbox.push(Event::Resync {
-            channel: member.channel,
-            reason,
-            cursor: Some(self.fanout.current()),
-        });
+        self.fanout
+            .tell_to_read(&member.outbox, member.channel, reason);
         if let Some(replay) = &mut self.fanout.replay {
             replay.ended.push((member.session, member.channel));
         }

@@ -140,7 +140,8 @@ impl Model {
     /// A change. What lies before the newest one may come where `may_repeat`, as it may to who
     /// knows its cursor once a second.
     pub(crate) fn change(&mut self, table: usize, data: &Value, may_repeat: bool) {
-        let cursor = data["cursor"].as_str().unwrap().to_owned();
+        // Behind the place stands whose it is.
+        let cursor = data["cursor"].as_str().unwrap()[..33].to_owned();
         let (old, new) = (&data["old_record"], &data["record"]);
         let kind = data["type"].as_str().unwrap();
         let row = if kind == "DELETE" { old } else { new };

@@ -281,6 +281,7 @@ impl Daemon {
     }
 
     /// Where clients are served, once they are.
+    #[allow(dead_code, reason = "for those who start it again and again")]
     pub(crate) fn serving(&self) -> Option<SocketAddr> {
         self.log().lines().find_map(|line| {
             let line: Value = serde_json::from_str(line).ok()?;
@@ -333,6 +334,7 @@ impl Daemon {
     }
 
     /// Whether it has not ended.
+    #[allow(dead_code, reason = "for those who start it again and again")]
     pub(crate) fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }

@@ -171,11 +171,7 @@ impl Fanout {
             .get(&session)
             .and_then(|all| all.get(&channel))
         {
-            state.outbox.push(Event::Resync {
-                channel,
-                reason,
-                cursor: Some(self.current()),
-            });
+            self.tell_to_read(&state.outbox, channel, reason);
         }
         if let Some(replay) = &mut self.replay {
             replay.ended.push((session, channel));

@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 use super::Live;
 use super::snapshots::queries;
 use crate::log::{Cursor, Holder, Offset};
+use crate::pg::Oid;
 use crate::policy::ask::Asker;
 use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
@@ -15,6 +16,7 @@ use crate::retry::Backoff;
 use crate::router::fanout::Channel;
 use crate::router::replay::Returning;
 use crate::router::resolve::{Readings, Unresolved, refused};
+use crate::router::unseen::Late;
 use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
 use crate::subscription::{Start, Wanted};
 
@@ -161,17 +163,26 @@ impl Live {
                     self.fanout.expel(session, channel, Resync::AccessChanged);
                     return;
                 }
+                let tables: Vec<Oid> = resolved.tables.iter().map(|(oid, _)| *oid).collect();
                 if returning {
                     self.fanout.reserve(session, channel, resolved);
                 } else {
                     self.fanout.put_in_force(session, channel, resolved);
                 }
-                join.outbox.push(Event::Joined {
+                let joined = Event::Joined {
                     channel,
                     refusals,
                     notices,
                     holder,
-                });
+                };
+                let reads = join.wanted.iter().any(|wish| !wish.start.is_earlier());
+                if reads && !goes_on && !tables.is_empty() {
+                    // It is about to read what lies before.
+                    let late = Late::Expel(session, channel, joining);
+                    self.fanout.unseen.tell(&tables, &join.outbox, joined, late);
+                } else {
+                    join.outbox.push(joined);
+                }
                 if goes_on && with_snapshot && !returning {
                     join.outbox.push(Event::CaughtUp { channel });
                 }
@@ -181,11 +192,7 @@ impl Live {
                             self.take_snapshot(session, channel, queries);
                         }
                         Ok(from) => self.send_after(session, channel, from),
-                        Err(reason) => join.outbox.push(Event::Resync {
-                            channel,
-                            reason,
-                            cursor: Some(self.fanout.position.get()),
-                        }),
+                        Err(reason) => self.fanout.tell_to_read(&join.outbox, channel, reason),
                     }
                 }
             }
@@ -358,11 +365,8 @@ impl Live {
             self.send_after(session, channel, before.from);
         } else {
             // What it was given before was judged for somebody else.
-            join.outbox.push(Event::Resync {
-                channel,
-                reason: Resync::AccessChanged,
-                cursor: Some(self.fanout.position.get()),
-            });
+            self.fanout
+                .tell_to_read(&join.outbox, channel, Resync::AccessChanged);
         }
     }
 
