@@ -163,7 +163,17 @@ impl Live {
                     self.fanout.expel(session, channel, Resync::AccessChanged);
                     return;
                 }
-                let tables: Vec<Oid> = resolved.tables.iter().map(|(oid, _)| *oid).collect();
+                // What it is about to read, as nobody tells it what lies before.
+                let reads = |binding: u32| {
+                    let mut wishes = join.wanted.iter().filter(|wish| wish.id == binding);
+                    !goes_on && wishes.any(|wish| !wish.start.is_earlier())
+                };
+                let read: Vec<Oid> = resolved
+                    .tables
+                    .iter()
+                    .filter(|(_, bindings)| bindings.iter().any(|binding| reads(binding.id)))
+                    .map(|(oid, _)| *oid)
+                    .collect();
                 if returning {
                     self.fanout.reserve(session, channel, resolved);
                 } else {
@@ -175,13 +185,11 @@ impl Live {
                     notices,
                     holder,
                 };
-                let reads = join.wanted.iter().any(|wish| !wish.start.is_earlier());
-                if reads && !goes_on && !tables.is_empty() {
-                    // It is about to read what lies before.
-                    let late = Late::Expel(session, channel, joining);
-                    self.fanout.unseen.tell(&tables, &join.outbox, joined, late);
-                } else {
+                if read.is_empty() {
                     join.outbox.push(joined);
+                } else {
+                    let late = Late::Expel(session, channel, joining);
+                    self.fanout.unseen.tell(&read, &join.outbox, joined, late);
                 }
                 if goes_on && with_snapshot && !returning {
                     join.outbox.push(Event::CaughtUp { channel });
