@@ -2,7 +2,7 @@
 # scripts/prepare.sh installs or names.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-clients test-all-postgres test-long test-mutants bench check
+.PHONY: help demo test test-unit test-clients test-all-postgres test-long test-mutants chaos bench check
 
 # More arguments for the demo: make demo ARGS='--listen 127.0.0.1:4001'
 ARGS ?=
@@ -23,7 +23,7 @@ demo: ## Run the demo: a private PostgreSQL, a worker, the relay and a page
 test: test-unit test-clients ## Run all tests; nothing is left running
 
 test-unit: ## Unit and integration tests, on a private PostgreSQL
-	@scripts/prepare.sh rust postgres
+	@scripts/prepare.sh rust postgres faketime
 	cargo test
 
 test-clients: ## The real supabase-js, and the demo's page in Chromium
@@ -43,6 +43,15 @@ test-long: ## A million frames and filters, 10,000 snapshots; make test tries so
 test-mutants: ## Break the relay on purpose and see that a test notices each time
 	@scripts/prepare.sh rust postgres
 	tests/mutants.sh
+
+# Faults of make chaos; a round is one of each kind.
+FAULTS ?= 330
+
+chaos: ## Break everything while rows flow, 330 times (half an hour); make test has a round of it
+	@scripts/prepare.sh rust postgres faketime
+	ROWCAST_CHAOS_FAULTS=$(FAULTS) ROWCAST_CHAOS_CLIENTS=30 ROWCAST_CHAOS_TABLE=$(CURDIR)/target/chaos.md \
+		cargo test --test chaos -- --nocapture
+	@echo 'The table is in target/chaos.md.'
 
 bench: ## Measure latency, throughput and memory
 	@scripts/prepare.sh rust postgres

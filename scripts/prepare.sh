@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that what the named parts need is there:
-#     prepare.sh [rust] [postgres] [majors] [node] [chromium]
+#     prepare.sh [rust] [postgres] [majors] [node] [chromium] [faketime]
 #
 # On Debian and Ubuntu what is missing is installed, as root or with sudo. Elsewhere, and where
 # that fails, one sentence says what to install. What is there already is left alone.
@@ -124,11 +124,26 @@ chromium_browser() {
         "install it, or set CHROMIUM to its path."
 }
 
+faketime_is_there() {
+    local library
+    for library in /usr/lib/*/faketime/libfaketimeMT.so.1; do
+        [ -f "$library" ] && return
+    done
+    return 1
+}
+
+# Has the relay see another clock in a test. Without it that one fault is left out, and said so.
+faketime() {
+    faketime_is_there && return
+    install libfaketime || true
+    faketime_is_there || say "without libfaketime the fault test does not make the clock jump"
+}
+
 for part in "$@"; do
     case "$part" in
-        rust | postgres | majors) "$part" ;;
+        rust | postgres | majors | faketime) "$part" ;;
         node) node_packages ;;
         chromium) chromium_browser ;;
-        *) fail "prepare.sh: unknown part '$part'; there are rust, postgres, majors, node and chromium" ;;
+        *) fail "prepare.sh: unknown part '$part'; there are rust, postgres, majors, node, chromium and faketime" ;;
     esac
 done

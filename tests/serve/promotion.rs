@@ -289,3 +289,43 @@ async fn a_standby_without_what_nobody_follows_goes_on_and_skips_nothing() {
     assert_eq!(inspect(&daemon.data()).unwrap().epoch, before);
     daemon.terminate().await;
 }
+
+#[tokio::test]
+async fn a_promotion_while_the_relay_is_down_goes_on_only_where_it_had_ended_in_order() {
+    for in_order in [true, false] {
+        let mut pair = Pair::start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let environment = [
+            ("DATABASE_URL", pair.url.clone()),
+            ("ROWCAST_DATA", data.to_str().unwrap().to_owned()),
+        ];
+        let environment = environment
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        let daemon = pair.database.daemon(&environment).await;
+        let mut client = Client::following(&daemon, &token(ANN), "open").await;
+        pair.database.insert_open(1).await;
+        assert_eq!(client.change().await, "INSERT 1");
+        pair.catch_up().await;
+        until("written", async || history(&data).2 >= 1).await;
+        let before = history(&data);
+        if in_order {
+            daemon.terminate().await;
+        } else {
+            // What it had given out last, it may not have stored.
+            crate::durable::kill(daemon).await;
+        }
+        pair.promote().await;
+        let daemon = pair.database.daemon(&environment).await;
+        until("on the new timeline", async || {
+            // Where a history begins there is no segment for a moment.
+            let found = inspect(&data).unwrap();
+            let origin = found.origin.filter(|_| !found.segments.is_empty());
+            origin.is_some_and(|origin| origin.timeline == 2)
+        })
+        .await;
+        assert_eq!(history(&data).0 == before.0, in_order);
+        daemon.terminate().await;
+    }
+}

@@ -28,6 +28,8 @@ pub(crate) struct Asked {
     pub(crate) limit: Option<u64>,
     pub(crate) order: String,
     pub(crate) since: Option<Cursor>,
+    /// Without a snapshot: whoever it is reads the table by themselves.
+    pub(crate) plain: bool,
     /// Whether a TRUNCATE is a change.
     pub(crate) truncate: bool,
 }
@@ -56,7 +58,7 @@ impl Asked {
                 since: self.since,
                 holder: None,
                 unseen_by: None,
-                snapshot: Some(Wish {
+                snapshot: (!self.plain).then(|| Wish {
                     limit: self.limit,
                     order: order::parse(&self.order).expect("an order"),
                 }),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rowcast::app::Core;
 use rowcast::log::Cursor;
 use rowcast::pg::throwaway::{Options, Throwaway};
+use rowcast::router::Event;
 use serde_json::json;
 use tokio_postgres::Client as Sql;
 
@@ -221,6 +222,71 @@ async fn a_row_that_hangs_holds_up_those_who_missed_it_and_none_that_come_back_w
             .await;
         hears_of(client, 2).await;
     }
+    world.stop().await;
+}
+
+/// What is put into an outbox and does not come out.
+fn comes_out(client: &Client) -> bool {
+    let mut events = Vec::new();
+    client.outbox.take(&mut events, 1).expect("room") > 0
+}
+
+#[tokio::test]
+async fn whoever_is_told_to_read_finds_all_that_it_is_not_told_of() {
+    let world = World::start("").await;
+    let (on_a, on_b) = (world.following("a").await, world.following("b").await);
+    for table in ["a", "b"] {
+        world.run(&format!("insert into {table} values (0)")).await;
+    }
+    hears_of(&on_a, 0).await;
+    hears_of(&on_b, 0).await;
+    let plain = async |table: &str| {
+        let mut client = world.client(table, None);
+        client.asked.plain = true;
+        client.join().await;
+        client
+    };
+    let before = world.core.router.position();
+    let hanging = world.hang("a", 1).await;
+    hears_of(&on_a, 1).await;
+    // It would read the table without the row, and be told of what comes behind it only.
+    let reader = plain("a").await;
+    let of_other = plain("b").await;
+    assert_eq!(of_other.heard().await, Heard::Joined(vec![]));
+    assert!(!comes_out(&reader), "the row cannot be read yet");
+    world.run("insert into b values (1)").await;
+    hears_of(&of_other, 1).await;
+    world.answer(hanging).await;
+    assert_eq!(reader.heard().await, Heard::Joined(vec![]));
+    let row = "select count(*) from a where id = 1";
+    let rows: i64 = world.sql.query_one(row, &[]).await.expect(row).get(0);
+    assert_eq!(rows, 1);
+    world.run("insert into a values (2)").await;
+    hears_of(&reader, 2).await;
+
+    // Where it takes long, it is told later that it may have missed something.
+    let hanging = world.hang("a", 3).await;
+    hears_of(&reader, 3).await;
+    let impatient = plain("a").await;
+    assert_eq!(impatient.heard().await, Heard::Joined(vec![]));
+    // And who is told to read goes on from before the row.
+    world.run("drop table b").await;
+    let resync = async {
+        loop {
+            if let Event::Resync { cursor, .. } = of_other.event().await {
+                return cursor.expect("a cursor");
+            }
+        }
+    };
+    let cursor = resync.await;
+    assert!(cursor.offset > before.offset && cursor.offset < world.core.router.position().offset);
+    let back = world.returning("a", cursor).await;
+    world.answer(hanging).await;
+    hears_of(&back, 3).await;
+    assert_eq!(
+        impatient.heard().await,
+        Heard::Again("undecided".to_owned())
+    );
     world.stop().await;
 }
 
