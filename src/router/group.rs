@@ -619,3 +619,30 @@ enum Candidates {
     Kin(Vec<usize>),
     Members(Vec<MemberKey>),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Selection {
+        names.iter().map(|&name| name.into()).collect()
+    }
+
+    #[test]
+    fn equal_selections_are_one_until_the_last_binding_that_wants_it_goes() {
+        let mut selections = Selections::default();
+        let first = selections.add(names(&["id", "a"]));
+        let other = selections.add(names(&["id", "b"]));
+        assert_ne!(first, other);
+        assert_eq!(selections.add(names(&["id", "a"])), first);
+        selections.remove(first);
+        assert_eq!(selections.add(names(&["id", "a"])), first);
+        selections.remove(first);
+        selections.remove(first);
+        let next = selections.add(names(&["id", "c"]));
+        assert_eq!(next, first, "numbers stay small");
+        let known = selections.known.get(next.0).map(|(names, _)| &**names);
+        assert_eq!(known, Some(&*names(&["id", "c"])));
+        assert_eq!(selections.by_names.len(), 2);
+    }
+}
