@@ -25,6 +25,21 @@ pub enum OldRecord {
     Carried,
 }
 
+impl OldRecord {
+    /// How many there are.
+    pub const KINDS: usize = 3;
+
+    /// Which of them it is, from 0.
+    #[must_use]
+    pub const fn number(self) -> usize {
+        match self {
+            Self::Hidden => 0,
+            Self::Key => 1,
+            Self::Carried => 2,
+        }
+    }
+}
+
 /// In a change that is too large, values whose JSON is longer than this are left out, but for the
 /// primary key's.
 const SMALL_VALUE: usize = 64;

@@ -80,7 +80,7 @@ impl Computer {
         Self::new(self.database.clone(), self.timeout)
     }
 
-    /// The values for each of `images` (made by [`of_columns`](super::ask::image::of_columns))
+    /// The values for each of `images` (made by [`of`](super::ask::image::of))
     /// that `query` ([`computation`](super::ask::image::computation)) computes under the first of
     /// `roles` that may; `None` for a row for which they cannot be known. Takes as long as the
     /// timeout says, at most.

@@ -67,13 +67,50 @@ fn wants(begin: Option<&Begin>, moment: Moment) -> bool {
 /// The names of the columns that a binding wants, the primary key's among them, in order.
 pub(super) type Selection = Arc<[Arc<str>]>;
 
+/// Where a selection is among those of its [`Group`], where equal ones are one. Small numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct SelectionKey(pub(super) usize);
+
+#[derive(Debug, Default)]
+struct Selections {
+    /// With how many bindings want them.
+    known: Slab<(Selection, usize)>,
+    by_names: HashMap<Selection, SelectionKey>,
+}
+
+impl Selections {
+    fn add(&mut self, selection: Selection) -> SelectionKey {
+        let known = &mut self.known;
+        let entry = self.by_names.entry(selection);
+        let key = *entry.or_insert_with_key(|names| {
+            let names = Arc::clone(names);
+            SelectionKey(known.insert((names, 0)))
+        });
+        if let Some((_, bindings)) = known.get_mut(key.0) {
+            *bindings += 1;
+        }
+        key
+    }
+
+    fn remove(&mut self, key: SelectionKey) {
+        let Some((names, bindings)) = self.known.get_mut(key.0) else {
+            return;
+        };
+        *bindings -= 1;
+        if *bindings == 0 {
+            self.by_names.remove(names);
+            self.known.remove(key.0);
+        }
+    }
+}
+
 /// A binding with its filter in the group's index.
 #[derive(Debug)]
 struct Installed {
     id: u32,
     events: Events,
     filter: FilterKey,
-    selection: Option<Selection>,
+    selection: Option<SelectionKey>,
     begin: Option<Arc<Begin>>,
 }
 
@@ -133,7 +170,7 @@ pub(super) struct Told {
     pub(super) member: MemberKey,
     /// The bindings' ids in ascending order.
     pub(super) bindings: SmallVec<[u32; 4]>,
-    pub(super) selection: Option<Selection>,
+    pub(super) selection: Option<SelectionKey>,
     /// The filter that PostgreSQL still has to say yes for.
     pub(super) asked: Option<FilterKey>,
 }
@@ -171,6 +208,7 @@ pub(super) struct Group {
     unindexed: HashSet<usize>,
     members: Slab<Member>,
     by_filter: FilterIndex,
+    selections: Selections,
     bound: Option<BoundRules>,
 }
 
@@ -251,6 +289,7 @@ impl Group {
             unindexed: HashSet::new(),
             members: Slab::new(),
             by_filter: FilterIndex::default(),
+            selections: Selections::default(),
             bound: None,
         }
     }
@@ -282,7 +321,7 @@ impl Group {
                 id: binding.id,
                 events: binding.events,
                 filter: self.by_filter.add(key, &binding.filter),
-                selection: binding.selection,
+                selection: binding.selection.map(|names| self.selections.add(names)),
                 begin: binding.begin,
             })
             .collect();
@@ -304,6 +343,9 @@ impl Group {
         };
         for binding in &member.bindings {
             self.by_filter.remove(key, binding.filter);
+            if let Some(selection) = binding.selection {
+                self.selections.remove(selection);
+            }
         }
         let Some(kin) = self.kin.get_mut(member.who) else {
             return;
@@ -425,6 +467,11 @@ impl Group {
         matches
     }
 
+    /// The names of that selection.
+    pub(super) fn selection(&self, key: SelectionKey) -> Option<&Selection> {
+        self.selections.known.get(key.0).map(|(names, _)| names)
+    }
+
     /// The filter of that key.
     pub(super) fn filter(&self, key: FilterKey) -> Option<&Arc<Filter>> {
         self.by_filter.filter(key)
@@ -534,7 +581,7 @@ impl Group {
                 None => told.push(Told {
                     member: key,
                     bindings: SmallVec::from_slice(&[binding.id]),
-                    selection: binding.selection.clone(),
+                    selection: binding.selection,
                     asked,
                 }),
             }
@@ -586,4 +633,31 @@ struct Heard {
 enum Candidates {
     Kin(Vec<usize>),
     Members(Vec<MemberKey>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Selection {
+        names.iter().map(|&name| name.into()).collect()
+    }
+
+    #[test]
+    fn equal_selections_are_one_until_the_last_binding_that_wants_it_goes() {
+        let mut selections = Selections::default();
+        let first = selections.add(names(&["id", "a"]));
+        let other = selections.add(names(&["id", "b"]));
+        assert_ne!(first, other);
+        assert_eq!(selections.add(names(&["id", "a"])), first);
+        selections.remove(first);
+        assert_eq!(selections.add(names(&["id", "a"])), first);
+        selections.remove(first);
+        selections.remove(first);
+        let next = selections.add(names(&["id", "c"]));
+        assert_eq!(next, first, "numbers stay small");
+        let known = selections.known.get(next.0).map(|(names, _)| &**names);
+        assert_eq!(known, Some(&*names(&["id", "c"])));
+        assert_eq!(selections.by_names.len(), 2);
+    }
 }

@@ -198,7 +198,7 @@ impl Layout {
             })
             .sum();
         (size <= max_bytes && known.contains(&true)).then(|| Image {
-            json: image::of_columns(relation, row, wanted),
+            json: image::of(relation, row, wanted),
             known,
         })
     }

@@ -30,6 +30,8 @@ mod disk;
 
 mod promotion;
 
+mod synchronous;
+
 mod enemies;
 
 mod tokens;

@@ -14,10 +14,10 @@ use crate::client::Client;
 use crate::harness::{ANN, Database, connect, token, until};
 
 /// A primary and its standby, which has the slot too.
-struct Pair {
-    primary: Throwaway,
+pub(crate) struct Pair {
+    pub(crate) primary: Throwaway,
     standby: Throwaway,
-    database: Database,
+    pub(crate) database: Database,
     /// Both of them, whichever can be written to.
     url: String,
     /// To the standby.
@@ -28,7 +28,7 @@ struct Pair {
 }
 
 impl Pair {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         // The server runs as another user where this runs as root.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -111,7 +111,7 @@ impl Pair {
         }
     }
 
-    async fn ask_standby(&self, sql: &str) -> String {
+    pub(crate) async fn ask_standby(&self, sql: &str) -> String {
         self.reader.query_one(sql, &[]).await.unwrap().get(0)
     }
 

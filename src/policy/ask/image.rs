@@ -6,16 +6,10 @@ use crate::pg::{Oid, quote_identifier as quoted};
 use crate::policy::catalog::{Column, Table};
 
 /// A row as the JSON object that [`query`] reads: every value as its type's text output in a JSON
-/// string. What the stream does not carry is left out; whoever asks has seen to it that no policy
-/// reads it.
+/// string, of the columns for which `wanted` says yes by place. What the stream does not carry is
+/// left out; whoever asks has seen to it that it is not read.
 #[must_use]
-pub fn of(relation: &Relation, row: &Row) -> String {
-    of_columns(relation, row, |_| true)
-}
-
-/// Like [`of`], with only the columns for which `wanted` says yes by place.
-#[must_use]
-pub fn of_columns(relation: &Relation, row: &Row, wanted: impl Fn(usize) -> bool) -> String {
+pub fn of(relation: &Relation, row: &Row, wanted: impl Fn(usize) -> bool) -> String {
     let mut out = Vec::with_capacity(row.size() * 2);
     out.push(b'{');
     let columns = relation.columns.iter().zip(row.values()).enumerate();

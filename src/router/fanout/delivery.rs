@@ -5,19 +5,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Fanout;
 use crate::auth::Claims;
-use crate::change::{Change, ColumnSet, Kind, OldRow, Row, Value};
+use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::encode::{OldRecord, Shape};
-use crate::log::{Cursor, Entry, Offset};
+use crate::log::{Cursor, Entry, Epoch, Offset};
 use crate::metrics::{HiddenReason, Metrics};
 use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply, image};
-use crate::policy::catalog::Table;
+use crate::policy::catalog::{Catalog, Table};
 use crate::router::filter_index::FilterKey;
-use crate::router::group::{Match, Member, Selection, Sight, Subject, Told};
+use crate::router::group::{Group, Match, Member, SelectionKey, Sight, Subject, Told};
 use crate::router::{
     ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
 };
@@ -63,15 +64,16 @@ impl Fanout {
             offset,
             change,
             row: &row,
-            columns: Vec::new(),
-            bodies: Vec::new(),
-            image: None,
+            written: Vec::new(),
+            bodies: HashMap::new(),
+            unseen: None,
             images: HashMap::new(),
             filters: HashMap::new(),
         };
-        let roles: Vec<Arc<str>> = watched.groups.keys().cloned().collect();
+        let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
         for role in roles {
+            place.written.clear();
             let Some(group) = self
                 .tables
                 .get_mut(&oid)
@@ -135,11 +137,18 @@ impl Fanout {
         )
     }
 
-    fn old_record(&self, place: &Place<'_>, sees_old: bool) -> OldRecord {
+    fn old_record(&self, place: &mut Place<'_>, sees_old: bool) -> OldRecord {
+        if let Some(known) = place.unseen.filter(|_| !sees_old) {
+            return known;
+        }
         let watched = self.tables.get(&place.change.relation.oid);
-        watched.map_or(OldRecord::Hidden, |watched| {
+        let old = watched.map_or(OldRecord::Hidden, |watched| {
             old_record(place.change, &watched.table, sees_old, self.unjudged_keys())
-        })
+        });
+        if !sees_old {
+            place.unseen = Some(old);
+        }
+        old
     }
 
     /// The stream does not carry what decides.
@@ -238,7 +247,7 @@ impl Fanout {
         if !decidable {
             return None;
         }
-        let image = place.image();
+        let image = place.image_of(&group.access.reads);
         Some(Question {
             subject: ask::Subject::Policies,
             xid: place.entry.batch.xid,
@@ -346,17 +355,27 @@ impl Fanout {
         old: OldRecord,
         mut judged: Option<&mut Vec<Awaited>>,
     ) {
+        let Some(watched) = self.tables.get_mut(&place.change.relation.oid) else {
+            return;
+        };
+        let Some(group) = watched.groups.get(role) else {
+            return;
+        };
+        let mut writing = Writing {
+            table: &watched.table,
+            catalog: &self.catalog,
+            group,
+            shapes: &mut watched.shapes,
+            epoch: self.epoch,
+            max_bytes: self.settings.max_record_bytes,
+        };
         // Those who wait for the same wait together.
-        let mut awaited: Vec<(Option<FilterKey>, Awaited)> = Vec::new();
+        let mut awaited: HashMap<Option<FilterKey>, Awaited> = HashMap::new();
         for told in told {
-            let Some(data) = self.data(place, role, told.selection.as_ref(), old) else {
+            let Some(data) = place.data(&mut writing, told.selection, old) else {
                 continue;
             };
-            let Some(member) = self
-                .tables
-                .get(&place.change.relation.oid)
-                .and_then(|w| w.groups.get(role)?.member(told.member))
-            else {
+            let Some(member) = group.member(told.member) else {
                 continue;
             };
             let event = Event::Change {
@@ -378,16 +397,12 @@ impl Fanout {
                 member.outbox.push(event);
                 continue;
             }
-            let at = awaited.iter().position(|(asked, _)| *asked == told.asked);
-            let at = at.unwrap_or_else(|| {
-                awaited.push((told.asked, Awaited::new(voices)));
-                awaited.len() - 1
-            });
-            if let Some((_, one)) = awaited.get_mut(at) {
-                member.outbox.hold(event, Arc::clone(&one.verdict));
-                one.waiting
-                    .push((Arc::clone(&member.outbox), member.channel));
-            }
+            let one = awaited
+                .entry(told.asked)
+                .or_insert_with(|| Awaited::new(voices));
+            member.outbox.hold(event, Arc::clone(&one.verdict));
+            one.waiting
+                .push((Arc::clone(&member.outbox), member.channel));
         }
         for (asked, one) in awaited {
             if let Some(filter) = asked {
@@ -398,67 +413,17 @@ impl Fanout {
             }
         }
     }
-
-    /// The change as bytes, for everybody under this role: written once for each set of columns,
-    /// however many there are to receive it.
-    fn data(
-        &mut self,
-        place: &mut Place<'_>,
-        role: &Arc<str>,
-        selection: Option<&Selection>,
-        old: OldRecord,
-    ) -> Option<Bytes> {
-        let relation = &place.change.relation;
-        let watched = self.tables.get_mut(&relation.oid)?;
-        let mut known = place.columns.iter();
-        let known = known.find(|(of, selected, _)| of == role && selected.as_ref() == selection);
-        let columns = match known {
-            Some((_, _, columns)) => columns.clone(),
-            None => {
-                let access = &watched.groups.get(role)?.access;
-                let columns = ColumnSet::of(relation, |column| {
-                    access.may_read(&column.name)
-                        && selection.is_none_or(|names| names.contains(&column.name))
-                });
-                place
-                    .columns
-                    .push((Arc::clone(role), selection.cloned(), columns.clone()));
-                columns
-            }
-        };
-        let written = |(of, before, _): &&Body| *before == old && *of == columns;
-        if let Some((_, _, data)) = place.bodies.iter().find(written) {
-            return Some(data.clone());
-        }
-        let key = (relation.version, columns.clone());
-        if watched.shapes.len() >= MAX_SHAPES {
-            watched.shapes.clear();
-        }
-        let shape = watched.shapes.entry(key).or_insert_with(|| {
-            Arc::new(Shape::new(
-                relation,
-                &watched.table,
-                &self.catalog,
-                &columns,
-            ))
-        });
-        let cursor = Cursor {
-            epoch: self.epoch,
-            offset: Offset(place.offset.0 + 1),
-        };
-        let data = shape.encode(
-            place.change,
-            (cursor, place.entry.batch.committed_at),
-            old,
-            self.settings.max_record_bytes,
-        )?;
-        place.bodies.push((columns, old, data.clone()));
-        Some(data)
-    }
 }
 
-/// A change as bytes, for these columns and this much of the row before.
-type Body = (ColumnSet, OldRecord, Bytes);
+/// What a change is written with for the members of a group.
+struct Writing<'a> {
+    table: &'a Table,
+    catalog: &'a Catalog,
+    group: &'a Group,
+    shapes: &'a mut HashMap<(u64, ColumnSet), Arc<Shape>>,
+    epoch: Epoch,
+    max_bytes: usize,
+}
 
 /// Where in the stream a change is, the row that decides about it, and what has been made of it so
 /// far: recipients share it.
@@ -467,24 +432,74 @@ struct Place<'a> {
     offset: Offset,
     change: &'a Change,
     row: &'a Row,
-    /// The columns of roles and selections.
-    columns: Vec<(Arc<str>, Option<Selection>, ColumnSet)>,
-    bodies: Vec<Body>,
-    /// The row as questions about policies carry it.
-    image: Option<Arc<str>>,
-    /// What of it questions about filters carry, by the columns that they need.
+    /// The change as bytes for the role in hand: for those without a selection, and for each
+    /// selection, with what goes out of the row before.
+    written: Vec<[Option<Bytes>; OldRecord::KINDS]>,
+    /// The same by what is in it, for all roles.
+    bodies: HashMap<(ColumnSet, OldRecord), Bytes>,
+    /// What goes out of the row before to those who could not see it.
+    unseen: Option<OldRecord>,
+    /// What of the row questions carry, by the columns that they need.
     images: HashMap<Vec<String>, Arc<str>>,
     /// The filters of the role in hand that have to be asked about, and who waits for that.
     filters: HashMap<FilterKey, Vec<Awaited>>,
 }
 
+impl Writing<'_> {
+    fn shape(&mut self, relation: &Relation, columns: &ColumnSet) -> &Shape {
+        if self.shapes.len() >= MAX_SHAPES {
+            self.shapes.clear();
+        }
+        let key = (relation.version, columns.clone());
+        let shape = || Arc::new(Shape::new(relation, self.table, self.catalog, columns));
+        self.shapes.entry(key).or_insert_with(shape)
+    }
+}
+
 impl Place<'_> {
-    fn image(&mut self) -> Arc<str> {
-        let (relation, row) = (&self.change.relation, self.row);
-        let image = self
-            .image
-            .get_or_insert_with(|| image::of(relation, row).into());
-        Arc::clone(image)
+    /// The change as bytes: written once for each set of columns, however many there are to receive
+    /// it.
+    fn data(
+        &mut self,
+        writing: &mut Writing<'_>,
+        selection: Option<SelectionKey>,
+        old: OldRecord,
+    ) -> Option<Bytes> {
+        let at = selection.map_or(0, |key| key.0 + 1);
+        if at >= self.written.len() {
+            self.written.resize_with(at + 1, Default::default);
+        }
+        let place = self.written.get_mut(at)?.get_mut(old.number())?;
+        if place.is_none() {
+            let relation = &self.change.relation;
+            let names = match selection {
+                Some(key) => Some(writing.group.selection(key)?),
+                None => None,
+            };
+            let columns = ColumnSet::of(relation, |column| {
+                writing.group.access.may_read(&column.name)
+                    && names.is_none_or(|names| names.contains(&column.name))
+            });
+            let key = (columns, old);
+            let known = self.bodies.get(&key).cloned();
+            let data = match known {
+                Some(data) => data,
+                None => {
+                    let cursor = Cursor {
+                        epoch: writing.epoch,
+                        offset: Offset(self.offset.0 + 1),
+                    };
+                    let when = (cursor, self.entry.batch.committed_at);
+                    let max_bytes = writing.max_bytes;
+                    let shape = writing.shape(relation, &key.0);
+                    let data = shape.encode(self.change, when, old, max_bytes)?;
+                    self.bodies.insert(key, data.clone());
+                    data
+                }
+            };
+            *place = Some(data);
+        }
+        place.clone()
     }
 
     /// The row with these columns only, made once for all who need the same.
@@ -497,7 +512,7 @@ impl Place<'_> {
             let column = relation.columns.get(position);
             column.is_some_and(|column| columns.iter().any(|name| **name == *column.name))
         };
-        let image: Arc<str> = image::of_columns(relation, self.row, wanted).into();
+        let image: Arc<str> = image::of(relation, self.row, wanted).into();
         self.images.insert(columns.to_vec(), Arc::clone(&image));
         image
     }
