@@ -86,7 +86,8 @@ pub struct Table {
     /// The attribute numbers that old rows carry; `None` for all (`replica identity full`). Of a
     /// partitioned table: what the old rows of all its partitions carry.
     pub identity: Option<Vec<i16>>,
-    /// The partitions that hold the rows of a partitioned table; `None` for every other table.
+    /// The partitions that hold the rows of a partitioned table, by their numbers; `None` for every
+    /// other table.
     pub leaves: Option<Vec<Leaf>>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
@@ -159,8 +160,10 @@ impl Table {
     #[must_use]
     pub fn lost_leaves(&self, now: &Self) -> Vec<Option<u32>> {
         let mut lost = Vec::new();
+        let after = now.leaves.as_deref().unwrap_or_default();
         for Leaf(oid, file, _) in self.leaves.iter().flatten() {
-            match now.leaves.iter().flatten().find(|leaf| leaf.0 == *oid) {
+            let found = after.binary_search_by_key(oid, |leaf| leaf.0);
+            match found.ok().and_then(|at| after.get(at)) {
                 Some(leaf) if leaf.1 == *file => {}
                 Some(leaf) => lost.push(leaf.2.parse().ok()),
                 None => lost.push(None),

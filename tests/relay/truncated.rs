@@ -394,3 +394,35 @@ async fn of_partitions_each_truncate_is_told_once_to_who_asks_and_to_who_does_no
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncate_that_the_catalog_shows_before_the_stream_does_is_told_once_all_the_same() {
+    let publication = "t, other with (publish_via_partition_root = true)";
+    let mut relay = Relay::start(TREE, publication).await;
+    let asks = join(&relay, &anon(), vec![asking(1, "t", "")]).await;
+    for round in 0..5 {
+        let silent = join(&relay, &anon(), vec![wish(1, "t", "")]).await;
+        // Before the stream is back the catalog is read a few times.
+        relay
+            .run(
+                "select pg_terminate_backend(active_pid) from pg_replication_slots
+                 where database = current_database() and active;
+                 truncate t",
+            )
+            .await;
+        relay.reads_the_catalog().await;
+        let fence = relay.fence().await;
+        let told = heard(&asks, fence).await;
+        assert_eq!(told, ["t TRUNCATE [1]"], "round {round}");
+        assert_eq!(heard(&silent, fence).await, ["resync truncated"]);
+        let again = join(&relay, &anon(), vec![wish(1, "t", "")]).await;
+        for _ in 0..3 {
+            relay.reads_the_catalog().await;
+            let fence = relay.fence().await;
+            assert_eq!(heard(&asks, fence).await, [""; 0], "round {round}");
+            assert_eq!(heard(&again, fence).await, [""; 0], "round {round}");
+        }
+        silent.go(&relay.core).await;
+        again.go(&relay.core).await;
+    }
+}

@@ -162,6 +162,54 @@ async fn a_cursor_of_a_log_that_was_in_memory_is_of_another_history_after_a_rest
 }
 
 #[tokio::test]
+async fn a_truncate_that_is_on_the_disk_comes_in_its_place() {
+    let database = Database::new("rowcast").await;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let environment = [("ROWCAST_DATA", data.to_str().unwrap())];
+    let asks = json!([{ "event": "*", "table": "open", "rowcast": { "truncate": true } }]);
+    let daemon = database.daemon(&environment).await;
+    let mut client = back(&daemon, &asks, None).await;
+    database.insert_open(1).await;
+    let came = until(&mut client, 1).await;
+    let since = came.last().map(|(_, _, cursor)| cursor.as_str());
+    database.run("truncate open").await;
+    assert_eq!(kinds(&mut client, 1).await, ["TRUNCATE null"]);
+    database.insert_open(2).await;
+    assert_eq!(until(&mut client, 2).await.len(), 1);
+    daemon.terminate().await;
+    database.insert_open(3).await;
+    database.run("truncate open").await;
+    // What is read of the disk, and what the slot has kept.
+    let daemon = database.daemon(&environment).await;
+    let mut client = back(&daemon, &asks, since).await;
+    assert_eq!(
+        kinds(&mut client, 4).await,
+        ["TRUNCATE null", "INSERT 2", "INSERT 3", "TRUNCATE null"]
+    );
+    let silent = json!([{ "event": "*", "table": "open" }]);
+    let mut client = back(&daemon, &silent, since).await;
+    assert_eq!(resync(&mut client).await["reason"], "truncated");
+    daemon.terminate().await;
+}
+
+/// The next changes: their kinds and rows.
+async fn kinds(client: &mut Client, number: usize) -> Vec<String> {
+    let mut kinds = Vec::new();
+    while kinds.len() < number {
+        let frame = client.next().await;
+        if frame[3] == "postgres_changes" {
+            let data = &frame[4]["data"];
+            let kind = data["type"].as_str().unwrap();
+            kinds.push(format!("{kind} {}", data["record"]["id"]));
+        } else {
+            assert_ne!(frame[4]["status"], "resync", "{frame}");
+        }
+    }
+    kinds
+}
+
+#[tokio::test]
 async fn what_was_given_out_before_a_crash_and_not_stored_does_not_come_twice() {
     let database = Database::new("rowcast").await;
     let folder = tempfile::tempdir().unwrap();
