@@ -319,6 +319,7 @@ impl Fanout {
             channel,
             reason,
             cursor: Some(cursor),
+            read_at: self.catalog.read_at,
         };
         let earlier = Cursor {
             offset: self

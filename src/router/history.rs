@@ -119,12 +119,20 @@ impl AccessHistory {
         Lsn(self.lock().began)
     }
 
-    /// Why what commits at or behind `from` must not be judged by today's rules, if it must not.
-    pub(super) fn changed_after(&self, table: Oid, role: &str, from: Lsn) -> Option<Resync> {
+    /// Why what commits at or behind `from` must not be judged by today's rules, if it must not: as
+    /// somebody has it who has it from before, or has read the tables under the rules at `read_at`.
+    pub(super) fn changed_after(
+        &self,
+        table: Oid,
+        role: &str,
+        from: Lsn,
+        read_at: Option<Lsn>,
+    ) -> Option<Resync> {
         let known = self.lock();
         let rules = known.tables.get(&table.0).and_then(|pairs| pairs.get(role));
         let since = rules.map(|rules| rules.since);
-        let good = since.is_some_and(|since| since < from.0 || since <= known.began);
+        let read_at = read_at.map_or(known.began, |read_at| read_at.0.max(known.began));
+        let good = since.is_some_and(|since| since < from.0 || since <= read_at);
         (!good).then_some(Resync::AccessChanged)
     }
 

@@ -41,6 +41,7 @@ pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
 use crate::log::{Cursor, Holder, Offset};
+use crate::pg::Lsn;
 use crate::snapshot::{Failure, Page};
 use crate::subscription::Wanted;
 use position::Position;
@@ -115,6 +116,8 @@ pub enum Event {
         reason: Resync,
         /// The place from which it misses nothing once it has read; `None` for the newest.
         cursor: Option<Cursor>,
+        /// It reads under the rules that hold at this place of the write-ahead log, or later ones.
+        read_at: Lsn,
     },
     /// What the channel had missed has been handed out, as far as [`Router::position`] goes: its
     /// subscriptions are in force.

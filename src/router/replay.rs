@@ -173,6 +173,13 @@ impl Fanout {
     }
 }
 
+/// Under which rules all of these have been read, where all have.
+pub(super) fn read_at(wanted: &[Wanted]) -> Option<Lsn> {
+    let places = wanted.iter().map(|wish| wish.start.read_at);
+    // Nothing is less than all else.
+    places.min().flatten()
+}
+
 /// No binding begins before the place up to which its channel has been given everything.
 fn begin_at(resolved: &mut Resolved, from: Offset) {
     for binding in resolved
@@ -318,6 +325,7 @@ impl Cohort {
             &member.wanted,
             &member.readings,
         );
+        let read_at = read_at(&member.wanted);
         let mut state = Channel::new(&member.principal, &member.outbox);
         state.joining = member.joining;
         state.wanted = member.wanted;
@@ -331,7 +339,8 @@ impl Cohort {
                 let history = &self.fanout.history;
                 let role = &member.principal.role;
                 let mut tables = resolved.tables.iter();
-                let changed = tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit));
+                let changed =
+                    tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit, read_at));
                 match changed {
                     Some(reason) => reason,
                     None => {

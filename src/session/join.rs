@@ -57,10 +57,7 @@ impl Session {
         for binding in join.bindings {
             match binding.wanted {
                 Ok(mut one) => {
-                    one.start.since = one
-                        .start
-                        .since
-                        .filter(|cursor| !self.was_refused(&topic, *cursor));
+                    self.begin(&topic, &mut one.start);
                     wanted.push(one);
                 }
                 Err(text) => joining.refusals.push((text, Some(binding.echo.clone()))),

@@ -1,5 +1,6 @@
 //! The state machine.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::spread::Spread;
 use super::{Action, Close, Limits, Now, Verify};
 use crate::auth::{Principal, TokenError};
 use crate::log::{Cursor, Offset};
+use crate::pg::Lsn;
 use crate::router::{ChannelId, Event};
 
 /// Placeholders of clients that have no token of their own.
@@ -40,6 +42,8 @@ pub struct Session {
     pub(super) position: Option<Cursor>,
     /// The cursors, by topic, whose holder was told to read again.
     pub(super) refused: Vec<(Arc<str>, Cursor)>,
+    /// The cursors that came with the word to read again, and under which rules that is done.
+    pub(super) handed_out: VecDeque<(Arc<str>, Cursor, Lsn)>,
     /// Whether the server is about to stop.
     pub(super) standby: bool,
 }
@@ -60,6 +64,7 @@ impl Session {
             place: None,
             position: None,
             refused: Vec::new(),
+            handed_out: VecDeque::new(),
             standby: false,
         }
     }
@@ -396,9 +401,15 @@ impl Session {
                 channel,
                 reason,
                 cursor,
+                read_at,
             } => {
                 let text = "Changes may have been missed; read the tables again".to_owned();
                 let cursor = cursor.or(self.position);
+                let at = self.position(channel).and_then(|at| self.channels.get(at));
+                if let (Some(channel), Some(cursor)) = (at, cursor) {
+                    let topic = Arc::clone(&channel.topic);
+                    self.hand_out(topic, cursor, read_at);
+                }
                 self.read_again(channel, (reason.as_str(), text, cursor), now, actions);
             }
         }

@@ -8,8 +8,9 @@ use super::machine::Session;
 use super::reply::{Reply, Status};
 use super::{Action, Now};
 use crate::log::Cursor;
+use crate::pg::Lsn;
 use crate::router::ChannelId;
-use crate::subscription::Wanted;
+use crate::subscription::{Start, Wanted};
 
 /// Between two cursors of a channel on which changes come.
 const BUSY: Duration = Duration::from_secs(1);
@@ -156,9 +157,33 @@ impl Session {
         }
     }
 
+    /// Remembers a cursor that a channel is given together with the word to read again.
+    pub(super) fn hand_out(&mut self, topic: Arc<str>, cursor: Cursor, read_at: Lsn) {
+        self.handed_out
+            .retain(|(of, known, _)| (&**of, *known) != (&*topic, cursor));
+        if self.handed_out.len() >= MAX_REFUSED {
+            self.handed_out.pop_front();
+        }
+        self.handed_out.push_back((topic, cursor, read_at));
+    }
+
+    /// Has a binding that is joined begin where its client says, unless that was refused; one that
+    /// was told to read, and from where to go on, has done so.
+    pub(super) fn begin(&self, topic: &str, start: &mut Start) {
+        let Some(cursor) = start.since else {
+            return;
+        };
+        let mut handed_out = self.handed_out.iter();
+        let given = handed_out.find(|(of, known, _)| **of == *topic && *known == cursor);
+        start.read_at = given.map(|(_, _, read_at)| *read_at);
+        if given.is_none() && self.was_refused(topic, cursor) {
+            start.since = None;
+        }
+    }
+
     /// Whether somebody who holds this cursor was told to read again: an application that does
     /// not take notice would otherwise come back with it for ever.
-    pub(super) fn was_refused(&self, topic: &str, cursor: Cursor) -> bool {
+    fn was_refused(&self, topic: &str, cursor: Cursor) -> bool {
         let mut refused = self.refused.iter();
         refused.any(|(of, known)| **of == *topic && *known == cursor)
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::order::Wish;
 use crate::log::{Cursor, Holder};
+use crate::pg::Lsn;
 use crate::pg::snapshot::Snapshot;
 
 /// Where a binding begins. By default with its join.
@@ -13,6 +14,9 @@ pub struct Start {
     pub since: Option<Cursor>,
     /// Whom that cursor was given to, where it says so.
     pub holder: Option<Holder>,
+    /// The holder has read the tables since, under the rules that hold at this place of the
+    /// write-ahead log.
+    pub read_at: Option<Lsn>,
     /// What this snapshot shows is not wanted: its holder has it.
     pub unseen_by: Option<Arc<Snapshot>>,
     /// The rows that are wanted before the changes, where these do not begin at `since`.

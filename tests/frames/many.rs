@@ -173,6 +173,7 @@ fn event(channel: ChannelId, bindings: u32, generator: &mut Generator) -> Event 
             channel,
             reason: Resync::Undecided,
             cursor: None,
+            read_at: rowcast::pg::Lsn(0),
         },
         _ => Event::Joined {
             channel,

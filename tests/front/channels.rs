@@ -549,6 +549,7 @@ async fn a_resync_makes_the_client_join_again() {
         channel: join.channel,
         reason: Resync::Undecided,
         cursor: None,
+        read_at: rowcast::pg::Lsn(0),
     });
     let system = client.next().await;
     assert_eq!(system[4]["extension"], "rowcast");

@@ -145,6 +145,7 @@ async fn resynced(client: &mut Client, joins: &mut mpsc::Receiver<Join>) -> Join
         channel: granted.channel,
         reason: Resync::Trimmed,
         cursor: Some(cursor(50)),
+        read_at: rowcast::pg::Lsn(0),
     });
     loop {
         let system = client.next().await;
@@ -328,6 +329,7 @@ async fn every_cursor_that_a_client_is_given_says_whose_it_is_and_is_read_back_s
         channel,
         reason: Resync::Truncated,
         cursor: Some(cursor(50)),
+        read_at: rowcast::pg::Lsn(0),
     });
     assert_eq!(client.next().await[4]["cursor"], said(50));
     assert_eq!(client.next().await[3], "phx_error");
@@ -380,6 +382,7 @@ async fn every_reason_to_read_again_is_said_and_stands_in_the_documents() {
                 channel,
                 reason,
                 cursor: Some(cursor(3)),
+                read_at: rowcast::pg::Lsn(0),
             },
             None => Event::SnapshotFailed {
                 channel,

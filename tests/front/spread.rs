@@ -104,6 +104,7 @@ impl Served {
             channel: self.channel,
             reason: Resync::Truncated,
             cursor: Some(cursor(5)),
+            read_at: rowcast::pg::Lsn(0),
         };
         self.hear(resync, now)
     }
@@ -286,6 +287,7 @@ async fn the_channels_of_real_sockets_break_by_turns() {
             channel: join.channel,
             reason: Resync::Truncated,
             cursor: None,
+            read_at: rowcast::pg::Lsn(0),
         });
     }
     for client in &mut clients {

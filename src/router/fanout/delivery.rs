@@ -14,6 +14,7 @@ use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::encode::{OldRecord, Shape};
 use crate::log::{Cursor, Entry, Epoch, Offset};
 use crate::metrics::{HiddenReason, Metrics};
+use crate::pg::Lsn;
 use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply, image};
 use crate::policy::catalog::{Catalog, Table};
@@ -558,6 +559,7 @@ fn conclude(awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>, metri
                 channel: *channel,
                 reason: Resync::Undecided,
                 cursor: None,
+                read_at: Lsn(0),
             });
         }
         one.wake();

@@ -140,6 +140,7 @@ impl Live {
                             // The log has yet to come to where it is.
                             since: since.filter(|since| since.offset > self.next),
                             holder: None,
+                            read_at: None,
                             unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
                             snapshot: wish.start.snapshot.take().filter(|_| !alike),
                         };
@@ -246,16 +247,20 @@ impl Live {
             self.fanout.passed.clear();
         }
         let next = self.next;
-        let position = self.fanout.position.get();
+        let (position, read_at) = (self.fanout.position.get(), self.fanout.catalog.read_at);
         let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
         let mut wanted = join.wanted.clone();
         if returning {
             // What does not say where it begins begins now, also where others catch up first.
             for wish in &mut wanted {
-                wish.start.since.get_or_insert(Cursor {
-                    offset: next,
-                    ..position
-                });
+                if wish.start.since.is_none() {
+                    wish.start.since = Some(Cursor {
+                        offset: next,
+                        ..position
+                    });
+                    // It is read now.
+                    wish.start.read_at = Some(read_at);
+                }
             }
         }
         if let Some(known) = self.fanout.channel(join.outbox.session(), join.channel) {

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::Live;
 use crate::log::{Entry, LogError, Offset};
 use crate::pg::Lsn;
-use crate::router::replay::{Back, Cohort, NEAR, Recalled, Replay, Returning};
+use crate::router::replay::{Back, Cohort, NEAR, Recalled, Replay, Returning, read_at};
 use crate::router::{ChannelId, Event, Resync, SessionId};
 
 /// How long returning clients are gathered for one pass over the log.
@@ -310,8 +310,10 @@ impl Live {
         let history = &self.fanout.history;
         // What is still to come commits behind what is in the log.
         let coming = Lsn(appended.0 + 1);
+        let read_at = read_at(&wanted);
         let mut tables = resolved.tables.iter();
-        if let Some(reason) = tables.find_map(|(oid, _)| history.changed_after(*oid, role, coming))
+        if let Some(reason) =
+            tables.find_map(|(oid, _)| history.changed_after(*oid, role, coming, read_at))
         {
             return self.fanout.expel(session, channel, reason);
         }

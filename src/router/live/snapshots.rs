@@ -262,6 +262,7 @@ impl Live {
                 channel,
                 reason,
                 cursor: None,
+                read_at: Lsn(0),
             },
         });
     }

@@ -108,6 +108,7 @@ async fn what_is_lost_and_why_is_told() {
         channel: joins[2].channel,
         reason: Resync::Trimmed,
         cursor: None,
+        read_at: crate::pg::Lsn(0),
     });
     let (tally, books) = sessions.finish(audience, written()).await.unwrap();
     assert_eq!((tally.delivered, tally.duplicated, tally.leaked), (1, 1, 1));
