@@ -57,6 +57,7 @@ impl Asked {
             start: Start {
                 since: self.since,
                 holder: None,
+                read_at: None,
                 unseen_by: None,
                 snapshot: (!self.plain).then(|| Wish {
                     limit: self.limit,
