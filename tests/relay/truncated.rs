@@ -444,7 +444,8 @@ async fn a_row_that_waited_for_the_truncate_is_not_in_doubt_because_of_it() {
             .unwrap();
         let waits = older.batch_execute("insert into t (n) values (1); commit");
         let (waited, committed) = tokio::join!(waits, younger.batch_execute("commit"));
-        (waited.unwrap(), committed.unwrap());
+        waited.unwrap();
+        committed.unwrap();
         let fence = relay.fence().await;
         let told = heard(&asks, fence).await;
         assert_eq!(told, ["t TRUNCATE [1]", "t INSERT [1]"]);
