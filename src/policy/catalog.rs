@@ -104,12 +104,12 @@ fn numbers<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>
 
 impl Table {
     /// Whether a transaction younger than `xid` has written what the catalog says of the table:
-    /// then a row of `xid` may be older than that.
+    /// then a row of `xid` may be older than that. `truncated` is known to have committed before:
+    /// a number is given when a transaction begins to write, and it may have waited for that one.
     #[must_use]
-    pub fn written_after(&self, xid: Xid) -> bool {
-        self.written_by
-            .iter()
-            .any(|writer| xid.widen(*writer) > xid)
+    pub fn written_after(&self, xid: Xid, truncated: Option<Xid>) -> bool {
+        let mut writers = self.written_by.iter().map(|writer| xid.widen(*writer));
+        writers.any(|writer| writer > xid && Some(writer) != truncated)
     }
 
     /// Whether `xid` itself has written what the catalog says of the table: its rows may lie before

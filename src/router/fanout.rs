@@ -454,9 +454,10 @@ impl Fanout {
         let computed = layout
             .as_ref()
             .is_some_and(|layout| layout.query().is_some());
+        let truncated = self.changed.emptied(oid).map(|(by, _)| by);
         if self.replay.is_some() {
             // Whether the rules of then are those of now is in the history.
-        } else if watched.table.written_after(xid) {
+        } else if watched.table.written_after(xid, truncated) {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
             watched.doubt = Some(Doubt {

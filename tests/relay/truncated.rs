@@ -6,7 +6,7 @@ use rowcast::auth::Principal;
 use rowcast::subscription::{Events, Wanted};
 use serde_json::{Value, json};
 
-use crate::harness::{ANN, BEN, Relay, brief};
+use crate::harness::{ANN, BEN, Relay, brief, connect};
 use crate::resume::{Client, Heard, person, settled, since, user, wish};
 
 /// Partitions on two levels, and a table that has nothing to do with them.
@@ -424,5 +424,30 @@ async fn a_truncate_that_the_catalog_shows_before_the_stream_does_is_told_once_a
         }
         silent.go(&relay.core).await;
         again.go(&relay.core).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_waited_for_the_truncate_is_not_in_doubt_because_of_it() {
+    let mut relay = Relay::start(LINKED, "t, child, other").await;
+    let asks = join(&relay, &anon(), vec![asking(1, "t", "")]).await;
+    for round in 0..3 {
+        // The older transaction, but the later one to commit.
+        let (older, younger) = (connect(&relay.url).await, connect(&relay.url).await);
+        older
+            .batch_execute(&format!("begin; insert into other values ({round})"))
+            .await
+            .unwrap();
+        younger
+            .batch_execute("begin; truncate t cascade")
+            .await
+            .unwrap();
+        let waits = older.batch_execute("insert into t (n) values (1); commit");
+        let (waited, committed) = tokio::join!(waits, younger.batch_execute("commit"));
+        waited.unwrap();
+        committed.unwrap();
+        let fence = relay.fence().await;
+        let told = heard(&asks, fence).await;
+        assert_eq!(told, ["t TRUNCATE [1]", "t INSERT [1]"]);
     }
 }
