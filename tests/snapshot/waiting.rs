@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rowcast::app::Core;
+use rowcast::config::Config;
 use rowcast::log::Cursor;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use serde_json::json;
@@ -22,6 +23,10 @@ struct World {
 
 impl World {
     async fn start(schema: &str) -> Self {
+        Self::with(schema, |_| {}).await
+    }
+
+    async fn with(schema: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let cluster = Throwaway::start(Options::default());
         let cluster = cluster.await.expect("a cluster");
         let url = cluster.fresh_database().await.expect("a database");
@@ -45,6 +50,7 @@ impl World {
         let mut config = config(&url);
         // Longer than anything here takes: who waits for an answer fails.
         config.ask_timeout = 2 * DEADLINE;
+        adjust(&mut config);
         let core = start(&config).await;
         Self {
             cluster,
@@ -259,5 +265,33 @@ async fn a_question_about_a_row_that_hangs_holds_up_no_other() {
     );
     world.answer(hanging).await;
     hears_of(&of_one, 1).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_log_lets_go_while_a_row_hangs_is_not_waited_for() {
+    let world = World::with("", |config| config.log_max_changes = 50).await;
+    let on_a = world.following("a").await;
+    let on_b = world.following("b").await;
+    let hanging = world.hang("b", 1).await;
+    let waits = async || world.core.metrics.catalog_wait.get() > 0.0;
+    until("the router waits for it", waits).await;
+    for id in 1..=60 {
+        world.run(&format!("insert into a values ({id})")).await;
+    }
+    for client in [&on_a, &on_b] {
+        assert_eq!(client.heard().await, Heard::Again("trimmed".to_owned()));
+    }
+    // Rows that are read first would lack the one that hangs, and its change with them.
+    let place = world.core.router.position();
+    let (again_on_a, again_on_b) = (
+        world.returning("a", place).await,
+        world.returning("b", place).await,
+    );
+    world.run("insert into a values (100)").await;
+    hears_of(&again_on_a, 100).await;
+    world.answer(hanging).await;
+    world.run("insert into b values (2)").await;
+    hears_of(&again_on_b, 2).await;
     world.stop().await;
 }
