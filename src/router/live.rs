@@ -24,8 +24,9 @@ use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::history::AccessHistory;
 use super::{Command, Resync, Router};
+use crate::change::Relation;
 use crate::log::{Cursor, LogError, Offset};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, Xid};
 
 /// Commands that wait for the router; past this sessions wait.
 const COMMANDS: usize = 1024;
@@ -46,8 +47,17 @@ pub struct Live {
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
     returns: Returns,
     takings: Takings,
-    /// Set while the next change waits for the catalog: everything else goes on.
-    held: Option<BoxFuture<'static, ()>>,
+    /// Set while the next entry waits for the catalog: everything else goes on.
+    held: Option<Held>,
+}
+
+/// The next entry, which the catalog in hand may be too old for.
+struct Held {
+    xid: Xid,
+    /// What it waits for; `None` once that is there.
+    wait: Option<BoxFuture<'static, ()>>,
+    /// Joins that need the catalog which the entry is to find.
+    joins: Vec<Unparked>,
 }
 
 /// Makes a router and the task behind it.
@@ -96,9 +106,10 @@ impl Live {
         let mut tail = self.fanout.log.tail();
         loop {
             if self.held.is_some() && self.is_lost() {
-                self.held = None;
+                self.end_wait();
             }
-            let behind = *tail.borrow_and_update() > self.next && self.held.is_none();
+            let waits = self.held.as_ref().is_some_and(|held| held.wait.is_some());
+            let behind = *tail.borrow_and_update() > self.next && !waits;
             if behind || self.returns.is_arriving() {
                 for _ in 0..COMMANDS_AT_ONCE {
                     let Ok(command) = self.commands.try_recv() else {
@@ -110,20 +121,20 @@ impl Live {
                     break;
                 }
                 // None of these may wait for a stream that never pauses.
+                if over(&mut self.held).now_or_never().is_some() {
+                    self.end_wait();
+                }
                 while let Some(Some(unparked)) = self.parked.next().now_or_never() {
                     self.unpark(unparked);
                 }
                 if self.fanout.watch.changed().now_or_never().is_some() {
-                    self.fanout.adopt(None);
+                    self.adopt();
                 }
                 while let Some(happened) = self.returns.next().now_or_never() {
                     self.returned(happened);
                 }
                 while let Some(done) = self.takings.next().now_or_never() {
                     self.snapshot_done(done);
-                }
-                if over(&mut self.held).now_or_never().is_some() {
-                    self.held = None;
                 }
                 self.arrive().await;
                 // Everything else on this thread gets its turn between two runs.
@@ -133,17 +144,19 @@ impl Live {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                () = over(&mut self.held) => self.end_wait(),
                 // Commands last: each of the others is soon done, while those may never end.
                 Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
                     self.unpark(unparked);
                 }
                 changed = self.fanout.watch.changed() => match changed {
-                    Ok(()) => self.fanout.adopt(None),
+                    Ok(()) => {
+                        self.adopt();
+                    }
                     Err(_ended) => break,
                 },
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
-                () = over(&mut self.held) => self.held = None,
                 changed = tail.changed() => if changed.is_err() { break },
                 command = self.commands.recv() => match command {
                     Some(command) => self.command(command),
@@ -161,11 +174,7 @@ impl Live {
                     // What nobody at all can have subscribed to is passed over.
                     let told = commit > self.started_at || commit > self.fanout.history.began();
                     if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
-                        let watch = self.fanout.watch.clone();
-                        self.held = Some(Box::pin(async move {
-                            // Where the catalog's task has ended, so has this one soon.
-                            let _ended = watch.after(xid, &relation).await;
-                        }));
+                        self.hold(xid, &relation);
                         break;
                     }
                     self.fanout.changed.note(&entry);
@@ -174,6 +183,7 @@ impl Live {
                     }
                     self.next = entry.end();
                     self.publish();
+                    self.release();
                 }
             }
             Err(LogError::Trimmed { oldest }) => {
@@ -195,6 +205,48 @@ impl Live {
         ControlFlow::Continue(())
     }
 
+    fn hold(&mut self, xid: Xid, relation: &Arc<Relation>) {
+        let (watch, relation) = (self.fanout.watch.clone(), Arc::clone(relation));
+        let wait = async move {
+            // Where the catalog's task has ended, so has this one soon.
+            let _ended = watch.after(xid, &relation).await;
+        };
+        let joins = self.held.take().map(|held| held.joins);
+        self.held = Some(Held {
+            xid,
+            wait: Some(wait.boxed()),
+            joins: joins.unwrap_or_default(),
+        });
+    }
+
+    fn end_wait(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.wait = None;
+        }
+    }
+
+    /// The entry that was held lies behind.
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            // Where nobody watched any more what it waited for.
+            self.fanout.adopt(None);
+            for join in held.joins {
+                self.unpark(join);
+            }
+        }
+    }
+
+    /// Goes over to the newest catalog, unless the next entry waits for just that: it may hold what
+    /// the entry's own transaction has changed between two rows, and is taken between them then.
+    fn adopt(&mut self) -> bool {
+        let held = self.held.as_ref();
+        let adopts = !held.is_some_and(|held| self.fanout.watch.shows(held.xid));
+        if adopts {
+            self.fanout.adopt(None);
+        }
+        adopts
+    }
+
     /// Whether there is no going on from here.
     fn is_lost(&self) -> bool {
         self.fanout.log.epoch() != self.fanout.epoch || self.fanout.log.range().start > self.next
@@ -207,6 +259,7 @@ impl Live {
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
         self.returns.look_again();
+        self.release();
     }
 
     /// Everything before is in the outboxes.
@@ -218,9 +271,9 @@ impl Live {
     }
 }
 
-async fn over(held: &mut Option<BoxFuture<'static, ()>>) {
-    match held {
-        Some(held) => held.await,
+async fn over(held: &mut Option<Held>) {
+    match held.as_mut().and_then(|held| held.wait.as_mut()) {
+        Some(wait) => wait.await,
         None => pending().await,
     }
 }

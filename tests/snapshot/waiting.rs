@@ -97,9 +97,14 @@ impl World {
     /// Commits a row of `table` that stays invisible until [`World::answer`], and waits until it is
     /// in the log.
     async fn hang(&self, table: &str, id: i64) -> tokio::task::JoinHandle<()> {
+        self.hang_on(&format!("insert into {table} values ({id})"))
+            .await
+    }
+
+    async fn hang_on(&self, sql: &str) -> tokio::task::JoinHandle<()> {
         standby(&self.sql, "nobody").await;
         let before = self.core.metrics.changes_read.get();
-        let hanging = write(&self.url, table, id);
+        let hanging = write(&self.url, sql);
         let read = async || self.core.metrics.changes_read.get() > before;
         until("the change is in the log", read).await;
         hanging
@@ -293,5 +298,35 @@ async fn what_the_log_lets_go_while_a_row_hangs_is_not_waited_for() {
     world.answer(hanging).await;
     world.run("insert into b values (2)").await;
     hears_of(&again_on_b, 2).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_before_an_alter_in_a_transaction_that_hangs_is_judged_as_it_was_written() {
+    let world = World::start("").await;
+    let on_b = world.following("b").await;
+    world.run("insert into b values (0)").await;
+    hears_of(&on_b, 0).await;
+    let hanging = world
+        .hang_on(
+            "insert into b values (1); alter table b add column more int; \
+             insert into b values (2, 2)",
+        )
+        .await;
+    let waits = async || world.core.metrics.catalog_wait.get() > 0.0;
+    until("the router waits for it", waits).await;
+    // It is looked at again, and must not find what hangs before the router has come to it.
+    let refusal = tokio::spawn({
+        let mut client = world.client("nowhere", None);
+        async move { client.refusal().await }
+    });
+    world.answer(hanging).await;
+    for expected in [1, 2] {
+        match on_b.heard().await {
+            Heard::Change(data) => assert_eq!(id(&data["record"]), expected, "{data}"),
+            other => panic!("a row was expected, not {other:?}"),
+        }
+    }
+    assert!(refusal.await.expect("an answer").contains("Realtime"));
     world.stop().await;
 }
