@@ -15,7 +15,7 @@ temporary_schemas as materialized (
 select array[
   -- What the publication comes to: tables, and columns where they are chosen.
   (select sum(hashtextextended(t::text, 0))
-   from pg_publication p cross join lateral pg_get_publication_tables(p.pubname) t where p.pubname = $1),
+   from pg_publication p cross join lateral pg_get_publication_tables(p.pubname::text) t where p.pubname = $1),
   (select sum(hash_record_extended(row(p.ctid, p.xmin), 0)) from pg_publication p where p.pubname = $1),
   (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_database d where d.datname = current_database()),
   (select sum(hash_record_extended(row(s.ctid, s.xmin), 0)) from pg_db_role_setting s),

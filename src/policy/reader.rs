@@ -173,9 +173,14 @@ impl CatalogReader {
         self.roles.insert(role.to_owned())
     }
 
-    /// Takes a role out that does not exist: names must not pile up.
+    /// Takes a role out that does not exist: names must not pile up. The catalog is the same without
+    /// it.
     pub fn remove(&mut self, role: &str) {
         self.roles.remove(role);
+        let connection = self.connection.as_mut();
+        if let Some(looked) = connection.and_then(|connection| connection.looked.as_mut()) {
+            looked.roles.remove(role);
+        }
     }
 
     /// The catalog as it is now: the same value as before where nothing changed.

@@ -116,6 +116,12 @@ impl CatalogWatch {
         self.current.borrow().mark.is_after(xid, relation)
     }
 
+    /// Whether [`CatalogWatch::current`] may hold what `xid` has done.
+    #[must_use]
+    pub fn shows(&self, xid: Xid) -> bool {
+        self.current.borrow().mark.shows(xid)
+    }
+
     /// Returns once [`CatalogWatch::is_after`] says so. That can take as long as a synchronous
     /// standby does not answer. Cancel safe.
     ///
@@ -197,7 +203,6 @@ pub async fn watch(
         roles: Vec::new(),
         marks: Vec::new(),
         failing: false,
-        took: Duration::ZERO,
     };
     let watch = CatalogWatch {
         requests,
@@ -220,8 +225,6 @@ struct Desk {
     marks: Vec<oneshot::Sender<Arc<Mark>>>,
     /// Whether the last attempt failed.
     failing: bool,
-    /// How long the last reading took.
-    took: Duration,
 }
 
 impl Desk {
@@ -247,6 +250,9 @@ impl Desk {
                 if !self.failing || Instant::now() >= self.next_look {
                     warn!(error = %Chain(&error), "cannot read the catalog, what needs it waits");
                 }
+                if Instant::now() >= self.next_look {
+                    self.next_look = Instant::now() + self.interval;
+                }
                 let error = Arc::new(error);
                 for role in self.roles.drain(..) {
                     // Whoever asked may be gone: then nobody needs the answer.
@@ -254,12 +260,6 @@ impl Desk {
                 }
             }
             self.failing = failed;
-            let now = Instant::now();
-            if now >= self.next_look {
-                let interval = self.interval.max(self.took * SPARED);
-                self.metrics.catalog_interval.set(interval.as_secs_f64());
-                self.next_look = now + interval;
-            }
             self.waiting.retain(|after| !after.done.is_closed());
             self.tell_of_delay();
         }
@@ -311,7 +311,11 @@ impl Desk {
         }
         let reading = read?;
         let mark = Arc::clone(&reading.mark);
-        self.took = reading.took;
+        if due {
+            let interval = self.interval.max(reading.took * SPARED);
+            self.next_look = Instant::now() + interval;
+            self.metrics.catalog_interval.set(interval.as_secs_f64());
+        }
         self.metrics.catalog_look.set(reading.took.as_secs_f64());
         self.metrics.catalog_wait.set(self.longest(&mark));
         self.publish(reading);

@@ -360,7 +360,7 @@ impl Fanout {
             seen = Some(relation);
             let wanted = match self.tables.get(&relation.oid) {
                 Some(watched) => self.is_unverified(watched, relation),
-                None => self.may_be_new(relation),
+                None => self.is_new(relation) && self.is_all_wanted(),
             };
             if wanted && !self.watch.is_after(xid, relation) {
                 return Some((xid, Arc::clone(relation)));
@@ -377,11 +377,10 @@ impl Fanout {
 
     async fn hand_on(&mut self, entry: &Entry, offset: Offset, change: &Change, ahead: &mut Ahead) {
         let oid = change.relation.oid;
-        if !self.tables.contains_key(&oid) {
-            let may_be_new = self.may_be_new(&change.relation);
-            let passed = self.passed.entry(oid).or_default();
-            *passed = change.relation.version.max(*passed);
-            if may_be_new {
+        if !self.tables.contains_key(&oid) && self.is_new(&change.relation) {
+            let wanted = self.is_all_wanted();
+            self.passed.insert(oid, change.relation.version);
+            if wanted {
                 if self.read_after(entry, &change.relation).await.is_err() {
                     return;
                 }
@@ -434,13 +433,14 @@ impl Fanout {
         self.watch.after(entry.batch.xid, relation).await
     }
 
-    /// Whether a table that nobody watches is seen for the first time in this version, while
-    /// somebody wants all tables: the catalog in hand may not know it yet.
-    fn may_be_new(&self, relation: &Relation) -> bool {
-        let passed = self.passed.get(&relation.oid);
-        if self.replay.is_some() || passed.is_some_and(|passed| *passed >= relation.version) {
-            return false;
-        }
+    /// Whether a table that nobody watches is seen for the first time in this version.
+    fn is_new(&self, relation: &Relation) -> bool {
+        let passed = || self.passed.get(&relation.oid);
+        self.replay.is_none() && passed().is_none_or(|passed| *passed < relation.version)
+    }
+
+    /// Whether somebody wants all tables: the catalog in hand may not know a new one yet.
+    fn is_all_wanted(&self) -> bool {
         let mut channels = self.sessions.values().flat_map(HashMap::values);
         channels.any(|channel| channel.wanted.iter().any(Wanted::is_open))
     }

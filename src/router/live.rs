@@ -4,6 +4,8 @@ mod joins;
 
 mod returns;
 
+mod seen;
+
 pub(super) mod snapshots;
 
 use std::future::pending;
@@ -20,15 +22,16 @@ use tracing::warn;
 
 pub(super) use self::joins::Unparked;
 use self::returns::Returns;
+use self::seen::looked;
 use self::snapshots::Takings;
 use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::history::AccessHistory;
 use super::{Command, Resync, Router};
+use crate::change::Relation;
 use crate::log::{Cursor, LogError, Offset};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, Xid};
 use crate::policy::reader::Mark;
-use crate::subscription::Wanted;
 
 /// Commands that wait for the router; past this sessions wait.
 const COMMANDS: usize = 1024;
@@ -55,10 +58,19 @@ pub struct Live {
     parked: FuturesUnordered<BoxFuture<'static, Unparked>>,
     returns: Returns,
     takings: Takings,
-    /// Set while the next change waits for the catalog: everything else goes on.
-    held: Option<BoxFuture<'static, ()>>,
+    /// Set while the next entry waits for the catalog: everything else goes on.
+    held: Option<Held>,
     /// A look at what can be read by now, for those who wait for it.
     looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
+}
+
+/// The next entry, which the catalog in hand may be too old for.
+struct Held {
+    xid: Xid,
+    /// What it waits for; `None` once that is there.
+    wait: Option<BoxFuture<'static, ()>>,
+    /// Joins that need the catalog which the entry is to find.
+    joins: Vec<Unparked>,
 }
 
 /// Makes a router and the task behind it.
@@ -119,9 +131,10 @@ impl Live {
                 self.look_again(false);
             }
             if self.held.is_some() && self.is_lost() {
-                self.held = None;
+                self.end_wait();
             }
-            let behind = *tail.borrow_and_update() > self.next && self.held.is_none();
+            let waits = self.held.as_ref().is_some_and(|held| held.wait.is_some());
+            let behind = *tail.borrow_and_update() > self.next && !waits;
             if behind || self.returns.is_arriving() {
                 for _ in 0..COMMANDS_AT_ONCE {
                     let Ok(command) = self.commands.try_recv() else {
@@ -133,20 +146,20 @@ impl Live {
                     break;
                 }
                 // None of these may wait for a stream that never pauses.
+                if over(&mut self.held).now_or_never().is_some() {
+                    self.end_wait();
+                }
                 while let Some(Some(unparked)) = self.parked.next().now_or_never() {
                     self.unpark(unparked);
                 }
                 if self.fanout.watch.changed().now_or_never().is_some() {
-                    self.fanout.adopt(None);
+                    self.adopt();
                 }
                 while let Some(happened) = self.returns.next().now_or_never() {
                     self.returned(happened);
                 }
                 while let Some(done) = self.takings.next().now_or_never() {
                     self.snapshot_done(done);
-                }
-                if over(&mut self.held).now_or_never().is_some() {
-                    self.held = None;
                 }
                 if let Some(mark) = looked(&mut self.looking).now_or_never() {
                     self.seen(mark);
@@ -159,17 +172,19 @@ impl Live {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                () = over(&mut self.held) => self.end_wait(),
                 // Commands last: each of the others is soon done, while those may never end.
                 Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
                     self.unpark(unparked);
                 }
                 changed = self.fanout.watch.changed() => match changed {
-                    Ok(()) => self.fanout.adopt(None),
+                    Ok(()) => {
+                        self.adopt();
+                    }
                     Err(_ended) => break,
                 },
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
-                () = over(&mut self.held) => self.held = None,
                 mark = looked(&mut self.looking) => self.seen(mark),
                 () = self.fanout.unseen.asked(), if self.looking.is_none() => {}
                 changed = tail.changed() => if changed.is_err() { break },
@@ -200,11 +215,7 @@ impl Live {
                     // What nobody at all can have subscribed to is passed over.
                     let told = commit > self.started_at || commit > self.fanout.history.began();
                     if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
-                        let watch = self.fanout.watch.clone();
-                        self.held = Some(Box::pin(async move {
-                            // Where the catalog's task has ended, so has this one soon.
-                            let _ended = watch.after(xid, &relation).await;
-                        }));
+                        self.hold(xid, &relation);
                         break;
                     }
                     self.fanout.changed.note(&entry);
@@ -214,6 +225,7 @@ impl Live {
                     }
                     self.next = entry.end();
                     self.publish();
+                    self.release();
                 }
                 let mark = self.fanout.watch.last_mark();
                 self.look_for_seen(&mark);
@@ -240,67 +252,46 @@ impl Live {
         ControlFlow::Continue(())
     }
 
-    /// Looks what can be read, where somebody waits for it.
-    fn look_again(&mut self, away: bool) {
-        if let Some(pause) = self.fanout.unseen.look_in(away) {
-            let watch = self.fanout.watch.clone();
-            self.looking = Some(Box::pin(async move {
-                tokio::time::sleep(pause).await;
-                watch.mark().await
-            }));
+    fn hold(&mut self, xid: Xid, relation: &Arc<Relation>) {
+        let (watch, relation) = (self.fanout.watch.clone(), Arc::clone(relation));
+        let wait = async move {
+            // Where the catalog's task has ended, so has this one soon.
+            let _ended = watch.after(xid, &relation).await;
+        };
+        let joins = self.held.take().map(|held| held.joins);
+        self.held = Some(Held {
+            xid,
+            wait: Some(wait.boxed()),
+            joins: joins.unwrap_or_default(),
+        });
+    }
+
+    fn end_wait(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.wait = None;
         }
     }
 
-    fn seen(&mut self, mark: Option<Arc<Mark>>) {
-        self.looking = None;
-        match &mark {
-            Some(mark) => self.look_for_seen(mark),
-            None => self.fanout.unseen.go_on(),
-        }
-        self.look_again(mark.is_none());
-    }
-
-    /// Lets those go who waited until something can be read, and has those read again who did that
-    /// too early.
-    fn look_for_seen(&mut self, mark: &Arc<Mark>) {
-        for (session, channel, joining) in self.fanout.unseen.look(mark) {
-            let known = self.fanout.channel(session, channel);
-            if known.is_some_and(|known| known.joining == joining && !known.away) {
-                self.fanout.expel(session, channel, Resync::Undecided);
+    /// The entry that was held lies behind.
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            // Where nobody watched any more what it waited for.
+            self.fanout.adopt(None);
+            for join in held.joins {
+                self.unpark(join);
             }
         }
     }
 
-    /// Tells those whose cursor still lies ahead once nothing that was given out is to come again:
-    /// theirs are of another history.
-    fn look_whether_whole(&mut self) {
-        if self.whole {
-            return;
+    /// Goes over to the newest catalog, unless the next entry waits for just that: it may hold what
+    /// the entry's own transaction has changed between two rows, and is taken between them then.
+    fn adopt(&mut self) -> bool {
+        let held = self.held.as_ref();
+        let adopts = !held.is_some_and(|held| self.fanout.watch.shows(held.xid));
+        if adopts {
+            self.fanout.adopt(None);
         }
-        let log = &self.fanout.log;
-        self.whole = log.appended() >= self.started_at && self.next >= log.range().end;
-        if !self.whole {
-            return;
-        }
-        let sessions = self.fanout.sessions.iter();
-        let ahead: Vec<_> = sessions
-            .flat_map(|(session, channels)| {
-                channels
-                    .iter()
-                    .map(move |(channel, state)| (*session, *channel, state))
-            })
-            .filter(|(_, _, state)| !state.away && self.is_ahead(&state.wanted))
-            .map(|(session, channel, _)| (session, channel))
-            .collect();
-        for (session, channel) in ahead {
-            self.fanout.expel(session, channel, Resync::Epoch);
-        }
-    }
-
-    /// Whether one of the wishes begins where the router has not come yet.
-    fn is_ahead(&self, wanted: &[Wanted]) -> bool {
-        let mut cursors = wanted.iter().filter_map(|wish| wish.start.since);
-        cursors.any(|cursor| cursor.offset > self.next)
+        adopts
     }
 
     /// Whether there is no going on from here.
@@ -315,6 +306,7 @@ impl Live {
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
         self.returns.look_again();
+        self.release();
     }
 
     /// Everything before is in the outboxes.
@@ -326,16 +318,9 @@ impl Live {
     }
 }
 
-async fn looked(looking: &mut Option<BoxFuture<'static, Option<Arc<Mark>>>>) -> Option<Arc<Mark>> {
-    match looking {
-        Some(looking) => looking.await,
-        None => pending().await,
-    }
-}
-
-async fn over(held: &mut Option<BoxFuture<'static, ()>>) {
-    match held {
-        Some(held) => held.await,
+async fn over(held: &mut Option<Held>) {
+    match held.as_mut().and_then(|held| held.wait.as_mut()) {
+        Some(wait) => wait.await,
         None => pending().await,
     }
 }

@@ -179,6 +179,31 @@ async fn a_refused_cursor_that_comes_again_is_none_so_that_no_client_joins_for_e
     assert_eq!(begins(&soon(joins.recv()).await.unwrap()), [Some(5)]);
 }
 
+#[tokio::test]
+async fn the_cursor_that_comes_with_the_word_to_read_is_good_also_where_it_was_refused_before() {
+    let (server, mut joins) = Server::granting(Settings::default()).await;
+    let mut client = server.client().await;
+    let bindings = json!([{ "table": "t", "rowcast": { "since": cursor(50).to_string() } }]);
+    // Nothing has happened since it was where it is: the place is the same, what it has read is not.
+    for reference in 1..=3 {
+        join(&mut client, reference, bindings.clone(), Value::Null).await;
+        let granted = soon(joins.recv()).await.unwrap();
+        assert_eq!(begins(&granted), [Some(50)]);
+        let read_at = granted.wanted[0].start.read_at;
+        assert_eq!(
+            read_at,
+            (reference > 1).then_some(rowcast::pg::Lsn(699 + u64::from(reference)))
+        );
+        granted.outbox.push(Event::Resync {
+            channel: granted.channel,
+            reason: Resync::AccessChanged,
+            cursor: Some(cursor(50)),
+            read_at: rowcast::pg::Lsn(700 + u64::from(reference)),
+        });
+        while client.next().await[3] != "phx_error" {}
+    }
+}
+
 async fn next_cursor(client: &mut Client) -> String {
     loop {
         let frame = client.next().await;

@@ -43,13 +43,14 @@ pub(crate) async fn standby(sql: &Sql, name: &str) {
         .expect("in time");
 }
 
-/// Commits a row and hangs.
-pub(crate) fn write(url: &str, table: &str, id: i64) -> tokio::task::JoinHandle<()> {
-    let (url, table) = (url.to_owned(), table.to_owned());
+/// Commits and hangs.
+pub(crate) fn write(url: &str, sql: &str) -> tokio::task::JoinHandle<()> {
+    let (url, sql) = (url.to_owned(), sql.to_owned());
     tokio::spawn(async move {
-        let sql = connect(&url).await;
-        let insert = format!("set synchronous_commit = on; insert into {table} (id) values ({id})");
-        sql.batch_execute(&insert).await.expect("a row");
+        let session = connect(&url).await;
+        let set = session.batch_execute("set synchronous_commit = on").await;
+        set.expect("a setting");
+        session.batch_execute(&sql).await.expect("a row");
     })
 }
 
@@ -92,7 +93,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     hears_of(&live, 0).await;
 
     standby(&sql, "nobody").await;
-    let hanging = write(&url, "t", 2);
+    let hanging = write(&url, "insert into t values (2)");
     hears_of(&live, 2).await;
     // It has been handed out, and others behind it that do not hang.
     sql.batch_execute("insert into t values (3)").await.unwrap();
@@ -121,7 +122,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     // A relay whose log begins behind a commit that hangs cannot replay it: it waits for a snapshot
     // that shows it, as long as it may.
     standby(&sql, "nobody").await;
-    let hanging = write(&url, "t", 5);
+    let hanging = write(&url, "insert into t values (5)");
     hears_of(&live, 5).await;
     let mut core = core;
     core.stop_source().await;

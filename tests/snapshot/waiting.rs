@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rowcast::app::Core;
+use rowcast::config::Config;
 use rowcast::log::Cursor;
 use rowcast::pg::throwaway::{Options, Throwaway};
 use rowcast::router::Event;
@@ -23,6 +24,10 @@ struct World {
 
 impl World {
     async fn start(schema: &str) -> Self {
+        Self::with(schema, |_| {}).await
+    }
+
+    async fn with(schema: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let cluster = Throwaway::start(Options::default());
         let cluster = cluster.await.expect("a cluster");
         let url = cluster.fresh_database().await.expect("a database");
@@ -46,6 +51,7 @@ impl World {
         let mut config = config(&url);
         // Longer than anything here takes: who waits for an answer fails.
         config.ask_timeout = 2 * DEADLINE;
+        adjust(&mut config);
         let core = start(&config).await;
         Self {
             cluster,
@@ -92,9 +98,14 @@ impl World {
     /// Commits a row of `table` that stays invisible until [`World::answer`], and waits until it is
     /// in the log.
     async fn hang(&self, table: &str, id: i64) -> tokio::task::JoinHandle<()> {
+        self.hang_on(&format!("insert into {table} values ({id})"))
+            .await
+    }
+
+    async fn hang_on(&self, sql: &str) -> tokio::task::JoinHandle<()> {
         standby(&self.sql, "nobody").await;
         let before = self.core.metrics.changes_read.get();
-        let hanging = write(&self.url, table, id);
+        let hanging = write(&self.url, sql);
         let read = async || self.core.metrics.changes_read.get() > before;
         until("the change is in the log", read).await;
         hanging
@@ -325,5 +336,63 @@ async fn a_question_about_a_row_that_hangs_holds_up_no_other() {
     );
     world.answer(hanging).await;
     hears_of(&of_one, 1).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_log_lets_go_while_a_row_hangs_is_not_waited_for() {
+    let world = World::with("", |config| config.log_max_changes = 50).await;
+    let on_a = world.following("a").await;
+    let on_b = world.following("b").await;
+    let hanging = world.hang("b", 1).await;
+    let waits = async || world.core.metrics.catalog_wait.get() > 0.0;
+    until("the router waits for it", waits).await;
+    for id in 1..=60 {
+        world.run(&format!("insert into a values ({id})")).await;
+    }
+    for client in [&on_a, &on_b] {
+        assert_eq!(client.heard().await, Heard::Again("trimmed".to_owned()));
+    }
+    // Rows that are read first would lack the one that hangs, and its change with them.
+    let place = world.core.router.position();
+    let (again_on_a, again_on_b) = (
+        world.returning("a", place).await,
+        world.returning("b", place).await,
+    );
+    world.run("insert into a values (100)").await;
+    hears_of(&again_on_a, 100).await;
+    world.answer(hanging).await;
+    world.run("insert into b values (2)").await;
+    hears_of(&again_on_b, 2).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_before_an_alter_in_a_transaction_that_hangs_is_judged_as_it_was_written() {
+    let world = World::start("").await;
+    let on_b = world.following("b").await;
+    world.run("insert into b values (0)").await;
+    hears_of(&on_b, 0).await;
+    let hanging = world
+        .hang_on(
+            "insert into b values (1); alter table b add column more int; \
+             insert into b values (2, 2)",
+        )
+        .await;
+    let waits = async || world.core.metrics.catalog_wait.get() > 0.0;
+    until("the router waits for it", waits).await;
+    // It is looked at again, and must not find what hangs before the router has come to it.
+    let refusal = tokio::spawn({
+        let mut client = world.client("nowhere", None);
+        async move { client.refusal().await }
+    });
+    world.answer(hanging).await;
+    for expected in [1, 2] {
+        match on_b.heard().await {
+            Heard::Change(data) => assert_eq!(id(&data["record"]), expected, "{data}"),
+            other => panic!("a row was expected, not {other:?}"),
+        }
+    }
+    assert!(refusal.await.expect("an answer").contains("Realtime"));
     world.stop().await;
 }

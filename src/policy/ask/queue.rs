@@ -483,7 +483,6 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use super::super::{Reply, Xid};
     use super::*;
@@ -528,6 +527,48 @@ mod tests {
         for turn in turns {
             queue.served(turn.key.as_ref().unwrap(), Some(pace));
         }
+    }
+
+    #[test]
+    fn what_is_not_visible_waits_aside_and_gives_way_to_what_comes() {
+        let (queue, undecided) = (Queue::new(Subject::Policies), Undecided::default());
+        let (row, now): (Arc<str>, _) = ("".into(), Instant::now());
+        let new = || question("policy", &row, &undecided);
+        let put = |times: usize| {
+            for _ in 0..times {
+                assert!(queue.put(new(), now).is_none());
+            }
+        };
+        let batch = |after: u64| -> Vec<Question> {
+            let mut answered = Answered::new();
+            let at = now + Duration::from_millis(after);
+            let turns = queue.lock().batch(at, &mut answered);
+            give(answered);
+            turns.into_iter().flat_map(|turn| turn.questions).collect()
+        };
+        let aside = |unseen: Vec<Question>, after: u64| {
+            let (at, mut answered) = (now + Duration::from_millis(after), Answered::new());
+            queue.lock().put_aside(unseen, at, &mut answered);
+            give(answered);
+        };
+        let room = ROOM / PLACE;
+        aside((0..room - 100).map(|_| new()).collect(), 0);
+        put(150);
+        assert_eq!(undecided.load(Ordering::Relaxed), 50, "the oldest");
+        assert_eq!(batch(0).len(), room, "both at once");
+        put(1);
+        assert_eq!(batch(0).len(), 1);
+        let mut at = 0;
+        for pause in [1, 2, 4, 8, 16, 32, 64, 128, 200, 200] {
+            aside(vec![new()], at);
+            assert!(batch(at + pause - 1).is_empty(), "not yet");
+            at += pause;
+            assert_eq!(batch(at).len(), 1, "looked again");
+        }
+        aside(vec![new()], at);
+        assert!(batch(at + 60_000).is_empty());
+        assert_eq!(undecided.load(Ordering::Relaxed), 51, "too late");
+        assert_eq!(queue.lock().bytes, 0);
     }
 
     #[tokio::test]

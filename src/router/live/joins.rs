@@ -442,7 +442,19 @@ impl Live {
             return;
         }
         if answered {
-            self.fanout.adopt(None);
+            if !self.adopt()
+                && let Some(held) = &mut self.held
+            {
+                held.joins.push(Unparked {
+                    join,
+                    joining,
+                    role_read,
+                    told,
+                    readings: Vec::new(),
+                    answered,
+                });
+                return;
+            }
             self.join(join, joining, role_read, &told);
         } else {
             warn!("a join could not be decided: the database does not answer");

@@ -218,8 +218,9 @@ impl Live {
                 self.returns.cohorts.spawn(cohort.wait(entry));
                 continue;
             }
-            self.fanout.adopt(None);
-            cohort.fanout.adopt(None);
+            if self.adopt() {
+                cohort.fanout.adopt(None);
+            }
             for back in cohort.left() {
                 self.returned(Happened::Back(back));
             }

@@ -1,0 +1,85 @@
+//! What was handed out and not seen yet: by those who are to read it, or by the log itself.
+
+use std::future::pending;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::Live;
+use crate::policy::reader::Mark;
+use crate::router::Resync;
+use crate::subscription::Wanted;
+
+pub(super) async fn looked(
+    looking: &mut Option<BoxFuture<'static, Option<Arc<Mark>>>>,
+) -> Option<Arc<Mark>> {
+    match looking {
+        Some(looking) => looking.await,
+        None => pending().await,
+    }
+}
+
+impl Live {
+    /// Looks what can be read, where somebody waits for it.
+    pub(super) fn look_again(&mut self, away: bool) {
+        if let Some(pause) = self.fanout.unseen.look_in(away) {
+            let watch = self.fanout.watch.clone();
+            self.looking = Some(Box::pin(async move {
+                tokio::time::sleep(pause).await;
+                watch.mark().await
+            }));
+        }
+    }
+
+    pub(super) fn seen(&mut self, mark: Option<Arc<Mark>>) {
+        self.looking = None;
+        match &mark {
+            Some(mark) => self.look_for_seen(mark),
+            None => self.fanout.unseen.go_on(),
+        }
+        self.look_again(mark.is_none());
+    }
+
+    /// Lets those go who waited until something can be read, and has those read again who did that
+    /// too early.
+    pub(super) fn look_for_seen(&mut self, mark: &Arc<Mark>) {
+        for (session, channel, joining) in self.fanout.unseen.look(mark) {
+            let known = self.fanout.channel(session, channel);
+            if known.is_some_and(|known| known.joining == joining && !known.away) {
+                self.fanout.expel(session, channel, Resync::Undecided);
+            }
+        }
+    }
+
+    /// Tells those whose cursor still lies ahead once nothing that was given out is to come again:
+    /// theirs are of another history.
+    pub(super) fn look_whether_whole(&mut self) {
+        if self.whole {
+            return;
+        }
+        let log = &self.fanout.log;
+        self.whole = log.appended() >= self.started_at && self.next >= log.range().end;
+        if !self.whole {
+            return;
+        }
+        let sessions = self.fanout.sessions.iter();
+        let ahead: Vec<_> = sessions
+            .flat_map(|(session, channels)| {
+                channels
+                    .iter()
+                    .map(move |(channel, state)| (*session, *channel, state))
+            })
+            .filter(|(_, _, state)| !state.away && self.is_ahead(&state.wanted))
+            .map(|(session, channel, _)| (session, channel))
+            .collect();
+        for (session, channel) in ahead {
+            self.fanout.expel(session, channel, Resync::Epoch);
+        }
+    }
+
+    /// Whether one of the wishes begins where the router has not come yet.
+    pub(super) fn is_ahead(&self, wanted: &[Wanted]) -> bool {
+        let mut cursors = wanted.iter().filter_map(|wish| wish.start.since);
+        cursors.any(|cursor| cursor.offset > self.next)
+    }
+}
