@@ -247,7 +247,10 @@ impl Run {
         let kind = self.client.kind;
         let channel = &mut self.channels[index];
         channel.reference = self.reference;
-        let model = self.client.model.lock().unwrap();
+        let mut model = self.client.model.lock().unwrap();
+        if kind == Kind::Snapshot && channel.since.is_some() {
+            model.comes_back(channel.tables[0]);
+        }
         channel.reading = channel
             .tables
             .iter()

@@ -119,6 +119,16 @@ impl Model {
         (model.settled, model.read, model.high) = (false, false, None);
     }
 
+    /// Rows that were sent before their changes may be ahead of the cursor with which the client comes
+    /// back: what is in them comes again then.
+    pub(crate) fn comes_back(&mut self, table: usize) {
+        let model = &mut self.tables[table];
+        model.read = true;
+        for held in model.rows.values_mut() {
+            held.source = Source::Read;
+        }
+    }
+
     /// A page; `reading` as it was when the channel was joined, where this is the last one.
     pub(crate) fn page(&mut self, table: usize, rows: Vec<Value>, ends: Option<u64>) {
         for row in rows {
