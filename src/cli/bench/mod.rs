@@ -101,9 +101,9 @@ pub struct Arguments {
     /// Several numbers of subscribers, taking turns, and the ratio of the last to the first
     #[arg(long, value_name = "COUNT,…", value_delimiter = ',', conflicts_with = "subscribers", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     compare: Vec<u64>,
-    /// Rows a second; 0 for as fast as it goes
-    #[arg(long, value_name = "ROWS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
-    rate: u64,
+    /// Rows a second; 0 for as fast as it goes [default: 1000; 200 with --stalled]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    rate: Option<u64>,
     /// Rows of a round [default: as many as the duration holds]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rows: Option<u64>,
@@ -256,6 +256,13 @@ fn counts(arguments: &Arguments) -> Vec<u64> {
     }]
 }
 
+fn rate(arguments: &Arguments) -> u64 {
+    arguments.rate.unwrap_or(match arguments.trials.chosen() {
+        Some(Trial::Stalled(_)) => trial::stalled::RATE,
+        _ => 1_000,
+    })
+}
+
 fn policy(arguments: &Arguments) -> Policy {
     let trial = arguments.trials.chosen();
     let only = trial.and_then(Trial::policy);
@@ -344,7 +351,7 @@ async fn run_on(
     let mut report = Report {
         settings: Settings {
             in_process: arguments.in_process,
-            rate: arguments.rate,
+            rate: rate(arguments),
             policy: policy(arguments).as_str(),
             filter: arguments.filter.as_str(),
             transaction_size: arguments.transaction_size,
@@ -414,7 +421,7 @@ async fn run_on(
                 },
                 database,
                 pace: Pace {
-                    rate: arguments.rate,
+                    rate: rate(arguments),
                     duration: arguments.duration,
                 },
             }
@@ -532,7 +539,7 @@ async fn attempt(
         }
         Trial::Stalled(clients) => {
             let pace = Pace {
-                rate: arguments.rate,
+                rate: rate(arguments),
                 duration: arguments.duration,
             };
             Finding::Stalled(trial::stalled::run(&mut stage, plan, pace, clients).await?)

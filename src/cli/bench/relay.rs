@@ -102,7 +102,7 @@ impl Seat {
 }
 
 impl Relay {
-    /// Starts `rowcast serve` and waits until it is ready.
+    /// Starts `rowcast serve` for so many connections and waits until it is ready.
     ///
     /// # Errors
     /// Where it ends or is not ready after a minute; with the end of its log.
@@ -112,9 +112,23 @@ impl Relay {
         jwt_secret: &Secret,
         connections: u64,
     ) -> anyhow::Result<Self> {
+        Self::with(database, storage, jwt_secret, connections, &[]).await
+    }
+
+    /// As [`Relay::rowcast`], with more settings by the names of their variables.
+    ///
+    /// # Errors
+    /// As [`Relay::rowcast`].
+    pub async fn with(
+        database: &Secret,
+        storage: Storage,
+        jwt_secret: &Secret,
+        connections: u64,
+        more: &[(&'static str, &str)],
+    ) -> anyhow::Result<Self> {
         let (data, log) = storage.data()?;
         let (address, admin) = (free_address().await?, free_address().await?);
-        let seat = Seat {
+        let mut seat = Seat {
             environment: vec![
                 ("DATABASE_URL", database.expose().into()),
                 ("JWT_SECRET", jwt_secret.expose().into()),
@@ -132,6 +146,8 @@ impl Relay {
             ],
             url: format!("http://{admin}/readyz"),
         };
+        let more = more.iter().map(|(name, value)| (*name, value.into()));
+        seat.environment.extend(more);
         let mut relay = Self {
             child: seat.start()?,
             front: Front::Sockets(address),

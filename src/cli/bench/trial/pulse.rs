@@ -1,10 +1,12 @@
-//! One user's rows at a steady pace, and one who listens to them.
+//! One user's rows at a steady pace, and one who listens to them: each on a thread of its own, so
+//! that neither waits for whatever else the benchmark does meanwhile.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
-use tokio::task::JoinHandle;
+use anyhow::{Context, bail};
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +14,7 @@ use crate::cli::bench::database::{self, NAME};
 use crate::cli::bench::frame::Frame;
 use crate::cli::bench::latency::{Clock, Times};
 use crate::cli::bench::plan::user_id;
-use crate::cli::bench::subscriber::Subscriber;
+use crate::cli::bench::subscriber::{Subscriber, System, Wish};
 use crate::cli::bench::writer::{round_and_row, row_id};
 use crate::config::Secret;
 
@@ -20,7 +22,7 @@ use crate::config::Secret;
 #[derive(Debug)]
 pub struct Pulse {
     stop: CancellationToken,
-    task: JoinHandle<anyhow::Result<u64>>,
+    task: Apart<anyhow::Result<u64>>,
 }
 
 impl Pulse {
@@ -34,16 +36,19 @@ impl Pulse {
         clock: Clock,
         every: Duration,
     ) -> anyhow::Result<Self> {
-        let client = database::connect(database).await?;
-        let statement = client
-            .prepare(&format!(
-                "insert into {NAME}.rows values ($1, $2::text::uuid, 0, 0, $3)"
-            ))
-            .await?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let user = user_id(user);
-        let task = tokio::spawn(async move {
+        let database = database.clone();
+        let (ready, waiting) = oneshot::channel();
+        let task = apart(async move {
+            let client = database::connect(&database).await?;
+            let statement = client
+                .prepare(&format!(
+                    "insert into {NAME}.rows values ($1, $2::text::uuid, 0, 0, $3)"
+                ))
+                .await?;
+            let _nobody_waits = ready.send(());
             let mut tick = tokio::time::interval(every);
             // What was due while PostgreSQL was slow is written at once, and late.
             tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -62,7 +67,11 @@ impl Pulse {
                     .context("A row cannot be written")?;
                 rows += 1;
             }
-        });
+        })?;
+        if waiting.await.is_err() {
+            task.ended().await??;
+            bail!("The rows could not be begun.");
+        }
         Ok(Self { stop, task })
     }
 
@@ -72,8 +81,34 @@ impl Pulse {
     /// Where one could not be.
     pub async fn end(self) -> anyhow::Result<u64> {
         self.stop.cancel();
-        self.task.await?
+        self.task.ended().await?
     }
+}
+
+/// What runs on a thread of its own.
+#[derive(Debug)]
+struct Apart<T>(oneshot::Receiver<T>);
+
+impl<T> Apart<T> {
+    async fn ended(self) -> anyhow::Result<T> {
+        self.0.await.context("A thread ended of a fault")
+    }
+}
+
+/// Runs something on a thread of its own until it ends.
+fn apart<T: Send + 'static>(
+    what: impl Future<Output = T> + Send + 'static,
+) -> anyhow::Result<Apart<T>> {
+    let (done, ended) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("bench-apart".to_owned())
+        .spawn(move || {
+            let _nobody_waits = done.send(runtime.block_on(what));
+        })?;
+    Ok(Apart(ended))
 }
 
 /// Whether one user's rows come one after the other.
@@ -105,7 +140,7 @@ impl Sequence {
 pub struct Listener {
     heard: Arc<Mutex<Heard>>,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: Apart<()>,
 }
 
 /// What a listener has heard.
@@ -136,13 +171,32 @@ impl Heard {
 }
 
 impl Listener {
-    /// Listens to the rows of a round.
-    #[must_use]
-    pub fn start(mut subscriber: Subscriber, round: u32, clock: Clock) -> Self {
+    /// Joins as the holder of a token, and listens to the rows of a round.
+    ///
+    /// # Errors
+    /// Where the join fails.
+    pub async fn start(
+        (address, token): (SocketAddr, String),
+        round: u32,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let heard: Arc<Mutex<Heard>> = Arc::default();
         let stop = CancellationToken::new();
         let (notes, stopped) = (Arc::clone(&heard), stop.clone());
-        let task = tokio::spawn(async move {
+        let (ready, waiting) = oneshot::channel();
+        let task = apart(async move {
+            let wish = Wish::default();
+            let joined = Subscriber::connect(System::Rowcast, address, &token, &wish).await;
+            let mut subscriber = match joined {
+                Ok(subscriber) => {
+                    let _nobody_waits = ready.send(Ok(()));
+                    subscriber
+                }
+                Err(error) => {
+                    let _nobody_waits = ready.send(Err(error));
+                    return;
+                }
+            };
             loop {
                 let frame = tokio::select! {
                     () = stopped.cancelled() => return,
@@ -164,8 +218,9 @@ impl Listener {
                     }
                 }
             }
-        });
-        Self { heard, stop, task }
+        })?;
+        waiting.await.context("A thread ended of a fault")??;
+        Ok(Self { heard, stop, task })
     }
 
     /// What it has heard so far.
@@ -177,7 +232,7 @@ impl Listener {
     pub async fn end(self) {
         self.stop.cancel();
         // It does nothing but listen.
-        let _ended = self.task.await;
+        let _ended = self.task.ended().await;
     }
 }
 

@@ -32,7 +32,7 @@ const ROW_BYTES: u64 = 8_000;
 const ROWS: u64 = 100;
 
 /// Rows in transactions of their own that the end of the log is made of, at once.
-const SMALL_ROWS: u64 = 20_000;
+const SMALL_ROWS: u64 = 50_000;
 
 /// The file that the relay writes to has to be read through at a start. It is filled up to here,
 /// which is most of what it can hold.
@@ -178,11 +178,18 @@ async fn fill(
         }
         let segments = relay.segments()?;
         let all: u64 = segments.iter().map(|(_, bytes)| bytes).sum();
-        if all >= bytes && segments.last().is_some_and(|(_, bytes)| *bytes >= newest) {
+        let last = segments.last().map_or(0, |(_, bytes)| *bytes);
+        if all >= bytes && last >= newest {
             return Ok(fill.end);
         }
-        (fill.transaction_size, fill.bytes) = (1, 0);
-        (fill.first, fill.end) = (fill.end, fill.end + SMALL_ROWS);
+        let rows = if fill.bytes > 0 && last > SEGMENT_BYTES / 4 {
+            // Up to where a new file begins.
+            SEGMENT_BYTES.saturating_sub(last) / ROW_BYTES + ROWS
+        } else {
+            (fill.transaction_size, fill.bytes) = (1, 0);
+            SMALL_ROWS
+        };
+        (fill.first, fill.end) = (fill.end, fill.end + rows);
     }
 }
 

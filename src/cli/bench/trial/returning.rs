@@ -198,8 +198,8 @@ pub async fn run(stage: &mut Stage<'_>, clients: u64, rows: u64) -> anyhow::Resu
     // Nobody of those who return.
     let steady = users;
     let token = token_of(steady, stage.jwt_secret)?;
-    let mut subscriber = Subscriber::connect(System::Rowcast, address, &token, &wish).await?;
-    let since = reached(&mut subscriber, None).await?;
+    let probe = Subscriber::connect(System::Rowcast, address, &token, &wish);
+    let since = reached(&mut probe.await?, None).await?;
 
     stage.progress.step(&format!("writing {rows} rows"));
     let mut fill = Fill {
@@ -216,7 +216,7 @@ pub async fn run(stage: &mut Stage<'_>, clients: u64, rows: u64) -> anyhow::Resu
     let end = reached(&mut probe.await?, None).await?;
 
     stage.progress.step("listening");
-    let listener = Listener::start(subscriber, STEADY, stage.clock);
+    let listener = Listener::start((address, token), STEADY, stage.clock).await?;
     let pulse = Pulse::start(stage.database, (steady, STEADY), stage.clock, EVERY).await?;
     let listening = stage.clock.now();
     tokio::time::sleep(BEFORE).await;
