@@ -1,9 +1,11 @@
 //! What returning clients missed: gathered into cohorts, each of which makes one pass over the log
 //! for all of its members.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -29,6 +31,28 @@ const TURN: Duration = Duration::from_micros(250);
 /// A cohort that is no more changes than this behind the router is handed to it.
 pub(super) const NEAR: u64 = 256;
 
+/// How long changes gather for a session before it is woken.
+const GATHER: Duration = Duration::from_millis(250);
+
+/// Part of the work of many that everything else must not wait for.
+struct Turn(Instant);
+
+impl Turn {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Gives everything else its turn when this one is over; says whether it was.
+    async fn pause(&mut self) -> bool {
+        let over = self.0.elapsed() >= TURN;
+        if over {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
+        }
+        over
+    }
+}
+
 /// What a [`Fanout`] notes while it hands out what was missed.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
@@ -38,6 +62,34 @@ pub(super) struct Replay {
     pub(super) ended: Vec<(SessionId, ChannelId)>,
     /// Who goes on in a later cohort.
     pub(super) aside: Vec<Returning>,
+    pub(super) unannounced: Arc<Unannounced>,
+}
+
+/// Those who were handed something and have not been woken for it, the first of them first. What
+/// was missed is in no hurry, and several changes together cost a session little more than one: so
+/// they gather for a while.
+#[derive(Debug, Default)]
+pub(super) struct Unannounced(Mutex<VecDeque<(Instant, Arc<Outbox>)>>);
+
+impl Unannounced {
+    pub(super) fn hand(&self, outbox: &Arc<Outbox>, event: Event) {
+        if outbox.push_quietly(event) {
+            self.lock().push_back((Instant::now(), Arc::clone(outbox)));
+        }
+    }
+
+    /// Wakes those who were handed something no less than `since` ago.
+    pub(super) fn announce(&self, since: Duration) {
+        let mut waiting = self.lock();
+        while let Some((_, outbox)) = waiting.pop_front_if(|(first, _)| first.elapsed() >= since) {
+            outbox.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
+        // No code under this lock panics half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A channel that has missed something.
@@ -92,7 +144,7 @@ impl Recalled {
         self.lock().remove(&(session, channel));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(SessionId, ChannelId)>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<(SessionId, ChannelId)>> {
         // No code under this lock panics half-way through a change.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,6 +161,7 @@ pub(super) struct Cohort {
     joinings: HashMap<(SessionId, ChannelId), u64>,
     recalled: Arc<Recalled>,
     calls: u64,
+    unannounced: Arc<Unannounced>,
 }
 
 impl Fanout {
@@ -140,11 +193,25 @@ impl Fanout {
             readings: state.readings.clone(),
             from,
         };
+        returning.outbox.wake();
         self.leave(session, channel);
         if let Some(replay) = &mut self.replay {
             replay.aside.push(returning);
         }
     }
+}
+
+/// Runs something, and something else as soon as it has to wait.
+async fn before_waiting(step: impl Future<Output = ()>, mut act: impl FnMut()) {
+    let mut step = pin!(step);
+    poll_fn(|context| {
+        let done = step.as_mut().poll(context);
+        if done.is_pending() {
+            act();
+        }
+        done
+    })
+    .await;
 }
 
 /// No binding begins before the place up to which its channel has been given everything.
@@ -172,6 +239,9 @@ impl Cohort {
     ) -> Self {
         members.sort_unstable_by_key(|member| std::cmp::Reverse(member.from));
         debug!(members = members.len(), "a cohort of returning clients");
+        let replay = fanout.replay.as_ref();
+        let unannounced =
+            replay.map_or_else(Arc::default, |replay| Arc::clone(&replay.unannounced));
         Self {
             next: members.last().map_or(Offset(0), |member| member.from),
             fanout,
@@ -179,6 +249,7 @@ impl Cohort {
             joinings: HashMap::new(),
             recalled,
             calls: 0,
+            unannounced,
         }
     }
 
@@ -188,10 +259,17 @@ impl Cohort {
 
     /// Passes over the log until little is left, and returns with those that are still there.
     pub(super) async fn run(mut self, back: mpsc::Sender<Back>) -> Self {
+        self.pass(&back).await;
+        self.announce();
+        self
+    }
+
+    async fn pass(&mut self, back: &mpsc::Sender<Back>) {
+        let unannounced = Arc::clone(&self.unannounced);
         loop {
             self.look_for_recalled();
-            if self.report(&back).await.is_err() || self.is_empty() {
-                return self;
+            if self.report(back).await.is_err() || self.is_empty() {
+                return;
             }
             if self.joinings.is_empty()
                 && let Some(nearest) = self.waiting.last()
@@ -200,27 +278,28 @@ impl Cohort {
             }
             let end = self.fanout.position.get().offset;
             if self.next.0 + NEAR >= end.0 {
-                return self;
+                return;
             }
             // What the rules of then and now are, everybody learns from the same place.
             self.fanout.adopt(None);
             match self.fanout.log.read(self.next, ENTRIES).await {
                 Ok(entries) => {
                     let before = self.next;
-                    let mut begun = Instant::now();
+                    let mut turn = Turn::begin();
                     for entry in entries.iter().filter(|entry| entry.end() <= end) {
-                        self.step(entry).await;
+                        // Nobody waits for what a change further on waits for.
+                        before_waiting(self.step(entry), || unannounced.announce(Duration::ZERO))
+                            .await;
                         self.look_for_recalled();
-                        if self.report(&back).await.is_err() {
-                            return self;
+                        if self.report(back).await.is_err() {
+                            return;
                         }
-                        if begun.elapsed() >= TURN {
-                            tokio::task::yield_now().await;
-                            begun = Instant::now();
+                        if turn.pause().await {
+                            unannounced.announce(GATHER);
                         }
                     }
                     if self.next == before {
-                        return self;
+                        return;
                     }
                 }
                 Err(error) => self.fail(&error),
@@ -229,11 +308,18 @@ impl Cohort {
         }
     }
 
+    /// Wakes everybody who was handed something.
+    pub(super) fn announce(&self) {
+        self.unannounced.announce(Duration::ZERO);
+    }
+
     /// Hands out one entry: the one that begins where the pass is.
     pub(super) async fn step(&mut self, entry: &Entry) {
         let commit = entry.batch.commit_lsn;
+        let mut turn = Turn::begin();
         while let Some(member) = self.waiting.pop_if(|member| member.from < entry.end()) {
             self.enter(member, commit);
+            turn.pause().await;
         }
         if commit > self.fanout.history.began() {
             self.fanout.entry(entry, false).await;

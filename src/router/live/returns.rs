@@ -189,6 +189,7 @@ impl Live {
                 continue;
             }
             self.accompany(&mut cohort).await;
+            cohort.announce();
             self.fanout.adopt(None);
             cohort.fanout.adopt(None);
             for back in cohort.left() {
