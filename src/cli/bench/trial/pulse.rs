@@ -163,11 +163,7 @@ impl Heard {
         let mut times = Times::new()?;
         for (due, came) in &self.times {
             if came - due > 40_000_000 && (from..to).contains(due) {
-                eprintln!(
-                    "DEBUG {} ms late at {} ms",
-                    (came - due) / 1_000_000,
-                    (due - from) / 1_000_000
-                );
+                eprintln!((came - due) / 1_000_000, (due - from) / 1_000_000);
             }
             if (from..to).contains(due) {
                 times.record(came.saturating_sub(*due));
