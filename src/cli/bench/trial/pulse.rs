@@ -162,9 +162,6 @@ impl Heard {
     pub fn between(&self, from: u64, to: u64) -> anyhow::Result<Times> {
         let mut times = Times::new()?;
         for (due, came) in &self.times {
-            if came - due > 40_000_000 && (from..to).contains(due) {
-                eprintln!((came - due) / 1_000_000, (due - from) / 1_000_000);
-            }
             if (from..to).contains(due) {
                 times.record(came.saturating_sub(*due));
             }
