@@ -542,7 +542,8 @@ async fn attempt(
                 rate: rate(arguments),
                 duration: arguments.duration,
             };
-            Finding::Stalled(trial::stalled::run(&mut stage, plan, pace, clients).await?)
+            let found = trial::stalled::run(&mut stage, plan, pace, clients).await?;
+            Finding::Stalled(Box::new(found))
         }
     })
 }

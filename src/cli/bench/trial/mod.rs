@@ -218,7 +218,7 @@ pub enum Finding {
     /// With `--restart`.
     Restart(restart::Restart),
     /// With `--stalled`.
-    Stalled(stalled::Stalled),
+    Stalled(Box<stalled::Stalled>),
 }
 
 impl Finding {

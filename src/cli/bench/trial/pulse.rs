@@ -260,8 +260,10 @@ mod tests {
 
     #[test]
     fn only_what_was_due_in_a_window_is_counted_in_it() {
-        let mut heard = Heard::default();
-        heard.times = vec![(1_000, 2_000_000), (5_000, 9_000_000), (7_000, 9_000_000)];
+        let heard = Heard {
+            times: vec![(1_000, 2_000_000), (5_000, 9_000_000), (7_000, 9_000_000)],
+            ..Heard::default()
+        };
         let points = heard.between(1_000, 7_000).unwrap().percentiles().unwrap();
         assert_eq!((points.p50, points.max), (1_999, 8_999));
         assert!(heard.between(8_000, 9_000).unwrap().percentiles().is_none());
