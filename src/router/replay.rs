@@ -34,6 +34,9 @@ pub(super) const NEAR: u64 = 256;
 /// How long changes gather for a session before it is woken.
 const GATHER: Duration = Duration::from_millis(250);
 
+/// Sessions that are woken in one turn: whoever is subscribed waits behind all of them.
+const WOKEN: usize = 16;
+
 /// Part of the work of many that everything else must not wait for.
 struct Turn(Instant);
 
@@ -78,12 +81,18 @@ impl Unannounced {
         }
     }
 
-    /// Wakes those who were handed something no less than `since` ago.
-    pub(super) fn announce(&self, since: Duration) {
+    /// Wakes those who were handed something no less than `since` ago, `most` of them; says whether
+    /// those were all.
+    fn announce(&self, since: Duration, most: usize) -> bool {
         let mut waiting = self.lock();
-        while let Some((_, outbox)) = waiting.pop_front_if(|(first, _)| first.elapsed() >= since) {
+        for _ in 0..most {
+            let due = waiting.pop_front_if(|(first, _)| first.elapsed() >= since);
+            let Some((_, outbox)) = due else {
+                return true;
+            };
             outbox.wake();
         }
+        false
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
@@ -260,7 +269,9 @@ impl Cohort {
     /// Passes over the log until little is left, and returns with those that are still there.
     pub(super) async fn run(mut self, back: mpsc::Sender<Back>) -> Self {
         self.pass(&back).await;
-        self.announce();
+        while !self.unannounced.announce(Duration::ZERO, WOKEN) {
+            tokio::task::yield_now().await;
+        }
         self
     }
 
@@ -288,14 +299,16 @@ impl Cohort {
                     let mut turn = Turn::begin();
                     for entry in entries.iter().filter(|entry| entry.end() <= end) {
                         // Nobody waits for what a change further on waits for.
-                        before_waiting(self.step(entry), || unannounced.announce(Duration::ZERO))
-                            .await;
+                        before_waiting(self.step(entry), || {
+                            unannounced.announce(Duration::ZERO, usize::MAX);
+                        })
+                        .await;
                         self.look_for_recalled();
                         if self.report(back).await.is_err() {
                             return;
                         }
                         if turn.pause().await {
-                            unannounced.announce(GATHER);
+                            unannounced.announce(GATHER, WOKEN);
                         }
                     }
                     if self.next == before {
@@ -310,7 +323,7 @@ impl Cohort {
 
     /// Wakes everybody who was handed something.
     pub(super) fn announce(&self) {
-        self.unannounced.announce(Duration::ZERO);
+        self.unannounced.announce(Duration::ZERO, usize::MAX);
     }
 
     /// Hands out one entry: the one that begins where the pass is.
