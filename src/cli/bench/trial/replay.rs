@@ -132,8 +132,8 @@ pub async fn run(
         ..Wish::default()
     };
     let token = token_of(PROBE, stage.jwt_secret)?;
-    let mut probe = Subscriber::connect(System::Rowcast, address, &token, &wish).await?;
-    let since = reached(&mut probe, None).await?;
+    let probe = Subscriber::connect(System::Rowcast, address, &token, &wish);
+    let since = reached(&mut probe.await?, None).await?;
     let step = format!("writing {rows} rows");
     stage.progress.step(&step);
     let fill = Fill {
@@ -146,6 +146,7 @@ pub async fn run(
     };
     let barrier = fill.write(&admin).await?;
     barrier.passed(&admin, &[log.slot()]).await?;
+    let mut probe = Subscriber::connect(System::Rowcast, address, &token, &wish).await?;
     let end = mark(stage, &mut probe).await?;
     drop(probe);
 
