@@ -9,6 +9,9 @@ use tokio::sync::Notify;
 
 use super::{Event, SessionId};
 
+/// As many events as a session takes at once are worth a look at any time.
+const MANY: usize = 64;
+
 /// The outbox was full: the session is to be closed with a code that means "come back".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client does not keep up")]
@@ -269,13 +272,20 @@ impl Outbox {
 
     /// Puts an event at the end.
     pub fn push(&self, event: Event) {
-        self.put(Slot::Ready(event));
+        self.put(Slot::Ready(event), 0);
+    }
+
+    /// Puts an event at the end without having the session look, unless many wait by then. Says
+    /// whether it is the only one: then whoever calls this is to call [`Outbox::wake`] soon.
+    #[must_use]
+    pub fn push_quietly(&self, event: Event) -> bool {
+        self.put(Slot::Ready(event), MANY)
     }
 
     /// Puts an event at the end that goes out only if `verdict` says so, and holds back what comes
     /// behind it until then. Whoever decides calls [`Outbox::wake`].
     pub fn hold(&self, event: Event, verdict: Arc<Verdict>) {
-        self.put(Slot::Held(event, verdict));
+        self.put(Slot::Held(event, verdict), 0);
     }
 
     /// Lets the session look again, after a verdict was given.
@@ -283,11 +293,12 @@ impl Outbox {
         self.readable.notify_one();
     }
 
-    fn put(&self, slot: Slot) {
-        {
+    /// Has the session look where no fewer than `many` wait then.
+    fn put(&self, slot: Slot, many: usize) -> bool {
+        let (waiting, loud) = {
             let mut inner = self.lock();
             if inner.closed || inner.overflowed {
-                return;
+                return false;
             }
             let bytes = slot.bytes();
             let full = inner.slots.len() >= self.max_events
@@ -300,8 +311,12 @@ impl Outbox {
                 inner.bytes += bytes;
                 inner.slots.push_back(slot);
             }
+            (inner.slots.len(), full || inner.slots.len() >= many)
+        };
+        if loud {
+            self.readable.notify_one();
         }
-        self.readable.notify_one();
+        waiting == 1
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -336,6 +351,7 @@ impl fmt::Debug for Outbox {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use futures_util::FutureExt;
     use smallvec::smallvec;
 
     use super::*;
@@ -415,6 +431,28 @@ mod tests {
             let wanted = if shown { vec!["a", "b"] } else { vec!["b"] };
             assert_eq!(taken(&outbox).unwrap(), wanted, "{said:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_put_in_quietly_waits_for_a_word_or_for_company() {
+        let outbox = Outbox::new(SessionId(1), 1_000, 1_000);
+        let looks = || outbox.readable().now_or_never().is_some();
+        assert!(outbox.push_quietly(change("a")));
+        assert!(!outbox.push_quietly(change("b")), "somebody knows of it");
+        assert!(!looks());
+        outbox.wake();
+        assert!(looks());
+        assert_eq!(taken(&outbox).unwrap(), ["a", "b"]);
+        assert!(outbox.push_quietly(change("c")), "nobody knows of it");
+        outbox.push(change("d"));
+        assert!(looks(), "what is not quiet is heard at once");
+        taken(&outbox).unwrap();
+        for _ in 1..MANY {
+            let _first = outbox.push_quietly(change("e"));
+        }
+        assert!(!looks());
+        assert!(!outbox.push_quietly(change("e")));
+        assert!(looks(), "many are heard at once");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! What returning clients missed: gathered into cohorts, each of which makes one pass over the log
 //! for all of its members.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use tracing::debug;
@@ -12,15 +14,20 @@ use tracing::debug;
 use super::fanout::{Channel, Fanout};
 use super::group::Begin;
 use super::resolve::{Readings, Resolved};
-use super::{ChannelId, Outbox, Resync, SessionId};
+use super::{ChannelId, Event, Outbox, Resync, SessionId};
 use crate::auth::Principal;
 use crate::change::Relation;
 use crate::log::{Entry, LogError, Offset};
 use crate::pg::{Lsn, Xid};
 use crate::subscription::Wanted;
 
-/// Entries read from the log at once.
-const ENTRIES: usize = 64;
+/// Entries read from the log at once, as far as the log gives them: a file is read in pieces, and
+/// what of a piece is not taken is read again.
+const ENTRIES: usize = 1024;
+
+/// How long a cohort hands out before everything else gets its turn. Each of those who were handed
+/// something wants one then, and who is subscribed waits among them.
+const TURN: Duration = Duration::from_micros(250);
 
 /// How long a cohort waits for the catalog. A commit that is not visible by then may not be for
 /// long: those who wait for it leave the pass.
@@ -28,6 +35,31 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A cohort that is no more changes than this behind the router is handed to it.
 pub(super) const NEAR: u64 = 256;
+
+/// How long changes gather for a session before it is woken.
+const GATHER: Duration = Duration::from_millis(250);
+
+/// Sessions that are woken in one turn: whoever is subscribed waits behind all of them.
+const WOKEN: usize = 16;
+
+/// Part of the work of many that everything else must not wait for.
+struct Turn(Instant);
+
+impl Turn {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Gives everything else its turn when this one is over; says whether it was.
+    async fn pause(&mut self) -> bool {
+        let over = self.0.elapsed() >= TURN;
+        if over {
+            tokio::task::yield_now().await;
+            self.0 = Instant::now();
+        }
+        over
+    }
+}
 
 /// What a [`Fanout`] notes while it hands out what was missed.
 #[derive(Debug, Default)]
@@ -38,6 +70,40 @@ pub(super) struct Replay {
     pub(super) ended: Vec<(SessionId, ChannelId)>,
     /// Who goes on in a later cohort.
     pub(super) aside: Vec<Returning>,
+    pub(super) unannounced: Arc<Unannounced>,
+}
+
+/// Those who were handed something and have not been woken for it, the first of them first. What
+/// was missed is in no hurry, and several changes together cost a session little more than one: so
+/// they gather for a while.
+#[derive(Debug, Default)]
+pub(super) struct Unannounced(Mutex<VecDeque<(Instant, Arc<Outbox>)>>);
+
+impl Unannounced {
+    pub(super) fn hand(&self, outbox: &Arc<Outbox>, event: Event) {
+        if outbox.push_quietly(event) {
+            self.lock().push_back((Instant::now(), Arc::clone(outbox)));
+        }
+    }
+
+    /// Wakes those who were handed something no less than `since` ago, `most` of them; says whether
+    /// those were all.
+    fn announce(&self, since: Duration, most: usize) -> bool {
+        let mut waiting = self.lock();
+        for _ in 0..most {
+            let due = waiting.pop_front_if(|(first, _)| first.elapsed() >= since);
+            let Some((_, outbox)) = due else {
+                return true;
+            };
+            outbox.wake();
+        }
+        false
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Outbox>)>> {
+        // No code under this lock panics half-way through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The catalog after a commit whose stream describes a table so.
@@ -111,7 +177,7 @@ impl Recalled {
         self.lock().remove(&(session, channel));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(SessionId, ChannelId)>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<(SessionId, ChannelId)>> {
         // No code under this lock panics half-way through a change.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,6 +194,7 @@ pub(super) struct Cohort {
     members: HashMap<(SessionId, ChannelId), Offset>,
     recalled: Arc<Recalled>,
     calls: u64,
+    unannounced: Arc<Unannounced>,
 }
 
 impl Fanout {
@@ -166,6 +233,7 @@ impl Fanout {
             from,
             awaits,
         };
+        returning.outbox.wake();
         self.leave(session, channel);
         if let Some(replay) = &mut self.replay {
             replay.aside.push(returning);
@@ -178,6 +246,19 @@ pub(super) fn read_at(wanted: &[Wanted]) -> Option<Lsn> {
     let places = wanted.iter().map(|wish| wish.start.read_at);
     // Nothing is less than all else.
     places.min().flatten()
+}
+
+/// Runs something, and something else as soon as it has to wait.
+async fn before_waiting(step: impl Future<Output = ()>, mut act: impl FnMut()) {
+    let mut step = pin!(step);
+    poll_fn(|context| {
+        let done = step.as_mut().poll(context);
+        if done.is_pending() {
+            act();
+        }
+        done
+    })
+    .await;
 }
 
 /// No binding begins before the place up to which its channel has been given everything.
@@ -205,6 +286,9 @@ impl Cohort {
     ) -> Self {
         members.sort_unstable_by_key(|member| std::cmp::Reverse(member.from));
         debug!(members = members.len(), "a cohort of returning clients");
+        let replay = fanout.replay.as_ref();
+        let unannounced =
+            replay.map_or_else(Arc::default, |replay| Arc::clone(&replay.unannounced));
         Self {
             next: members.last().map_or(Offset(0), |member| member.from),
             fanout,
@@ -212,6 +296,7 @@ impl Cohort {
             members: HashMap::new(),
             recalled,
             calls: 0,
+            unannounced,
         }
     }
 
@@ -221,10 +306,19 @@ impl Cohort {
 
     /// Passes over the log until little is left, and returns with those that are still there.
     pub(super) async fn run(mut self, back: mpsc::Sender<Back>) -> Self {
+        self.pass(&back).await;
+        while !self.unannounced.announce(Duration::ZERO, WOKEN) {
+            tokio::task::yield_now().await;
+        }
+        self
+    }
+
+    async fn pass(&mut self, back: &mpsc::Sender<Back>) {
+        let unannounced = Arc::clone(&self.unannounced);
         loop {
             self.look_for_recalled();
-            if self.report(&back).await.is_err() || self.is_empty() {
-                return self;
+            if self.report(back).await.is_err() || self.is_empty() {
+                return;
             }
             if self.members.is_empty()
                 && let Some(nearest) = self.waiting.last()
@@ -233,24 +327,35 @@ impl Cohort {
             }
             let end = self.fanout.position.get().offset;
             if self.next.0 + NEAR >= end.0 {
-                return self;
+                return;
             }
             // What the rules of then and now are, everybody learns from the same place.
             self.fanout.adopt(None);
             match self.fanout.log.read(self.next, ENTRIES).await {
                 Ok(entries) => {
                     let before = self.next;
+                    let mut turn = Turn::begin();
                     for entry in entries.iter().filter(|entry| entry.end() <= end) {
-                        self.reach(entry);
-                        self.await_catalog(entry).await;
-                        self.step(entry).await;
+                        // Nobody waits for what a change further on waits for.
+                        let handed_out = async {
+                            self.reach(entry).await;
+                            self.await_catalog(entry).await;
+                            self.step(entry).await;
+                        };
+                        before_waiting(handed_out, || {
+                            unannounced.announce(Duration::ZERO, usize::MAX);
+                        })
+                        .await;
                         self.look_for_recalled();
-                        if self.report(&back).await.is_err() {
-                            return self;
+                        if self.report(back).await.is_err() {
+                            return;
+                        }
+                        if turn.pause().await {
+                            unannounced.announce(GATHER, WOKEN);
                         }
                     }
                     if self.next == before {
-                        return self;
+                        return;
                     }
                 }
                 Err(error) => self.fail(&error),
@@ -259,10 +364,17 @@ impl Cohort {
         }
     }
 
+    /// Wakes everybody who was handed something.
+    pub(super) fn announce(&self) {
+        self.unannounced.announce(Duration::ZERO, usize::MAX);
+    }
+
     /// Takes those in that the pass has come to with the entry that begins where it is.
-    pub(super) fn reach(&mut self, entry: &Entry) {
+    pub(super) async fn reach(&mut self, entry: &Entry) {
+        let mut turn = Turn::begin();
         while let Some(member) = self.waiting.pop_if(|member| member.from < entry.end()) {
             self.enter(member, entry.batch.commit_lsn);
+            turn.pause().await;
         }
     }
 

@@ -141,6 +141,8 @@ impl Session {
         let at = self.position(channel);
         if let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) {
             channel.progress.current = true;
+            // It is told soon, also where it was told of a place on the way.
+            channel.progress.busy = true;
         }
     }
 

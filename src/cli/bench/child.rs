@@ -5,7 +5,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{self, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
@@ -130,8 +130,27 @@ impl Child {
 
     /// Ends it.
     pub async fn stop(mut self) {
+        self.kill().await;
+    }
+
+    /// Ends it as `kill -9` does, and waits until it has ended.
+    pub async fn kill(&mut self) {
         // Where it has ended already there is nothing to do.
         let _ended = self.child.kill().await;
+    }
+
+    /// Sends it a signal, by its name (`STOP`, `CONT`).
+    ///
+    /// # Errors
+    /// Where it has ended, or there is no program `kill`.
+    pub async fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let sent = Command::new("kill")
+            .args(["-s", name, &self.pid.to_string()])
+            .status()
+            .await
+            .context("There is no program called kill")?;
+        ensure!(sent.success(), "A relay cannot be sent the signal {name}.");
+        Ok(())
     }
 
     /// Waits until it is ready.

@@ -15,7 +15,7 @@ use super::latency::Clock;
 use super::plan::{Plan, Written, user_id};
 use super::progress::Progress;
 use super::relay::{Front, Relay};
-use super::subscriber::{Subscriber, System, bucket};
+use super::subscriber::{Subscriber, System, Wish, bucket};
 use super::verifier::{Tally, Verifier};
 use crate::cli::token;
 use crate::config::Secret;
@@ -83,8 +83,11 @@ impl Crowd {
         let mut connecting = stream::iter(0..total)
             .map(|number| async move {
                 let token = token_of(number, recipe.jwt_secret)?;
-                let bucket = bucket(&plan, number);
-                let subscriber = Subscriber::connect(recipe.system, address, &token, bucket)
+                let wish = Wish {
+                    bucket: bucket(&plan, number),
+                    ..Wish::default()
+                };
+                let subscriber = Subscriber::connect(recipe.system, address, &token, &wish)
                     .await
                     .with_context(|| format!("Subscriber {number} of {total}"))?;
                 anyhow::Ok((number, subscriber))
@@ -124,7 +127,11 @@ impl Crowd {
     }
 }
 
-fn token_of(user: u64, jwt_secret: &Secret) -> anyhow::Result<String> {
+/// A token for a user.
+///
+/// # Errors
+/// Where it cannot be signed.
+pub fn token_of(user: u64, jwt_secret: &Secret) -> anyhow::Result<String> {
     let mut claims = Map::new();
     claims.insert("sub".into(), user_id(user).into());
     claims.insert("role".into(), ROLE.into());

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::log::Cursor;
+
 /// What a frame means to the benchmark.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
@@ -12,6 +14,8 @@ pub enum Frame {
         id: u64,
         /// When it was due, by the run's clock.
         sent: u64,
+        /// The place behind it; the bare relay says none.
+        cursor: Option<Cursor>,
     },
     /// The join was answered.
     Joined {
@@ -23,6 +27,10 @@ pub enum Frame {
         /// Why it failed, where it did.
         error: Option<String>,
     },
+    /// How far the channel has got.
+    Cursor(Cursor),
+    /// The channel may have missed something, and why.
+    Resync(String),
     /// Anything else.
     Other,
 }
@@ -46,6 +54,7 @@ struct Changes<'a> {
 struct Data<'a> {
     #[serde(borrow)]
     record: Record<'a>,
+    cursor: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +66,11 @@ struct Record<'a> {
 #[derive(Deserialize)]
 struct Status {
     status: String,
+    #[serde(default)]
+    extension: String,
+    #[serde(default)]
+    reason: String,
+    cursor: Option<String>,
     #[serde(default)]
     message: String,
     #[serde(default)]
@@ -80,8 +94,14 @@ pub fn read(text: &str) -> serde_json::Result<Frame> {
         }
         "system" => {
             let status: Status = serde_json::from_str(payload)?;
-            Frame::Subscribed {
-                error: (status.status != "ok").then_some(status.message),
+            let cursor = status.cursor.and_then(|cursor| cursor.parse().ok());
+            match (&*status.extension, &*status.status, cursor) {
+                ("rowcast", "cursor", Some(cursor)) => Frame::Cursor(cursor),
+                ("rowcast", "resync", _) => Frame::Resync(status.reason),
+                ("rowcast", ..) => Frame::Other,
+                (_, said, _) => Frame::Subscribed {
+                    error: (said != "ok").then_some(status.message),
+                },
             }
         }
         _ => Frame::Other,
@@ -111,17 +131,30 @@ fn row(data: &Data<'_>) -> Frame {
         .map_or(Frame::Other, |sent| Frame::Row {
             id: data.record.id,
             sent,
+            cursor: data.cursor.and_then(|cursor| cursor.parse().ok()),
         })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{Epoch, Offset};
 
     #[test]
     fn frames_of_supabases_protocol_are_read() {
-        let row = r#"[null,null,"realtime:bench","postgres_changes",{"ids":[1],"data":{"schema":"rowcast_bench","table":"rows","type":"INSERT","commit_timestamp":"2026-11-21T00:00:00.000Z","columns":[{"name":"id","type":"int8"}],"record":{"id":7,"user_id":"u","sent":"123"},"errors":null}}]"#;
-        assert_eq!(read(row).unwrap(), Frame::Row { id: 7, sent: 123 });
+        let row = r#"[null,null,"realtime:bench","postgres_changes",{"ids":[1],"data":{"schema":"rowcast_bench","table":"rows","type":"INSERT","commit_timestamp":"2026-11-21T00:00:00.000Z","columns":[{"name":"id","type":"int8"}],"record":{"id":7,"user_id":"u","sent":"123"},"errors":null,"cursor":"0000000000000001-0000000000000002"}}]"#;
+        let cursor = Cursor {
+            epoch: Epoch(1),
+            offset: Offset(2),
+        };
+        assert_eq!(
+            read(row).unwrap(),
+            Frame::Row {
+                id: 7,
+                sent: 123,
+                cursor: Some(cursor)
+            }
+        );
         let joined = r#"["1","1","realtime:bench","phx_reply",{"status":"ok","response":{}}]"#;
         assert_eq!(read(joined).unwrap(), Frame::Joined { error: None });
         let system = r#"["1",null,"realtime:bench","system",{"extension":"postgres_changes","status":"error","message":"no","channel":"bench"}]"#;
@@ -131,6 +164,10 @@ mod tests {
                 error: Some("no".into())
             }
         );
+        let told = r#"["1",null,"realtime:bench","system",{"extension":"rowcast","status":"cursor","message":"Everything","cursor":"0000000000000001-0000000000000002","channel":"bench"}]"#;
+        assert_eq!(read(told).unwrap(), Frame::Cursor(cursor));
+        let resync = r#"["1",null,"realtime:bench","system",{"extension":"rowcast","status":"resync","message":"Changes","reason":"trimmed","cursor":"0000000000000001-0000000000000002","channel":"bench"}]"#;
+        assert_eq!(read(resync).unwrap(), Frame::Resync("trimmed".into()));
         let presence = r#"["1",null,"realtime:bench","presence_state",{}]"#;
         assert_eq!(read(presence).unwrap(), Frame::Other);
         assert!(read("{}").is_err());

@@ -28,6 +28,13 @@ impl Clock {
         u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
+    /// The clock's reading at a moment; 0 for one before it began.
+    #[must_use]
+    pub fn since(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.origin);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// The moment that a reading of this clock means.
     #[must_use]
     pub fn at(&self, nanos: u64) -> Instant {

@@ -35,6 +35,8 @@ pub mod round;
 
 pub mod subscriber;
 
+pub mod trial;
+
 pub mod verifier;
 
 pub mod writer;
@@ -45,14 +47,15 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use self::crowd::{Crowd, Recipe};
+use self::crowd::Recipe;
 use self::latency::Clock;
-use self::plan::{Filter, Plan, Policy, Written};
+use self::plan::{Filter, Plan, Policy};
 use self::progress::Progress;
 use self::relay::{Relay, Storage};
-use self::report::{Idle, Line, Ratio, Report, Settings};
+use self::report::{Line, Ratio, Report, Settings};
 use self::round::{Figures, Round};
 use self::subscriber::System;
+use self::trial::{Finding, Stage, Trial, Trials};
 use self::writer::Pace;
 use super::{fail, stop_signal};
 use crate::config::{Secret, parse_duration};
@@ -72,27 +75,35 @@ checked among the rows of one writer, as that of commits of different writers ca
 beforehand. The bare relay of --baseline has one socket (with --policy open as many as the relay), \
 so that it sends as many messages; rounds take turns, and every figure becomes a ratio.
 
+--idle, --backlog, --replay, --returning, --restart and --stalled are trials: each takes the place of \
+the rounds and says what it measured. docs/performance.md has them with their conditions.
+
 Examples:
   rowcast bench --subscribers 1 --rate 1000 --baseline
   rowcast bench --compare 1,1000 --rate 500
   rowcast bench --subscribers 1000 --policy open --rate 0 --rows 2000
   rowcast bench --in-process --compare 1,1000,100000
   rowcast bench --log memory,disk --subscribers 1 --rate 1000
-  rowcast bench --idle 5000 --json")]
+  rowcast bench --idle 5000 --json
+  rowcast bench --backlog --log memory,disk
+  rowcast bench --replay
+  rowcast bench --returning
+  rowcast bench --restart
+  rowcast bench --stalled")]
 pub struct Arguments {
     /// The database to measure with, instead of a throw-away PostgreSQL; the benchmark makes and removes schema, role, publication
     /// and slots called rowcast_bench in it. Its wal_level must be logical
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
-    /// Subscribers, each a user of its own
-    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    subscribers: u64,
+    /// Subscribers, each a user of its own [default: 100; 20 with --stalled]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    subscribers: Option<u64>,
     /// Several numbers of subscribers, taking turns, and the ratio of the last to the first
     #[arg(long, value_name = "COUNT,…", value_delimiter = ',', conflicts_with = "subscribers", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     compare: Vec<u64>,
-    /// Rows a second; 0 for as fast as it goes
-    #[arg(long, value_name = "ROWS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
-    rate: u64,
+    /// Rows a second; 0 for as fast as it goes [default: 1000; 200 with --stalled]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    rate: Option<u64>,
     /// Rows of a round [default: as many as the duration holds]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rows: Option<u64>,
@@ -105,15 +116,14 @@ pub struct Arguments {
     /// Connections that write
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
     writers: u64,
-    /// Who may see a row: its owner, the ten members of its organisation, everybody
-    #[arg(long, value_enum, default_value_t = Policy::User)]
-    policy: Policy,
+    /// Who may see a row: its owner, the ten members of its organisation, everybody [default: user]
+    #[arg(long, value_enum)]
+    policy: Option<Policy>,
     /// Ask for all rows, or for one of four values of a column
     #[arg(long, value_enum, default_value_t = Filter::None)]
     filter: Filter,
-    /// Measure the memory of so many idle joined connections instead
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    idle: Option<u64>,
+    #[command(flatten)]
+    trials: Trials,
     /// Run the bare relay in turns with this one; not with --in-process, as it is all sockets
     #[arg(long)]
     baseline: bool,
@@ -127,7 +137,7 @@ pub struct Arguments {
         default_value = "disk"
     )]
     log: Vec<Storage>,
-    /// How often each measurement is made [default: 3 with --baseline, --compare or two logs, else 1]
+    /// How often each measurement is made [default: 3 with --baseline, --compare, two logs or a trial but --returning, else 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
     /// Subscribers without sockets, inside the relay's process, for numbers above what sockets allow
@@ -175,10 +185,22 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
         "--baseline compares sockets with sockets, and --in-process has none; leave one of them \
          out."
     );
+    let trial = arguments.trials.chosen();
+    if let Some(trial) = trial {
+        trial.check(&trial::Given {
+            in_process: arguments.in_process,
+            baseline: arguments.baseline,
+            compare: !arguments.compare.is_empty(),
+            policy: arguments.policy,
+            subscribers: arguments.subscribers.is_some(),
+            rows: arguments.rows.is_some(),
+            logs: storages(arguments),
+        })?;
+    }
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
     if !arguments.in_process {
-        enough_sockets(most)?;
+        enough_sockets(most + trial.map_or(0, Trial::sockets))?;
     }
     let stop = stop_signal();
     tokio::pin!(stop);
@@ -205,7 +227,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
         }
     };
     let admin = database::connect(&database).await?;
-    database::set_up(&admin, arguments.policy, most).await?;
+    database::set_up(&admin, policy(arguments), most).await?;
     let report = tokio::select! {
         report = run_on(arguments, &counts, &database, &mut progress) => report,
         // Dropping the other branch ends the relays, so their slots can be removed below.
@@ -224,13 +246,27 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
 }
 
 fn counts(arguments: &Arguments) -> Vec<u64> {
-    if let Some(idle) = arguments.idle {
-        vec![idle]
-    } else if arguments.compare.is_empty() {
-        vec![arguments.subscribers]
-    } else {
-        arguments.compare.clone()
+    if !arguments.compare.is_empty() {
+        return arguments.compare.clone();
     }
+    vec![match arguments.trials.chosen() {
+        Some(Trial::Idle(count)) => count,
+        Some(Trial::Stalled(_)) => arguments.subscribers.unwrap_or(20),
+        _ => arguments.subscribers.unwrap_or(100),
+    }]
+}
+
+fn rate(arguments: &Arguments) -> u64 {
+    arguments.rate.unwrap_or(match arguments.trials.chosen() {
+        Some(Trial::Stalled(_)) => trial::stalled::RATE,
+        _ => 1_000,
+    })
+}
+
+fn policy(arguments: &Arguments) -> Policy {
+    let trial = arguments.trials.chosen();
+    let only = trial.and_then(Trial::policy);
+    only.or(arguments.policy).unwrap_or(Policy::User)
 }
 
 /// Sockets are files and have a port each, and running out of either half-way looks like a fault of
@@ -284,7 +320,7 @@ fn scenarios(arguments: &Arguments, counts: &[u64], relays: &[Measured]) -> Vec<
         }
     };
     add(System::Rowcast, counts);
-    if arguments.policy == Policy::Open {
+    if policy(arguments) == Policy::Open {
         add(System::Baseline, counts);
     } else {
         add(System::Baseline, &[1]);
@@ -304,8 +340,42 @@ async fn run_on(
         rand::random::<u128>(),
         rand::random::<u128>()
     ));
+    let logs = storages(arguments);
+    let trial = arguments.trials.chosen();
+    let rounds = arguments.rounds.unwrap_or(match trial {
+        Some(Trial::Idle(_) | Trial::Returning(_)) => 1,
+        Some(_) => 3,
+        None if arguments.baseline || arguments.compare.len() > 1 || logs.len() > 1 => 3,
+        None => 1,
+    });
+    let mut report = Report {
+        settings: Settings {
+            in_process: arguments.in_process,
+            rate: rate(arguments),
+            policy: policy(arguments).as_str(),
+            filter: arguments.filter.as_str(),
+            transaction_size: arguments.transaction_size,
+            writers: arguments.writers,
+            rounds,
+        },
+        results: Vec::new(),
+        ratios: Vec::new(),
+        finding: None,
+    };
+    if let Some(trial) = trial {
+        let stage = Stage {
+            database,
+            jwt_secret: &jwt_secret,
+            clock: Clock::start(),
+            logs: &logs,
+            rounds,
+            progress,
+        };
+        report.finding = Some(attempt(arguments, trial, stage).await?);
+        return Ok(report);
+    }
     let mut relays = Vec::new();
-    for log in storages(arguments) {
+    for log in logs {
         progress.step(&format!("starting the relay, log: {}", log.as_str()));
         let relay = if arguments.in_process {
             Relay::in_process(database, log).await?
@@ -317,39 +387,6 @@ async fn run_on(
             log: Some(log),
             relay,
         });
-    }
-    let rounds = match arguments.rounds {
-        Some(rounds) => rounds,
-        None if arguments.baseline || arguments.compare.len() > 1 || relays.len() > 1 => 3,
-        None => 1,
-    };
-    let mut report = Report {
-        settings: Settings {
-            in_process: arguments.in_process,
-            rate: arguments.rate,
-            policy: arguments.policy.as_str(),
-            filter: arguments.filter.as_str(),
-            transaction_size: arguments.transaction_size,
-            writers: arguments.writers,
-            rounds,
-        },
-        results: Vec::new(),
-        ratios: Vec::new(),
-        idle: None,
-    };
-    if let Some(connections) = arguments.idle {
-        let recipe = Recipe {
-            system: System::Rowcast,
-            jwt_secret: &jwt_secret,
-            plan: plan(arguments, System::Rowcast, connections),
-            number: 0,
-            clock: Clock::start(),
-        };
-        if let Some(measured) = relays.first_mut() {
-            report.idle = Some(idle(&mut measured.relay, recipe, progress).await?);
-        }
-        stop_all(relays).await;
-        return Ok(report);
     }
     if arguments.baseline {
         progress.step("starting the bare relay");
@@ -384,7 +421,7 @@ async fn run_on(
                 },
                 database,
                 pace: Pace {
-                    rate: arguments.rate,
+                    rate: rate(arguments),
                     duration: arguments.duration,
                 },
             }
@@ -454,7 +491,7 @@ fn ratios(lines: &[Line]) -> Vec<Ratio> {
 fn plan(arguments: &Arguments, system: System, subscribers: u64) -> Plan {
     // The bare relay knows neither policies nor filters.
     let (policy, filter) = match system {
-        System::Rowcast => (arguments.policy, arguments.filter),
+        System::Rowcast => (policy(arguments), arguments.filter),
         System::Baseline => (Policy::Open, Filter::None),
     };
     Plan {
@@ -468,30 +505,47 @@ fn plan(arguments: &Arguments, system: System, subscribers: u64) -> Plan {
     }
 }
 
-/// What a subscriber that only waits costs the relay's memory.
-async fn idle(
-    relay: &mut Relay,
-    recipe: Recipe<'_>,
-    progress: &mut Progress,
-) -> anyhow::Result<Idle> {
-    /// What the first subscribers make the relay allocate once is not what one costs.
-    const WARM_UP: u64 = 50;
-    /// Until what joining needed has been given back.
-    const SETTLE: Duration = Duration::from_secs(2);
-
-    progress.step("warming up");
-    let mut few = recipe;
-    few.plan.subscribers = WARM_UP;
-    let warm = Crowd::gather(relay, few, progress).await?;
-    warm.finish(relay, &Written::default()).await?;
-    tokio::time::sleep(SETTLE).await;
-    let before = relay.child.rss_bytes()?;
-    progress.step("joining");
-    let joined = Crowd::gather(relay, recipe, progress).await?;
-    tokio::time::sleep(SETTLE).await;
-    let after = relay.child.rss_bytes()?;
-    joined.finish(relay, &Written::default()).await?;
-    Ok(Idle::new(recipe.plan.subscribers, before, after))
+/// Makes a trial. Its relays are its own.
+async fn attempt(
+    arguments: &Arguments,
+    trial: Trial,
+    mut stage: Stage<'_>,
+) -> anyhow::Result<Finding> {
+    let count = counts(arguments).first().copied().unwrap_or(1);
+    let plan = plan(arguments, System::Rowcast, count);
+    Ok(match trial {
+        Trial::Idle(_) => {
+            Finding::Idle(trial::idle::run(&mut stage, plan, arguments.in_process).await?)
+        }
+        Trial::Backlog(rows) => {
+            // One session writes them.
+            let plan = Plan {
+                writers: 1,
+                limit: rows,
+                ..plan
+            };
+            Finding::Backlog(trial::backlog::run(&mut stage, plan).await?)
+        }
+        Trial::Replay(rows) => {
+            let size = arguments.transaction_size;
+            Finding::Replay(trial::replay::run(&mut stage, rows, size).await?)
+        }
+        Trial::Returning(clients) => {
+            let rows = arguments.rows.unwrap_or(trial::returning::ROWS);
+            Finding::Returning(trial::returning::run(&mut stage, clients, rows).await?)
+        }
+        Trial::Restart(mebibytes) => {
+            Finding::Restart(trial::restart::run(&mut stage, mebibytes).await?)
+        }
+        Trial::Stalled(clients) => {
+            let pace = Pace {
+                rate: rate(arguments),
+                duration: arguments.duration,
+            };
+            let found = trial::stalled::run(&mut stage, plan, pace, clients).await?;
+            Finding::Stalled(Box::new(found))
+        }
+    })
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Stdio;
 
+use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use tempfile::TempDir;
@@ -45,7 +47,9 @@ impl Storage {
         }
     }
 
-    const fn slot(self) -> &'static str {
+    /// Its relay's replication slot.
+    #[must_use]
+    pub const fn slot(self) -> &'static str {
         match self {
             Self::Memory => MEMORY_SLOT,
             Self::Disk => DISK_SLOT,
@@ -73,12 +77,32 @@ pub struct Relay {
     pub child: Child,
     /// Its subscribers.
     pub front: Front,
+    /// What another process in its place is started with; only of the daemon.
+    seat: Option<Seat>,
     /// Its log, where that is on disk.
-    _log: Option<TempDir>,
+    log: Option<TempDir>,
+}
+
+/// What the daemon is started with.
+#[derive(Debug)]
+struct Seat {
+    environment: Vec<(&'static str, OsString)>,
+    /// Where it says whether it is ready.
+    url: String,
+}
+
+impl Seat {
+    fn start(&self) -> anyhow::Result<Child> {
+        let mut command = this_program()?;
+        command
+            .arg("serve")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        Child::start(command)
+    }
 }
 
 impl Relay {
-    /// Starts `rowcast serve` and waits until it is ready.
+    /// Starts `rowcast serve` for so many connections and waits until it is ready.
     ///
     /// # Errors
     /// Where it ends or is not ready after a minute; with the end of its log.
@@ -88,31 +112,107 @@ impl Relay {
         jwt_secret: &Secret,
         connections: u64,
     ) -> anyhow::Result<Self> {
+        Self::with(database, storage, jwt_secret, connections, &[]).await
+    }
+
+    /// As [`Relay::rowcast`], with more settings by the names of their variables.
+    ///
+    /// # Errors
+    /// As [`Relay::rowcast`].
+    pub async fn with(
+        database: &Secret,
+        storage: Storage,
+        jwt_secret: &Secret,
+        connections: u64,
+        more: &[(&'static str, &str)],
+    ) -> anyhow::Result<Self> {
         let (data, log) = storage.data()?;
         let (address, admin) = (free_address().await?, free_address().await?);
-        let mut command = this_program()?;
-        command
-            .arg("serve")
-            .env("DATABASE_URL", database.expose())
-            .env("JWT_SECRET", jwt_secret.expose())
-            .env("ROWCAST_LISTEN", address.to_string())
-            .env("ROWCAST_ADMIN_LISTEN", admin.to_string())
-            .env("ROWCAST_SLOT", storage.slot())
-            .env("ROWCAST_DATA", data)
-            .env("ROWCAST_PUBLICATION", NAME)
-            .env("ROWCAST_MAX_CONNECTIONS", (connections + 100).to_string())
-            .env("ROWCAST_LOG", "warn")
-            .env("ROWCAST_LOG_FORMAT", "text");
-        let mut child = Child::start(command)?;
-        let url = format!("http://{admin}/readyz");
-        child
-            .wait_until(async || matches!(health::ask(&url).await, Ok((200, _))))
-            .await?;
-        Ok(Self {
-            child,
+        let mut seat = Seat {
+            environment: vec![
+                ("DATABASE_URL", database.expose().into()),
+                ("JWT_SECRET", jwt_secret.expose().into()),
+                ("ROWCAST_LISTEN", address.to_string().into()),
+                ("ROWCAST_ADMIN_LISTEN", admin.to_string().into()),
+                ("ROWCAST_SLOT", storage.slot().into()),
+                ("ROWCAST_DATA", data),
+                ("ROWCAST_PUBLICATION", NAME.into()),
+                (
+                    "ROWCAST_MAX_CONNECTIONS",
+                    (connections + 100).to_string().into(),
+                ),
+                ("ROWCAST_LOG", "warn".into()),
+                ("ROWCAST_LOG_FORMAT", "text".into()),
+            ],
+            url: format!("http://{admin}/readyz"),
+        };
+        let more = more.iter().map(|(name, value)| (*name, value.into()));
+        seat.environment.extend(more);
+        let mut relay = Self {
+            child: seat.start()?,
             front: Front::Sockets(address),
-            _log: log,
-        })
+            seat: Some(seat),
+            log,
+        };
+        relay.until_ready().await?;
+        Ok(relay)
+    }
+
+    /// Starts another process in its place, after it was killed. It is not ready yet.
+    ///
+    /// # Errors
+    /// Where it cannot be started; always with anything but the daemon.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        let seat = self.seat.as_ref().context("Only the daemon is restarted")?;
+        self.child = seat.start()?;
+        Ok(())
+    }
+
+    /// Waits until the daemon says that it is ready.
+    ///
+    /// # Errors
+    /// Where it ends or is not ready after a minute; with the end of its log.
+    pub async fn until_ready(&mut self) -> anyhow::Result<()> {
+        let seat = self.seat.as_ref().context("Only the daemon says so")?;
+        let ready = async || matches!(health::ask(&seat.url).await, Ok((200, _)));
+        self.child.wait_until(ready).await
+    }
+
+    /// Where the daemon says whether it is ready.
+    #[must_use]
+    pub fn ready_url(&self) -> &str {
+        self.seat.as_ref().map_or("", |seat| &seat.url)
+    }
+
+    /// Where the subscribers connect.
+    ///
+    /// # Errors
+    /// Where they are in the relay's process.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        match &self.front {
+            Front::Sockets(address) => Ok(*address),
+            Front::Inside(_) => bail!("This relay has no address"),
+        }
+    }
+
+    /// Its log's files with their sizes in bytes, oldest first; none where the log is in memory.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn segments(&self) -> anyhow::Result<Vec<(PathBuf, u64)>> {
+        let Some(log) = &self.log else {
+            return Ok(Vec::new());
+        };
+        let mut segments = Vec::new();
+        for file in std::fs::read_dir(log.path())? {
+            let file = file?;
+            let path = file.path();
+            if path.extension().is_some_and(|name| name == "segment") {
+                segments.push((path, file.metadata()?.len()));
+            }
+        }
+        segments.sort();
+        Ok(segments)
     }
 
     /// Starts a relay that has its subscribers inside and waits until it is ready.
@@ -138,7 +238,8 @@ impl Relay {
         Ok(Self {
             child,
             front: Front::Inside(inside),
-            _log: log,
+            seat: None,
+            log,
         })
     }
 
@@ -161,7 +262,8 @@ impl Relay {
         Ok(Self {
             child,
             front: Front::Sockets(address),
-            _log: None,
+            seat: None,
+            log: None,
         })
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::latency::Percentiles;
 use super::relay::Storage;
 use super::round::Figures;
+use super::trial::Finding;
 
 /// The report. Its JSON form keeps its keys; new ones may come.
 #[derive(Debug, Serialize)]
@@ -17,9 +18,9 @@ pub struct Report {
     pub results: Vec<Line>,
     /// The first line held against others.
     pub ratios: Vec<Ratio>,
-    /// Memory of idle connections, with `--idle`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub idle: Option<Idle>,
+    /// What a trial found, by its name, such as `idle`.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<Finding>,
 }
 
 /// What was asked for.
@@ -115,6 +116,12 @@ impl Line {
         }
     }
 
+    /// Whether everybody got what is theirs and nothing else.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.missing == 0 && self.duplicated == 0 && self.leaked == 0 && self.out_of_order == 0
+    }
+
     /// Which it is, such as `rowcast disk 1000`.
     fn name(&self) -> String {
         let log = self.log.map_or("", Storage::as_str);
@@ -168,44 +175,20 @@ impl Ratio {
     }
 }
 
-/// What idle connections cost.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Idle {
-    /// Sockets, each joined to a channel with one binding.
-    pub connections: u64,
-    /// The relay's memory before they came, in bytes.
-    pub rss_before: u64,
-    /// The relay's memory with them, in bytes.
-    pub rss_after: u64,
-    /// The difference, shared out.
-    pub bytes_per_connection: f64,
-}
-
-impl Idle {
-    /// Works out the difference.
-    #[must_use]
-    pub fn new(connections: u64, rss_before: u64, rss_after: u64) -> Self {
-        Self {
-            connections,
-            rss_before,
-            rss_after,
-            bytes_per_connection: over(float(rss_after.saturating_sub(rss_before)), connections),
-        }
-    }
-}
-
 impl Report {
     /// Whether everybody got what is theirs and nothing else, in every round.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.results.iter().all(|line| {
-            line.missing == 0 && line.duplicated == 0 && line.leaked == 0 && line.out_of_order == 0
-        })
+        self.results.iter().all(Line::is_clean)
+            && self.finding.as_ref().is_none_or(Finding::is_clean)
     }
 
     /// The report for people.
     #[must_use]
     pub fn table(&self) -> String {
+        if let Some(finding) = &self.finding {
+            return finding.table();
+        }
         let mut text = String::new();
         let settings = &self.settings;
         let rate = if settings.rate == 0 {
@@ -253,19 +236,6 @@ impl Report {
                     times(ratio.latency_p99),
                     times(ratio.cpu_per_change),
                     times(ratio.cpu_per_message)
-                ),
-            );
-        }
-        if let Some(idle) = &self.idle {
-            put(
-                &mut text,
-                &format!(
-                    "\nidle: {} joined subscribers, {:.1} KiB each (RSS {:.1} MiB before, {:.1} \
-                     MiB after)",
-                    idle.connections,
-                    idle.bytes_per_connection / 1024.0,
-                    float(idle.rss_before) / 1_048_576.0,
-                    float(idle.rss_after) / 1_048_576.0
                 ),
             );
         }
@@ -339,37 +309,38 @@ fn put(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-fn millis(micros: Option<u64>) -> String {
+pub(super) fn millis(micros: Option<u64>) -> String {
     micros.map_or("–".to_owned(), |micros| {
         format!("{:.2} ms", float(micros) / 1_000.0)
     })
 }
 
-fn times(ratio: Option<f64>) -> String {
+pub(super) fn times(ratio: Option<f64>) -> String {
     ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2} ×"))
 }
 
-fn per(count: u64, seconds: f64) -> f64 {
+pub(super) fn per(count: u64, seconds: f64) -> f64 {
     quotient(float(count), seconds).unwrap_or(0.0)
 }
 
-fn over(amount: f64, count: u64) -> f64 {
+pub(super) fn over(amount: f64, count: u64) -> f64 {
     quotient(amount, float(count)).unwrap_or(0.0)
 }
 
-fn quotient(of: f64, to: f64) -> Option<f64> {
+pub(super) fn quotient(of: f64, to: f64) -> Option<f64> {
     (to > 0.0).then(|| of / to)
 }
 
 /// Counts here stay far below the 2^53 up to which this is exact.
 #[expect(clippy::cast_precision_loss, reason = "see above")]
-const fn float(count: u64) -> f64 {
+pub(super) const fn float(count: u64) -> f64 {
     count as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::latency::Times;
+    use super::super::trial::idle::Idle;
     use super::super::verifier::Tally;
     use super::*;
 
@@ -408,7 +379,7 @@ mod tests {
             },
             ratios: vec![Ratio::new(&relay, &baseline)],
             results: vec![relay, baseline],
-            idle: Some(Idle::new(1_000, 10 << 20, 20 << 20)),
+            finding: None,
         }
     }
 
@@ -437,22 +408,29 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_is_reported_under_its_name() {
+        let idle = Idle::new(1_000, 10 << 20, 20 << 20);
+        let report = Report {
+            finding: Some(Finding::Idle(idle)),
+            ..report(Tally::default())
+        };
+        let table = report.table();
+        assert!(table.contains("10.2 KiB each"), "{table}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["idle"]["connections"], 1_000);
+    }
+
+    #[test]
     fn the_table_and_the_json_hold_the_figures() {
         let report = report(Tally::default());
         let table = report.table();
-        for words in [
-            "rowcast disk 100",
-            "2.00 ms",
-            "20.0 µs",
-            "2.00 ×",
-            "10.2 KiB each",
-        ] {
+        for words in ["rowcast disk 100", "2.00 ms", "20.0 µs", "2.00 ×"] {
             assert!(table.contains(words), "{words} is missing in\n{table}");
         }
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["results"][0]["delivered"], 2_000);
         assert_eq!(json["results"][1]["system"], "baseline");
-        assert_eq!(json["idle"]["connections"], 1_000);
+        assert!(json.get("idle").is_none());
         assert!(json["results"][0]["latency_us"]["p50"].is_u64());
     }
 }

@@ -17,10 +17,10 @@ use crate::config::Secret;
 
 /// How long the last messages may take without any progress before they count as missing; where
 /// rows were written for longer than that, the same again, as so much may have piled up.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a round listens on for what should not come, after everything has.
-const GRACE: Duration = Duration::from_millis(300);
+pub const GRACE: Duration = Duration::from_millis(300);
 
 /// Figures of a round, or of several of the same kind.
 #[derive(Debug, Clone)]
@@ -139,7 +139,7 @@ impl Round<'_> {
 }
 
 /// Waits until every message has arrived, or none has for as long as `patience`.
-async fn await_messages(
+pub async fn await_messages(
     books: &Books,
     expected: &AtomicU64,
     started: u64,

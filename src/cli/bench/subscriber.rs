@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -18,6 +18,7 @@ use super::database::NAME;
 use super::frame::{self, Frame};
 use super::plan::{Filter, Plan};
 use super::verifier::Verifier;
+use crate::log::Cursor;
 
 /// Whom a subscriber talks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,15 +35,29 @@ const HEARTBEAT: Duration = Duration::from_secs(25);
 /// No join takes this long unless something is wrong.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a subscriber asks for beside all the rows that it may see.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish {
+    /// Only rows with this value in the filter's column.
+    pub bucket: Option<u64>,
+    /// What it missed behind this place.
+    pub since: Option<Cursor>,
+    /// To be told how far it has got.
+    pub cursor: bool,
+    /// The most that the kernel may keep for it, in bytes; as the kernel likes where there is none.
+    pub receive_buffer: Option<u32>,
+}
+
 /// A connected subscriber.
 #[derive(Debug)]
 pub struct Subscriber {
     socket: WebSocketStream<TcpStream>,
     system: System,
+    heartbeat: Interval,
 }
 
 impl Subscriber {
-    /// Connects; to the relay with this token and this filter.
+    /// Connects; to the relay with this token and this wish.
     ///
     /// # Errors
     /// Where the connection or the join fails.
@@ -50,20 +65,38 @@ impl Subscriber {
         system: System,
         address: SocketAddr,
         token: &str,
-        bucket: Option<u64>,
+        wish: &Wish,
     ) -> anyhow::Result<Self> {
-        timeout(JOIN_PATIENCE, Self::open(system, address, token, bucket))
+        let connected = async {
+            let mut subscriber = Self::open(system, address, token, wish).await?;
+            if system == System::Rowcast {
+                subscriber.join(token, wish).await?;
+            }
+            Ok(subscriber)
+        };
+        timeout(JOIN_PATIENCE, connected)
             .await
             .context("A subscriber's join was not answered")?
     }
 
-    async fn open(
+    /// Connects without joining.
+    ///
+    /// # Errors
+    /// Where the connection fails.
+    pub async fn open(
         system: System,
         address: SocketAddr,
         token: &str,
-        bucket: Option<u64>,
+        wish: &Wish,
     ) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if let Some(bytes) = wish.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        let stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
         let path = match system {
             System::Rowcast => format!("realtime/v1/websocket?apikey={token}&vsn=2.0.0"),
@@ -82,19 +115,25 @@ impl Subscriber {
         .await
         // The error's own text may quote the request, and with it the token.
         .map_err(|error| anyhow!("The WebSocket handshake failed: {}", kind(&error)))?;
-        let mut subscriber = Self { socket, system };
-        if system == System::Rowcast {
-            subscriber.join(token, bucket).await?;
-        }
-        Ok(subscriber)
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.reset();
+        Ok(Self {
+            socket,
+            system,
+            heartbeat,
+        })
     }
 
-    async fn join(&mut self, token: &str, bucket: Option<u64>) -> anyhow::Result<()> {
+    /// Joins the relay's channel.
+    ///
+    /// # Errors
+    /// Where that is refused.
+    pub async fn join(&mut self, token: &str, wish: &Wish) -> anyhow::Result<()> {
         let mut binding = json!({"event": "INSERT", "schema": NAME, "table": "rows"});
-        if let (Some(bucket), Some(binding)) = (bucket, binding.as_object_mut()) {
+        if let (Some(bucket), Some(binding)) = (wish.bucket, binding.as_object_mut()) {
             binding.insert("filter".into(), filter(bucket).into());
         }
-        let join = json!(["1", "1", "realtime:bench", "phx_join", {
+        let mut payload = json!({
             "config": {
                 "broadcast": {"ack": false, "self": false},
                 "presence": {"key": "", "enabled": false},
@@ -102,7 +141,15 @@ impl Subscriber {
                 "private": false
             },
             "access_token": token
-        }]);
+        });
+        if let Some(payload) = payload.as_object_mut()
+            && (wish.cursor || wish.since.is_some())
+        {
+            let since = wish.since.map(|since| since.to_string());
+            let rowcast = json!({"since": since, "cursor": wish.cursor});
+            payload.insert("rowcast".into(), rowcast);
+        }
+        let join = json!(["1", "1", "realtime:bench", "phx_join", payload]);
         self.socket.send(Message::text(join.to_string())).await?;
         let mut joined = false;
         loop {
@@ -123,6 +170,39 @@ impl Subscriber {
         }
     }
 
+    /// The next frame, or why there is none. What the relay has to hear now and then is sent
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// Where the socket was closed, or a frame is of an unknown form; with a sentence's part.
+    pub async fn next(&mut self) -> Result<Frame, String> {
+        loop {
+            let message = tokio::select! {
+                _ = self.heartbeat.tick(), if self.system == System::Rowcast => {
+                    let beat = r#"[null,"2","phoenix","heartbeat",{}]"#;
+                    let sent = self.socket.send(Message::text(beat)).await;
+                    sent.map_err(|error| error.to_string())?;
+                    continue;
+                }
+                message = self.socket.next() => message,
+            };
+            let text = match message {
+                Some(Ok(Message::Text(text))) => text,
+                Some(Ok(Message::Close(reason))) => {
+                    return Err(reason.map_or("closed".to_owned(), |reason| reason.to_string()));
+                }
+                Some(Ok(_)) => continue,
+                Some(Err(error)) => return Err(error.to_string()),
+                None => return Err("closed".to_owned()),
+            };
+            let frame = match self.system {
+                System::Rowcast => frame::read(&text),
+                System::Baseline => frame::read_bare(&text),
+            };
+            return frame.map_err(|error| format!("a frame of an unknown form: {error}"));
+        }
+    }
+
     /// Takes what comes until told to stop, and returns the books.
     pub async fn receive(
         mut self,
@@ -130,43 +210,20 @@ impl Subscriber {
         books: &Books,
         stop: CancellationToken,
     ) -> Verifier {
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        heartbeat.reset();
-        let broken = loop {
-            let message = tokio::select! {
-                () = stop.cancelled() => break None,
-                _ = heartbeat.tick(), if self.system == System::Rowcast => {
-                    let beat = r#"[null,"2","phoenix","heartbeat",{}]"#;
-                    match self.socket.send(Message::text(beat)).await {
-                        Ok(()) => continue,
-                        Err(error) => break Some(error.to_string()),
-                    }
-                }
-                message = self.socket.next() => message,
-            };
-            let text = match message {
-                Some(Ok(Message::Text(text))) => text,
-                Some(Ok(Message::Close(reason))) => {
-                    break Some(reason.map_or("closed".to_owned(), |reason| reason.to_string()));
-                }
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => break Some(error.to_string()),
-                None => break Some("closed".to_owned()),
-            };
-            let frame = match self.system {
-                System::Rowcast => frame::read(&text),
-                System::Baseline => frame::read_bare(&text),
+        loop {
+            let frame = tokio::select! {
+                () = stop.cancelled() => return verifier,
+                frame = self.next() => frame,
             };
             match frame {
-                Ok(Frame::Row { id, sent }) => books.take(&mut verifier, id, sent),
+                Ok(Frame::Row { id, sent, .. }) => books.take(&mut verifier, id, sent),
                 Ok(_) => {}
-                Err(error) => break Some(format!("a frame of an unknown form: {error}")),
+                Err(why) => {
+                    books.note(why);
+                    return verifier;
+                }
             }
-        };
-        if let Some(why) = broken {
-            books.note(why);
         }
-        verifier
     }
 }
 

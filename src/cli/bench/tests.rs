@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::baseline::{Sockets, frame};
 use super::books::Books;
 use super::plan::{Filter, Plan, Policy, Written};
-use super::subscriber::{Subscriber, System};
+use super::subscriber::{Subscriber, System, Wish};
 use super::verifier::Verifier;
 use super::writer::row_id;
 use super::*;
@@ -33,9 +33,10 @@ async fn a_bare_relays_rows_arrive_at_every_socket_and_are_counted() {
     let stop = CancellationToken::new();
     let mut receivers = Vec::new();
     for number in 0..plan.subscribers {
-        let subscriber = Subscriber::connect(System::Baseline, sockets.address(), "", None)
-            .await
-            .unwrap();
+        let subscriber =
+            Subscriber::connect(System::Baseline, sockets.address(), "", &Wish::default())
+                .await
+                .unwrap();
         let (books, stop) = (Arc::clone(&books), stop.clone());
         let verifier = Verifier::new(plan, number);
         receivers.push(tokio::spawn(async move {

@@ -61,6 +61,21 @@ pub(super) enum Record {
     Index(Index),
 }
 
+/// What a batch's record says before its changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outline {
+    /// The offset of its first change.
+    pub(super) first: Offset,
+    /// The offset after its last change.
+    pub(super) end: Offset,
+    /// Where the commit record of its transaction ends.
+    pub(super) end_lsn: Lsn,
+    /// When its transaction committed, in microseconds since 1970-01-01 00:00 UTC.
+    pub(super) committed_at: i64,
+    /// Whether its transaction ends with it.
+    pub(super) last: bool,
+}
+
 /// How a segment that is finished ends: what it holds, so that it need not be read to be known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Index {
@@ -252,6 +267,46 @@ pub(super) fn read(
     }
 }
 
+/// Reads what a batch's payload says before its changes; `None` of any other payload. A checksum
+/// holds for all of it, so the rest need not be looked at.
+pub(super) fn outline(payload: &[u8]) -> Option<Outline> {
+    let (kind, mut rest) = payload.split_first()?;
+    if *kind != BATCH {
+        return None;
+    }
+    let rest = &mut rest;
+    let first = Offset(rest.try_get_u64_le().ok()?);
+    let head = head(rest).ok()?;
+    Some(Outline {
+        first,
+        end: Offset(first.0.checked_add(head.changes as u64)?),
+        end_lsn: head.end_lsn,
+        committed_at: head.committed_at,
+        last: head.last,
+    })
+}
+
+/// How a batch begins.
+struct Head {
+    xid: Xid,
+    commit_lsn: Lsn,
+    end_lsn: Lsn,
+    committed_at: i64,
+    last: bool,
+    changes: usize,
+}
+
+fn head(rest: &mut &[u8]) -> Result<Head, Damaged> {
+    Ok(Head {
+        xid: Xid(rest.try_get_u64_le()?),
+        commit_lsn: Lsn(rest.try_get_u64_le()?),
+        end_lsn: Lsn(rest.try_get_u64_le()?),
+        committed_at: rest.try_get_i64_le()?,
+        last: rest.try_get_u8()? != 0,
+        changes: count(rest, 5)?,
+    })
+}
+
 fn relation(rest: &mut &[u8], version: impl FnOnce() -> u64) -> Result<Relation, Damaged> {
     let oid = Oid(rest.try_get_u32_le()?);
     let replica_identity = match rest.try_get_u8()? {
@@ -295,13 +350,8 @@ fn relation(rest: &mut &[u8], version: impl FnOnce() -> u64) -> Result<Relation,
 }
 
 fn batch(rest: &mut &[u8], relations: &[Arc<Relation>]) -> Result<Batch, Damaged> {
-    let xid = Xid(rest.try_get_u64_le()?);
-    let commit_lsn = Lsn(rest.try_get_u64_le()?);
-    let end_lsn = Lsn(rest.try_get_u64_le()?);
-    let committed_at = rest.try_get_i64_le()?;
-    let last = rest.try_get_u8()? != 0;
-    let changes = count(rest, 5)?;
-    let changes = (0..changes)
+    let head = head(rest)?;
+    let changes = (0..head.changes)
         .map(|_| {
             let number = usize::try_from(rest.try_get_u32_le()?).map_err(|_| Damaged)?;
             let relation = Arc::clone(relations.get(number).ok_or(Damaged)?);
@@ -334,12 +384,12 @@ fn batch(rest: &mut &[u8], relations: &[Arc<Relation>]) -> Result<Batch, Damaged
         })
         .collect::<Result<_, Damaged>>()?;
     Ok(Batch {
-        xid,
-        commit_lsn,
-        end_lsn,
-        committed_at,
+        xid: head.xid,
+        commit_lsn: head.commit_lsn,
+        end_lsn: head.end_lsn,
+        committed_at: head.committed_at,
         changes,
-        last,
+        last: head.last,
     })
 }
 

@@ -594,33 +594,35 @@ fn scan(file: &File, start: u64, size: u64, first: Offset) -> io::Result<Known> 
         },
         ..Known::default()
     };
-    let (mut relations, mut open): (Vec<Arc<Relation>>, Open) = Default::default();
+    let mut open = Open::default();
     let mut next = first;
     frames(file, start, size, |place, payload| {
-        match record::read(payload, &relations, || 0) {
-            Ok(Record::Relation(relation)) => {
-                let relation = Arc::new(relation);
-                open.relations.push((place, Arc::clone(&relation)));
-                relations.push(relation);
+        if let Some(batch) = record::outline(payload) {
+            if batch.first != next {
+                return ControlFlow::Break(());
             }
-            Ok(Record::Batch(first, batch)) if first == next => {
-                next = Offset(first.0 + batch.changes.len() as u64);
-                let last = open.places.last().or(known.index.places.last());
-                let due = last.is_none_or(|(_, last)| place >= last + INDEX_EVERY);
-                if due && !batch.changes.is_empty() {
-                    open.places.push((first, place));
-                }
-                if batch.last {
-                    let open = std::mem::take(&mut open);
-                    known.length = place + (FRAME_HEADER + payload.len()) as u64;
-                    known.index.places.extend(open.places);
-                    let places = open.relations.into_iter().map(|(place, _)| place);
-                    known.index.relations.extend(places);
-                    known.index.end = next;
-                    known.index.appended = batch.end_lsn;
-                    known.index.committed = batch.end_lsn;
-                    known.index.committed_at = batch.committed_at;
-                }
+            next = batch.end;
+            let last = open.places.last().or(known.index.places.last());
+            let due = last.is_none_or(|(_, last)| place >= last + INDEX_EVERY);
+            if due && batch.first < batch.end {
+                open.places.push((batch.first, place));
+            }
+            if batch.last {
+                let open = std::mem::take(&mut open);
+                known.length = place + (FRAME_HEADER + payload.len()) as u64;
+                known.index.places.extend(open.places);
+                let places = open.relations.into_iter().map(|(place, _)| place);
+                known.index.relations.extend(places);
+                known.index.end = next;
+                known.index.appended = batch.end_lsn;
+                known.index.committed = batch.end_lsn;
+                known.index.committed_at = batch.committed_at;
+            }
+            return ControlFlow::Continue(());
+        }
+        match record::read(payload, &[], || 0) {
+            Ok(Record::Relation(relation)) => {
+                open.relations.push((place, Arc::new(relation)));
             }
             Ok(Record::Passed(lsn)) if next == known.index.end => {
                 known.length = place + (FRAME_HEADER + payload.len()) as u64;

@@ -395,7 +395,10 @@ impl Fanout {
             }
             let voices = u8::from(judged.is_some()) + u8::from(told.asked.is_some());
             if voices == 0 {
-                member.outbox.push(event);
+                match &self.replay {
+                    Some(replay) => replay.unannounced.hand(&member.outbox, event),
+                    None => member.outbox.push(event),
+                }
                 continue;
             }
             let one = awaited

@@ -218,6 +218,7 @@ impl Live {
                 self.returns.cohorts.spawn(cohort.wait(entry));
                 continue;
             }
+            cohort.announce();
             if self.adopt() {
                 cohort.fanout.adopt(None);
             }
@@ -245,7 +246,7 @@ impl Live {
                 Ok(entries) => {
                     let before = cohort.next;
                     for entry in entries.iter().filter(|entry| entry.end() <= self.next) {
-                        cohort.reach(entry);
+                        cohort.reach(entry).await;
                         if cohort.awaits(entry).is_some() {
                             return Some(Arc::clone(entry));
                         }

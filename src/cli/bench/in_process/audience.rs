@@ -231,7 +231,7 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
             match event {
                 Event::Change { data, bindings, .. } if bindings[..] == [BINDING] => {
                     match read(data) {
-                        Ok(Frame::Row { id, sent }) => books.take(verifier, id, sent),
+                        Ok(Frame::Row { id, sent, .. }) => books.take(verifier, id, sent),
                         Ok(_) => books.note("a change of an unknown form".to_owned()),
                         Err(error) => books.note(format!("a change of an unknown form: {error}")),
                     }
@@ -262,11 +262,12 @@ fn read(data: Bytes) -> serde_json::Result<Frame> {
                 return Ok(Frame::Row {
                     id: *id,
                     sent: *sent,
+                    cursor: None,
                 });
             }
         }
         let frame = frame::read_data(&data)?;
-        if let Frame::Row { id, sent } = frame {
+        if let Frame::Row { id, sent, .. } = frame {
             *last = Some((data, id, sent));
         }
         Ok(frame)
