@@ -165,6 +165,14 @@ impl Database {
         self.kill().await;
         let sql = connect(&standby.url(DATABASE)).await;
         sql.batch_execute("select pg_promote()").await.unwrap();
+        // Of those whose commit did not arrive here nobody knows any more, and they hold locks.
+        let prepared = "select gid from pg_prepared_xacts";
+        for row in sql.query(prepared, &[]).await.unwrap() {
+            let name: String = row.get(0);
+            sql.batch_execute(&format!("rollback prepared '{name}'"))
+                .await
+                .unwrap();
+        }
         let gone = std::mem::replace(&mut self.server, standby);
         let directory = gone.directory().to_owned();
         drop(gone);
