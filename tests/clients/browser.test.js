@@ -1,13 +1,15 @@
 // The demo's page in a real browser.
 
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { inflateSync } from 'node:zlib'
 
 import { chromium } from 'playwright-core'
 
-import { ANN, BEN, Tables, startDemo, until } from './rowcast.js'
+import { ANN, BEN, Rowcast, Tables, freePort, startDemo, startServe, until } from './rowcast.js'
 
 const CHROMIUM =
   process.env.CHROMIUM ??
@@ -158,6 +160,59 @@ describe('the page', () => {
     reopen()
     await ann.locator(`.card[data-id="${id}"]`).waitFor({ timeout: 20_000 })
     await other.close()
+  })
+
+  test('rows that are written while the relay is stopped come once it runs, and the page says so', async () => {
+    const data = mkdtempSync(join(tmpdir(), 'rowcast-page-'))
+    const options = {
+      port: await freePort(),
+      slot: `page_${Date.now()}`,
+      secret: 'a secret of at least thirty-two bytes, for tests',
+      settings: { ROWCAST_DATA: join(data, 'log') },
+    }
+    let relay = await startServe(demo, options)
+    const parameters = ['--listen', '127.0.0.1:0', '--pace', '0', '--database-url', demo.database]
+    const shown = new Rowcast(['demo', ...parameters, '--relay-url', relay.url], { JWT_SECRET: options.secret })
+    const other = await context.newPage()
+    try {
+      await shown.ready()
+      await other.goto(shown.url)
+      const ann = other.locator('.panel[data-user="ann"]')
+      await ann.and(other.locator('[data-ready]')).waitFor()
+      const first = await tables.insertTask(ANN, { title: 'Before it stops' })
+      await ann.locator(`.card[data-id="${first}"]`).waitFor({ timeout: 20_000 })
+      await relay.stop()
+      await until(async () => (await ann.locator('.connection').getAttribute('data-state')) === 'lost', 'the loss')
+      const written = []
+      for (const number of [1, 2, 3]) {
+        written.push(await tables.insertTask(ANN, { title: `While it is stopped ${number}` }))
+      }
+      await tables.insertTask(BEN, { title: 'Not hers' })
+      relay = await startServe(demo, options)
+      for (const id of written) {
+        await ann.locator(`.card[data-id="${id}"]`).waitFor({ timeout: 30_000 })
+      }
+      // Policies that look into other tables cannot always be asked about what was missed.
+      const said = ann.locator('.log .said')
+      await said.first().waitFor({ timeout: 20_000 })
+      assert.match(
+        await said.last().textContent(),
+        /^(back after \d+\.\d s; changes that came in between: 3|told to read again: access changed)$/,
+      )
+      // A new history: the rows are read again, and that is said too.
+      await relay.stop()
+      rmSync(options.settings.ROWCAST_DATA, { recursive: true })
+      const last = await tables.insertTask(ANN, { title: 'Nobody kept this' })
+      relay = await startServe(demo, options)
+      await ann.locator(`.card[data-id="${last}"]`).waitFor({ timeout: 30_000 })
+      const words = async () => (await said.allTextContents()).join('\n')
+      await until(async () => /told to read again: epoch/.test(await words()), 'the reason')
+    } finally {
+      await other.close()
+      await shown.stop()
+      await relay.stop()
+      rmSync(data, { recursive: true, force: true })
+    }
   })
 
   test('a page that fell behind the statements says how many it does not show', async () => {

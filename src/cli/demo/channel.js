@@ -3,6 +3,8 @@
 
 const HEARTBEAT_MS = 25_000
 const LONGEST_WAIT_MS = 10_000
+/** A relay that was started anew has yet to read what was written meanwhile. */
+const COUNTED_MS = 1_000
 
 export class Channel {
   #socket = null
@@ -12,8 +14,18 @@ export class Channel {
   #unanswered = null
   #failures = 0
   #again = null
+  /** Everything before this cursor is here. */
+  #since = null
+  /** Why the rows have to be read again, where the server has said so. */
+  #reason = null
+  /** Since when nothing came, and what has come of that since it is back. */
+  #away = null
 
-  /** `connect` returns {url, token}; `on` has state(name, words), joined() and change(data). */
+  /**
+   * `connect` returns {url, token}; `on` has state(name, words), change(data), joined(reason) where
+   * the rows are to be read (`reason` is the server's, if it gave one), and back({seconds, changes})
+   * once all that was missed has come.
+   */
   constructor(topic, bindings, connect, on) {
     this.topic = topic
     this.bindings = bindings
@@ -53,7 +65,9 @@ export class Channel {
 
   #enter() {
     if (this.#socket?.readyState !== WebSocket.OPEN) return
+    if (this.#away) Object.assign(this.#away, { until: Date.now(), changes: 0 })
     this.#join = this.#send('phx_join', {
+      rowcast: { cursor: true, since: this.#since },
       config: {
         broadcast: { ack: false, self: false },
         presence: { key: '', enabled: false },
@@ -77,20 +91,51 @@ export class Channel {
     }
     // Frames of an earlier join of the same topic.
     if (topic !== this.topic || (join !== null && join !== this.#join)) return
-    if (event === 'postgres_changes') return this.on.change(payload.data)
+    if (event === 'postgres_changes') return this.#change(payload.data)
     if (event === 'phx_reply' && ref === this.#join) {
       if (payload.status !== 'ok') return this.#lost(payload.response?.reason ?? 'refused')
       this.#failures = 0
       this.on.state('live', 'live')
-      return this.on.joined()
+      // What was missed comes by itself where the server was told since when.
+      if (this.#since === null || this.#reason !== null) this.on.joined(this.#reason)
+      this.#reason = null
+      return
     }
     if (event === 'system' && payload.status === 'error') return this.on.state('lost', payload.message)
+    if (event === 'system' && payload.extension === 'rowcast') return this.#told(payload)
     // The server has something to say that changes cannot carry, or ended the channel: join again
     // with a fresh token, and read the rows again once that is done.
     if (event === 'phx_error' || event === 'phx_close') this.#lost('joining again')
   }
 
+  #change(data) {
+    // A cursor is told once a second: what came behind it comes again.
+    if (this.#since !== null && !isBehind(data.cursor, this.#since)) return
+    this.#since = data.cursor
+    if (this.#away && Date.parse(data.commit_timestamp) < this.#away.until) this.#away.changes += 1
+    this.on.change(data)
+  }
+
+  #told({ status, cursor, reason }) {
+    if (status === 'resync') {
+      this.#since = cursor
+      this.#reason = reason
+    } else if (status === 'cursor') {
+      this.#since = cursor
+      const away = this.#away
+      if (away) setTimeout(() => this.#back(away), COUNTED_MS)
+    }
+  }
+
+  #back(away) {
+    // It may have been lost again, or have said so.
+    if (away !== this.#away || this.#join === null) return
+    this.#away = null
+    this.on.back({ seconds: (away.until - away.since) / 1000, changes: away.changes })
+  }
+
   #lost(words) {
+    this.#away ??= { since: Date.now(), changes: 0 }
     this.on.state('lost', words)
     this.#join = null
     clearTimeout(this.#again)
@@ -108,6 +153,7 @@ export class Channel {
     clearInterval(this.#beat)
     clearTimeout(this.#again)
     this.#socket = this.#join = this.#unanswered = null
+    this.#away ??= { since: Date.now(), changes: 0 }
     this.on.state('lost', 'connection lost, trying again')
     this.#again = setTimeout(() => this.open(), this.#wait())
   }
@@ -117,4 +163,9 @@ export class Channel {
     const span = Math.min(LONGEST_WAIT_MS, 300 * 2 ** this.#failures++)
     return span * (0.5 + Math.random() / 2)
   }
+}
+
+/** Whether one cursor lies behind another: of another history it does. */
+function isBehind(cursor, other) {
+  return cursor.slice(0, 16) !== other.slice(0, 16) || cursor.slice(17, 33) > other.slice(17, 33)
 }

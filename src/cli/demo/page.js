@@ -91,8 +91,13 @@ class Panel {
     const bindings = TABLES.map((table) => ({ event: '*', schema: 'public', table }))
     this.channel = new Channel('realtime:demo', bindings, () => this.connect(), {
       state: (state, words) => this.state(state, words),
-      joined: () => this.read(),
+      joined: (reason) => {
+        if (reason !== null) this.say(`told to read again: ${reason.replaceAll('_', ' ')}`)
+        this.read()
+      },
       change: (data) => this.change(data),
+      back: ({ seconds, changes }) =>
+        this.say(`back after ${seconds.toFixed(1)} s; changes that came in between: ${changes}`),
     })
     this.channel.open()
   }
@@ -173,6 +178,24 @@ class Panel {
     this.find('.spark polyline').setAttribute('points', shown.map(at).join(' '))
   }
 
+  /** What happened to the connection, among the changes. */
+  say(words) {
+    const line = document.createElement('li')
+    const time = document.createElement('time')
+    time.textContent = new Date().toLocaleTimeString([], { hour12: false })
+    const text = document.createElement('span')
+    text.className = 'said'
+    text.textContent = words
+    line.append(time, text)
+    this.enlist(line)
+  }
+
+  enlist(line) {
+    const list = this.find('.log ol')
+    list.prepend(line)
+    while (list.children.length > LOG_LENGTH) list.lastElementChild.remove()
+  }
+
   log({ table, type, row, before, committed }, took, now) {
     const line = document.createElement('li')
     const part = (tag, name, text) => {
@@ -192,9 +215,7 @@ class Panel {
     const status = type === 'DELETE' ? '' : moved ? `${before.status} → ${row.status}` : row.status
     part('span', 'what', [table, name, status].filter(Boolean).join(' · ').replaceAll('_', ' '))
     part('span', 'ms', ms(took))
-    const list = this.find('.log ol')
-    list.prepend(line)
-    while (list.children.length > LOG_LENGTH) list.lastElementChild.remove()
+    this.enlist(line)
   }
 
   count(total) {
