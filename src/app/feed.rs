@@ -311,12 +311,9 @@ impl Feed {
             slot: self.slot.clone(),
             publication: publication.to_owned(),
         };
-        // What has committed by now is in what everybody reads who comes to a new history; the slot may
-        // stand long before it (a standby's copy of it does), under rules of then.
-        let from = opened.confirmed.max(opened.system.insert_lsn);
         let Some(known) = self.log.origin() else {
             self.certain_from.store(0, Ordering::Relaxed);
-            self.log.begin(origin, from).await;
+            self.log.begin(origin, opened.confirmed).await;
             return;
         };
         let appended = self.log.appended();
@@ -380,7 +377,7 @@ impl Feed {
         );
         self.metrics.histories.inc();
         self.certain_from.store(0, Ordering::Relaxed);
-        self.log.begin(origin, from).await;
+        self.log.begin(origin, opened.confirmed).await;
     }
 
     fn flowing(&self) {

@@ -37,6 +37,7 @@ use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
+use crate::policy::reader::Mark;
 use crate::policy::watch::{CatalogWatch, Ended};
 use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
@@ -92,6 +93,8 @@ pub(super) struct Fanout {
     pub(super) position: Arc<Position>,
     /// What of that may not be readable yet.
     pub(super) unseen: Arc<Unseen>,
+    /// What this shows is in what everybody has read who is of this history of the log.
+    pub(super) before: Option<Arc<Mark>>,
     pub(super) epoch: Epoch,
     /// The change in hand, or the last one.
     pub(super) moment: Moment,
@@ -218,6 +221,7 @@ impl Fanout {
             changed,
             position,
             unseen: Arc::default(),
+            before: None,
             epoch,
             moment: Moment {
                 offset: Offset(0),
@@ -255,6 +259,7 @@ impl Fanout {
             (self.epoch, Arc::clone(&self.catalog)),
         );
         replaying.unseen = Arc::clone(&self.unseen);
+        replaying.before.clone_from(&self.before);
         // The router has counted what its members have asked.
         replaying.allowance = Allowance::new(0);
         replaying.replay = Some(replay);
@@ -309,6 +314,13 @@ impl Fanout {
             epoch: self.epoch,
             offset: self.behind.max(handed_out.offset),
         }
+    }
+
+    /// Whether an entry is older than its history: the slot stood before it, and it is judged by
+    /// nobody's rules any more.
+    pub(super) fn is_before(&self, entry: &Entry) -> bool {
+        let before = self.before.as_ref();
+        before.is_some_and(|before| before.shows(entry.batch.xid))
     }
 
     /// Tells a channel to read again, once all that lies before the cursor that it is given can be

@@ -22,7 +22,7 @@ use tracing::warn;
 
 pub(super) use self::joins::Unparked;
 use self::returns::Returns;
-use self::seen::looked;
+use self::seen::{first_mark, looked};
 use self::snapshots::Takings;
 use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
@@ -213,7 +213,8 @@ impl Live {
                         self.fanout.settle_lost_leaves(commit);
                     }
                     // What nobody at all can have subscribed to is passed over.
-                    let told = commit > self.started_at || commit > self.fanout.history.began();
+                    let told = (commit > self.started_at || commit > self.fanout.history.began())
+                        && !self.fanout.is_before(&entry);
                     if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
                         self.hold(xid, &relation);
                         break;
@@ -235,9 +236,17 @@ impl Live {
                 self.jump(oldest, Resync::Trimmed);
             }
             Err(LogError::Lost { next } | LogError::Ahead { next }) => {
+                // A slot that a standby had a copy of stands minutes back: what is read from now on has
+                // all of that, and it fell under rules of then.
+                let before = first_mark(self.fanout.watch.clone()).await;
                 self.fanout.epoch = self.fanout.log.epoch();
                 // Places in the write-ahead log of another history mean nothing in this one.
-                let from = self.fanout.log.appended();
+                let mut from = self.fanout.log.appended();
+                if before.is_none() {
+                    // Rather less than what nobody may see any more.
+                    from = from.max(self.fanout.catalog.read_at);
+                }
+                self.fanout.before = before;
                 self.started_at = Lsn(0);
                 self.whole = true;
                 self.fanout.forget_lost_leaves();

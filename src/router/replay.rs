@@ -420,7 +420,7 @@ impl Cohort {
     /// Hands out one entry: the one that begins where the pass is, and has been reached.
     pub(super) async fn step(&mut self, entry: &Entry) {
         let commit = entry.batch.commit_lsn;
-        if commit > self.fanout.history.began() {
+        if commit > self.fanout.history.began() && !self.fanout.is_before(entry) {
             self.fanout.entry(entry, false).await;
         }
         self.next = entry.end();

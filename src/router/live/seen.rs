@@ -2,13 +2,33 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use super::Live;
 use crate::policy::reader::Mark;
+use crate::policy::watch::CatalogWatch;
 use crate::router::Resync;
 use crate::subscription::Wanted;
+
+/// How long a new history waits to be told what lies before it, and how often it asks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// What every snapshot shows from now on; `None` where PostgreSQL, to which the source has just
+/// connected, does not say so.
+pub(super) async fn first_mark(watch: CatalogWatch) -> Option<Arc<Mark>> {
+    let ask = async {
+        loop {
+            if let Some(mark) = watch.mark().await {
+                return mark;
+            }
+            tokio::time::sleep(BETWEEN).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ask).await.ok()
+}
 
 pub(super) async fn looked(
     looking: &mut Option<BoxFuture<'static, Option<Arc<Mark>>>>,
