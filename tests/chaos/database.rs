@@ -101,12 +101,18 @@ impl Database {
             .status();
         assert!(killed.unwrap().success());
         self.server.crash_server().await;
-        // They notice, and the next server must not meet them.
+        // They notice, unless they are in the middle of something; the next server must not meet them.
+        for (child, _) in &children {
+            let _gone = Command::new("kill")
+                .args(["-s", "KILL", &child.to_string()])
+                .stderr(std::process::Stdio::null())
+                .status();
+        }
         until("the server's processes have ended", async || {
-            children.iter().all(|child| {
-                let status = fs::read_to_string(format!("/proc/{child}/stat"));
-                // One that nobody has waited for holds nothing any more.
-                status.map_or(true, |status| status.contains(") Z "))
+            children.iter().all(|(child, started)| {
+                // One that nobody has waited for holds nothing any more, and its number may be
+                // another's by now.
+                process(*child).is_none_or(|now| now.state == "Z" || now.started != *started)
             })
         })
         .await;
@@ -216,15 +222,31 @@ fn forget(data: &Path, slot: &str) {
     let _missing = fs::remove_dir_all(data.join("pg_replslot").join(slot));
 }
 
-fn children_of(parent: u32) -> Vec<u32> {
+struct Process {
+    state: String,
+    parent: u32,
+    /// In ticks since the machine was.
+    started: u64,
+}
+
+fn process(number: u32) -> Option<Process> {
+    let status = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+    // Behind the name in parentheses.
+    let mut fields = status.rsplit(") ").next()?.split(' ');
+    Some(Process {
+        state: fields.next()?.to_owned(),
+        parent: fields.next()?.parse().ok()?,
+        started: fields.nth(17)?.parse().ok()?,
+    })
+}
+
+/// With when each began.
+fn children_of(parent: u32) -> Vec<(u32, u64)> {
     let processes = fs::read_dir("/proc").unwrap();
     let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(|process| {
-            let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-            // Behind the name in parentheses: the state, then the parent.
-            let fields = status.rsplit(") ").next().unwrap_or_default();
-            fields.split(' ').nth(1) == Some(&parent.to_string())
-        })
+    let known = numbers.filter_map(|number| Some((number, process(number)?)));
+    let children = known.filter(|(_, process)| process.parent == parent);
+    children
+        .map(|(number, process)| (number, process.started))
         .collect()
 }
