@@ -437,7 +437,6 @@ impl Cohort {
             &member.wanted,
             &member.readings,
         );
-        let read_at = read_at(&member.wanted);
         let mut state = Channel::new(&member.principal, &member.outbox);
         state.joining = member.joining;
         state.wanted = member.wanted;
@@ -451,8 +450,10 @@ impl Cohort {
                 let history = &self.fanout.history;
                 let role = &member.principal.role;
                 let mut tables = resolved.tables.iter();
+                // Also of whoever has read under today's rules: what lies between fell under those of
+                // then, and a version of a row that they hid stays hidden.
                 let changed =
-                    tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit, read_at));
+                    tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit, None));
                 match changed {
                     Some(reason) => reason,
                     None => {
