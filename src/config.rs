@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::router::DeleteWithoutIdentity;
+pub use crate::router::{DeleteWithoutIdentity, Leaves};
 pub use crate::snapshot::Settings as SnapshotSettings;
 pub use crate::transport::{Origins, Proxies};
 pub use load::{ConfigError, Given, Loaded, load};
@@ -75,6 +75,8 @@ pub struct Config {
     pub require_rls: bool,
     /// What a delete is answered with whose old row cannot be judged.
     pub delete_without_identity: DeleteWithoutIdentity,
+    /// Who is told of rows that leave their view.
+    pub leave: Leaves,
     /// The directory of the log; `None` for one in memory.
     pub data: Option<PathBuf>,
     /// How long the log on disk keeps changes.
@@ -145,6 +147,7 @@ impl Config {
             api_keys: BTreeMap::new(),
             require_rls: false,
             delete_without_identity: DeleteWithoutIdentity::Suppress,
+            leave: Leaves::Asked,
             data: None,
             log_retention: Duration::ZERO,
             log_retention_bytes: 0,
@@ -190,6 +193,7 @@ impl fmt::Debug for Config {
             .field("api_keys", &self.api_keys.len())
             .field("require_rls", &self.require_rls)
             .field("delete_without_identity", &self.delete_without_identity)
+            .field("leave", &self.leave)
             .field("data", &self.data)
             .field("log_retention", &self.log_retention)
             .field("log_retention_bytes", &self.log_retention_bytes)

@@ -27,6 +27,8 @@ pub enum HiddenReason {
     UnchangedToast,
     /// The old row of a delete does not carry what the policies read.
     DeleteWithoutIdentity,
+    /// The old row of an update does not carry what tells whom it left.
+    LeaveWithoutIdentity,
     /// The change could not be decoded.
     Undecodable,
     /// The transaction was larger than the log.
@@ -43,6 +45,7 @@ impl HiddenReason {
             Self::CatalogChanged => "catalog_changed",
             Self::UnchangedToast => "unchanged_toast",
             Self::DeleteWithoutIdentity => "delete_without_identity",
+            Self::LeaveWithoutIdentity => "leave_without_identity",
             Self::Undecodable => "undecodable",
             Self::TooLarge => "too_large",
         }

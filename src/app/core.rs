@@ -114,6 +114,7 @@ impl Core {
             crate::router::Settings {
                 require_rls: config.require_rls,
                 delete_without_identity: config.delete_without_identity,
+                leave: config.leave,
                 ask_timeout: config.ask_timeout,
                 max_record_bytes: config.max_record_bytes,
                 max_asked_filters: config.max_asked_filters,

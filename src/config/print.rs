@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::settings::{Form, SETTINGS, Setting};
-use super::{Config, DeleteWithoutIdentity, LogFormat};
+use super::{Config, DeleteWithoutIdentity, Leaves, LogFormat};
 
 /// A `rowcast.toml` with every setting and its default, commented out; those whose names are in
 /// `given` stand with their value instead. Secrets are never in it.
@@ -79,6 +79,10 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "delete_without_identity" => match config.delete_without_identity {
             DeleteWithoutIdentity::Suppress => "suppress".to_owned(),
             DeleteWithoutIdentity::Key => "key".to_owned(),
+        },
+        "leave" => match config.leave {
+            Leaves::Asked => "asked".to_owned(),
+            Leaves::All => "all".to_owned(),
         },
         "data" => match &config.data {
             Some(directory) => directory.to_str()?.to_owned(),

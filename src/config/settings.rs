@@ -242,6 +242,18 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "leave",
+        "asked|all",
+        Some("asked"),
+        "Who is told, by a DELETE with the key, when an UPDATE takes a row out of their view: \
+         bindings with rowcast.leave, or all that take DELETE. Asked, because applications made \
+         for Supabase may take it for a row that is gone.",
+        |config, text| {
+            config.leave = value::leave(text)?;
+            Ok(())
+        },
+    ),
+    setting(
         "data",
         "DIRECTORY|memory",
         Some(DEFAULT_DATA),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{DeleteWithoutIdentity, LogFormat, Origins, Proxies};
+use super::{DeleteWithoutIdentity, Leaves, LogFormat, Origins, Proxies};
 
 /// What would have been right.
 pub(super) type Expected = String;
@@ -229,6 +229,14 @@ pub(super) fn delete_without_identity(text: &str) -> Result<DeleteWithoutIdentit
         "suppress" => Ok(DeleteWithoutIdentity::Suppress),
         "key" => Ok(DeleteWithoutIdentity::Key),
         _ => Err("suppress or key".to_owned()),
+    }
+}
+
+pub(super) fn leave(text: &str) -> Result<Leaves, Expected> {
+    match text {
+        "asked" => Ok(Leaves::Asked),
+        "all" => Ok(Leaves::All),
+        _ => Err("asked or all".to_owned()),
     }
 }
 

@@ -23,11 +23,15 @@ pub enum OldRecord {
     Key,
     /// Whatever the stream carries.
     Carried,
+    /// The primary key only, and nothing of the row after: to its recipients the row is gone.
+    Left,
+    /// The same with whatever the stream carries, for a table without a primary key.
+    LeftWhole,
 }
 
 impl OldRecord {
     /// How many there are.
-    pub const KINDS: usize = 3;
+    pub const KINDS: usize = 5;
 
     /// Which of them it is, from 0.
     #[must_use]
@@ -36,6 +40,8 @@ impl OldRecord {
             Self::Hidden => 0,
             Self::Key => 1,
             Self::Carried => 2,
+            Self::Left => 3,
+            Self::LeftWhole => 4,
         }
     }
 }
@@ -52,6 +58,10 @@ const TOO_LARGE: &str = "Error 413: Payload Too Large";
 
 /// What `errors` says before the names of columns that a row has and the stream does not carry.
 const NOT_CARRIED: &str = "Error 206: Partial Content, not carried by the stream: ";
+
+/// What `errors` says of a row that was not deleted but is out of sight: of all members of a change
+/// only this one and the row itself reach the callbacks of Supabase's clients.
+const LEFT: &str = "Rowcast: the row left this view, it was not deleted";
 
 /// How the rows of one relation version are written for one set of columns.
 #[derive(Debug)]
@@ -223,8 +233,11 @@ impl Shape {
                 rows.old_record(column)
             });
         }
+        if rows.left {
+            out.extend_from_slice(b",\"rowcast\":{\"leave\":true}");
+        }
         out.extend_from_slice(b",\"errors\":");
-        self.write_errors(&mut out, small, &missing);
+        self.write_errors(&mut out, (small, rows.left), &missing);
         // Writing to a Vec does not fail.
         let _written = write!(out, ",\"cursor\":\"{cursor}\"");
         out.push(b'}');
@@ -273,7 +286,7 @@ impl Shape {
         out.push(b'}');
     }
 
-    fn write_errors(&self, out: &mut Vec<u8>, small: bool, missing: &[bool]) {
+    fn write_errors(&self, out: &mut Vec<u8>, (small, left): (bool, bool), missing: &[bool]) {
         let names: Vec<&str> = self
             .columns
             .iter()
@@ -282,7 +295,12 @@ impl Shape {
             .collect();
         let too_large = small.then(|| TOO_LARGE.to_owned());
         let not_carried = (!names.is_empty()).then(|| format!("{NOT_CARRIED}{}", names.join(", ")));
-        let errors: Vec<String> = too_large.into_iter().chain(not_carried).collect();
+        let left = left.then(|| LEFT.to_owned());
+        let errors: Vec<String> = left
+            .into_iter()
+            .chain(too_large)
+            .chain(not_carried)
+            .collect();
         if errors.is_empty() {
             out.extend_from_slice(b"null");
         } else {
@@ -314,10 +332,14 @@ pub fn truncate(relation: &Relation, (cursor, committed_at): (Cursor, i64)) -> B
 
 /// What a change carries, and how much of the row before goes out.
 struct Rows<'a> {
-    /// The row after; `None` for a delete.
+    /// The row after; `None` for a delete, and for a row that is out of sight.
     new: Option<&'a Row>,
     before: Option<&'a OldRow>,
+    /// What an update without a row before did not change is taken from.
+    unchanged: Option<&'a Row>,
     inserted: bool,
+    /// The row is out of sight.
+    left: bool,
     old: OldRecord,
 }
 
@@ -329,10 +351,13 @@ impl<'a> Rows<'a> {
             Kind::Delete { old } => (None, Some(old), false),
             Kind::Truncate | Kind::Lost(_) => return None,
         };
+        let left = matches!(old, OldRecord::Left | OldRecord::LeftWhole);
         Some(Self {
-            new,
+            new: new.filter(|_| !left),
             before,
+            unchanged: new,
             inserted,
+            left,
             old,
         })
     }
@@ -358,8 +383,8 @@ impl<'a> Rows<'a> {
     fn old_record(&self, column: &ShapeColumn) -> Option<Value<'a>> {
         let shown = match self.old {
             OldRecord::Hidden => false,
-            OldRecord::Key => column.key,
-            OldRecord::Carried => true,
+            OldRecord::Key | OldRecord::Left => column.key,
+            OldRecord::Carried | OldRecord::LeftWhole => true,
         };
         if !shown || self.inserted {
             return None;
@@ -367,8 +392,8 @@ impl<'a> Rows<'a> {
         match self.before {
             Some(before) => carried(before, column),
             // Without an old row in the stream the replica identity did not change.
-            None => (column.key && column.identity)
-                .then(|| self.new?.get(column.position))
+            None => (column.identity && (column.key || self.old == OldRecord::LeftWhole))
+                .then(|| self.unchanged?.get(column.position))
                 .flatten(),
         }
     }

@@ -26,7 +26,9 @@ use super::position::Position;
 use super::replay::{Awaited, Replay};
 use super::resolve::Readings;
 use super::unseen::{Late, Unseen};
-use super::{ChannelId, DeleteWithoutIdentity, Event, Join, Outbox, Refusal, Resync, SessionId};
+use super::{
+    ChannelId, DeleteWithoutIdentity, Event, Join, Leaves, Outbox, Refusal, Resync, SessionId,
+};
 use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
@@ -49,6 +51,8 @@ pub struct Settings {
     pub require_rls: bool,
     /// What becomes of deletes that cannot be judged.
     pub delete_without_identity: DeleteWithoutIdentity,
+    /// Who is told of rows that leave their view.
+    pub leave: Leaves,
     /// How long a question may take.
     pub ask_timeout: Duration,
     /// A change that is larger goes out without its large values, in bytes.

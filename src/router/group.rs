@@ -1,6 +1,8 @@
 //! Everybody who watches one table under one role: found by who may see a row and by who asked for
 //! it, whichever are fewer.
 
+pub(super) mod leave;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -28,6 +30,8 @@ pub(super) struct Binding {
     pub(super) events: Events,
     pub(super) filter: Arc<Filter>,
     pub(super) selection: Option<Selection>,
+    /// Whether it is told when a row leaves its view.
+    pub(super) leave: bool,
     /// Where it begins; `None` where that is its join.
     pub(super) begin: Option<Arc<Begin>>,
     /// What it wants to have read before its changes.
@@ -111,6 +115,7 @@ struct Installed {
     events: Events,
     filter: FilterKey,
     selection: Option<SelectionKey>,
+    leave: bool,
     begin: Option<Arc<Begin>>,
 }
 
@@ -209,6 +214,7 @@ pub(super) struct Group {
     members: Slab<Member>,
     by_filter: FilterIndex,
     selections: Selections,
+    leaving: leave::Watching,
     bound: Option<BoundRules>,
 }
 
@@ -222,6 +228,8 @@ struct BoundRules {
 /// One kin's share of a change: who of it asked for it.
 #[derive(Debug)]
 pub(super) struct Match {
+    /// Which kin of the group.
+    pub(super) kin: usize,
     pub(super) principal: Arc<Principal>,
     pub(super) sight: Sight,
     /// What matched.
@@ -290,6 +298,7 @@ impl Group {
             members: Slab::new(),
             by_filter: FilterIndex::default(),
             selections: Selections::default(),
+            leaving: leave::Watching::default(),
             bound: None,
         }
     }
@@ -315,6 +324,9 @@ impl Group {
     ) -> MemberKey {
         let who = self.kin_of(principal);
         let key = MemberKey(self.members.vacant_key());
+        for binding in bindings.iter().filter(|binding| binding.leave) {
+            self.leaving.add(&binding.filter);
+        }
         let bindings = bindings
             .into_iter()
             .map(|binding| Installed {
@@ -322,6 +334,7 @@ impl Group {
                 events: binding.events,
                 filter: self.by_filter.add(key, &binding.filter),
                 selection: binding.selection.map(|names| self.selections.add(names)),
+                leave: binding.leave,
                 begin: binding.begin,
             })
             .collect();
@@ -342,6 +355,11 @@ impl Group {
             return;
         };
         for binding in &member.bindings {
+            if let Some(filter) = self.by_filter.filter(binding.filter)
+                && binding.leave
+            {
+                self.leaving.remove(filter);
+            }
             self.by_filter.remove(key, binding.filter);
             if let Some(selection) = binding.selection {
                 self.selections.remove(selection);
@@ -420,7 +438,7 @@ impl Group {
         let old = subject.old.map(|old| self.facts(old));
         let mut outcomes = Outcomes::default();
         let mut by_kin: HashMap<usize, Heard> = HashMap::new();
-        match self.candidates(subject, facts.as_deref(), &mut outcomes) {
+        match self.candidates(subject.row(), facts.as_deref(), &mut outcomes) {
             Candidates::Kin(kin) => {
                 for who in kin {
                     for key in self.kin.get(who).iter().flat_map(|entry| &entry.members) {
@@ -443,6 +461,7 @@ impl Group {
             let hidden = matches!(sight, Sight::Hidden | Sight::Raised);
             if !heard.unclear.is_empty() && !hidden {
                 matches.push(Match {
+                    kin: who,
                     principal: Arc::clone(&kin.principal),
                     sight,
                     told: heard.unclear,
@@ -456,6 +475,7 @@ impl Group {
                         .as_ref()
                         .is_some_and(|old| self.sight(kin, old.as_deref()) == Sight::Visible);
                 matches.push(Match {
+                    kin: who,
                     principal: Arc::clone(&kin.principal),
                     sight,
                     told: heard.told,
@@ -515,7 +535,7 @@ impl Group {
 
     fn candidates(
         &self,
-        subject: &Subject<'_>,
+        row: (&Relation, &Row, bool),
         facts: Option<&[Facts<'_>]>,
         outcomes: &mut Outcomes,
     ) -> Candidates {
@@ -541,7 +561,7 @@ impl Group {
                 Candidates::Kin(kin)
             }
             Audience::Everyone | Audience::Scan => {
-                Candidates::Members(self.by_filter.candidates(subject.row(), outcomes))
+                Candidates::Members(self.by_filter.candidates(row, outcomes))
             }
         }
     }

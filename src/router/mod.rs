@@ -187,6 +187,15 @@ pub enum DeleteWithoutIdentity {
     Key,
 }
 
+/// Who is told, by a DELETE with the key, when an update takes a row out of their view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaves {
+    /// Bindings that ask for it.
+    Asked,
+    /// All that take deletes.
+    All,
+}
+
 /// A request to put a channel's bindings in force.
 #[derive(Debug, Clone)]
 pub struct Join {

@@ -98,7 +98,15 @@ pub(super) struct Rulebook {
     pub(super) require_rls: bool,
     /// Whether deletes that cannot be judged go out with the key.
     pub(super) unjudged_deletes: bool,
+    /// Whether all that take deletes are told of rows that leave their view.
+    pub(super) all_leaves: bool,
     pub(super) snapshot: crate::snapshot::Settings,
+}
+
+impl Rulebook {
+    fn leaves(&self, wish: &Wanted) -> bool {
+        (self.all_leaves || wish.leave) && wish.events.deletes()
+    }
 }
 
 /// Resolves the wishes of one channel. `access` gives what a role may see of a table.
@@ -139,6 +147,10 @@ pub(super) fn resolve(
                 resolved
                     .notices
                     .extend(unjudged_delete(rulebook, wish, &table, &access));
+            }
+            if binding.leave {
+                let untold = unjudged_leave(wish, &table, &access);
+                resolved.notices.extend(untold);
             }
             match resolved
                 .tables
@@ -266,6 +278,7 @@ fn bind(
                 id: wish.id,
                 events: wish.events,
                 filter,
+                leave: rulebook.leaves(wish),
                 begin: begin(wish),
                 snapshot: snapshot.transpose()?,
                 selection,
@@ -627,6 +640,47 @@ fn unjudged_delete(
             .iter()
             .map(|condition| condition.column.as_str()),
     );
+    let missing = not_carried(table, needed);
+    if missing.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "DELETE of {schema}.{name} is not delivered: the replica identity does not carry {columns}, \
+         which decides who may see the row. {cure}",
+        cure = cure(table),
+        schema = table.schema,
+        name = table.name,
+        columns = missing.join(", "),
+    ))
+}
+
+/// What to say where nobody is told of rows that leave their view, because old rows do not carry
+/// what decides who saw them, or the key.
+fn unjudged_leave(wish: &Wanted, table: &Table, access: &Access) -> Option<String> {
+    let key = table.columns.iter().filter(|column| table.is_key(column));
+    let needed = access.reads.iter().map(String::as_str);
+    let needed = needed
+        .chain(
+            wish.filter
+                .iter()
+                .map(|condition| condition.column.as_str()),
+        )
+        .chain(key.map(|column| column.name.as_str()));
+    let missing = not_carried(table, needed);
+    (!missing.is_empty()).then(|| {
+        format!(
+            "Rows of {schema}.{name} that leave your view are not told: the replica identity does \
+             not carry {columns}, which decides who saw the row. {cure}",
+            cure = cure(table),
+            schema = table.schema,
+            name = table.name,
+            columns = missing.join(", "),
+        )
+    })
+}
+
+/// Those of the columns that old rows do not carry, in order.
+fn not_carried<'a>(table: &Table, needed: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut missing: Vec<&str> = needed
         .filter(|name| {
             table
@@ -636,24 +690,21 @@ fn unjudged_delete(
         .collect();
     missing.sort_unstable();
     missing.dedup();
-    if missing.is_empty() {
-        return None;
-    }
+    missing
+}
+
+/// What has old rows carry all.
+fn cure(table: &Table) -> String {
     let cure = match table.leaves {
         // A partition's old rows carry what its own identity names.
         Some(_) => "the same for each of its partitions: alter table … replica identity full",
         None => "",
     };
-    Some(format!(
-        "DELETE of {schema}.{name} is not delivered: the replica identity does not carry {columns}, \
-         which decides who may see the row. To have it delivered: alter table {table_sql} replica \
-         identity full{and}{cure}",
+    format!(
+        "To have it delivered: alter table {table_sql} replica identity full{and}{cure}",
         and = if cure.is_empty() { "" } else { ", and " },
-        schema = table.schema,
-        name = table.name,
-        columns = missing.join(", "),
         table_sql = table.sql_name(),
-    ))
+    )
 }
 
 pub(super) fn refused(wish: &Wanted, exception: &str) -> Refusal {

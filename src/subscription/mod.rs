@@ -78,6 +78,8 @@ pub struct Wanted {
     pub filter: Vec<Condition>,
     /// The columns that are wanted besides the primary key's; `None` for all.
     pub select: Option<Vec<String>>,
+    /// Whether it is told, by a DELETE with the key, when an update takes a row out of its view.
+    pub leave: bool,
     /// Where it begins.
     pub start: Start,
 }

@@ -195,6 +195,13 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         }
         events = Events::AllAndTruncate;
     }
+    if rowcast.leave && !events.deletes() {
+        return Err(
+            "`rowcast.leave` is for bindings with the event `*` or `DELETE`: a row that leaves \
+             comes as a DELETE, and to others clients hand none"
+                .to_owned(),
+        );
+    }
     Ok(Wanted {
         id,
         events,
@@ -202,6 +209,7 @@ fn wanted(members: &Members<'_>, id: u32) -> Result<Wanted, String> {
         table,
         filter,
         select,
+        leave: rowcast.leave,
         start: rowcast.start,
     })
 }

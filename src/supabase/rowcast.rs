@@ -39,6 +39,8 @@ pub(super) struct OfBinding {
     pub(super) start: Start,
     /// Whether it takes a TRUNCATE as a change.
     pub(super) truncate: bool,
+    /// Whether it is told when a row leaves its view.
+    pub(super) leave: bool,
 }
 
 pub(super) fn of_binding(value: Option<&RawValue>) -> Result<OfBinding, String> {
@@ -55,7 +57,11 @@ pub(super) fn of_binding(value: Option<&RawValue>) -> Result<OfBinding, String> 
                 asked.truncate = boolean(value)
                     .ok_or_else(|| "`rowcast.truncate` must be true or false".to_owned())?;
             }
-            name => return Err(unknown(name, "since, snapshot, truncate")),
+            "leave" => {
+                asked.leave = boolean(value)
+                    .ok_or_else(|| "`rowcast.leave` must be true or false".to_owned())?;
+            }
+            name => return Err(unknown(name, "since, snapshot, truncate, leave")),
         }
     }
     Ok(asked)

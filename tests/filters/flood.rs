@@ -42,6 +42,7 @@ async fn a_binding_beyond_the_asked_filters_of_a_socket_is_refused_alone() {
         table: Some(table.to_owned()),
         filter: filter::parse(filtered).unwrap(),
         select: None,
+        leave: false,
         start: rowcast::subscription::Start::default(),
     };
     let join = |channel, wanted| {

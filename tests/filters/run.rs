@@ -238,6 +238,7 @@ async fn subscribe(core: &Core, subject: &mut Subject) {
         table: Some(table.to_owned()),
         filter,
         select: None,
+        leave: false,
         start: Start::default(),
     };
     for (channel, cases) in subject.cases.chunks(BINDINGS).enumerate() {

@@ -18,6 +18,7 @@ fn wish(id: u32, table: &str, filtered: &str) -> Wanted {
         table: (table != "*").then(|| table.to_owned()),
         filter: filter::parse(filtered).expect("a filter"),
         select: None,
+        leave: false,
         start: Start::default(),
     }
 }
@@ -26,6 +27,7 @@ fn selecting(id: u32, table: &str, columns: &[&str]) -> Wanted {
     let select = columns.iter().map(|name| (*name).to_owned()).collect();
     Wanted {
         select: Some(select),
+        leave: false,
         start: Start::default(),
         ..wish(id, table, "")
     }

@@ -9,7 +9,7 @@ use rowcast::admin::Readiness;
 use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
 use rowcast::config::{
-    Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
+    Config, DeleteWithoutIdentity, Leaves, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
 };
 use rowcast::metrics::Metrics;
 use rowcast::pg::throwaway::{Options, Throwaway};
@@ -217,6 +217,7 @@ fn wanted(id: u32, table: &str, events: Events, filtered: &str) -> Wanted {
         table: (table != "*").then(|| table.to_owned()),
         filter: filter::parse(filtered).expect("a filter"),
         select: None,
+        leave: false,
         start: Start::default(),
     }
 }
@@ -261,6 +262,7 @@ pub(crate) fn config(url: &str) -> Config {
         api_keys: BTreeMap::new(),
         require_rls: false,
         delete_without_identity: DeleteWithoutIdentity::Suppress,
+        leave: Leaves::Asked,
         data: None,
         log_retention: Duration::from_secs(3600),
         log_retention_bytes: 1 << 30,

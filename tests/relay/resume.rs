@@ -22,6 +22,7 @@ pub(crate) fn wish(id: u32, table: &str, filtered: &str) -> Wanted {
         table: Some(table.to_owned()),
         filter: filter::parse(filtered).unwrap(),
         select: None,
+        leave: false,
         start: Start::default(),
     }
 }

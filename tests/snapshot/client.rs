@@ -54,6 +54,7 @@ impl Asked {
             table: (self.table != "*").then(|| self.table.clone()),
             filter: filter::parse(&self.filter).expect("a filter"),
             select: self.select.clone(),
+            leave: false,
             start: Start {
                 since: self.since,
                 holder: None,
@@ -71,6 +72,7 @@ impl Asked {
             table: Some("fence".to_owned()),
             filter: Vec::new(),
             select: None,
+            leave: false,
             start: Start::default(),
             ..rows.clone()
         };

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::database::SLOT;
 use crate::app::{self, Fault};
 use crate::config::{
-    Config, DeleteWithoutIdentity, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
+    Config, DeleteWithoutIdentity, Leaves, LogFormat, Origins, Proxies, Secret, SnapshotSettings,
 };
 
 /// How long what is under way may take at the end.
@@ -106,6 +106,7 @@ fn config(settings: Settings) -> Config {
         api_keys: BTreeMap::new(),
         require_rls: true,
         delete_without_identity: DeleteWithoutIdentity::Suppress,
+        leave: Leaves::Asked,
         // The example's database goes with the demo.
         data: None,
         log_retention: Duration::from_secs(3600),

@@ -10,7 +10,7 @@ use crate::policy::access::Access;
 use crate::router::group::{Group, Moment};
 use crate::router::layout::Layout;
 use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, resolve};
-use crate::router::{ChannelId, Event, Resync, SessionId};
+use crate::router::{ChannelId, Event, Leaves, Resync, SessionId};
 use crate::subscription::Wanted;
 
 impl Fanout {
@@ -24,6 +24,7 @@ impl Fanout {
         let rulebook = Rulebook {
             require_rls: self.settings.require_rls,
             unjudged_deletes: self.unjudged_keys(),
+            all_leaves: matches!(self.settings.leave, Leaves::All),
             snapshot: self.snapshot_settings,
         };
         let (catalog, accesses) = (&self.catalog, &mut self.access);

@@ -1,5 +1,7 @@
 //! One change on its way to those who asked for it and may see it.
 
+mod leave;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Fanout;
-use crate::auth::Claims;
+use crate::auth::{Claims, Principal};
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::encode::{OldRecord, Shape};
 use crate::log::{Cursor, Entry, Epoch, Offset};
@@ -20,6 +22,7 @@ use crate::policy::ask::{self, Answer, Question, Reply, image};
 use crate::policy::catalog::{Catalog, Table};
 use crate::router::filter_index::FilterKey;
 use crate::router::group::{Group, Match, Member, SelectionKey, Sight, Subject, Told};
+use crate::router::replay::Replay;
 use crate::router::{
     ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
 };
@@ -60,21 +63,27 @@ impl Fanout {
             row: &row,
             old: old.as_deref(),
         };
+        let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
+        let before = tells_leaves.then(|| leave::before(&subject)).flatten();
         let mut place = Place {
             entry,
             offset,
             change,
             row: &row,
+            before: before.as_deref(),
             written: Vec::new(),
             bodies: HashMap::new(),
             unseen: None,
-            images: HashMap::new(),
+            images: Default::default(),
             filters: HashMap::new(),
+            open: HashMap::new(),
         };
         let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
         for role in roles {
             place.written.clear();
+            self.tell_leaves(&mut place, &role, &subject, &mut undecided)
+                .await;
             let Some(group) = self
                 .tables
                 .get_mut(&oid)
@@ -85,6 +94,7 @@ impl Fanout {
             for found in group.route(&subject) {
                 self.settle(&mut place, &role, found, &mut undecided).await;
             }
+            self.ask_the_open(&mut place, &role).await;
             for (filter, awaited) in std::mem::take(&mut place.filters) {
                 self.ask_filter(&mut place, &role, filter, awaited).await;
             }
@@ -124,10 +134,12 @@ impl Fanout {
             Sight::Hidden => self.metrics.hidden(HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
             Sight::Raised => self.metrics.hidden(HiddenReason::PolicyError, clients),
-            Sight::Asked | Sight::Undecided => match self.question(place, role, &found) {
-                Some(question) => self.ask(place, role, found, question).await,
-                None => self.unjudged(place, role, &found, delete, undecided),
-            },
+            Sight::Asked | Sight::Undecided => {
+                match self.question(place, role, (&found.principal, Version::New)) {
+                    Some(question) => self.ask(place, role, found, question).await,
+                    None => self.unjudged(place, role, &found, delete, undecided),
+                }
+            }
         }
     }
 
@@ -223,7 +235,12 @@ impl Fanout {
         }));
     }
 
-    fn question(&self, place: &mut Place<'_>, role: &Arc<str>, found: &Match) -> Option<Question> {
+    fn question(
+        &self,
+        place: &mut Place<'_>,
+        role: &Arc<str>,
+        (principal, version): (&Principal, Version),
+    ) -> Option<Question> {
         let relation = &place.change.relation;
         let watched = self.tables.get(&relation.oid)?;
         let group = watched.groups.get(role)?;
@@ -233,10 +250,9 @@ impl Fanout {
         else {
             return None;
         };
+        let row = place.row_of(version)?;
         let carried = |position: usize| {
-            place
-                .row
-                .get(position)
+            row.get(position)
                 .is_some_and(|value| value != Value::Unchanged)
         };
         // A column that is not in the stream (a column list leaves it out) is not carried either.
@@ -248,13 +264,13 @@ impl Fanout {
         if !decidable {
             return None;
         }
-        let image = place.image_of(&group.access.reads);
+        let image = place.image_of(version, &group.access.reads)?;
         Some(Question {
             subject: ask::Subject::Policies,
             xid: place.entry.batch.xid,
             query: Arc::clone(query),
             role: Arc::clone(role),
-            claims: found.principal.claims.clone(),
+            claims: principal.claims.clone(),
             image,
             deadline: Instant::now() + self.settings.ask_timeout,
             answer: Reply::new(|_| {}),
@@ -269,7 +285,7 @@ impl Fanout {
         found: Match,
         mut question: Question,
     ) {
-        let awaited = if found.unclear {
+        let mut awaited = if found.unclear {
             vec![self.doubt(place, role, &found.told)]
         } else {
             let mut awaited = Vec::new();
@@ -277,8 +293,15 @@ impl Fanout {
             self.hand_out(place, role, &found.told, old, Some(&mut awaited));
             awaited
         };
+        awaited.extend(place.take_open(found.kin));
+        question.answer = self.answer_about_policies(awaited, true);
+        self.asker.ask(question).await;
+    }
+
+    /// What acts on an answer about a row; `counts` where a no keeps a change from somebody.
+    fn answer_about_policies(&self, awaited: Vec<Awaited>, counts: bool) -> Reply {
         let metrics = Arc::clone(&self.metrics);
-        question.answer = Reply::new(move |answer| {
+        Reply::new(move |answer| {
             let (voice, no) = match answer {
                 Answer::Visible => (Voice::Yes, None),
                 Answer::Hidden => (Voice::No, Some(HiddenReason::Policy)),
@@ -287,9 +310,8 @@ impl Fanout {
                 Answer::TimedOut => (Voice::TimedOut, None),
                 Answer::Failed => (Voice::Failed, None),
             };
-            conclude(awaited, voice, no, &metrics);
-        });
-        self.asker.ask(question).await;
+            conclude(awaited, voice, no.filter(|_| counts), &metrics);
+        })
     }
 
     /// Those of whom it cannot be told whether they ask for the row: they are to read again if they
@@ -311,7 +333,7 @@ impl Fanout {
         &mut self,
         place: &mut Place<'_>,
         role: &Arc<str>,
-        filter: FilterKey,
+        (filter, version): (FilterKey, Version),
         awaited: Vec<Awaited>,
     ) {
         let watched = self.tables.get(&place.change.relation.oid);
@@ -332,13 +354,16 @@ impl Fanout {
         let Some(asked) = filter.and_then(|filter| filter.question()) else {
             return;
         };
+        let Some(image) = place.image_of(version, &asked.needs) else {
+            return;
+        };
         let question = Question {
             subject: ask::Subject::Filter,
             xid: place.entry.batch.xid,
             query: Arc::clone(&asked.query),
             role: Arc::clone(&asked.role),
             claims: Claims::verified("{}".to_owned()),
-            image: place.image_of(&asked.needs),
+            image,
             deadline: Instant::now() + self.settings.ask_timeout,
             answer,
         };
@@ -386,36 +411,41 @@ impl Fanout {
                 committed_at: place.entry.batch.committed_at,
                 data,
             };
-            if let Some(replay) = &mut self.replay
-                && member.outbox.is_half_full()
-            {
-                replay
-                    .filled
-                    .push((member.outbox.session(), member.channel));
-            }
             let voices = u8::from(judged.is_some()) + u8::from(told.asked.is_some());
-            if voices == 0 {
-                match &self.replay {
-                    Some(replay) => replay.unannounced.hand(&member.outbox, event),
-                    None => member.outbox.push(event),
-                }
-                continue;
-            }
-            let one = awaited
-                .entry(told.asked)
-                .or_insert_with(|| Awaited::new(voices));
-            member.outbox.hold(event, Arc::clone(&one.verdict));
-            one.waiting
-                .push((Arc::clone(&member.outbox), member.channel));
+            let one = (voices > 0).then(|| {
+                awaited
+                    .entry(told.asked)
+                    .or_insert_with(|| Awaited::new(voices))
+            });
+            put(self.replay.as_mut(), member, event, one);
         }
         for (asked, one) in awaited {
             if let Some(filter) = asked {
-                place.filters.entry(filter).or_default().push(one.clone());
+                place.wait_for((filter, Version::New), &one);
             }
             if let Some(judged) = &mut judged {
                 judged.push(one);
             }
         }
+    }
+}
+
+/// Puts an event into a member's outbox, or with `held` only its place, for whoever decides.
+fn put(replay: Option<&mut Replay>, member: &Member, event: Event, held: Option<&mut Awaited>) {
+    let outbox = &member.outbox;
+    let replay = replay.map(|replay| {
+        if outbox.is_half_full() {
+            replay.filled.push((outbox.session(), member.channel));
+        }
+        &replay.unannounced
+    });
+    match (held, replay) {
+        (Some(one), _) => {
+            outbox.hold(event, Arc::clone(&one.verdict));
+            one.waiting.push((Arc::clone(outbox), member.channel));
+        }
+        (None, Some(unannounced)) => unannounced.hand(outbox, event),
+        (None, None) => outbox.push(event),
     }
 }
 
@@ -436,6 +466,8 @@ struct Place<'a> {
     offset: Offset,
     change: &'a Change,
     row: &'a Row,
+    /// The row before an update, as far as it is known, where somebody is told of leaves.
+    before: Option<&'a Row>,
     /// The change as bytes for the role in hand: for those without a selection, and for each
     /// selection, with what goes out of the row before.
     written: Vec<[Option<Bytes>; OldRecord::KINDS]>,
@@ -443,10 +475,19 @@ struct Place<'a> {
     bodies: HashMap<(ColumnSet, OldRecord), Bytes>,
     /// What goes out of the row before to those who could not see it.
     unseen: Option<OldRecord>,
-    /// What of the row questions carry, by the columns that they need.
-    images: HashMap<Vec<String>, Arc<str>>,
+    /// What of the rows questions carry, by the columns that they need.
+    images: [HashMap<Vec<String>, Arc<str>>; 2],
     /// The filters of the role in hand that have to be asked about, and who waits for that.
-    filters: HashMap<FilterKey, Vec<Awaited>>,
+    filters: HashMap<(FilterKey, Version), Vec<Awaited>>,
+    /// Of whom, by kin, the leaves wait for what the policies say of the new row.
+    open: HashMap<usize, (Arc<Principal>, Vec<Awaited>)>,
+}
+
+/// Which row of a change: the one that decides about it, or the one before an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Version {
+    New,
+    Old,
 }
 
 impl Writing<'_> {
@@ -506,19 +547,33 @@ impl Place<'_> {
         place.clone()
     }
 
+    const fn row_of(&self, version: Version) -> Option<&Row> {
+        match version {
+            Version::New => Some(self.row),
+            Version::Old => self.before,
+        }
+    }
+
+    /// Notes who waits for what a filter says.
+    fn wait_for(&mut self, asked: (FilterKey, Version), one: &Awaited) {
+        self.filters.entry(asked).or_default().push(one.clone());
+    }
+
     /// The row with these columns only, made once for all who need the same.
-    fn image_of(&mut self, columns: &[String]) -> Arc<str> {
-        if let Some(known) = self.images.get(columns) {
-            return Arc::clone(known);
+    fn image_of(&mut self, version: Version, columns: &[String]) -> Option<Arc<str>> {
+        let known = |images: &HashMap<_, _>| images.get(columns).map(Arc::clone);
+        if let Some(known) = self.images.get(version as usize).and_then(known) {
+            return Some(known);
         }
         let relation = &self.change.relation;
         let wanted = |position: usize| {
             let column = relation.columns.get(position);
             column.is_some_and(|column| columns.iter().any(|name| **name == *column.name))
         };
-        let image: Arc<str> = image::of(relation, self.row, wanted).into();
-        self.images.insert(columns.to_vec(), Arc::clone(&image));
-        image
+        let image: Arc<str> = image::of(relation, self.row_of(version)?, wanted).into();
+        let images = self.images.get_mut(version as usize)?;
+        images.insert(columns.to_vec(), Arc::clone(&image));
+        Some(image)
     }
 }
 
@@ -527,6 +582,9 @@ impl Place<'_> {
 struct Awaited {
     verdict: Arc<Verdict>,
     waiting: Vec<(Arc<Outbox>, ChannelId)>,
+    /// Those whom the row has left unless it is shown here. Where there are any nothing is held for
+    /// this itself.
+    unless: Vec<Self>,
 }
 
 impl Awaited {
@@ -534,6 +592,7 @@ impl Awaited {
         Self {
             verdict: Arc::new(Verdict::of(voices)),
             waiting: Vec::new(),
+            unless: Vec::new(),
         }
     }
 
@@ -548,13 +607,16 @@ impl Awaited {
 /// once all have spoken, may or may not have been meant to get it are to read again.
 fn conclude(awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>, metrics: &Metrics) {
     for one in awaited {
-        let (hidden, in_doubt) = match one.verdict.say(voice) {
+        let ruling = one.verdict.say(voice);
+        let (hidden, in_doubt) = match ruling {
             Ruling::Open | Ruling::Shown => (None, false),
             Ruling::Hidden => (no, false),
             Ruling::InDoubt { timed_out: true } => (Some(HiddenReason::AskTimeout), true),
             Ruling::InDoubt { timed_out: false } => (Some(HiddenReason::AskFailed), true),
         };
-        if let Some(reason) = hidden {
+        if let Some(reason) = hidden
+            && one.unless.is_empty()
+        {
             metrics.hidden(reason, one.waiting.len() as u64);
         }
         for (outbox, channel) in one.waiting.iter().filter(|_| in_doubt) {
@@ -566,6 +628,14 @@ fn conclude(awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>, metri
             });
         }
         one.wake();
+        match ruling {
+            Ruling::Open => {}
+            Ruling::Hidden => conclude(one.unless, Voice::Yes, None, metrics),
+            // Where it is in doubt they are to read again.
+            Ruling::Shown | Ruling::InDoubt { .. } => {
+                conclude(one.unless, Voice::No, None, metrics);
+            }
+        }
     }
 }
 

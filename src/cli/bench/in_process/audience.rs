@@ -181,6 +181,7 @@ async fn join(
                 table: Some("rows".to_owned()),
                 filter,
                 select: None,
+                leave: false,
                 start: Start::default(),
             }],
         })
