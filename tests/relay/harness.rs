@@ -171,7 +171,7 @@ impl Relay {
         self.watch_wanted(role, claims, wanted).await
     }
 
-    async fn watch_wanted(
+    pub(crate) async fn watch_wanted(
         &self,
         role: &str,
         claims: &Value,
@@ -196,9 +196,15 @@ impl Relay {
     /// Writes to the fence and returns what its row says; everything committed before is behind it
     /// in every outbox.
     pub(crate) async fn fence(&mut self) -> u64 {
-        self.fences += 1;
-        self.run(&format!("insert into fence values ({})", self.fences))
+        let fence = self.next_fence();
+        self.run(&format!("insert into fence values ({fence})"))
             .await;
+        fence
+    }
+
+    /// What the next fence's row says, for whoever writes it.
+    pub(crate) const fn next_fence(&mut self) -> u64 {
+        self.fences += 1;
         self.fences
     }
 

@@ -31,6 +31,8 @@ mod partitions;
 
 mod random_alters;
 
+mod old_rows;
+
 mod rows;
 
 mod redteam;
