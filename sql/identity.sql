@@ -1,7 +1,7 @@
 -- What a DELETE, and the row before an UPDATE, carries into the log. By default that is the primary
 -- key; who may hear of it is decided by the columns that policies read, and who asked for it by the
 -- columns that filters name. Where the replica identity does not carry those, nobody hears of the
--- DELETE.
+-- DELETE, nor, with `rowcast: {leave: true}`, of an UPDATE that takes a row out of somebody's view.
 --
 -- The cheapest remedy is a unique index over key and deciding columns as the identity: a few more
 -- bytes for each UPDATE that changes one of them and for each DELETE. It takes columns that are NOT

@@ -11,6 +11,8 @@
 
 mod harness;
 
+mod leaves;
+
 mod visibility;
 
 mod asked;
