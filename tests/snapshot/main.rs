@@ -23,4 +23,6 @@ mod place;
 
 mod random;
 
+mod timeline;
+
 mod waiting;
