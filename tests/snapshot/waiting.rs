@@ -23,7 +23,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    async fn start(schema: &str) -> Self {
+    pub(crate) async fn start(schema: &str) -> Self {
         Self::with(schema, |_| {}).await
     }
 
