@@ -152,14 +152,19 @@ impl World {
         let mut next = begun;
         while !self.clients.iter().all(|client| client.has_passed(first)) {
             if begun.elapsed() > HEALED {
-                let stuck: Vec<String> = self
-                    .clients
-                    .iter()
-                    .filter(|client| !client.has_passed(first))
-                    .map(|client| client.state())
-                    .collect();
+                let stuck = self.clients.iter().filter(|one| !one.has_passed(first));
+                let stuck: Vec<&Arc<Client>> = stuck.collect();
+                stuck.iter().for_each(|client| write_trace(client));
+                let stuck: Vec<String> = stuck.iter().map(|client| client.state()).collect();
+                let (ready, metrics) = (
+                    self.relay.ask("/readyz").await.1,
+                    self.relay.ask("/metrics").await.1,
+                );
                 let (stuck, log) = (stuck.join("\n"), self.relay.log());
-                return Err(format!("{what}: not in time:\n{stuck}\n{}", tail(&log)));
+                let log = tail(&log);
+                return Err(format!(
+                    "{what}: not in time:\n{stuck}\n{log}\n{ready}\n{metrics}"
+                ));
             }
             // Whoever joined behind the last one hears the next.
             if Instant::now() >= next {
@@ -185,15 +190,10 @@ impl World {
                 let kept = branches.then_some(history.as_str());
                 client.model.lock().unwrap().compare(table, rows, kept);
             }
-            let mut model = client.model.lock().unwrap();
-            if let (Ok(folder), false) = (
-                std::env::var("ROWCAST_CHAOS_TRACES"),
-                model.wrong.is_empty(),
-            ) {
-                let name = client.name.replace([' ', '/', '"'], "-");
-                std::fs::write(format!("{folder}/{name}"), model.trace()).unwrap();
+            if !client.model.lock().unwrap().wrong.is_empty() {
+                write_trace(client);
             }
-            wrong.append(&mut model.wrong);
+            wrong.append(&mut client.model.lock().unwrap().wrong);
         }
         if wrong.is_empty() {
             self.traffic.go_on();
@@ -230,6 +230,15 @@ impl World {
         counts.fold((0, 0), |(changes, again), counts| {
             (changes + counts.changes, again + counts.again)
         })
+    }
+}
+
+/// Writes down what a client said and heard, for whoever looks for the cause of a miss.
+fn write_trace(client: &Client) {
+    if let Ok(folder) = std::env::var("ROWCAST_CHAOS_TRACES") {
+        let name = client.name.replace([' ', '/', '"'], "-");
+        let trace = client.model.lock().unwrap().trace();
+        std::fs::write(format!("{folder}/{name}"), trace).unwrap();
     }
 }
 
