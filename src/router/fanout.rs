@@ -449,13 +449,12 @@ impl Fanout {
     /// by now that has lost the entry, there is nothing to wait for.
     async fn read_after(&self, entry: &Entry, relation: &Arc<Relation>) -> Result<(), Ended> {
         let mut read = pin!(self.watch.after(entry.batch.xid, relation));
-        loop {
-            match tokio::time::timeout(LOOK_FOR_LOSS, &mut read).await {
-                Ok(read) => return read,
-                Err(_elapsed) if self.log.epoch() != self.epoch => return Err(Ended),
-                Err(_elapsed) => {}
+        while self.log.epoch() == self.epoch {
+            if let Ok(read) = tokio::time::timeout(LOOK_FOR_LOSS, &mut read).await {
+                return read;
             }
         }
+        Err(Ended)
     }
 
     /// Whether a table that nobody watches is seen for the first time in this version.
