@@ -126,6 +126,18 @@ mutants! {
 }
 
 mutants! {
+    /// Faults of what is told of rows that leave a view.
+    LeaveMutant {
+        HiddenRowLeaves,
+        UnaskedRowLeaves,
+        SeenRowLeaves,
+        ShownRowLeaves,
+        LeaveShowsTheRow,
+        NotCarriedIsJudged,
+    }
+}
+
+mutants! {
     /// Faults of the encoder of values.
     EncoderMutant {
         EscapeIsForgotten,

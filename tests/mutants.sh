@@ -1,7 +1,7 @@
 #!/bin/sh
-# Switches every deliberate fault of the policy evaluator, the encoder and filters on in turn and fails
+# Switches every deliberate fault of the policy evaluator, the encoder, filters and leaves on in turn and fails
 # unless the differential test of each notices. ROWCAST_MUTANT names one, ROWCAST_CASES and
 # ROWCAST_FILTERS set the sizes.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr --test values --test filters -- --nocapture every_mutant
+exec cargo test --features mutants --test expr --test values --test filters --test relay -- --nocapture every_mutant

@@ -16,6 +16,7 @@ use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::encode::{OldRecord, Shape};
 use crate::log::{Cursor, Entry, Epoch, Offset};
 use crate::metrics::{HiddenReason, Metrics};
+use crate::mutant::LeaveMutant;
 use crate::pg::Lsn;
 use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply, image};
@@ -631,6 +632,9 @@ fn conclude(awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>, metri
         match ruling {
             Ruling::Open => {}
             Ruling::Hidden => conclude(one.unless, Voice::Yes, None, metrics),
+            Ruling::Shown if LeaveMutant::ShownRowLeaves.active() => {
+                conclude(one.unless, Voice::Yes, None, metrics);
+            }
             // Where it is in doubt they are to read again.
             Ruling::Shown | Ruling::InDoubt { .. } => {
                 conclude(one.unless, Voice::No, None, metrics);

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::{Candidates, Group, MemberKey, SelectionKey, Sight, Subject, wants};
 use crate::auth::Principal;
 use crate::change::{Row, Value};
+use crate::mutant::LeaveMutant;
 use crate::router::filter_index::{FilterKey, Outcomes};
 use crate::subscription::matcher::{Filter, Outcome};
 
@@ -53,9 +54,9 @@ pub(in crate::router) enum Asks {
 }
 
 impl Asks {
-    const fn of(outcome: Outcome, filter: FilterKey) -> Option<Self> {
+    fn of(outcome: Outcome, filter: FilterKey) -> Option<Self> {
         match outcome {
-            Outcome::No => None,
+            Outcome::No => LeaveMutant::UnaskedRowLeaves.active().then_some(Self::Yes),
             Outcome::Yes => Some(Self::Yes),
             Outcome::Asked => Some(Self::Asked(filter)),
             Outcome::Unclear => Some(Self::Unclear),
@@ -122,10 +123,11 @@ impl Group {
 
     /// Whether of the row before an update all is carried that the policies read.
     pub(in crate::router) fn can_judge(&self, subject: &Subject<'_>, old: &Row) -> bool {
+        let judged = LeaveMutant::NotCarriedIsJudged.active();
         self.access.reads.iter().all(|name| {
             let position = subject.relation.position(name);
             let value = position.and_then(|position| old.get(position));
-            value.is_some_and(|value| value != Value::Unchanged)
+            judged || value.is_some_and(|value| value != Value::Unchanged)
         })
     }
 
@@ -170,13 +172,17 @@ impl Group {
                     };
                     (leaving, self.sight(kin, is.as_deref()))
                 });
-                if matches!(leaving.before, Sight::Hidden | Sight::Raised) {
+                let hidden = matches!(leaving.before, Sight::Hidden | Sight::Raised);
+                if hidden && !LeaveMutant::HiddenRowLeaves.active() {
                     continue;
                 }
                 let outcome = self.by_filter.outcome(filter, subject.row(), &mut after);
                 let open = match (*sees, Asks::of(outcome, filter)) {
                     (Sight::Hidden | Sight::Raised, _) | (_, None) => None,
                     // It still sees it.
+                    (Sight::Visible, Some(Asks::Yes)) if LeaveMutant::SeenRowLeaves.active() => {
+                        None
+                    }
                     (Sight::Visible, Some(Asks::Yes)) => continue,
                     (sees, Some(filter)) => Some(Open {
                         policies: sees != Sight::Visible,

@@ -93,7 +93,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn random(random: &mut StdRng) -> Self {
-        let identity = |random: &mut StdRng| match random.random_range(0..5) {
+        let identity = |random: &mut StdRng| match random.random_range(0..7) {
             0 => Identity::Default,
             1 => Identity::Index(&["owner"]),
             2 => Identity::Index(&["owner", "open"]),

@@ -12,6 +12,7 @@ use super::{Awaited, Fanout, Place, Version, Voice, Writing, conclude, put};
 use crate::change::{Kind, Row, Value};
 use crate::encode::OldRecord;
 use crate::metrics::HiddenReason;
+use crate::mutant::LeaveMutant;
 use crate::router::group::leave::{Asks, Leaving, Left, Open};
 use crate::router::group::{Member, Sight, Subject};
 use crate::router::{ChannelId, Event, Resync, SessionId};
@@ -81,7 +82,8 @@ impl Fanout {
                 .hidden(HiddenReason::LeaveWithoutIdentity, clients as u64);
             return;
         }
-        let old = if watched.table.key.is_empty() {
+        let whole = watched.table.key.is_empty() || LeaveMutant::LeaveShowsTheRow.active();
+        let old = if whole {
             OldRecord::LeftWhole
         } else {
             OldRecord::Left
