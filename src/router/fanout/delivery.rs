@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Fanout;
 use crate::auth::Claims;
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
-use crate::encode::{OldRecord, Shape};
+use crate::encode::{Body, OldRecord, Shape};
 use crate::log::{Cursor, Entry, Epoch, Offset};
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::Lsn;
@@ -397,7 +396,7 @@ impl Fanout {
             if voices == 0 {
                 match &self.replay {
                     Some(replay) => replay.unannounced.hand(&member.outbox, event),
-                    None => member.outbox.push(event),
+                    None => self.due.hand(&member.outbox, event),
                 }
                 continue;
             }
@@ -438,9 +437,9 @@ struct Place<'a> {
     row: &'a Row,
     /// The change as bytes for the role in hand: for those without a selection, and for each
     /// selection, with what goes out of the row before.
-    written: Vec<[Option<Bytes>; OldRecord::KINDS]>,
+    written: Vec<[Option<Body>; OldRecord::KINDS]>,
     /// The same by what is in it, for all roles.
-    bodies: HashMap<(ColumnSet, OldRecord), Bytes>,
+    bodies: HashMap<(ColumnSet, OldRecord), Body>,
     /// What goes out of the row before to those who could not see it.
     unseen: Option<OldRecord>,
     /// What of the row questions carry, by the columns that they need.
@@ -468,7 +467,7 @@ impl Place<'_> {
         writing: &mut Writing<'_>,
         selection: Option<SelectionKey>,
         old: OldRecord,
-    ) -> Option<Bytes> {
+    ) -> Option<Body> {
         let at = selection.map_or(0, |key| key.0 + 1);
         if at >= self.written.len() {
             self.written.resize_with(at + 1, Default::default);
@@ -496,7 +495,7 @@ impl Place<'_> {
                     let when = (cursor, self.entry.batch.committed_at);
                     let max_bytes = writing.max_bytes;
                     let shape = writing.shape(relation, &key.0);
-                    let data = shape.encode(self.change, when, old, max_bytes)?;
+                    let data: Body = shape.encode(self.change, when, old, max_bytes)?.into();
                     self.bodies.insert(key, data.clone());
                     data
                 }
