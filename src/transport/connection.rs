@@ -51,6 +51,8 @@ pub(super) struct Connection {
     pinged: Instant,
     /// When to take leave, once the server stops.
     leaving: Option<Instant>,
+    /// Set once a frame came that cannot be read: the library must not be asked for another.
+    unreadable: bool,
 }
 
 impl Connection {
@@ -76,6 +78,7 @@ impl Connection {
             heard: now,
             pinged: now,
             leaving: None,
+            unreadable: false,
         }
     }
 
@@ -218,7 +221,10 @@ impl Connection {
         &mut self,
         message: Result<Message, tungstenite::Error>,
     ) -> Result<(), Close> {
-        let message = message.map_err(|error| reason_of(&error))?;
+        let message = message.map_err(|error| {
+            self.unreadable = true;
+            reason_of(&error)
+        })?;
         self.heard = Instant::now();
         let request = match message {
             Message::Text(text) => self.serializer.text(&text),
@@ -362,7 +368,10 @@ impl Connection {
                 self.say(|reading, ends| reading.close(ends, Some(frame)))?;
             }
             line.flush().await.map_err(|_| Close::Lost)?;
-            while receive(&line, &mut self.reading).await.is_ok() {}
+            while !self.unreadable {
+                let read = receive(&line, &mut self.reading).await;
+                self.unreadable = read.is_err();
+            }
             // What the library answered the client's own close.
             line.flush().await.map_err(|_| Close::Lost)
         })
