@@ -3,14 +3,14 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::log::Holder;
 
-/// Frames that a change keeps. Where more different ones are asked for, the others are written for
+/// Frames that a change keeps beside the first. Where more different ones are asked for, the others are written for
 /// whoever asks: to look for one among many would cost as much.
 const MAX_FRAMES: usize = 8;
 
@@ -20,7 +20,9 @@ pub struct Body(Arc<Shared>);
 
 struct Shared {
     data: Bytes,
-    frames: Mutex<SmallVec<[Framed; 1]>>,
+    /// Looked at without a lock: mostly there is no other.
+    first: OnceLock<Framed>,
+    others: Mutex<Vec<Framed>>,
 }
 
 struct Framed {
@@ -51,20 +53,31 @@ impl Body {
         envelope: &Envelope<'_>,
         write: impl FnOnce(&Self) -> Option<Bytes>,
     ) -> Option<Bytes> {
-        let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = frames.iter().find(|framed| framed.is(envelope)) {
+        let shared = &*self.0;
+        if let Some(first) = shared.first.get()
+            && first.is(envelope)
+        {
+            return Some(first.frame.clone());
+        }
+        let mut others = shared.others.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have been the first meanwhile.
+        let mut known = shared.first.get().into_iter().chain(&*others);
+        if let Some(known) = known.find(|framed| framed.is(envelope)) {
             return Some(known.frame.clone());
         }
         let frame = write(self)?;
         // Where nobody else holds the change nobody will ask again.
-        if frames.len() < MAX_FRAMES && Arc::strong_count(&self.0) > 1 {
-            frames.push(Framed {
+        if others.len() < MAX_FRAMES && Arc::strong_count(&self.0) > 1 {
+            let framed = Framed {
                 form: envelope.form,
                 topic: Arc::clone(envelope.topic),
                 bindings: envelope.bindings.clone(),
                 holder: envelope.holder,
                 frame: frame.clone(),
-            });
+            };
+            if let Err(framed) = shared.first.set(framed) {
+                others.push(framed);
+            }
         }
         Some(frame)
     }
@@ -91,7 +104,8 @@ impl From<Bytes> for Body {
     fn from(data: Bytes) -> Self {
         Self(Arc::new(Shared {
             data,
-            frames: Mutex::default(),
+            first: OnceLock::new(),
+            others: Mutex::default(),
         }))
     }
 }

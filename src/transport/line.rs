@@ -2,7 +2,7 @@
 //! whoever hands out changes, which writes at once where nothing stands in the way.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -41,8 +41,11 @@ pub(super) struct Half {
     pub(super) session: Session,
     /// Frames that the kernel has not taken; of the first a part may be gone.
     waiting: VecDeque<Bytes>,
-    /// When the changes among what waits committed, in microseconds since 1970-01-01 00:00 UTC.
-    committed: VecDeque<i64>,
+    /// Changes among what waits.
+    changes: u32,
+    /// When they committed, in microseconds since 1970-01-01 00:00 UTC: once for those of one
+    /// transaction.
+    committed: SmallVec<[i64; 2]>,
     /// Set once the client is taken leave of: nothing more is handed out.
     closed: bool,
 }
@@ -70,7 +73,8 @@ impl Line {
             half: Mutex::new(Half {
                 session,
                 waiting: VecDeque::new(),
-                committed: VecDeque::new(),
+                changes: 0,
+                committed: SmallVec::new(),
                 closed: false,
             }),
             outbox,
@@ -167,7 +171,10 @@ impl Line {
                 write_change(self.serializer, topic, &bindings, (data, holder), bytes);
             })
         });
-        half.committed.push_back(committed_at);
+        half.changes += 1;
+        if half.committed.last() != Some(&committed_at) {
+            half.committed.push(committed_at);
+        }
         half.wait(frame);
     }
 
@@ -216,12 +223,9 @@ impl Line {
                 .commit_to_socket
                 .observe(Duration::from_micros(took).as_secs_f64());
         }
-        let count = u64::try_from(half.committed.len()).unwrap_or(u64::MAX);
-        metrics.changes_delivered.inc_by(count);
-        half.committed.clear();
-        if half.committed.capacity() > ROOM {
-            half.committed = VecDeque::new();
-        }
+        metrics.changes_delivered.inc_by(half.changes.into());
+        half.changes = 0;
+        half.committed = SmallVec::new();
     }
 
     /// Hands out changes, and only those: anything else is for the task.
@@ -291,45 +295,5 @@ impl Half {
             bytes -= first.len();
             self.waiting.pop_front();
         }
-    }
-}
-
-/// The socket for the WebSocket library: it reads from the kernel, and what it says by itself is
-/// kept to be written between our frames.
-pub(super) struct Ends<'a> {
-    stream: &'a ClientStream,
-    said: Vec<u8>,
-}
-
-impl<'a> Ends<'a> {
-    pub(super) const fn of(line: &'a Line) -> Self {
-        Self {
-            stream: &line.stream,
-            said: Vec::new(),
-        }
-    }
-
-    /// Puts what the library said behind the frames that wait.
-    pub(super) fn wait(self, line: &Line) {
-        if !self.said.is_empty() {
-            line.lock().wait(Some(self.said.into()));
-        }
-    }
-}
-
-impl Read for Ends<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.try_read(buffer)
-    }
-}
-
-impl Write for Ends<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.said.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

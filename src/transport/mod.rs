@@ -4,6 +4,7 @@ mod address;
 mod connection;
 mod line;
 mod origin;
+mod reading;
 mod serve;
 mod stream;
 mod upgrade;

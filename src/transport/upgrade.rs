@@ -13,19 +13,16 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 
 use super::Front;
 use super::address::{Peer, neighbourhood};
 use super::connection::Connection;
+use super::reading::Reading;
 use super::stream::ClientStream;
 use crate::auth::Principal;
 use crate::metrics::Refused;
 use crate::session::{Full, Place, Session};
 use crate::supabase::Serializer;
-
-/// Idle sockets are many and their messages small. The library's own take 128 KiB a socket.
-const READ_BUFFER: usize = 1024;
 
 pub(super) async fn websocket(
     State(front): State<Front>,
@@ -112,22 +109,11 @@ pub(super) async fn websocket(
 }
 
 /// The stream once HTTP has let it go, and what reads its frames; `None` where the client has gone.
-async fn taken_over(
-    upgrade: OnUpgrade,
-    front: &Front,
-) -> Option<(ClientStream, Box<WebSocketContext>)> {
+async fn taken_over(upgrade: OnUpgrade, front: &Front) -> Option<(ClientStream, Reading)> {
     let parts = upgrade.await.ok()?.downcast::<TokioIo<ClientStream>>();
     let parts = parts.ok()?;
-    let most = Some(front.0.settings.max_frame_bytes);
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_frame_size(most)
-        .max_message_size(most);
-    // Copied: what HTTP read it into is much larger.
-    let early = parts.read_buf.to_vec();
-    let reading = WebSocketContext::from_partially_read(early, Role::Server, Some(config));
-    Some((parts.io.into_inner(), Box::new(reading)))
+    let reading = Reading::new(front.0.settings.max_frame_bytes, &parts.read_buf);
+    Some((parts.io.into_inner(), reading))
 }
 
 /// A session, with the places that it takes for as long as it lives.

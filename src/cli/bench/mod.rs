@@ -520,6 +520,7 @@ async fn attempt(
     let plan = plan(arguments, System::Rowcast, count);
     Ok(match trial {
         Trial::Idle(_) => {
+            let plan = Plan { writers: 1, ..plan };
             Finding::Idle(trial::idle::run(&mut stage, plan, arguments.in_process).await?)
         }
         Trial::Backlog(rows) => {
