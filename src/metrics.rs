@@ -105,7 +105,8 @@ pub struct Metrics {
     hidden: Family<ReasonLabel, Counter>,
     closes: Family<ReasonLabel, Counter>,
     refusals: Family<ReasonLabel, Counter>,
-    /// Seconds from a change's commit to its frame being written to the socket.
+    /// Seconds from a change's commit to its frame being written to the socket; changes of one
+    /// transaction that are written together count once.
     pub commit_to_socket: Histogram,
     /// WAL that the slot retains behind the server's position, in bytes.
     pub slot_lag_bytes: Gauge,
@@ -198,7 +199,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "commit_to_socket",
-            "From a change's commit to its frame being written to the socket",
+            "From a change's commit to its frame being written to the socket; what is written together of a transaction counts once",
             Unit::Seconds,
             commit_to_socket.clone(),
         );

@@ -1,6 +1,8 @@
 //! A change as bytes: the JSON object that Supabase's wire calls `data`, written once for everybody
 //! who may see the same columns of it.
 
+mod body;
+
 mod value;
 
 use std::io::Write as _;
@@ -13,6 +15,8 @@ use crate::log::Cursor;
 use crate::mutant::EncoderMutant;
 use crate::policy::catalog::{Catalog, Table};
 use value::Codec;
+
+pub use body::{Body, Envelope};
 
 /// How much of the row before an update or delete goes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

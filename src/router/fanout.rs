@@ -18,6 +18,7 @@ use self::complete::Ahead;
 use self::truncate::LostLeaves;
 use super::allowance::{Allowance, Held};
 use super::changed::Changed;
+use super::due::Due;
 use super::group::{Group, MemberKey, Moment, are_kin};
 use super::history::AccessHistory;
 use super::holder;
@@ -121,6 +122,8 @@ pub(super) struct Fanout {
     pub(super) sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
     /// Set where what was missed is handed out.
     pub(super) replay: Option<Replay>,
+    /// Who was handed live changes and has not been told yet.
+    pub(super) due: Due,
     /// What may be asked for the filters of each.
     allowance: Allowance,
     /// The partitioned tables that have lost rows, until it is known whether the stream tells that.
@@ -248,6 +251,7 @@ impl Fanout {
             allowance: Allowance::new(settings.max_asked_filters),
             lost_leaves: HashMap::new(),
             replay: None,
+            due: Due::default(),
         }
     }
 

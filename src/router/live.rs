@@ -227,7 +227,11 @@ impl Live {
                     self.next = entry.end();
                     self.publish();
                     self.release();
+                    if self.fanout.due.is_pressing() {
+                        self.fanout.due.deliver();
+                    }
                 }
+                self.fanout.due.deliver();
                 let mark = self.fanout.watch.last_mark();
                 self.look_for_seen(&mark);
             }

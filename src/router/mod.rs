@@ -23,6 +23,8 @@ mod changed;
 
 mod position;
 
+mod due;
+
 mod unseen;
 
 mod replay;
@@ -31,15 +33,15 @@ mod live;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
-pub use outbox::{Outbox, Overflow, Ruling, Verdict, Voice};
+pub use outbox::{Carrier, Outbox, Overflow, Ruling, Verdict, Voice};
 
 use crate::auth::Principal;
+use crate::encode::Body;
 use crate::log::{Cursor, Holder, Offset};
 use crate::pg::Lsn;
 use crate::snapshot::{Failure, Page};
@@ -89,7 +91,7 @@ pub enum Event {
         committed_at: i64,
         /// The change as the JSON object that Supabase's wire calls `data`; shared by everybody
         /// who receives the same.
-        data: Bytes,
+        data: Body,
     },
     /// Rows that a binding wants before its changes, which follow behind its last page.
     Snapshot {

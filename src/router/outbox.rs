@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
@@ -124,6 +124,12 @@ struct Inner {
     filled: bool,
 }
 
+/// Takes what is in an outbox and brings it to the client, without waiting for anything.
+pub trait Carrier: Send + Sync {
+    /// Brings what can go out now; says whether the session's own task has nothing to look after.
+    fn carry(&self) -> bool;
+}
+
 /// One session's queue. The router pushes and never waits; the session takes. An event whose
 /// visibility is still being asked of PostgreSQL holds back what is behind it, so a client always
 /// sees commit order; nobody else waits.
@@ -134,6 +140,7 @@ pub struct Outbox {
     inner: Mutex<Inner>,
     readable: Notify,
     drained: Notify,
+    carrier: OnceLock<Weak<dyn Carrier>>,
 }
 
 impl Outbox {
@@ -153,7 +160,23 @@ impl Outbox {
             }),
             readable: Notify::new(),
             drained: Notify::new(),
+            carrier: OnceLock::new(),
         })
+    }
+
+    /// Names who carries for [`Outbox::deliver`]; the first one stays.
+    pub fn carried_by(&self, carrier: Weak<dyn Carrier>) {
+        // A socket has one outbox, and names itself once.
+        let _first = self.carrier.set(carrier);
+    }
+
+    /// Has what waits brought to the client by whoever calls this, and the session's task look only
+    /// where that does not do it.
+    pub fn deliver(&self) {
+        let carrier = self.carrier.get().and_then(Weak::upgrade);
+        if !carrier.is_some_and(|carrier| carrier.carry()) {
+            self.wake();
+        }
     }
 
     /// Whose it is.
@@ -169,13 +192,27 @@ impl Outbox {
     /// [`Overflow`] once everything that still fitted has been taken: the session missed something
     /// and has to be closed.
     pub fn take(&self, events: &mut Vec<Event>, limit: usize) -> Result<usize, Overflow> {
+        self.take_while(events, (limit, usize::MAX), |_| true)
+    }
+
+    /// As [`Outbox::take`], as long as the next one is `wanted`, and no more once the changes among
+    /// them have `bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`Outbox::take`].
+    pub fn take_while(
+        &self,
+        events: &mut impl Extend<Event>,
+        (limit, bytes): (usize, usize),
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<usize, Overflow> {
         let mut inner = self.lock();
-        let mut taken = 0;
-        while taken < limit {
+        let (mut taken, mut taken_bytes) = (0, 0);
+        while taken < limit && taken_bytes < bytes {
             match inner.slots.front() {
                 None => break,
-                Some(Slot::Held(_, verdict)) => match verdict.0.load(Ordering::Acquire) {
-                    Verdict::SHOW => {}
+                Some(Slot::Held(event, verdict)) => match verdict.0.load(Ordering::Acquire) {
+                    Verdict::SHOW if wanted(event) => {}
                     Verdict::HIDE => {
                         let hidden = inner.slots.pop_front();
                         inner.bytes -= hidden.map_or(0, |slot| slot.bytes());
@@ -183,14 +220,16 @@ impl Outbox {
                     }
                     _ => break,
                 },
-                Some(Slot::Ready(_)) => {}
+                Some(Slot::Ready(event)) if wanted(event) => {}
+                Some(Slot::Ready(_)) => break,
             }
             let Some(slot) = inner.slots.pop_front() else {
                 break;
             };
             inner.bytes -= slot.bytes();
+            taken_bytes += slot.bytes();
             let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
-            events.push(event);
+            events.extend([event]);
             taken += 1;
         }
         if inner.slots.is_empty() && inner.slots.capacity() > 32 {
@@ -351,7 +390,6 @@ impl fmt::Debug for Outbox {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use futures_util::FutureExt;
     use smallvec::smallvec;
 
@@ -365,7 +403,7 @@ mod tests {
             bindings: smallvec![1],
             offset: Offset(1),
             committed_at: 0,
-            data: Bytes::from_static(data.as_bytes()),
+            data: data.into(),
         }
     }
 

@@ -13,7 +13,7 @@ use super::resume::Progress;
 use super::spread::Spread;
 use super::{Action, Close, Limits, Now, Verify};
 use crate::auth::{Principal, TokenError};
-use crate::log::{Cursor, Offset};
+use crate::log::{Cursor, Holder, Offset};
 use crate::pg::Lsn;
 use crate::router::{ChannelId, Event};
 
@@ -349,21 +349,13 @@ impl Session {
                 committed_at,
                 data,
             } => {
-                let at = self.position(channel);
-                let epoch = self.position.map(|position| position.epoch);
-                if let Some(channel) = at.and_then(|at| self.channels.get_mut(at))
-                    && channel.joining.is_none()
-                {
-                    if let Some(epoch) = epoch {
-                        let offset = Offset(offset.0 + 1);
-                        channel.progress.pass(Cursor { epoch, offset });
-                    }
+                if let Some((topic, holder)) = self.change(channel, offset) {
                     actions.push(Action::Reply(Reply::Change {
-                        topic: Arc::clone(&channel.topic),
+                        topic: Arc::clone(topic),
                         bindings,
                         committed_at,
                         data,
-                        holder: channel.holder,
+                        holder,
                     }));
                 }
             }
@@ -413,6 +405,27 @@ impl Session {
                 self.read_again(channel, (reason.as_str(), text, cursor), now, actions);
             }
         }
+    }
+
+    /// Takes a change that the router has for a channel: under which topic it goes out, and whom its
+    /// cursor is given to; `None` where the channel has ended. The same as [`Session::event`] for
+    /// those who write it themselves.
+    pub fn change(
+        &mut self,
+        channel: ChannelId,
+        offset: Offset,
+    ) -> Option<(&Arc<str>, Option<Holder>)> {
+        let at = self.position(channel)?;
+        let epoch = self.position.map(|position| position.epoch);
+        let channel = self.channels.get_mut(at)?;
+        if channel.joining.is_some() {
+            return None;
+        }
+        if let Some(epoch) = epoch {
+            let offset = Offset(offset.0 + 1);
+            channel.progress.pass(Cursor { epoch, offset });
+        }
+        Some((&channel.topic, channel.holder))
     }
 
     /// Ends a channel whose client must begin anew: it is told so now, and that the channel broke

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::request::Wire;
+use crate::encode::Body;
 use crate::log::{HeldCursor, Holder};
 use crate::snapshot::Page;
 
@@ -79,7 +79,7 @@ pub enum Reply {
         /// When it committed, in microseconds since 1970-01-01 00:00 UTC.
         committed_at: i64,
         /// The change as a JSON object, whose last member is its cursor.
-        data: Bytes,
+        data: Body,
         /// Whom that cursor is given to.
         holder: Option<Holder>,
     },

@@ -1,4 +1,4 @@
-//! Replies as text frames. One buffer for each frame; what others wrote is copied into it as it is.
+//! Replies as text. What others wrote is copied as it is.
 
 use std::io::Write;
 
@@ -11,14 +11,35 @@ use crate::snapshot::Page;
 /// carry.
 #[must_use]
 pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
-    let mut frame = Frame {
-        serializer,
-        bytes: Vec::with_capacity(match reply {
-            Reply::Change { topic, data, .. } => data.len() + topic.len() + 128,
-            Reply::Snapshot { topic, page, .. } => page.size() + 2 * topic.len() + 512,
-            _ => 256,
-        }),
-    };
+    let mut bytes = Vec::with_capacity(room(reply));
+    write(serializer, reply, &mut bytes);
+    String::from_utf8(bytes).ok()
+}
+
+/// How many bytes [`write`] is going to write, about.
+#[must_use]
+pub fn room(reply: &Reply) -> usize {
+    match reply {
+        Reply::Change { topic, data, .. } => data.len() + topic.len() + 128,
+        Reply::Snapshot { topic, page, .. } => page.size() + 2 * topic.len() + 512,
+        _ => 256,
+    }
+}
+
+/// Appends the text of a change's frame.
+pub fn write_change(
+    serializer: Serializer,
+    topic: &str,
+    bindings: &[u32],
+    (data, holder): (&[u8], Option<Holder>),
+    bytes: &mut Vec<u8>,
+) {
+    Frame { serializer, bytes }.change(topic, bindings, data, holder);
+}
+
+/// Appends the text of a reply's frame.
+pub fn write(serializer: Serializer, reply: &Reply, bytes: &mut Vec<u8>) {
+    let mut frame = Frame { serializer, bytes };
     match reply {
         Reply::Ok {
             join_ref,
@@ -76,44 +97,45 @@ pub fn encode(serializer: Serializer, reply: &Reply) -> Option<String> {
             data,
             holder,
             ..
-        } => {
-            frame.open(None, None, topic, "postgres_changes");
-            frame.raw(b"{\"ids\":[");
-            for (at, id) in bindings.iter().enumerate() {
-                if at > 0 {
-                    frame.raw(b",");
-                }
-                frame.raw(itoa::Buffer::new().format(*id).as_bytes());
-            }
-            frame.raw(b"],\"data\":");
-            // Everybody shares the bytes, so what is one's own is put into the cursor at their end.
-            match (holder, data.strip_suffix(b"\"}")) {
-                (Some(holder), Some(open)) => {
-                    frame.raw(open);
-                    let _written = write!(frame.bytes, "-{holder}\"}}");
-                }
-                _ => frame.raw(data),
-            }
-            frame.raw(b"}");
-            frame.close(None);
-        }
+        } => frame.change(topic, bindings, data, *holder),
     }
-    String::from_utf8(frame.bytes).ok()
 }
 
-struct Frame {
+struct Frame<'a> {
     serializer: Serializer,
-    bytes: Vec<u8>,
+    bytes: &'a mut Vec<u8>,
 }
 
-impl Frame {
+impl Frame<'_> {
+    fn change(&mut self, topic: &str, bindings: &[u32], data: &[u8], holder: Option<Holder>) {
+        self.open(None, None, topic, "postgres_changes");
+        self.raw(b"{\"ids\":[");
+        for (at, id) in bindings.iter().enumerate() {
+            if at > 0 {
+                self.raw(b",");
+            }
+            self.raw(itoa::Buffer::new().format(*id).as_bytes());
+        }
+        self.raw(b"],\"data\":");
+        // Many share the bytes, so what is one's own is put into the cursor at their end.
+        match (holder, data.strip_suffix(b"\"}")) {
+            (Some(holder), Some(open)) => {
+                self.raw(open);
+                let _written = write!(self.bytes, "-{holder}\"}}");
+            }
+            _ => self.raw(data),
+        }
+        self.raw(b"}");
+        self.close(None);
+    }
+
     fn raw(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     fn string(&mut self, text: &str) {
         // Writing to a Vec does not fail.
-        let _written = serde_json::to_writer(&mut self.bytes, text);
+        let _written = serde_json::to_writer(&mut *self.bytes, text);
     }
 
     fn wire(&mut self, wire: Option<&Wire>) {

@@ -7,7 +7,7 @@ mod json;
 mod rowcast;
 mod text;
 
-pub use encode::encode;
+pub use encode::{encode, room, write, write_change};
 
 use crate::session::Request;
 

@@ -2,11 +2,14 @@
 
 mod address;
 mod connection;
+mod line;
 mod origin;
+mod reading;
 mod serve;
 mod stream;
 mod upgrade;
 mod verifying;
+mod wire;
 
 use std::fmt;
 use std::net::IpAddr;

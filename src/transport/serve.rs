@@ -125,9 +125,7 @@ async fn connection(
     shutdown: CancellationToken,
 ) {
     let stream = ClientStream::new(stream);
-    let progress = Arc::clone(stream.progress());
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Arc::clone(&progress));
         request.extensions_mut().insert(Peer(peer));
         routes.clone().oneshot(request)
     });

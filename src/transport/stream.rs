@@ -2,7 +2,6 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,15 +13,25 @@ use tokio::net::TcpStream;
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 
-/// What a connection knows of its stream.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
+/// A client's TCP stream: of an HTTP connection at first, and of a WebSocket once that took it over.
+pub(super) struct ClientStream {
+    /// Taken only by the destructor.
+    stream: Option<TcpStream>,
+    /// Bytes that the kernel has taken from the WebSocket.
     written: AtomicU64,
     linger: AtomicBool,
 }
 
-impl Progress {
-    /// Bytes that the kernel has taken.
+impl ClientStream {
+    pub(super) const fn new(stream: TcpStream) -> Self {
+        Self {
+            stream: Some(stream),
+            written: AtomicU64::new(0),
+            linger: AtomicBool::new(false),
+        }
+    }
+
+    /// Bytes that the kernel has taken from [`ClientStream::try_write`].
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
@@ -32,40 +41,41 @@ impl Progress {
     pub(super) fn linger(&self) {
         self.linger.store(true, Ordering::Relaxed);
     }
-}
 
-/// A client's TCP stream.
-pub(super) struct ClientStream {
-    /// Taken only by the destructor.
-    stream: Option<TcpStream>,
-    progress: Arc<Progress>,
-}
-
-impl ClientStream {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self {
-            stream: Some(stream),
-            progress: Arc::default(),
-        }
+    /// Writes what the kernel takes at once.
+    pub(super) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let written = self.stream()?.try_write_vectored(slices)?;
+        let bytes = u64::try_from(written).unwrap_or(u64::MAX);
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+        Ok(written)
     }
 
-    pub(super) fn progress(&self) -> &Arc<Progress> {
-        &self.progress
+    /// Reads what is there.
+    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream()?.try_read(buffer)
     }
 
-    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+    /// Waits until [`ClientStream::try_write`] is worth a try. Cancel safe.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        self.stream()?.writable().await
+    }
+
+    /// Waits until [`ClientStream::try_read`] is worth a try. Cancel safe.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        self.stream()?.readable().await
+    }
+
+    fn stream(&self) -> io::Result<&TcpStream> {
+        self.stream
+            .as_ref()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn pinned(&mut self) -> io::Result<Pin<&mut TcpStream>> {
         let stream = self.stream.as_mut();
         stream
             .map(Pin::new)
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    fn count(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            let bytes = u64::try_from(*bytes).unwrap_or(u64::MAX);
-            self.progress.written.fetch_add(bytes, Ordering::Relaxed);
-        }
-        written
     }
 }
 
@@ -75,7 +85,7 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream()?.poll_read(cx, buffer)
+        self.pinned()?.poll_read(cx, buffer)
     }
 }
 
@@ -85,8 +95,7 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.stream()?.poll_write(cx, bytes);
-        self.count(written)
+        self.pinned()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -94,8 +103,7 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = self.stream()?.poll_write_vectored(cx, slices);
-        self.count(written)
+        self.pinned()?.poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -103,17 +111,17 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_flush(cx)
+        self.pinned()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_shutdown(cx)
+        self.pinned()?.poll_shutdown(cx)
     }
 }
 
 impl Drop for ClientStream {
     fn drop(&mut self) {
-        if !self.progress.linger.load(Ordering::Relaxed) {
+        if !self.linger.load(Ordering::Relaxed) {
             return;
         }
         if let (Some(mut stream), Ok(runtime)) =

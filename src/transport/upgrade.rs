@@ -7,22 +7,22 @@ use axum::Json;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Query, State};
-use axum::http::{Extensions, HeaderMap, Method, StatusCode};
+use axum::http::{Extensions, HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Front;
 use super::address::{Peer, neighbourhood};
 use super::connection::Connection;
-use super::stream::Progress;
+use super::reading::Reading;
+use super::stream::ClientStream;
 use crate::auth::Principal;
 use crate::metrics::Refused;
 use crate::session::{Full, Place, Session};
 use crate::supabase::Serializer;
-
-/// Idle sockets are many and their messages small. The library's own buffers take 135 KiB a socket.
-const READ_BUFFER: usize = 1024;
-const WRITE_BUFFER: usize = 4096;
 
 pub(super) async fn websocket(
     State(front): State<Front>,
@@ -75,29 +75,45 @@ pub(super) async fn websocket(
             return (StatusCode::TOO_MANY_REQUESTS, body).into_response();
         }
     };
-    let upgrade = match upgrade {
-        Ok(upgrade) => upgrade,
-        Err(rejection) => return (StatusCode::BAD_REQUEST, rejection.body_text()).into_response(),
+    // Looked at by the library, and then answered here: the socket is wanted, and not its own.
+    if let Err(rejection) = upgrade {
+        return (StatusCode::BAD_REQUEST, rejection.body_text()).into_response();
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY);
+    let (Some(key), Some(upgrade)) = (key, extensions.remove::<OnUpgrade>()) else {
+        return StatusCode::BAD_REQUEST.into_response();
     };
-    let progress = extensions.remove::<Arc<Progress>>();
-    let settings = &front.0.settings;
-    let upgrade = upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_frame_size(settings.max_frame_bytes)
-        .max_message_size(settings.max_frame_bytes);
-    let sockets = front.0.sockets.clone();
-    let tracked = sockets.token();
-    upgrade.on_upgrade(move |socket| async move {
+    let accept = derive_accept_key(key.as_bytes());
+    let tracked = front.0.sockets.token();
+    tokio::spawn(async move {
         let Places {
             session,
             all,
             address,
         } = places;
-        let connection = Connection::new(front, socket, serializer, session, progress);
-        connection.run().await;
+        if let Some((stream, reading)) = taken_over(upgrade, &front).await {
+            let connection = Connection::new(front, stream, reading, serializer, session);
+            connection.run().await;
+        }
         drop((all, address, tracked));
-    })
+    });
+    (
+        StatusCode::SWITCHING_PROTOCOLS,
+        [
+            (header::CONNECTION, "upgrade"),
+            (header::UPGRADE, "websocket"),
+            (header::SEC_WEBSOCKET_ACCEPT, &accept),
+        ],
+    )
+        .into_response()
+}
+
+/// The stream once HTTP has let it go, and what reads its frames; `None` where the client has gone.
+async fn taken_over(upgrade: OnUpgrade, front: &Front) -> Option<(ClientStream, Reading)> {
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<ClientStream>>();
+    let parts = parts.ok()?;
+    let reading = Reading::new(front.0.settings.max_frame_bytes, &parts.read_buf);
+    Some((parts.io.into_inner(), reading))
 }
 
 /// A session, with the places that it takes for as long as it lives.

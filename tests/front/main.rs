@@ -11,6 +11,7 @@
 mod auth;
 mod bounds;
 mod channels;
+mod lines;
 mod origins;
 mod places;
 mod resume;

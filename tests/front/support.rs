@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use rowcast::auth::{self, Authenticator};
+use rowcast::encode::Body;
 use rowcast::log::Offset;
 use rowcast::metrics::Metrics;
 use rowcast::router::{Command, Event, Join, Router};
@@ -144,7 +144,7 @@ pub(crate) fn grant(join: &Join) {
     });
 }
 
-pub(crate) fn change(join: &Join, data: impl Into<Bytes>) -> Event {
+pub(crate) fn change(join: &Join, data: impl Into<Body>) -> Event {
     Event::Change {
         channel: join.channel,
         bindings: SmallVec::from_slice(&[1]),

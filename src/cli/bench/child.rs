@@ -92,6 +92,14 @@ impl Child {
         kernel::rss_bytes(self.pid)
     }
 
+    /// Descriptors that it has open.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub fn descriptors(&self) -> anyhow::Result<u64> {
+        kernel::descriptors(self.pid)
+    }
+
     /// Fails with the end of its log where it has ended.
     ///
     /// # Errors

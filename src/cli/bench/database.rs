@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use tokio_postgres::Client;
 
 use super::plan::{MEMBERS, Policy, user_id};
+use super::process;
 use crate::config::Secret;
 use crate::pg::connect::Database;
 
@@ -62,13 +63,7 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
             ),
         )
     };
-    let using = match policy {
-        Policy::User => format!("user_id = {uid}"),
-        Policy::Membership => {
-            format!("org_id in (select org_id from {NAME}.members where user_id = {uid})")
-        }
-        Policy::Open => "true".to_owned(),
-    };
+    let using = using(policy, uid);
     client
         .batch_execute(&format!(
             "create role {ROLE};
@@ -117,6 +112,106 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
         .batch_execute(&format!("analyze {NAME}.rows; analyze {NAME}.members"))
         .await?;
     Ok(())
+}
+
+fn using(policy: Policy, uid: &str) -> String {
+    match policy {
+        Policy::User => format!("user_id = {uid}"),
+        Policy::Membership => {
+            format!("org_id in (select org_id from {NAME}.members where user_id = {uid})")
+        }
+        Policy::Open => "true".to_owned(),
+    }
+}
+
+/// Has somebody else see the rows.
+///
+/// # Errors
+/// Where [`set_up`] has not been there.
+pub async fn show_to(client: &Client, policy: Policy) -> anyhow::Result<()> {
+    let ours: bool = client
+        .query_one(
+            "select to_regprocedure('rowcast_bench.uid()') is not null",
+            &[],
+        )
+        .await?
+        .get(0);
+    let uid = if ours {
+        "rowcast_bench.uid()"
+    } else {
+        "auth.uid()"
+    };
+    let using = using(policy, uid);
+    let alter = format!("alter policy visible on {NAME}.rows using ({using})");
+    Ok(client.batch_execute(&alter).await?)
+}
+
+/// Makes a replication slot that a program of PostgreSQL's reads.
+///
+/// # Errors
+/// Where it is there already.
+pub async fn make_slot(client: &Client, slot: &str) -> anyhow::Result<()> {
+    let make = "select pg_create_logical_replication_slot($1, 'pgoutput')";
+    client.execute(make, &[&slot]).await?;
+    Ok(())
+}
+
+/// The process of PostgreSQL's that sends what a slot has.
+#[derive(Debug, Clone, Copy)]
+pub struct Walsender(u32);
+
+impl Walsender {
+    /// CPU time so far, in seconds.
+    ///
+    /// # Errors
+    /// Where it has ended, or is on another machine.
+    pub fn cpu_seconds(self) -> anyhow::Result<f64> {
+        process::cpu_seconds(self.0).context("The database's processes are not on this machine")
+    }
+}
+
+/// Waits until somebody reads a slot.
+///
+/// # Errors
+/// Where nobody does after ten seconds.
+pub async fn walsender(client: &Client, slot: &str) -> anyhow::Result<Walsender> {
+    let read = async || Ok(active(client, slot).await?.map(Walsender));
+    until(read, &format!("Nobody reads the replication slot {slot}.")).await
+}
+
+/// Waits until nobody reads a slot any more.
+///
+/// # Errors
+/// Where somebody still does after ten seconds.
+pub async fn released(client: &Client, slot: &str) -> anyhow::Result<()> {
+    let free = async || Ok(active(client, slot).await?.is_none().then_some(()));
+    until(
+        free,
+        &format!("The replication slot {slot} is still in use."),
+    )
+    .await
+}
+
+async fn active(client: &Client, slot: &str) -> anyhow::Result<Option<u32>> {
+    let pid = "select active_pid from pg_replication_slots where slot_name = $1";
+    let row = client.query_opt(pid, &[&slot]).await?;
+    let pid: Option<i32> = row.and_then(|row| row.get(0));
+    Ok(pid.map(u32::try_from).transpose()?)
+}
+
+/// PostgreSQL tells nobody when a slot's reader comes or goes, so it is asked again.
+async fn until<T>(
+    there: impl AsyncFn() -> anyhow::Result<Option<T>>,
+    else_why: &str,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(it) = there().await? {
+            return Ok(it);
+        }
+        ensure!(Instant::now() < deadline, "{else_why}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Takes away everything that [`set_up`] and the relays made. Nothing is left to hold back WAL.

@@ -75,7 +75,7 @@ checked among the rows of one writer, as that of commits of different writers ca
 beforehand. The bare relay of --baseline has one socket (with --policy open as many as the relay), \
 so that it sends as many messages; rounds take turns, and every figure becomes a ratio.
 
---idle, --backlog, --replay, --returning, --restart and --stalled are trials: each takes the place of \
+--idle, --backlog, --drain, --decode, --churn, --replay, --returning, --restart and --stalled are trials: each takes the place of \
 the rounds and says what it measured. docs/performance.md has them with their conditions.
 
 Examples:
@@ -86,6 +86,9 @@ Examples:
   rowcast bench --log memory,disk --subscribers 1 --rate 1000
   rowcast bench --idle 5000 --json
   rowcast bench --backlog --log memory,disk
+  rowcast bench --drain
+  rowcast bench --decode
+  rowcast bench --churn
   rowcast bench --replay
   rowcast bench --returning
   rowcast bench --restart
@@ -110,9 +113,9 @@ pub struct Arguments {
     /// How long a round writes, at most
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time)]
     duration: Duration,
-    /// Rows of a transaction
-    #[arg(long, value_name = "ROWS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    transaction_size: u64,
+    /// Rows of a transaction [default: 1; 100 with --drain and --decode]
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    transaction_size: Option<u64>,
     /// Connections that write
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
     writers: u64,
@@ -199,7 +202,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     }
     let counts = counts(arguments);
     let most = counts.iter().copied().max().unwrap_or(1);
-    if !arguments.in_process {
+    if !arguments.in_process && !trial.is_some_and(Trial::has_no_sockets) {
         enough_sockets(most + trial.map_or(0, Trial::sockets))?;
     }
     let stop = stop_signal();
@@ -251,6 +254,8 @@ fn counts(arguments: &Arguments) -> Vec<u64> {
     }
     vec![match arguments.trials.chosen() {
         Some(Trial::Idle(count)) => count,
+        Some(Trial::Drain(_)) => return vec![1, trial::drain::MANY, 100_000],
+        Some(Trial::Decode(_)) => arguments.subscribers.unwrap_or(1_000),
         Some(Trial::Stalled(_)) => arguments.subscribers.unwrap_or(20),
         _ => arguments.subscribers.unwrap_or(100),
     }]
@@ -343,7 +348,7 @@ async fn run_on(
     let logs = storages(arguments);
     let trial = arguments.trials.chosen();
     let rounds = arguments.rounds.unwrap_or(match trial {
-        Some(Trial::Idle(_) | Trial::Returning(_)) => 1,
+        Some(Trial::Idle(_) | Trial::Returning(_) | Trial::Churn(_)) => 1,
         Some(_) => 3,
         None if arguments.baseline || arguments.compare.len() > 1 || logs.len() > 1 => 3,
         None => 1,
@@ -354,7 +359,7 @@ async fn run_on(
             rate: rate(arguments),
             policy: policy(arguments).as_str(),
             filter: arguments.filter.as_str(),
-            transaction_size: arguments.transaction_size,
+            transaction_size: arguments.transaction_size.unwrap_or(1),
             writers: arguments.writers,
             rounds,
         },
@@ -498,7 +503,7 @@ fn plan(arguments: &Arguments, system: System, subscribers: u64) -> Plan {
         subscribers,
         policy,
         filter,
-        transaction_size: arguments.transaction_size,
+        transaction_size: arguments.transaction_size.unwrap_or(1),
         writers: arguments.writers,
         // Enough for an hour flat out; a row number beyond it was never written.
         limit: arguments.rows.unwrap_or(1 << 32),
@@ -515,6 +520,7 @@ async fn attempt(
     let plan = plan(arguments, System::Rowcast, count);
     Ok(match trial {
         Trial::Idle(_) => {
+            let plan = Plan { writers: 1, ..plan };
             Finding::Idle(trial::idle::run(&mut stage, plan, arguments.in_process).await?)
         }
         Trial::Backlog(rows) => {
@@ -526,8 +532,30 @@ async fn attempt(
             };
             Finding::Backlog(trial::backlog::run(&mut stage, plan).await?)
         }
+        Trial::Drain(rows) => {
+            let plan = Plan {
+                writers: 1,
+                limit: rows,
+                transaction_size: arguments.transaction_size.unwrap_or(100),
+                ..plan
+            };
+            Finding::Drain(trial::drain::run(&mut stage, plan, &counts(arguments)).await?)
+        }
+        Trial::Decode(rows) => {
+            let plan = Plan {
+                writers: 1,
+                limit: rows,
+                transaction_size: arguments.transaction_size.unwrap_or(100),
+                ..plan
+            };
+            let found = trial::decode::run(&mut stage, plan).await?;
+            Finding::Decode(Box::new(found))
+        }
+        Trial::Churn(connections) => {
+            Finding::Churn(trial::churn::run(&mut stage, connections).await?)
+        }
         Trial::Replay(rows) => {
-            let size = arguments.transaction_size;
+            let size = arguments.transaction_size.unwrap_or(1);
             Finding::Replay(trial::replay::run(&mut stage, rows, size).await?)
         }
         Trial::Returning(clients) => {

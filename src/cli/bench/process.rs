@@ -28,6 +28,16 @@ pub fn rss_bytes(pid: u32) -> anyhow::Result<u64> {
     rss(&text).with_context(|| format!("{path} has an unknown form"))
 }
 
+/// Descriptors that a process has open.
+///
+/// # Errors
+/// Where `/proc` does not have the process.
+pub fn descriptors(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/fd");
+    let open = std::fs::read_dir(&path).with_context(|| path.clone())?;
+    Ok(open.count() as u64)
+}
+
 /// How many files this process, and a child of it, may have open.
 #[must_use]
 pub fn open_files_limit() -> Option<u64> {
@@ -91,6 +101,7 @@ mod tests {
         let pid = std::process::id();
         assert!(cpu_seconds(pid).unwrap() >= 0.0);
         assert!(rss_bytes(pid).unwrap() > 100_000);
+        assert!(descriptors(pid).unwrap() >= 3);
         assert!(open_files_limit().unwrap() > 0);
         assert!(local_ports().unwrap() > 0);
     }

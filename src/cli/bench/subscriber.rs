@@ -170,6 +170,13 @@ impl Subscriber {
         }
     }
 
+    /// Takes leave, as a browser does that goes somewhere else.
+    pub async fn close(mut self) {
+        // Where the relay has closed already there is nobody to tell.
+        let _told = self.socket.close(None).await;
+        while let Some(Ok(_)) = self.socket.next().await {}
+    }
+
     /// The next frame, or why there is none. What the relay has to hear now and then is sent
     /// meanwhile.
     ///

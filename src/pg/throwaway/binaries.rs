@@ -47,6 +47,12 @@ impl Binaries {
         })
     }
 
+    /// PostgreSQL's own receiver of logical replication, where it is installed.
+    #[must_use]
+    pub fn recvlogical(&self) -> PathBuf {
+        self.directory.join("pg_recvlogical")
+    }
+
     pub(super) fn initdb(&self) -> PathBuf {
         self.directory.join("initdb")
     }

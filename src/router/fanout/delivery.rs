@@ -6,14 +6,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Fanout;
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
-use crate::encode::{OldRecord, Shape};
+use crate::encode::{Body, OldRecord, Shape};
 use crate::log::{Cursor, Entry, Epoch, Offset};
 use crate::metrics::{HiddenReason, Metrics};
 use crate::mutant::LeaveMutant;
@@ -21,6 +20,7 @@ use crate::pg::Lsn;
 use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply, image};
 use crate::policy::catalog::{Catalog, Table};
+use crate::router::due::Due;
 use crate::router::filter_index::FilterKey;
 use crate::router::group::{Group, Match, Member, SelectionKey, Sight, Subject, Told};
 use crate::router::replay::Replay;
@@ -418,7 +418,7 @@ impl Fanout {
                     .entry(told.asked)
                     .or_insert_with(|| Awaited::new(voices))
             });
-            put(self.replay.as_mut(), member, event, one);
+            put((self.replay.as_mut(), &mut self.due), member, event, one);
         }
         for (asked, one) in awaited {
             if let Some(filter) = asked {
@@ -432,7 +432,12 @@ impl Fanout {
 }
 
 /// Puts an event into a member's outbox, or with `held` only its place, for whoever decides.
-fn put(replay: Option<&mut Replay>, member: &Member, event: Event, held: Option<&mut Awaited>) {
+fn put(
+    (replay, due): (Option<&mut Replay>, &mut Due),
+    member: &Member,
+    event: Event,
+    held: Option<&mut Awaited>,
+) {
     let outbox = &member.outbox;
     let replay = replay.map(|replay| {
         if outbox.is_half_full() {
@@ -446,7 +451,7 @@ fn put(replay: Option<&mut Replay>, member: &Member, event: Event, held: Option<
             one.waiting.push((Arc::clone(outbox), member.channel));
         }
         (None, Some(unannounced)) => unannounced.hand(outbox, event),
-        (None, None) => outbox.push(event),
+        (None, None) => due.hand(outbox, event),
     }
 }
 
@@ -471,9 +476,9 @@ struct Place<'a> {
     before: Option<&'a Row>,
     /// The change as bytes for the role in hand: for those without a selection, and for each
     /// selection, with what goes out of the row before.
-    written: Vec<[Option<Bytes>; OldRecord::KINDS]>,
+    written: Vec<[Option<Body>; OldRecord::KINDS]>,
     /// The same by what is in it, for all roles.
-    bodies: HashMap<(ColumnSet, OldRecord), Bytes>,
+    bodies: HashMap<(ColumnSet, OldRecord), Body>,
     /// What goes out of the row before to those who could not see it.
     unseen: Option<OldRecord>,
     /// What of the rows questions carry, by the columns that they need.
@@ -510,7 +515,7 @@ impl Place<'_> {
         writing: &mut Writing<'_>,
         selection: Option<SelectionKey>,
         old: OldRecord,
-    ) -> Option<Bytes> {
+    ) -> Option<Body> {
         let at = selection.map_or(0, |key| key.0 + 1);
         if at >= self.written.len() {
             self.written.resize_with(at + 1, Default::default);
@@ -538,7 +543,7 @@ impl Place<'_> {
                     let when = (cursor, self.entry.batch.committed_at);
                     let max_bytes = writing.max_bytes;
                     let shape = writing.shape(relation, &key.0);
-                    let data = shape.encode(self.change, when, old, max_bytes)?;
+                    let data: Body = shape.encode(self.change, when, old, max_bytes)?.into();
                     self.bodies.insert(key, data.clone());
                     data
                 }

@@ -4,11 +4,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::Fanout;
 use crate::change::Relation;
-use crate::encode;
+use crate::encode::{self, Body};
 use crate::log::{Cursor, Entry, Offset};
 use crate::pg::Lsn;
 use crate::policy::catalog::Catalog;
@@ -28,7 +26,7 @@ impl Fanout {
             return;
         };
         let committed_at = entry.batch.committed_at;
-        let mut data: Option<Bytes> = None;
+        let mut data: Option<Body> = None;
         let mut others = Vec::new();
         let groups = watched.groups.values();
         for member in groups
@@ -43,7 +41,7 @@ impl Fanout {
                         epoch: self.epoch,
                         offset: Offset(offset.0 + 1),
                     };
-                    encode::truncate(relation, (cursor, committed_at))
+                    Body::from(encode::truncate(relation, (cursor, committed_at)))
                 });
                 member.outbox.push(Event::Change {
                     channel,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use bytes::Bytes;
+
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use tokio::time::timeout;
@@ -18,6 +18,7 @@ use crate::cli::bench::frame::{self, Frame};
 use crate::cli::bench::plan::{Plan, Written, user_id};
 use crate::cli::bench::subscriber::{bucket, filter};
 use crate::cli::bench::verifier::{Tally, Verifier};
+use crate::encode::Body;
 use crate::router::{ChannelId, Event, Join, Outbox, Router, SessionId};
 use crate::subscription::{Events, Start, Wanted, filter as condition};
 
@@ -252,9 +253,9 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
 
 /// Reads a change; the one that this thread read last at once. Everybody who receives the same
 /// shares its bytes, so that reading them again would be measured for the relay's work.
-fn read(data: Bytes) -> serde_json::Result<Frame> {
+fn read(data: Body) -> serde_json::Result<Frame> {
     thread_local! {
-        static LAST: RefCell<Option<(Bytes, u64, u64)>> = const { RefCell::new(None) };
+        static LAST: RefCell<Option<(Body, u64, u64)>> = const { RefCell::new(None) };
     }
     LAST.with_borrow_mut(|last| {
         if let Some((bytes, id, sent)) = last {

@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bytes::Bytes;
 use smallvec::smallvec;
 
 use super::*;
@@ -54,9 +53,7 @@ fn row(join: &Join, row: u64) -> Event {
         bindings: smallvec![1],
         offset: Offset(row),
         committed_at: 0,
-        data: Bytes::from(format!(
-            "{{\"record\":{{\"id\":{id},\"sent\":\"{sent}\"}}}}"
-        )),
+        data: format!("{{\"record\":{{\"id\":{id},\"sent\":\"{sent}\"}}}}").into(),
     }
 }
 

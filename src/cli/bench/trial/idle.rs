@@ -1,15 +1,20 @@
 //! `--idle`: what a subscriber that only waits costs the relay's memory.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::Stage;
+use super::fill::Fill;
 use crate::cli::bench::crowd::{Crowd, Recipe};
-use crate::cli::bench::plan::{Plan, Written};
+use crate::cli::bench::database;
+use crate::cli::bench::plan::{Plan, Policy, Written};
 use crate::cli::bench::relay::{Relay, Storage};
 use crate::cli::bench::report::{float, over};
+use crate::cli::bench::round::{PATIENCE, await_messages};
 use crate::cli::bench::subscriber::System;
+use crate::cli::bench::verifier::Tally;
 
 /// What the first subscribers make the relay allocate once is not what one costs.
 const WARM_UP: u64 = 50;
@@ -28,7 +33,16 @@ pub struct Idle {
     pub rss_after: u64,
     /// The difference, shared out.
     pub bytes_per_connection: f64,
+    /// The same after a burst of so many messages to each, where everybody sees every row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_connection_after_burst: Option<f64>,
+    /// What became of the burst.
+    #[serde(flatten)]
+    pub tally: Tally,
 }
+
+/// Messages to each, committed at once.
+const BURST: u64 = 100;
 
 impl Idle {
     /// Works out the difference.
@@ -39,12 +53,23 @@ impl Idle {
             rss_before,
             rss_after,
             bytes_per_connection: over(float(rss_after.saturating_sub(rss_before)), connections),
+            bytes_per_connection_after_burst: None,
+            tally: Tally::default(),
         }
     }
 
     pub(super) fn table(&self) -> String {
+        let burst = self
+            .bytes_per_connection_after_burst
+            .map_or(String::new(), |bytes| {
+                format!(
+                    "after a burst of {BURST} messages to each: {:.1} KiB each; missing {}\n",
+                    bytes / 1024.0,
+                    self.tally.missing
+                )
+            });
         format!(
-            "idle: {} joined subscribers, {:.1} KiB each (RSS {:.1} MiB before, {:.1} MiB after)\n",
+            "idle: {} joined subscribers, {:.1} KiB each (RSS {:.1} MiB before, {:.1} MiB after)\n{burst}",
             self.connections,
             self.bytes_per_connection / 1024.0,
             float(self.rss_before) / 1_048_576.0,
@@ -82,7 +107,32 @@ pub async fn run(stage: &mut Stage<'_>, plan: Plan, in_process: bool) -> anyhow:
     let joined = Crowd::gather(&mut relay, recipe, stage.progress).await?;
     tokio::time::sleep(SETTLE).await;
     let after = relay.child.rss_bytes()?;
-    joined.finish(&mut relay, &Written::default()).await?;
+    let mut idle = Idle::new(plan.subscribers, before, after);
+    let mut written = Written::default();
+    if plan.policy == Policy::Open {
+        stage.progress.step("a burst");
+        let admin = database::connect(stage.database).await?;
+        let fill = Fill {
+            round: recipe.number,
+            first: 0,
+            end: BURST,
+            users: 1,
+            transaction_size: BURST,
+            bytes: 0,
+        };
+        let started = stage.clock.now();
+        fill.write(&admin).await?;
+        written
+            .transactions
+            .push(BURST.div_ceil(plan.transaction_size));
+        let due = AtomicU64::new(BURST * plan.subscribers);
+        await_messages(&joined.books, &due, started, PATIENCE, stage.progress).await;
+        tokio::time::sleep(SETTLE).await;
+        let after = relay.child.rss_bytes()?;
+        let more = float(after.saturating_sub(before));
+        idle.bytes_per_connection_after_burst = Some(over(more, plan.subscribers));
+    }
+    idle.tally = joined.finish(&mut relay, &written).await?;
     relay.child.stop().await;
-    Ok(Idle::new(plan.subscribers, before, after))
+    Ok(idle)
 }

@@ -3,6 +3,12 @@
 
 pub mod backlog;
 
+pub mod churn;
+
+pub mod decode;
+
+pub mod drain;
+
 pub mod fill;
 
 pub mod idle;
@@ -31,13 +37,28 @@ use crate::config::Secret;
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub struct Trials {
-    /// Measure the memory of so many idle joined connections instead
+    /// Measure the memory of so many idle joined connections instead; with `--policy open` also
+    /// after a burst of 100 messages to each
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     idle: Option<u64>,
     /// Measure how fast a relay that was held up drains what was written meanwhile: so many rows
     /// (100000), and with `--log memory,disk` the one beside the other
     #[arg(long, value_name = "ROWS", num_args = 0..=1, default_missing_value = "100000", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
     backlog: Option<u64>,
+    /// Measure how many changes relay and walsender take in a CPU second to drain so many rows
+    /// (100000), with subscribers in the relay's process: 1, 1000 and 100000 by user (or as many as
+    /// `--compare` says), and 1000 with a filter each and by membership; a tenth of the rows for
+    /// those
+    #[arg(long, value_name = "ROWS", num_args = 0..=1, default_missing_value = "100000", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    drain: Option<u64>,
+    /// Measure how many changes that nobody asked for (200000) relay and walsender take in a CPU
+    /// second, beside pg_recvlogical and its walsender, which throws them away
+    #[arg(long, value_name = "ROWS", num_args = 0..=1, default_missing_value = "200000", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    decode: Option<u64>,
+    /// Measure whether the relay keeps memory or descriptors of so many sockets (100000) that
+    /// connect, join and close
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "100000", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    churn: Option<u64>,
     /// Measure how fast the log is replayed for a client to whom none of it belongs: so many rows
     /// (500000), from memory, from files that the system has in its cache, and from files that it
     /// has not
@@ -63,6 +84,12 @@ pub enum Trial {
     Idle(u64),
     /// See [`backlog`].
     Backlog(u64),
+    /// See [`drain`].
+    Drain(u64),
+    /// See [`decode`].
+    Decode(u64),
+    /// See [`churn`].
+    Churn(u64),
     /// See [`replay`].
     Replay(u64),
     /// See [`returning`].
@@ -79,6 +106,9 @@ impl Trials {
     pub fn chosen(&self) -> Option<Trial> {
         let idle = self.idle.map(Trial::Idle);
         idle.or(self.backlog.map(Trial::Backlog))
+            .or(self.drain.map(Trial::Drain))
+            .or(self.decode.map(Trial::Decode))
+            .or(self.churn.map(Trial::Churn))
             .or(self.replay.map(Trial::Replay))
             .or(self.returning.map(Trial::Returning))
             .or(self.restart.map(Trial::Restart))
@@ -93,6 +123,9 @@ impl Trial {
         match self {
             Self::Idle(_) => "--idle",
             Self::Backlog(_) => "--backlog",
+            Self::Drain(_) => "--drain",
+            Self::Decode(_) => "--decode",
+            Self::Churn(_) => "--churn",
             Self::Replay(_) => "--replay",
             Self::Returning(_) => "--returning",
             Self::Restart(_) => "--restart",
@@ -107,7 +140,13 @@ impl Trial {
             Self::Idle(_) | Self::Backlog(_) => None,
             // Everybody is sent everything.
             Self::Stalled(_) => Some(Policy::Open),
-            Self::Replay(_) | Self::Returning(_) | Self::Restart(_) => Some(Policy::User),
+            // It sets each of its policies itself, and needs what this one reads.
+            Self::Drain(_) => Some(Policy::Membership),
+            Self::Replay(_)
+            | Self::Returning(_)
+            | Self::Restart(_)
+            | Self::Decode(_)
+            | Self::Churn(_) => Some(Policy::User),
         }
     }
 
@@ -116,6 +155,8 @@ impl Trial {
     pub const fn sockets(self) -> u64 {
         match self {
             Self::Idle(count) | Self::Returning(count) | Self::Stalled(count) => count,
+            Self::Drain(_) | Self::Decode(_) => 0,
+            Self::Churn(_) => 1_024,
             Self::Backlog(_) | Self::Replay(_) | Self::Restart(_) => 1,
         }
     }
@@ -123,7 +164,13 @@ impl Trial {
     /// Whether it is made with subscribers of which there may be more or fewer.
     #[must_use]
     pub const fn has_subscribers(self) -> bool {
-        matches!(self, Self::Backlog(_) | Self::Stalled(_))
+        matches!(self, Self::Backlog(_) | Self::Stalled(_) | Self::Decode(_))
+    }
+
+    /// Whether its subscribers are in the relay's process anyway.
+    #[must_use]
+    pub const fn has_no_sockets(self) -> bool {
+        matches!(self, Self::Drain(_) | Self::Decode(_))
     }
 
     /// Refuses what has no meaning for it.
@@ -133,11 +180,11 @@ impl Trial {
     pub fn check(self, given: &Given) -> anyhow::Result<()> {
         let flag = self.flag();
         ensure!(
-            !given.in_process || matches!(self, Self::Idle(_)),
+            !given.in_process || self.has_no_sockets() || matches!(self, Self::Idle(_)),
             "{flag} needs sockets, and --in-process has none; leave one of them out."
         );
         ensure!(
-            !given.baseline && !given.compare,
+            !given.baseline && (!given.compare || matches!(self, Self::Drain(_))),
             "{flag} is measured by itself; leave --baseline and --compare out."
         );
         if let (Some(only), Some(policy)) = (self.policy(), given.policy) {
@@ -211,6 +258,12 @@ pub enum Finding {
     Idle(idle::Idle),
     /// With `--backlog`.
     Backlog(backlog::Backlog),
+    /// With `--drain`.
+    Drain(drain::Drain),
+    /// With `--decode`.
+    Decode(Box<decode::Decode>),
+    /// With `--churn`.
+    Churn(churn::Churn),
     /// With `--replay`.
     Replay(replay::Replay),
     /// With `--returning`.
@@ -227,7 +280,11 @@ impl Finding {
     pub fn is_clean(&self) -> bool {
         match self {
             // Others' rows end the replay with an error.
-            Self::Idle(_) | Self::Replay(_) => true,
+            Self::Replay(_) => true,
+            Self::Idle(found) => found.tally.is_clean(),
+            Self::Drain(found) => found.cases.iter().all(|case| case.tally.is_clean()),
+            Self::Decode(found) => found.tally.is_clean(),
+            Self::Churn(found) => found.is_clean(),
             Self::Backlog(found) => found.logs.iter().all(|log| log.tally.is_clean()),
             Self::Returning(found) => found.is_clean(),
             Self::Restart(found) => found.is_clean(),
@@ -241,6 +298,9 @@ impl Finding {
         match self {
             Self::Idle(found) => found.table(),
             Self::Backlog(found) => found.table(),
+            Self::Drain(found) => found.table(),
+            Self::Decode(found) => found.table(),
+            Self::Churn(found) => found.table(),
             Self::Replay(found) => found.table(),
             Self::Returning(found) => found.table(),
             Self::Restart(found) => found.table(),

@@ -208,7 +208,7 @@ impl Fanout {
                 held.entry((left.before, left.after))
                     .or_insert_with(|| Awaited::new(voices))
             });
-            put(self.replay.as_mut(), member, event, one);
+            put((self.replay.as_mut(), &mut self.due), member, event, one);
         }
         held
     }

@@ -1,0 +1,206 @@
+//! A change as JSON, and the frames that it goes out in: everybody who receives the same shares
+//! both.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::log::Holder;
+
+/// Frames that a change keeps beside the first. Where more different ones are asked for, the others are written for
+/// whoever asks: to look for one among many would cost as much.
+const MAX_FRAMES: usize = 8;
+
+/// The JSON of a change. Cheap to clone.
+#[derive(Clone)]
+pub struct Body(Arc<Shared>);
+
+struct Shared {
+    data: Bytes,
+    /// Looked at without a lock: mostly there is no other.
+    first: OnceLock<Framed>,
+    others: Mutex<Vec<Framed>>,
+}
+
+struct Framed {
+    form: u8,
+    topic: Arc<str>,
+    bindings: SmallVec<[u32; 4]>,
+    holder: Option<Holder>,
+    frame: Bytes,
+}
+
+/// What tells one frame of a change from another.
+#[derive(Debug, Clone, Copy)]
+pub struct Envelope<'a> {
+    /// The version of the wire, by a number of the caller's choice.
+    pub form: u8,
+    /// The channel's topic.
+    pub topic: &'a Arc<str>,
+    /// The bindings that asked for the change.
+    pub bindings: &'a SmallVec<[u32; 4]>,
+    /// Whom the cursor is given to.
+    pub holder: Option<Holder>,
+}
+
+impl Body {
+    /// The change in an envelope, which `write` writes unless that was done before.
+    pub fn framed(
+        &self,
+        envelope: &Envelope<'_>,
+        write: impl FnOnce(&Self) -> Option<Bytes>,
+    ) -> Option<Bytes> {
+        let shared = &*self.0;
+        if let Some(first) = shared.first.get()
+            && first.is(envelope)
+        {
+            return Some(first.frame.clone());
+        }
+        let mut others = shared.others.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have been the first meanwhile.
+        let mut known = shared.first.get().into_iter().chain(&*others);
+        if let Some(known) = known.find(|framed| framed.is(envelope)) {
+            return Some(known.frame.clone());
+        }
+        let frame = write(self)?;
+        // Where nobody else holds the change nobody will ask again.
+        if others.len() < MAX_FRAMES && Arc::strong_count(&self.0) > 1 {
+            let framed = Framed {
+                form: envelope.form,
+                topic: Arc::clone(envelope.topic),
+                bindings: envelope.bindings.clone(),
+                holder: envelope.holder,
+                frame: frame.clone(),
+            };
+            if let Err(framed) = shared.first.set(framed) {
+                others.push(framed);
+            }
+        }
+        Some(frame)
+    }
+}
+
+impl Framed {
+    fn is(&self, envelope: &Envelope<'_>) -> bool {
+        self.form == envelope.form
+            && self.holder == envelope.holder
+            && self.bindings == *envelope.bindings
+            && *self.topic == **envelope.topic
+    }
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.data
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(data: Bytes) -> Self {
+        Self(Arc::new(Shared {
+            data,
+            first: OnceLock::new(),
+            others: Mutex::default(),
+        }))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(data: Vec<u8>) -> Self {
+        Bytes::from(data).into()
+    }
+}
+
+impl From<String> for Body {
+    fn from(data: String) -> Self {
+        Bytes::from(data).into()
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(data: &'static str) -> Self {
+        Bytes::from_static(data.as_bytes()).into()
+    }
+}
+
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.data == other.0.data
+    }
+}
+
+impl Eq for Body {}
+
+/// A row's values must not reach a log.
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Body({} bytes)", self.0.data.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smallvec::smallvec;
+
+    use super::*;
+
+    #[test]
+    fn the_same_envelope_is_written_once_and_another_is_never_taken_for_it() {
+        let body = Body::from("{}");
+        let _another = body.clone();
+        let (room, same, hall): (Arc<str>, Arc<str>, Arc<str>) =
+            ("room".into(), "room".into(), "hall".into());
+        let holder = Holder { claims: 1, read: 2 };
+        let mut written = 0;
+        let mut frame = |form, topic: &Arc<str>, bindings: SmallVec<[u32; 4]>, holder| {
+            let envelope = Envelope {
+                form,
+                topic,
+                bindings: &bindings,
+                holder,
+            };
+            body.framed(&envelope, |_| {
+                written += 1;
+                Some(Bytes::from(format!(
+                    "{form} {topic} {bindings:?} {holder:?}"
+                )))
+            })
+            .unwrap()
+        };
+        let first = frame(0, &room, smallvec![1], None);
+        assert_eq!(first.as_ptr(), frame(0, &same, smallvec![1], None).as_ptr());
+        for other in [
+            frame(1, &room, smallvec![1], None),
+            frame(0, &hall, smallvec![1], None),
+            frame(0, &room, smallvec![1, 2], None),
+            frame(0, &room, smallvec![1], Some(holder)),
+        ] {
+            assert_ne!(other, first);
+        }
+        assert_eq!(written, 5);
+    }
+
+    #[test]
+    fn more_frames_than_are_kept_are_still_right() {
+        let body = Body::from("{}");
+        let _another = body.clone();
+        for _ in 0..2 {
+            for number in 0..3 * MAX_FRAMES {
+                let topic: Arc<str> = number.to_string().into();
+                let envelope = Envelope {
+                    form: 0,
+                    topic: &topic,
+                    bindings: &smallvec![1],
+                    holder: None,
+                };
+                let frame = body.framed(&envelope, |_| Some(Bytes::from(number.to_string())));
+                assert_eq!(frame.unwrap(), number.to_string());
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The write half of a client's socket, and its session: shared by the socket's own task and by
+//! whoever hands out changes, which writes at once where nothing stands in the way.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
+
+use super::connection::{since_epoch, unix_now};
+use super::stream::ClientStream;
+use super::{Front, wire};
+use crate::encode::Envelope;
+use crate::router::{Carrier, Event, Outbox, Overflow};
+use crate::session::{Action, Close, Now, Session};
+use crate::supabase::{Serializer, room, write, write_change};
+
+/// Events and bytes of changes that are taken before the socket has what came before: so much waits
+/// here at most, and one change.
+const RUN: (usize, usize) = (64, 64 * 1024);
+
+/// Frames of one write.
+const SLICES: usize = 64;
+
+/// What is kept of the room for frames that wait.
+const ROOM: usize = 16;
+
+/// What the task of a socket and the router share.
+pub(super) struct Line {
+    pub(super) front: Front,
+    pub(super) stream: ClientStream,
+    pub(super) outbox: Arc<Outbox>,
+    serializer: Serializer,
+    half: Mutex<Half>,
+}
+
+/// What only one of them may have at a time.
+pub(super) struct Half {
+    pub(super) session: Session,
+    /// Frames that the kernel has not taken; of the first a part may be gone.
+    waiting: VecDeque<Bytes>,
+    /// Changes among what waits.
+    changes: u32,
+    /// When they committed, in microseconds since 1970-01-01 00:00 UTC: once for those of one
+    /// transaction.
+    committed: SmallVec<[i64; 2]>,
+    /// Set once the client is taken leave of: nothing more is handed out.
+    closed: bool,
+}
+
+/// What is left to do of what a session wants done.
+#[derive(Default)]
+pub(super) struct Left {
+    /// In order; no replies.
+    pub(super) actions: VecDeque<Action>,
+    pub(super) close: Option<Close>,
+}
+
+impl Line {
+    pub(super) fn new(
+        front: Front,
+        stream: ClientStream,
+        outbox: Arc<Outbox>,
+        serializer: Serializer,
+        session: Session,
+    ) -> Arc<Self> {
+        let line = Arc::new(Self {
+            front,
+            stream,
+            serializer,
+            half: Mutex::new(Half {
+                session,
+                waiting: VecDeque::new(),
+                changes: 0,
+                committed: SmallVec::new(),
+                closed: false,
+            }),
+            outbox,
+        });
+        let carrier: Arc<dyn Carrier> = Arc::clone(&line) as _;
+        line.outbox.carried_by(Arc::downgrade(&carrier));
+        line
+    }
+
+    /// The session and what waits. Never held across an await.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Half> {
+        // No code under this lock panics half-way through a change.
+        self.half.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now {
+            monotonic: self.front.0.started.elapsed(),
+            unix: unix_now(),
+        }
+    }
+
+    /// Moves a run of events to the frames that wait; what they mean beside that is `left`. Returns
+    /// how many there were.
+    pub(super) fn take(&self, half: &mut Half, left: &mut Left) -> Result<usize, Overflow> {
+        // Before the outbox is: what comes into it meanwhile lies behind.
+        let position = self.front.0.router.position();
+        let mut events = Vec::new();
+        let taken = self.outbox.take_while(&mut events, RUN, |_| true)?;
+        if taken == 0 {
+            return Ok(0);
+        }
+        half.session.reach(position, false);
+        let now = self.now();
+        let mut actions = Vec::new();
+        for event in events {
+            match event {
+                Event::Change { .. } => self.put_change(half, event),
+                event => half.session.event(event, now, &mut actions),
+            }
+            self.put(half, actions.drain(..), left);
+        }
+        half.session.reach(position, self.outbox.is_empty());
+        half.session.report(now, &mut actions);
+        self.put(half, actions, left);
+        Ok(taken)
+    }
+
+    /// Moves what the session says to the frames that wait.
+    pub(super) fn put(
+        &self,
+        half: &mut Half,
+        actions: impl IntoIterator<Item = Action>,
+        left: &mut Left,
+    ) {
+        for action in actions {
+            match action {
+                // Nothing follows.
+                _ if left.close.is_some() => return,
+                Action::Close(reason) => left.close = Some(reason),
+                Action::Reply(reply) => {
+                    let frame = wire::text(room(&reply), |bytes| {
+                        write(self.serializer, &reply, bytes);
+                    });
+                    half.wait(frame);
+                }
+                other => left.actions.push_back(other),
+            }
+        }
+    }
+
+    fn put_change(&self, half: &mut Half, event: Event) {
+        let Event::Change {
+            channel,
+            bindings,
+            offset,
+            committed_at,
+            data,
+        } = event
+        else {
+            return;
+        };
+        let Some((topic, holder)) = half.session.change(channel, offset) else {
+            return;
+        };
+        let envelope = Envelope {
+            form: self.serializer as u8,
+            topic,
+            bindings: &bindings,
+            holder,
+        };
+        let frame = data.framed(&envelope, |data| {
+            wire::text(data.len() + topic.len() + 128, |bytes| {
+                write_change(self.serializer, topic, &bindings, (data, holder), bytes);
+            })
+        });
+        half.changes += 1;
+        if half.committed.last() != Some(&committed_at) {
+            half.committed.push(committed_at);
+        }
+        half.wait(frame);
+    }
+
+    /// Writes what the kernel takes at once; says whether that is everything.
+    pub(super) fn try_flush(&self, half: &mut Half) -> io::Result<bool> {
+        while !half.waiting.is_empty() {
+            let written = {
+                let first = half.waiting.iter().take(SLICES);
+                let slices: SmallVec<[IoSlice<'_>; SLICES]> =
+                    first.map(|frame| IoSlice::new(frame)).collect();
+                match self.stream.try_write(&slices) {
+                    Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                    Ok(written) => written,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+            };
+            half.written(written);
+        }
+        self.observe(half);
+        if half.waiting.capacity() > ROOM {
+            // A burst must not cost memory for the rest of an idle connection's life.
+            half.waiting = VecDeque::new();
+        }
+        Ok(true)
+    }
+
+    /// Writes all that waits, however long that takes. Cancel safe.
+    pub(super) async fn flush(&self) -> io::Result<()> {
+        while !self.try_flush(&mut self.lock())? {
+            self.stream.writable().await?;
+        }
+        Ok(())
+    }
+
+    fn observe(&self, half: &mut Half) {
+        if half.committed.is_empty() {
+            return;
+        }
+        let metrics = &self.front.0.metrics;
+        let now = i64::try_from(since_epoch().as_micros()).unwrap_or(i64::MAX);
+        for at in &half.committed {
+            // The database's clock may be ahead of ours.
+            let took = u64::try_from(now.saturating_sub(*at)).unwrap_or(0);
+            metrics
+                .commit_to_socket
+                .observe(Duration::from_micros(took).as_secs_f64());
+        }
+        metrics.changes_delivered.inc_by(half.changes.into());
+        half.changes = 0;
+        half.committed = SmallVec::new();
+    }
+
+    /// Hands out changes, and only those: anything else is for the task.
+    fn carry_changes(&self, half: &mut Half) -> Option<bool> {
+        if half.closed || !half.waiting.is_empty() {
+            return None;
+        }
+        let due = half.session.next_report();
+        let expiry = half.session.next_expiry();
+        if expiry.is_some_and(|at| at <= unix_now()) {
+            return None;
+        }
+        let position = self.front.0.router.position();
+        let mut events: SmallVec<[Event; 4]> = SmallVec::new();
+        let is_change = |event: &Event| matches!(event, Event::Change { .. });
+        let taken = self.outbox.take_while(&mut events, RUN, is_change).ok()?;
+        if taken > 0 {
+            half.session.reach(position, false);
+            for event in events {
+                self.put_change(half, event);
+            }
+            half.session.reach(position, self.outbox.is_empty());
+        }
+        // Where a write fails the task finds out why.
+        let written = self.try_flush(half).ok()?;
+        // The task's timer was set by what was due then.
+        Some(written && half.session.next_report() == due && self.outbox.is_empty())
+    }
+}
+
+impl Carrier for Line {
+    fn carry(&self) -> bool {
+        match self.half.try_lock() {
+            Ok(mut half) => self.carry_changes(&mut half).unwrap_or(false),
+            Err(TryLockError::Poisoned(half)) => {
+                self.carry_changes(&mut half.into_inner()).unwrap_or(false)
+            }
+            // Whoever has it may have looked into the outbox already.
+            Err(TryLockError::WouldBlock) => false,
+        }
+    }
+}
+
+impl Half {
+    /// Ends the handing out of changes.
+    pub(super) const fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Has a frame written behind the others; there is none where what was to be sent is no text.
+    pub(super) fn wait(&mut self, frame: Option<Bytes>) {
+        match frame {
+            Some(frame) => self.waiting.push_back(frame),
+            None => tracing::error!("an encoded change is no UTF-8; it was not sent"),
+        }
+    }
+
+    /// So many bytes are gone.
+    fn written(&mut self, mut bytes: usize) {
+        while bytes > 0
+            && let Some(first) = self.waiting.front_mut()
+        {
+            if first.len() > bytes {
+                first.advance(bytes);
+                return;
+            }
+            bytes -= first.len();
+            self.waiting.pop_front();
+        }
+    }
+}
