@@ -327,7 +327,7 @@ impl<'a> Rows<'a> {
             Kind::Insert { new } => (Some(new), None, true),
             Kind::Update { old, new } => (Some(new), old.as_ref(), false),
             Kind::Delete { old } => (None, Some(old), false),
-            Kind::Truncate | Kind::Lost(_) => return None,
+            Kind::Truncate | Kind::Rules | Kind::Lost(_) => return None,
         };
         Some(Self {
             new,

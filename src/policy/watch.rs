@@ -96,9 +96,15 @@ impl CatalogWatch {
         Arc::clone(&self.current.borrow().catalog)
     }
 
-    /// The newest catalog; marks it as seen.
-    pub fn take(&mut self) -> Arc<Catalog> {
-        Arc::clone(&self.current.borrow_and_update().catalog)
+    /// The newest reading.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        self.current.borrow().clone()
+    }
+
+    /// The newest reading; marks its catalog as seen.
+    pub fn take(&mut self) -> Reading {
+        self.current.borrow_and_update().clone()
     }
 
     /// Waits for a catalog that was not seen yet. Cancel safe.

@@ -1,0 +1,18 @@
+-- Which changes of what catalog.sql reads the stream tells of by itself: the event trigger that has
+-- it do so (ddl.sql), null where there is none or it can be passed by; and a sum of all that no event
+-- trigger is told of. The text of the first differs where the trigger or its function was altered in
+-- between: then it may have been off.
+--   $1 replication slot
+select
+  (select format('%s %s %s %s', t.ctid, t.xmin, p.ctid, p.xmin)
+   from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
+   where t.evtname = left('rowcast_ddl_' || $1::text, 63) and t.evtevent = 'ddl_command_end'
+     -- Also where session_replication_role says that ordinary ones do not fire.
+     and t.evtenabled = 'A'
+     and p.prosrc like '%rowcast.ddl%'),
+  array[
+    (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_database d where d.datname = current_database()),
+    (select sum(hash_record_extended(row(s.ctid, s.xmin), 0)) from pg_db_role_setting s),
+    (select sum(hash_record_extended(row(r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolinherit), 0)) from pg_roles r),
+    (select sum(hash_record_extended(row(m.ctid, m.xmin), 0)) from pg_auth_members m)
+  ]::text
