@@ -15,21 +15,15 @@ with settings as (
   select coalesce(nullif(current_setting('rowcast.slot', true), ''), 'rowcast') as slot
 ),
 names as (
-  select s.slot, left('rowcast_ddl_' || s.slot, 63) as name,
-         to_regnamespace('rowcast') as schema,
-         (select p.oid from pg_proc p
-          where p.pronamespace = to_regnamespace('rowcast')
-            and p.proname = left('rowcast_ddl_' || s.slot, 63) and p.pronargs = 0) as function
+  select s.slot,
+         case when octet_length(s.slot) <= 51 then 'rowcast_ddl_' || s.slot else 'rowcast_ddl_' || md5(s.slot) end as name,
+         to_regnamespace('rowcast') as schema
   from settings s
 ),
 me as (
-  select r.rolsuper,
-         -- What lets others make event triggers on hosts whose owners are no superusers.
-         r.rolsuper
-           or exists (select from pg_roles o where o.rolname = 'rds_superuser' and pg_has_role(current_user, o.oid, 'member'))
-           or exists (select from pg_roles o where o.rolname in ('supabase_admin') and pg_has_role(current_user, o.oid, 'member'))
-           or current_user = 'postgres' and exists (select from pg_roles o where o.rolname = 'supabase_admin') as may,
-         has_database_privilege(current_database(), 'create') as creates
+  select r.rolsuper
+           -- Where the owner of a managed database is no superuser, and may all the same.
+           or exists (select from pg_roles o where o.rolname = 'rds_superuser' and pg_has_role(current_user, o.oid, 'member')) as may
   from pg_roles r where r.rolname = current_user
 ),
 trigger as (

@@ -6,10 +6,11 @@
 select
   (select format('%s %s %s %s', t.ctid, t.xmin, p.ctid, p.xmin)
    from pg_event_trigger t join pg_proc p on p.oid = t.evtfoid
-   where t.evtname = left('rowcast_ddl_' || $1::text, 63) and t.evtevent = 'ddl_command_end'
+   where t.evtname = case when octet_length($1::text) <= 51 then 'rowcast_ddl_' || $1::text else 'rowcast_ddl_' || md5($1::text) end
+     and t.evtevent = 'ddl_command_end'
      -- Also where session_replication_role says that ordinary ones do not fire.
      and t.evtenabled = 'A'
-     and p.prosrc like '%rowcast.ddl%'),
+     and position(quote_literal($1::text) in p.prosrc) > 0),
   array[
     (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_database d where d.datname = current_database()),
     (select sum(hash_record_extended(row(s.ctid, s.xmin), 0)) from pg_db_role_setting s),

@@ -1,7 +1,7 @@
 //! A table as the replication stream describes it.
 
-use std::sync::{Arc, LazyLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use crate::pg::Oid;
 

@@ -356,7 +356,7 @@ impl Fanout {
     /// Hands out the changes of an entry. An `early` one committed before whoever came without a
     /// cursor could have subscribed.
     pub(super) async fn entry(&mut self, entry: &Entry, early: bool) {
-        self.begin(entry, early);
+        self.begin(entry, early).await;
         let mut ahead = Ahead::default();
         for (offset, change) in entry.changes() {
             self.moment = Moment {

@@ -358,11 +358,7 @@ impl DiskLog {
         if !batch.last {
             return None;
         }
-        batch.changes = open
-            .tables
-            .drain(..)
-            .map(Change::too_large)
-            .collect();
+        batch.changes = open.tables.drain(..).map(Change::too_large).collect();
         Some(batch)
     }
 }

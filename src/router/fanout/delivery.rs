@@ -654,8 +654,6 @@ fn old_record(change: &Change, table: &Table, sees_old: bool, unjudged_keys: boo
             }
         }
         Kind::Delete { .. } => OldRecord::Carried,
-        Kind::Insert { .. } | Kind::Truncate | Kind::Rules | Kind::Lost(_) => {
-            OldRecord::Hidden
-        },
+        Kind::Insert { .. } | Kind::Truncate | Kind::Rules | Kind::Lost(_) => OldRecord::Hidden,
     }
 }

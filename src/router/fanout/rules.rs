@@ -7,8 +7,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Doubt, Fanout};
+use tokio::time::Instant;
+
+use super::{Doubt, Fanout, Watched};
 use crate::log::Entry;
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
@@ -22,7 +25,12 @@ use crate::router::{ChannelId, Resync, SessionId};
 const MAX_COMING: usize = 64;
 
 /// Entries that are read ahead at once.
-const ENTRIES: usize = 16;
+const ENTRIES: usize = 64;
+
+/// How often they are, to find whether rules change once more; and how long their end is waited for.
+const MOST_AHEAD: usize = 64;
+const AHEAD_PATIENCE: Duration = Duration::from_millis(250);
+const AHEAD_LOOK: Duration = Duration::from_millis(2);
 
 /// What is known of the catalog in hand, and of those that are to follow it.
 #[derive(Debug, Clone)]
@@ -44,8 +52,9 @@ pub(super) struct InForce {
 enum Place {
     /// Somewhere before it was read; for this table where it is described.
     Unknown(Option<Oid>),
-    /// With this transaction, which commits there.
-    Told(Xid, Lsn),
+    /// With this transaction, which commits there; `exact` where the catalog holds nothing
+    /// that another has done which commits later.
+    Told { xid: Xid, commit: Lsn, exact: bool },
     /// Before what comes now.
     Passed,
 }
@@ -164,7 +173,7 @@ impl Fanout {
     }
 
     /// Puts in force what the transaction of an entry has changed, before its first row.
-    pub(super) fn begin(&mut self, entry: &Entry, early: bool) {
+    pub(super) async fn begin(&mut self, entry: &Entry, early: bool) {
         if !std::mem::take(&mut self.in_force.changes_rules) {
             return;
         }
@@ -177,9 +186,7 @@ impl Fanout {
         self.behind = self.behind.max(entry.first);
         self.adopt(None);
         if self.in_force.mark.shows(xid) {
-            // It came into force before; by now it may be that of its time.
-            let catalog = Arc::clone(&self.catalog);
-            return self.doubt_later(&catalog, xid);
+            return self.end_doubts(entry).await;
         }
         let mut found = None;
         while let Some(reading) = self.in_force.coming.pop_front() {
@@ -193,16 +200,70 @@ impl Fanout {
         if Arc::ptr_eq(&reading.catalog, &self.catalog) {
             self.in_force.mark = reading.mark;
         } else {
-            self.go_over(reading, Place::Told(xid, commit));
+            let exact = !self.is_told_of_more(entry, reading.catalog.read_at).await;
+            let place = Place::Told { xid, commit, exact };
+            self.go_over(reading, place);
         }
         self.in_force.coming = rest;
+    }
+
+    /// Where the catalog in hand came into force too early, it may be that of its time by now.
+    async fn end_doubts(&mut self, entry: &Entry) {
+        let told = |watched: &Watched| watched.doubt.is_some_and(|doubt| doubt.told);
+        let until = self.catalog.read_at;
+        if self.tables.values().any(told) && !self.is_told_of_more(entry, until).await {
+            self.in_force.exact_from = entry.batch.commit_lsn;
+            for watched in self.tables.values_mut().filter(|watched| told(watched)) {
+                watched.doubt = None;
+            }
+        }
+    }
+
+    /// Whether yet another transaction changes rules behind that of an entry, and commits up to there;
+    /// also where that is not known in time.
+    async fn is_told_of_more(&self, entry: &Entry, until: Lsn) -> bool {
+        if self.replay.is_some() {
+            return true;
+        }
+        let (mut next, mut left) = (entry.end(), MOST_AHEAD);
+        let deadline = Instant::now() + AHEAD_PATIENCE;
+        loop {
+            let appended = self.log.appended();
+            let Ok(entries) = self.log.read(next, ENTRIES).await else {
+                return true;
+            };
+            let at_end = entries.is_empty();
+            for other in entries {
+                if other.batch.commit_lsn > until {
+                    return false;
+                }
+                if other.batch.xid != entry.batch.xid && other.batch.changes_rules() {
+                    return true;
+                }
+                next = other.end();
+            }
+            if at_end && appended >= until {
+                return false;
+            }
+            left -= 1;
+            if left == 0 || Instant::now() >= deadline {
+                return true;
+            }
+            if at_end {
+                tokio::time::sleep(AHEAD_LOOK).await;
+            }
+        }
     }
 
     fn go_over(&mut self, reading: Reading, place: Place) {
         let Reading { catalog, mark, .. } = reading;
         let exact_from = match place {
-            Place::Told(xid, commit) if !self.is_anything_later(&catalog, xid) => commit,
-            Place::Told(..) | Place::Unknown(_) | Place::Passed => catalog.read_at,
+            Place::Told {
+                commit,
+                exact: true,
+                ..
+            } => commit,
+            Place::Told { .. } | Place::Unknown(_) | Place::Passed => catalog.read_at,
         };
         self.in_force = InForce {
             mark,
@@ -212,7 +273,11 @@ impl Fanout {
         };
         let since = match place {
             // Its own rows as well.
-            Place::Told(_, commit) if exact_from == commit => Lsn(commit.0.saturating_sub(1)),
+            Place::Told {
+                commit,
+                exact: true,
+                ..
+            } => Lsn(commit.0.saturating_sub(1)),
             _ => catalog.read_at,
         };
         self.history.observe(&catalog, since);
@@ -257,54 +322,35 @@ impl Fanout {
             return;
         }
         self.resubscribe(&changed);
-        let moment = matches!(place, Place::Told(..)).then_some(self.moment);
+        let moment = matches!(place, Place::Told { .. }).then_some(self.moment);
         for (session, channel) in self.members(&showing_else, moment) {
             self.expel(session, channel, Resync::AccessChanged);
         }
-        match place {
-            Place::Unknown(described) => {
-                for oid in changed {
-                    if let Some(watched) = self.tables.get_mut(&oid)
-                        && described != Some(oid)
-                    {
-                        watched.doubt = Some(Doubt {
-                            until: catalog.read_at,
-                            version: watched.verified,
-                            told: false,
-                        });
-                    }
-                }
-            }
-            Place::Told(xid, _) => self.doubt_later(&catalog, xid),
-            Place::Passed => {}
-        }
-    }
-
-    /// Where the catalog in hand was read after yet another transaction had changed it, of which the
-    /// stream will tell as well, rows between the two fell under rules that nobody knows any more.
-    fn doubt_later(&mut self, catalog: &Arc<Catalog>, xid: Xid) {
-        if self.replay.is_some() {
-            return;
-        }
         for (oid, watched) in &mut self.tables {
-            let truncated = self.changed.emptied(*oid).map(|(by, _)| by);
-            if is_later(catalog, &watched.table, xid, truncated) {
+            let changed = changed.contains(oid);
+            let (in_doubt, version) = match place {
+                Place::Unknown(described) => (changed && described != Some(*oid), watched.verified),
+                // Rows between it and yet another change fell under rules that nobody knows any more.
+                Place::Told { xid, exact, .. } => {
+                    let truncated = self.changed.emptied(*oid).map(|(by, _)| by);
+                    let later = is_later(&catalog, &watched.table, xid, truncated);
+                    (!exact && (changed || later), u64::MAX)
+                }
+                Place::Passed => (false, 0),
+            };
+            if in_doubt {
                 watched.doubt = Some(Doubt {
                     until: catalog.read_at,
-                    version: u64::MAX,
-                    told: true,
+                    version,
+                    told: matches!(place, Place::Told { .. }),
                 });
-            } else if watched.doubt.is_some_and(|doubt| doubt.told) {
+            } else if let (Place::Told { exact: true, .. } | Place::Passed, Some(known)) =
+                (place, watched.doubt)
+                && known.told
+            {
                 watched.doubt = None;
             }
         }
-    }
-
-    fn is_anything_later(&self, catalog: &Catalog, xid: Xid) -> bool {
-        catalog.tables.iter().any(|(oid, table)| {
-            let truncated = self.changed.emptied(*oid).map(|(by, _)| by);
-            is_later(catalog, table, xid, truncated)
-        })
     }
 
     /// Whether the catalog in hand is that of the time of what commits there, as the stream tells of
