@@ -465,22 +465,31 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         if !applies {
             continue;
         }
-        for policy in &judged.policies {
-            if !rights.policies.contains(&policy.name) {
-                continue;
-            }
-            let tree = policy.tree.as_deref().map(without_places);
-            (policy.permissive, tree).hash(&mut hasher);
-            let depends = policy.depends.iter();
-            let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
-            for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
-                let body = function.body.as_deref().map(without_places);
-                let flags = (function.strict, function.definer, function.set);
-                (&function.source, &function.language, body, flags).hash(&mut hasher);
-                let allowed = function.execute.iter().any(|allowed| allowed == role);
-                (&function.config, allowed).hash(&mut hasher);
-            }
-        }
+        let applicable = judged.policies.iter();
+        let applicable = applicable.filter(|policy| rights.policies.contains(&policy.name));
+        // By what they say, not by name.
+        let mut policies: Vec<u64> = applicable
+            .map(|policy| said(catalog, policy, role))
+            .collect();
+        policies.sort_unstable();
+        policies.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// What a policy says, and what the functions do that it calls.
+fn said(catalog: &Catalog, policy: &Policy, role: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let tree = policy.tree.as_deref().map(without_places);
+    (policy.permissive, tree).hash(&mut hasher);
+    let depends = policy.depends.iter();
+    let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
+    for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
+        let body = function.body.as_deref().map(without_places);
+        let flags = (function.strict, function.definer, function.set);
+        (&function.source, &function.language, body, flags).hash(&mut hasher);
+        let allowed = function.execute.iter().any(|allowed| allowed == role);
+        (&function.config, allowed).hash(&mut hasher);
     }
     hasher.finish()
 }

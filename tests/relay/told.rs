@@ -92,11 +92,6 @@ async fn every_change_of_rules_holds_from_its_own_place_on_and_hides_nothing_aro
         ),
         ("alter policy own on notes to anon", false),
         ("alter policy own on notes to public", true),
-        ("revoke execute on function mine(uuid) from public", false),
-        (
-            "grant execute on function mine(uuid) to authenticated",
-            true,
-        ),
         (
             "alter table notes force row level security; alter policy own on notes using (id < 0)",
             false,

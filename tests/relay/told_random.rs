@@ -243,6 +243,10 @@ async fn play(told: bool, paced: bool) {
                 .await
                 .unwrap();
             passed(&pace, fence).await;
+        } else {
+            // Several at once, and now and then long enough to be noticed.
+            let pause = if random.random_bool(0.3) { 500 } else { 20 };
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..pause))).await;
         }
     }
     over.store(true, Ordering::Relaxed);
