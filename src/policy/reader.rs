@@ -278,7 +278,7 @@ impl CatalogReader {
             // Nothing at all has committed since.
             return Ok((Arc::clone(current), began.elapsed()));
         }
-        let told = look_what_tells((&connection.client, &connection.told), &slot).await?;
+        let told = look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
         let fingerprint: String = connection
             .client
             .query_one(&connection.fingerprint, &[&publication])
@@ -302,7 +302,8 @@ impl CatalogReader {
             .await?;
         let (text, hash): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         // What it tells of may lie between the two.
-        let behind = look_what_tells((&connection.client, &connection.told), &slot).await?;
+        let behind =
+            look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
         let covered = told.covers(before.as_ref()) && behind == told;
         let hash = format!("{hash} {:?}", behind.trigger);
         let looked = Looked {
@@ -425,9 +426,10 @@ impl CatalogReader {
 
 async fn look_what_tells(
     (client, statement): (&Client, &Statement),
-    slot: &str,
+    (slot, roles): (&str, &BTreeSet<String>),
 ) -> Result<Told, tokio_postgres::Error> {
-    let row = client.query_one(statement, &[&slot]).await?;
+    let roles: Vec<&String> = roles.iter().collect();
+    let row = client.query_one(statement, &[&slot, &roles]).await?;
     Ok(Told {
         trigger: row.try_get(0)?,
         beyond: row.try_get(1)?,
