@@ -1,12 +1,11 @@
 -- What only the server's administrator can do, once, and what is lost without it. `rowcast setup`
 -- never does any of it: it prints what this query returns, apart from the rest.
 --
--- Nothing here needs an extension, and the relay itself never needs a superuser. An event trigger is
--- not needed either: in this version the relay notices changed policies in its stream and by looking
--- at the catalog once a second.
+-- Nothing here needs an extension, and the relay itself never needs a superuser. Only an event trigger
+-- does (ddl.sql), and everything works without that.
 with settings as (
   select coalesce(nullif(current_setting('rowcast.role', true), ''), 'rowcast') as login,
-         coalesce(nullif(current_setting('rowcast.parts', true), ''), 'auth, role, publication, identity') as parts
+         coalesce(nullif(current_setting('rowcast.parts', true), ''), 'auth, role, publication, identity, ddl') as parts
 ),
 server as (
   select (select setting from pg_settings where name = 'wal_level') as wal_level,

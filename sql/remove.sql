@@ -8,8 +8,8 @@
 --
 --   rowcast.role          the relay's login                                 rowcast
 --   rowcast.publication   the publication                                   rowcast
---   rowcast.slot          the relay's replication slot                      rowcast
---   rowcast.parts         what to undo                                      auth, role, publication, identity
+--   rowcast.slot          the relay's replication slot; its event trigger   rowcast
+--   rowcast.parts         what to undo                                      auth, role, publication, identity, ddl
 --   rowcast.example       agent_tasks: the example's tables and their rows as well
 --
 -- What is still used is kept: PostgreSQL refuses to drop a role that owns or may do something, or a
@@ -18,7 +18,7 @@ with settings as (
   select coalesce(nullif(current_setting('rowcast.role', true), ''), 'rowcast') as login,
          coalesce(nullif(current_setting('rowcast.publication', true), ''), 'rowcast') as publication,
          coalesce(nullif(current_setting('rowcast.slot', true), ''), 'rowcast') as slot,
-         coalesce(nullif(current_setting('rowcast.parts', true), ''), 'auth, role, publication, identity') as parts,
+         coalesce(nullif(current_setting('rowcast.parts', true), ''), 'auth, role, publication, identity, ddl') as parts,
          coalesce(current_setting('rowcast.example', true), '') = 'agent_tasks' as example,
          (select rolsuper or rolreplication from pg_roles where rolname = current_user) as replicates
 ),
@@ -70,6 +70,14 @@ functions as (
   select f.oid::regprocedure as name, f.pronamespace from pg_proc f
   where f.pronamespace in (to_regnamespace('auth'), to_regnamespace('public'))
     and obj_description(f.oid, 'pg_proc') like 'Made by rowcast setup%'
+),
+-- Each relay has one of its own.
+ddl as (
+  select t.evtname as name, to_regprocedure(format('rowcast.%I()', t.evtname)) as function,
+         (select r.rolsuper from pg_roles r where r.rolname = current_user) or pg_has_role(current_user, t.evtowner, 'usage') as owned
+  from settings s join pg_event_trigger t on t.evtname
+    = case when octet_length(s.slot) <= 51 then 'rowcast_ddl_' || s.slot else 'rowcast_ddl_' || md5(s.slot) end
+  where obj_description(t.oid, 'pg_event_trigger') like 'Made by rowcast setup%'
 ),
 statements(place, detail, statement) as (
   select 0, '', format('-- refused: a relay reads replication slot %s: stop it first.', x.slot_name)
@@ -129,6 +137,14 @@ statements(place, detail, statement) as (
   from settings s cross join relay r
   join pg_database d on d.datname = current_database() and exists (select from aclexplode(d.datacl) a where a.grantee = r.oid)
   where s.parts ~ 'role'
+  union all
+  select 7, 'ddl', case when d.owned then '' else E'-- administrator: only its owner may drop it; until then the log says what nobody reads.\n' end
+    || format(E'-- The log need not say any more where rules change.\ndrop event trigger %I;\ndrop function %s;', d.name, d.function)
+    || case when obj_description(to_regnamespace('rowcast'), 'pg_namespace') like 'Made by rowcast setup%'
+              and not exists (select from pg_proc p where p.pronamespace = to_regnamespace('rowcast') and p.oid <> d.function)
+              and not exists (select from pg_class c where c.relnamespace = to_regnamespace('rowcast'))
+       then E'\ndrop schema rowcast;' else '' end
+  from ddl d, settings s where s.parts ~ 'ddl' and d.function is not null
   union all
   select 7, '', format(E'-- The example''s tables, with their rows.\ndrop table %s;', string_agg(e.name, ', ' order by e.name))
   from example e, settings s where s.example having count(*) > 0

@@ -260,7 +260,8 @@ async fn catalog(
     roles.push(config.default_role.clone());
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let (catalog, reading) = loop {
-        let reader = CatalogReader::new(database.clone(), publication.to_owned(), roles.clone());
+        let followed = (publication.to_owned(), config.slot.clone());
+        let reader = CatalogReader::new(database.clone(), followed, roles.clone());
         match watch(reader, Arc::clone(metrics), config.catalog_interval).await {
             Ok(watching) => break watching,
             Err(error) if error.retry() == Retry::Soon => {

@@ -43,6 +43,9 @@ pub enum Kind {
     },
     /// The table was emptied.
     Truncate,
+    /// No row: the transaction changes what decides who sees what (policies, rights, functions,
+    /// columns). Stands once in a transaction, of [`Relation::none`], wherever in it that was.
+    Rules,
     /// Rows of this table changed here, but what they are cannot be said. Whoever watches the
     /// table must be told to read it again.
     Lost(Lost),
@@ -77,6 +80,13 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether it says that its transaction changes what decides.
+    #[must_use]
+    pub fn changes_rules(&self) -> bool {
+        let mut changes = self.changes.iter();
+        changes.any(|change| matches!(change.kind, Kind::Rules))
+    }
+
     /// About how much memory the changes hold, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -85,6 +95,17 @@ impl Batch {
 }
 
 impl Change {
+    /// What is left of a transaction's changes of a table where it is larger than the log.
+    #[must_use]
+    pub fn too_large(relation: Arc<Relation>) -> Self {
+        let kind = if relation.is_table() {
+            Kind::Lost(Lost::TooLarge)
+        } else {
+            Kind::Rules
+        };
+        Self { relation, kind }
+    }
+
     /// About how much memory the change holds, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -94,7 +115,7 @@ impl Change {
                 new.size() + old.as_ref().map_or(0, |old| old.row().size())
             }
             Kind::Delete { old } => old.row().size(),
-            Kind::Truncate | Kind::Lost(_) => 0,
+            Kind::Truncate | Kind::Rules | Kind::Lost(_) => 0,
         };
         size_of::<Self>() + rows
     }

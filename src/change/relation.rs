@@ -1,12 +1,25 @@
 //! A table as the replication stream describes it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use crate::pg::Oid;
 
 /// The next version to be given.
 static VERSION: AtomicU64 = AtomicU64::new(1);
+
+/// What stands where a change is of no table.
+static NONE: LazyLock<Arc<Relation>> = LazyLock::new(|| {
+    Arc::new(Relation {
+        oid: Oid(0),
+        schema: "".into(),
+        name: "".into(),
+        replica_identity: ReplicaIdentity::Nothing,
+        columns: Vec::new(),
+        types: Arc::default(),
+        version: 0,
+    })
+});
 
 /// One version of a table, as a Relation message of the stream gave it. Versions are told apart by
 /// their `version`; a new one does not mean that anything changed, only that PostgreSQL had reason
@@ -26,11 +39,24 @@ pub struct Relation {
     pub columns: Vec<Column>,
     /// Those of its columns' types that PostgreSQL does not come with, as the stream named them.
     pub types: Arc<[Type]>,
-    /// Counts the descriptions that this process has read; unique, never 0.
+    /// Counts the descriptions that this process has read; unique, 0 for that
+    /// of no table.
     pub version: u64,
 }
 
 impl Relation {
+    /// The description of no table.
+    #[must_use]
+    pub fn none() -> Arc<Self> {
+        Arc::clone(&NONE)
+    }
+
+    /// Whether it describes a table.
+    #[must_use]
+    pub const fn is_table(&self) -> bool {
+        self.oid.0 != 0
+    }
+
     /// The first of `count` versions that no other relation of this process has, in order.
     #[must_use]
     pub fn reserve_versions(count: u64) -> u64 {

@@ -353,7 +353,7 @@ impl<'a> Rows<'a> {
             Kind::Insert { new } => (Some(new), None, true),
             Kind::Update { old, new } => (Some(new), old.as_ref(), false),
             Kind::Delete { old } => (None, Some(old), false),
-            Kind::Truncate | Kind::Lost(_) => return None,
+            Kind::Truncate | Kind::Rules | Kind::Lost(_) => return None,
         };
         let left = matches!(old, OldRecord::Left | OldRecord::LeftWhole);
         Some(Self {

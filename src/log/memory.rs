@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
 
 use super::{Entry, Epoch, Log, LogError, Offset, Origin};
-use crate::change::{Batch, Change, Kind, Lost};
+use crate::change::{Batch, Change};
 use crate::pg::Lsn;
 
 /// How much a [`MemoryLog`] keeps.
@@ -131,10 +131,7 @@ impl Open {
                     .iter()
                     .any(|known| known.relation.oid == change.relation.oid)
                 {
-                    touched.push(Change {
-                        kind: Kind::Lost(Lost::TooLarge),
-                        ..change
-                    });
+                    touched.push(Change::too_large(change.relation));
                 }
             }
             batch.changes = touched;
@@ -311,7 +308,7 @@ impl fmt::Debug for MemoryLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Relation, ReplicaIdentity, Row, Value};
+    use crate::change::{Kind, Lost, Relation, ReplicaIdentity, Row, Value};
     use crate::pg::{Oid, Xid};
 
     fn batch(commit: u64, rows: usize, last: bool) -> Batch {

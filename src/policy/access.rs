@@ -32,6 +32,10 @@ pub struct Access {
     /// the table is to be told.
     pub hides_all: bool,
     readable: HashSet<String>,
+    /// The table's columns by their numbers, and whether the role may read each.
+    columns: Vec<(i16, bool)>,
+    /// What decides which rows, whatever else is so of them.
+    rows: u64,
 }
 
 /// Which rows a role may see.
@@ -70,6 +74,8 @@ impl Access {
             consults: Some(Vec::new()),
             hides_all: false,
             readable: HashSet::new(),
+            columns: Vec::new(),
+            rows: 0,
         };
         let Some(rights) = table.rights.iter().find(|rights| rights.role == role) else {
             access.rules = Rules::Nothing(format!("role {role:?} does not exist"));
@@ -89,7 +95,16 @@ impl Access {
             .filter(|column| rights.columns.contains(&column.number))
             .map(|column| column.name.clone())
             .collect();
+        let columns = table.columns.iter().map(|column| column.number);
+        access.columns = columns
+            .map(|number| (number, rights.columns.contains(&number)))
+            .collect();
         access.judge(catalog, table, role);
+        access.rows = match &access.rules {
+            Rules::Nothing(_) => 0,
+            Rules::Everything => 1,
+            Rules::Judged { .. } => rows(catalog, table, role),
+        };
         access.hides_all |= matches!(access.rules, Rules::Nothing(_));
         access
     }
@@ -98,6 +113,19 @@ impl Access {
     #[must_use]
     pub fn may_read(&self, column: &str) -> bool {
         self.readable.contains(column)
+    }
+
+    /// Whether it shows the same rows as another access to the table did, and of those what both
+    /// tables have.
+    #[must_use]
+    pub fn shows_as(&self, other: &Self) -> bool {
+        let shown = |(number, readable): &(i16, bool)| {
+            let mut known = other.columns.iter().filter(|(known, _)| known == number);
+            known.all(|(_, known)| known == readable)
+        };
+        self.rows == other.rows
+            && self.columns.is_empty() == other.columns.is_empty()
+            && self.columns.iter().all(shown)
     }
 
     /// The columns of `relation` that the role may read.
@@ -422,6 +450,65 @@ fn condition(policies: &[&Policy]) -> String {
         format!("({})", any.join(" or "))
     });
     format!("({})", all.join(" and "))
+}
+
+/// What decides which rows a role may see, as one number: not how the policies are called, how they
+/// are laid out, or who wrote them when.
+fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for judged in judged(catalog, table) {
+        let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
+            continue;
+        };
+        let applies = security_applies(catalog, judged, rights);
+        (judged.oid.0, applies).hash(&mut hasher);
+        if !applies {
+            continue;
+        }
+        let applicable = judged.policies.iter();
+        let applicable = applicable.filter(|policy| rights.policies.contains(&policy.name));
+        // By what they say, not by name.
+        let mut policies: Vec<u64> = applicable
+            .map(|policy| said(catalog, policy, role))
+            .collect();
+        policies.sort_unstable();
+        policies.hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// What a policy says, and what the functions do that it calls.
+fn said(catalog: &Catalog, policy: &Policy, role: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let tree = policy.tree.as_deref().map(without_places);
+    (policy.permissive, tree).hash(&mut hasher);
+    let depends = policy.depends.iter();
+    let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
+    for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
+        let body = function.body.as_deref().map(without_places);
+        let flags = (function.strict, function.definer, function.set);
+        (&function.source, &function.language, body, flags).hash(&mut hasher);
+        let allowed = function.execute.iter().any(|allowed| allowed == role);
+        (&function.config, allowed).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+/// A node tree without where in its text everything stood.
+fn without_places(tree: &str) -> String {
+    let mut words = tree.split(' ');
+    let mut kept = String::with_capacity(tree.len());
+    while let Some(word) = words.next() {
+        if word == ":location" {
+            // Its number ends in what it ends.
+            let number = words.next().unwrap_or_default();
+            kept.push_str(number.trim_start_matches(|c: char| c == '-' || c.is_ascii_digit()));
+        } else {
+            kept.push_str(word);
+        }
+        kept.push(' ');
+    }
+    kept
 }
 
 /// Everything that decides for this role and table, and the table's columns, as one number.

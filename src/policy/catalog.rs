@@ -17,6 +17,11 @@ pub struct Catalog {
     /// Where the write-ahead log ended after this was read: whatever commits behind it finds this
     /// catalog or a newer one.
     pub read_at: Lsn,
+    /// Whether the stream tells of changes ([`crate::change::Kind::Rules`]) as far as event
+    /// triggers are told of them.
+    pub marked: bool,
+    /// What differs between two catalogs of one era is all told by the stream.
+    pub era: u64,
     /// Whether the publication publishes deletes.
     pub deletes: bool,
     /// The server's major version.
@@ -360,6 +365,8 @@ impl Catalog {
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
+            marked: false,
+            era: 0,
             tables: document
                 .tables
                 .into_iter()
@@ -384,6 +391,20 @@ impl Catalog {
             operators: document.operators,
             unusual_search_path,
             request_settings,
+        })
+    }
+
+    /// Whether the same roles have the rights of its tables' owners as in another one, as far as
+    /// both know the tables: no event trigger is told of `REASSIGN OWNED`.
+    #[must_use]
+    pub fn is_owned_as(&self, other: &Self) -> bool {
+        let owners = |table: &Table| -> Vec<(String, bool)> {
+            let rights = table.rights.iter();
+            rights.map(|one| (one.role.clone(), one.owner)).collect()
+        };
+        self.tables.iter().all(|(oid, table)| {
+            let known = other.tables.get(oid);
+            known.is_none_or(|known| owners(known) == owners(table))
         })
     }
 

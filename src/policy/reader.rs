@@ -107,6 +107,23 @@ pub struct Reading {
     pub took: Duration,
 }
 
+/// Which changes of the catalog the stream tells of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    /// The event trigger that has it tell, where there is one; another text for another one, or
+    /// where it was altered.
+    trigger: Option<String>,
+    /// What no event trigger is told of.
+    beyond: String,
+}
+
+impl Told {
+    /// Whether the stream tells of all that has changed since `before`.
+    fn covers(&self, before: Option<&Self>) -> bool {
+        self.trigger.is_some() && before == Some(self)
+    }
+}
+
 /// What the catalog was when it was read over a connection.
 #[derive(Debug)]
 struct Looked {
@@ -130,9 +147,12 @@ impl Looked {
 pub struct CatalogReader {
     database: Database,
     publication: String,
+    slot: String,
     roles: BTreeSet<String>,
     connection: Option<Connection>,
     current: Option<Arc<Catalog>>,
+    /// What told of changes when it was looked last.
+    told: Option<Told>,
     /// The tables that somebody else holds, since it was noticed.
     held: HashMap<Oid, Instant>,
     /// Resolved bodies by function and version, so that each is analysed once.
@@ -143,26 +163,29 @@ pub struct CatalogReader {
 struct Connection {
     client: Client,
     mark: Statement,
+    told: Statement,
     fingerprint: Statement,
     document: Statement,
     looked: Option<Looked>,
 }
 
 impl CatalogReader {
-    /// A reader that has not connected yet. `roles` are those that clients are expected to act as;
+    /// A reader that has not connected yet, for who follows a slot with a publication. `roles` are those that clients are expected to act as;
     /// others are added by [`CatalogReader::add`].
     #[must_use]
     pub fn new(
         database: Database,
-        publication: String,
+        (publication, slot): (String, String),
         roles: impl IntoIterator<Item = String>,
     ) -> Self {
         Self {
             database,
             publication,
+            slot,
             roles: roles.into_iter().collect(),
             connection: None,
             current: None,
+            told: None,
             held: HashMap::new(),
             bodies: HashMap::new(),
         }
@@ -243,6 +266,7 @@ impl CatalogReader {
     async fn read_once(&mut self, mark: &Mark) -> Result<(Arc<Catalog>, Duration), CatalogError> {
         let began = Instant::now();
         let (roles, publication) = (self.roles.clone(), self.publication.clone());
+        let (slot, before) = (self.slot.clone(), self.told.clone());
         let current = self.current.clone();
         let connection = self.connected().await?;
         let known = connection.looked.as_mut();
@@ -254,18 +278,22 @@ impl CatalogReader {
             // Nothing at all has committed since.
             return Ok((Arc::clone(current), began.elapsed()));
         }
+        let told = look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
         let fingerprint: String = connection
             .client
             .query_one(&connection.fingerprint, &[&publication])
             .await?
             .try_get(0)?;
+        let fingerprint = format!("{fingerprint} {:?}", told.trigger);
         let same = known
             .as_ref()
             .is_some_and(|known| known.fingerprint == fingerprint);
         let took = began.elapsed();
         if let (Some(known), Some(current), true, false) = (&mut known, &current, same, old) {
             known.snapshot = mark.snapshot.clone();
-            return Ok((Arc::clone(current), took));
+            let current = Arc::clone(current);
+            self.told = Some(told);
+            return Ok((current, took));
         }
         let names: Vec<&String> = roles.iter().collect();
         let row = connection
@@ -273,6 +301,11 @@ impl CatalogReader {
             .query_one(&connection.document, &[&publication, &names])
             .await?;
         let (text, hash): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        // What it tells of may lie between the two.
+        let behind =
+            look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
+        let covered = told.covers(before.as_ref()) && behind == told;
+        let hash = format!("{hash} {:?}", behind.trigger);
         let looked = Looked {
             snapshot: mark.snapshot.clone(),
             fingerprint,
@@ -281,8 +314,17 @@ impl CatalogReader {
         };
         let catalog = match current.filter(|current| current.hash == hash) {
             Some(current) => current,
-            None => Arc::new(self.parse(&text, hash).await?),
+            None => {
+                let mut catalog = self.parse(&text, hash).await?;
+                catalog.marked = behind.trigger.is_some();
+                let before = self.current.as_deref();
+                let covered = covered && before.is_some_and(|before| catalog.is_owned_as(before));
+                let era = before.map_or(0, |before| before.era);
+                catalog.era = if covered { era } else { era + 1 };
+                Arc::new(catalog)
+            }
         };
+        self.told = Some(behind);
         self.current = Some(Arc::clone(&catalog));
         self.connected().await?.looked = Some(looked);
         Ok((catalog, if same { took } else { began.elapsed() }))
@@ -368,8 +410,10 @@ impl CatalogReader {
                 ))
                 .await?;
             let fingerprint = include_str!("../../sql/fingerprint.sql");
+            let told = include_str!("../../sql/told.sql");
             self.connection = Some(Connection {
                 mark: client.prepare(MARK).await?,
+                told: client.prepare(told).await?,
                 fingerprint: client.prepare(fingerprint).await?,
                 client,
                 document,
@@ -378,6 +422,18 @@ impl CatalogReader {
         }
         Ok(self.connection.as_mut().expect("it was made above"))
     }
+}
+
+async fn look_what_tells(
+    (client, statement): (&Client, &Statement),
+    (slot, roles): (&str, &BTreeSet<String>),
+) -> Result<Told, tokio_postgres::Error> {
+    let roles: Vec<&String> = roles.iter().collect();
+    let row = client.query_one(statement, &[&slot, &roles]).await?;
+    Ok(Told {
+        trigger: row.try_get(0)?,
+        beyond: row.try_get(1)?,
+    })
 }
 
 /// The search path under which the body's names mean what they mean when it runs; `None` where

@@ -96,9 +96,15 @@ impl CatalogWatch {
         Arc::clone(&self.current.borrow().catalog)
     }
 
-    /// The newest catalog; marks it as seen.
-    pub fn take(&mut self) -> Arc<Catalog> {
-        Arc::clone(&self.current.borrow_and_update().catalog)
+    /// The newest reading.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        self.current.borrow().clone()
+    }
+
+    /// The newest reading; marks its catalog as seen.
+    pub fn take(&mut self) -> Reading {
+        self.current.borrow_and_update().clone()
     }
 
     /// Waits for a catalog that was not seen yet. Cancel safe.
@@ -189,6 +195,7 @@ pub async fn watch(
     let mark = reader.mark().await?;
     let first = reader.read(mark).await?;
     name_open_tables(None, &first.catalog);
+    tell_of_marks(&first.catalog);
     let (publish, current) = watch::channel(first);
     let (tell, delay) = watch::channel(None);
     let (requests, incoming) = mpsc::channel(QUEUE);
@@ -342,6 +349,9 @@ impl Desk {
             if new {
                 info!(tables = reading.catalog.tables.len(), "the catalog changed");
                 name_open_tables(Some(&current.catalog), &reading.catalog);
+                if reading.catalog.marked != current.catalog.marked {
+                    tell_of_marks(&reading.catalog);
+                }
                 self.metrics.catalog_reloads.inc();
             }
             *current = reading;
@@ -380,6 +390,19 @@ async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
         None => pending().await,
+    }
+}
+
+/// Says whether the stream tells of changed rules, and what is lost where it does not.
+fn tell_of_marks(catalog: &Catalog) {
+    if catalog.marked {
+        info!("an event trigger tells where policies, rights, functions and columns change");
+    } else {
+        info!(
+            "no event trigger tells where policies, rights, functions and columns change: changes \
+             are looked for, and rows that commit within catalog_interval of one may be hidden, \
+             with a resync (rowcast setup --only ddl makes the trigger)"
+        );
     }
 }
 

@@ -6,6 +6,8 @@ mod complete;
 
 mod delivery;
 
+mod rules;
+
 mod truncate;
 
 use std::collections::HashMap;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use self::rules::InForce;
 use self::truncate::LostLeaves;
 use super::allowance::{Allowance, Held};
 use super::changed::Changed;
@@ -41,7 +44,7 @@ use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
-use crate::policy::reader::Mark;
+use crate::policy::reader::{Mark, Reading};
 use crate::policy::watch::{CatalogWatch, Ended};
 use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
@@ -111,6 +114,7 @@ pub(super) struct Fanout {
     /// The place behind it.
     behind: Offset,
     pub(super) catalog: Arc<Catalog>,
+    in_force: InForce,
     pub(super) readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
@@ -156,6 +160,8 @@ struct Watched {
 struct Doubt {
     until: Lsn,
     version: u64,
+    /// Whether the stream will tell of the change.
+    told: bool,
 }
 
 pub(super) struct Channel {
@@ -219,7 +225,7 @@ impl Fanout {
         snapshot_settings: crate::snapshot::Settings,
         (history, changed): (Arc<AccessHistory>, Arc<Changed>),
         position: Arc<Position>,
-        (epoch, catalog): (Epoch, Arc<Catalog>),
+        (epoch, reading): (Epoch, &Reading),
     ) -> Self {
         Self {
             log,
@@ -241,7 +247,8 @@ impl Fanout {
                 early: false,
             },
             behind: Offset(0),
-            catalog,
+            catalog: Arc::clone(&reading.catalog),
+            in_force: InForce::new(reading),
             readings: Readings::default(),
             access: HashMap::new(),
             tables: HashMap::new(),
@@ -269,8 +276,10 @@ impl Fanout {
             self.snapshot_settings,
             (Arc::clone(&self.history), Arc::clone(&self.changed)),
             Arc::clone(&self.position),
-            (self.epoch, Arc::clone(&self.catalog)),
+            (self.epoch, &self.watch.reading()),
         );
+        replaying.catalog = Arc::clone(&self.catalog);
+        replaying.in_force = self.in_force.clone();
         replaying.unseen = Arc::clone(&self.unseen);
         replaying.before.clone_from(&self.before);
         // The router has counted what its members have asked.
@@ -360,6 +369,7 @@ impl Fanout {
     /// Hands out the changes of an entry. An `early` one committed before whoever came without a
     /// cursor could have subscribed.
     pub(super) async fn entry(&mut self, entry: &Entry, early: bool) {
+        self.begin(entry, early).await;
         let mut ahead = Ahead::default();
         for (offset, change) in entry.changes() {
             self.moment = Moment {
@@ -376,6 +386,9 @@ impl Fanout {
     /// The first change of an entry that the newest catalog may be too old for.
     pub(super) fn awaits(&self, entry: &Entry) -> Option<Awaited> {
         let xid = entry.batch.xid;
+        if self.awaits_rules(xid) {
+            return Some((xid, Relation::none()));
+        }
         let mut seen: Option<&Arc<Relation>> = None;
         for (_, change) in entry.changes() {
             let relation = &change.relation;
@@ -383,6 +396,9 @@ impl Fanout {
                 continue;
             }
             seen = Some(relation);
+            if !relation.is_table() {
+                continue;
+            }
             let wanted = match self.tables.get(&relation.oid) {
                 Some(watched) => self.is_unverified(watched, relation),
                 None => self.is_new(relation) && self.is_all_wanted(),
@@ -402,6 +418,9 @@ impl Fanout {
 
     async fn hand_on(&mut self, entry: &Entry, offset: Offset, change: &Change, ahead: &mut Ahead) {
         let oid = change.relation.oid;
+        if !change.relation.is_table() {
+            return;
+        }
         if !self.tables.contains_key(&oid) && self.is_new(&change.relation) {
             let wanted = self.is_all_wanted();
             self.passed.insert(oid, change.relation.version);
@@ -418,9 +437,11 @@ impl Fanout {
         let lost = match &change.kind {
             Kind::Lost(Lost::Undecodable) => Some(Resync::Undecodable),
             Kind::Lost(Lost::TooLarge) => Some(Resync::TooLarge),
-            Kind::Insert { .. } | Kind::Update { .. } | Kind::Delete { .. } | Kind::Truncate => {
-                None
-            }
+            Kind::Insert { .. }
+            | Kind::Update { .. }
+            | Kind::Delete { .. }
+            | Kind::Truncate
+            | Kind::Rules => None,
         };
         if let Some(reason) = lost {
             let hidden = match reason {
@@ -478,6 +499,7 @@ impl Fanout {
     }
 
     fn verify(&mut self, oid: Oid, relation: &Arc<Relation>, entry: &Entry) {
+        let of_its_time = self.is_of_its_time(entry.batch.commit_lsn);
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
@@ -489,12 +511,13 @@ impl Fanout {
         let truncated = self.changed.emptied(oid).map(|(by, _)| by);
         if self.replay.is_some() {
             // Whether the rules of then are those of now is in the history.
-        } else if watched.table.written_after(xid, truncated) {
+        } else if !of_its_time && watched.table.written_after(xid, truncated) {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
             watched.doubt = Some(Doubt {
                 until: self.catalog.read_at,
                 version,
+                told: false,
             });
         } else if watched.table.written_by(xid) && (computed || watched.computed) {
             // The description does not tell whether this row lies before or behind what its own
@@ -502,6 +525,7 @@ impl Fanout {
             watched.doubt = Some(Doubt {
                 until: entry.batch.commit_lsn,
                 version,
+                told: false,
             });
         }
         watched.verified = version;

@@ -64,12 +64,12 @@ impl AccessHistory {
             })),
             file,
         };
-        history.observe(catalog);
+        history.observe(catalog, catalog.read_at);
         history
     }
 
-    /// Takes note of a catalog that somebody is about to judge by.
-    pub(super) fn observe(&self, catalog: &Catalog) {
+    /// Takes note of a catalog that somebody is about to judge by what commits behind `since`.
+    pub(super) fn observe(&self, catalog: &Catalog, since: Lsn) {
         let mut known = self.lock();
         // Another has seen a newer one meanwhile.
         if catalog.read_at.0 < known.read_at {
@@ -82,8 +82,10 @@ impl AccessHistory {
             for (role, fingerprint) in fingerprints(catalog, table) {
                 let same = |rules: &Rules| rules.fingerprint == fingerprint;
                 if !pairs.get(role).is_some_and(same) {
-                    let since = catalog.read_at.0;
-                    let rules = Rules { fingerprint, since };
+                    let rules = Rules {
+                        fingerprint,
+                        since: since.0,
+                    };
                     pairs.insert(role.to_owned(), rules);
                     changed = true;
                 }
@@ -111,7 +113,7 @@ impl AccessHistory {
                 ..Known::default()
             };
         }
-        self.observe(catalog);
+        self.observe(catalog, catalog.read_at);
     }
 
     /// Nobody could have subscribed to what committed up to here.

@@ -164,7 +164,7 @@ impl Layout {
             Kind::Insert { new } => (Some(new), None),
             Kind::Update { old, new } => (Some(new), old.as_ref()),
             Kind::Delete { old } => (None, Some(old)),
-            Kind::Truncate | Kind::Lost(_) => (None, None),
+            Kind::Truncate | Kind::Rules | Kind::Lost(_) => (None, None),
         };
         let old = old.filter(|old| self.is_full(old)).map(OldRow::row);
         let image = |row: &Row, before: Option<&Row>| {
@@ -226,6 +226,7 @@ impl Layout {
                 old: self.old_row(old, old_values),
             },
             Kind::Truncate => Kind::Truncate,
+            Kind::Rules => Kind::Rules,
             Kind::Lost(lost) => Kind::Lost(*lost),
         };
         Change {

@@ -11,7 +11,7 @@ pub(super) mod snapshots;
 use std::future::pending;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -42,6 +42,10 @@ const ENTRIES: usize = 64;
 /// How often an idle router looks whether the stream has passed a place that it waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// How long a join waits for the stream to come to a newer catalog. Past this that comes into force
+/// at once, and rows of before are hidden.
+const STREAM_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Commands taken before the log gets its turn.
 const COMMANDS_AT_ONCE: usize = 256;
 
@@ -60,6 +64,8 @@ pub struct Live {
     takings: Takings,
     /// Set while the next entry waits for the catalog: everything else goes on.
     held: Option<Held>,
+    /// Joins that need a catalog which the stream has yet to come to.
+    waiting: Vec<(Instant, Unparked)>,
     /// A look at what can be read by now, for those who wait for it.
     looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
 }
@@ -69,8 +75,6 @@ struct Held {
     xid: Xid,
     /// What it waits for; `None` once that is there.
     wait: Option<BoxFuture<'static, ()>>,
-    /// Joins that need the catalog which the entry is to find.
-    joins: Vec<Unparked>,
 }
 
 /// Makes a router and the task behind it.
@@ -86,7 +90,8 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         history,
         snapshots,
     } = foundation;
-    let catalog = watch.take();
+    let reading = watch.take();
+    let catalog = Arc::clone(&reading.catalog);
     let (epoch, next) = (log.epoch(), log.range().end);
     let started_at = catalog.read_at;
     let history = Arc::new(AccessHistory::open(
@@ -102,7 +107,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         *snapshots.settings(),
         (history, Arc::new(Changed::since(next))),
         Arc::clone(&router.position),
-        (epoch, catalog),
+        (epoch, &reading),
     );
     let live = Live {
         fanout,
@@ -114,6 +119,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         returns: Returns::new(),
         takings: Takings::new(snapshots),
         held: None,
+        waiting: Vec::new(),
         looking: None,
     };
     live.publish();
@@ -133,6 +139,7 @@ impl Live {
             if self.held.is_some() && self.is_lost() {
                 self.end_wait();
             }
+            self.look_for_waiting();
             let waits = self.held.as_ref().is_some_and(|held| held.wait.is_some());
             let behind = *tail.borrow_and_update() > self.next && !waits;
             if behind || self.returns.is_arriving() {
@@ -189,11 +196,12 @@ impl Live {
                 () = self.fanout.unseen.asked(), if self.looking.is_none() => {}
                 changed = tail.changed() => if changed.is_err() { break },
                 Ok(()) = stored.changed(), if !self.whole => {}
-                () = tokio::time::sleep(LOOK_AGAIN), if self.fanout.has_lost_leaves() => {
+                () = tokio::time::sleep(LOOK_AGAIN), if self.waits_for_the_stream() => {
                     // Before it is looked whether there is more: what comes meanwhile lies behind.
                     let passed = self.fanout.log.appended();
                     if self.fanout.log.range().end <= self.next {
                         self.fanout.settle_lost_leaves(passed);
+                        self.fanout.has_passed(passed);
                     }
                 }
                 command = self.commands.recv() => match command {
@@ -212,6 +220,8 @@ impl Live {
                     if self.fanout.has_lost_leaves() {
                         self.fanout.settle_lost_leaves(commit);
                     }
+                    self.fanout.has_passed(commit);
+                    self.fanout.look_ahead(&entry).await;
                     // What nobody at all can have subscribed to is passed over.
                     let told = (commit > self.started_at || commit > self.fanout.history.began())
                         && !self.fanout.is_before(&entry);
@@ -272,11 +282,9 @@ impl Live {
             // Where the catalog's task has ended, so has this one soon.
             let _ended = watch.after(xid, &relation).await;
         };
-        let joins = self.held.take().map(|held| held.joins);
         self.held = Some(Held {
             xid,
             wait: Some(wait.boxed()),
-            joins: joins.unwrap_or_default(),
         });
     }
 
@@ -288,12 +296,9 @@ impl Live {
 
     /// The entry that was held lies behind.
     fn release(&mut self) {
-        if let Some(held) = self.held.take() {
+        if self.held.take().is_some() {
             // Where nobody watched any more what it waited for.
             self.fanout.adopt(None);
-            for join in held.joins {
-                self.unpark(join);
-            }
         }
     }
 
@@ -301,11 +306,30 @@ impl Live {
     /// the entry's own transaction has changed between two rows, and is taken between them then.
     fn adopt(&mut self) -> bool {
         let held = self.held.as_ref();
-        let adopts = !held.is_some_and(|held| self.fanout.watch.shows(held.xid));
-        if adopts {
-            self.fanout.adopt(None);
+        !held.is_some_and(|held| self.fanout.watch.shows(held.xid)) && self.fanout.adopt(None)
+    }
+
+    /// Whether something is to happen once the stream has come to a place, whatever comes there.
+    fn waits_for_the_stream(&self) -> bool {
+        self.fanout.has_lost_leaves() || self.fanout.is_behind() || !self.waiting.is_empty()
+    }
+
+    /// Takes those joins up for which the catalog is there by now, or for which the stream takes too
+    /// long to come to it.
+    fn look_for_waiting(&mut self) {
+        let since = self.waiting.first().map(|(since, _)| *since);
+        let Some(since) = since else {
+            return;
+        };
+        if !self.adopt() {
+            if self.held.is_some() || since.elapsed() < STREAM_PATIENCE {
+                return;
+            }
+            self.fanout.adopt_anyway();
         }
-        adopts
+        for (_, join) in std::mem::take(&mut self.waiting) {
+            self.unpark(join);
+        }
     }
 
     /// Whether there is no going on from here.
@@ -321,6 +345,8 @@ impl Live {
         self.returns.expel_arriving(reason);
         self.returns.look_again();
         self.release();
+        // What was to be told lies in what is skipped.
+        self.fanout.adopt_anyway();
     }
 
     /// Everything before is in the outboxes.

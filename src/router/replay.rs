@@ -387,6 +387,7 @@ impl Cohort {
     /// Waits a moment until the entry can be handed out. Those for whom that takes longer leave the
     /// pass, so that nobody else waits with them.
     async fn await_catalog(&mut self, entry: &Entry) {
+        self.fanout.look_ahead(entry).await;
         while let Some((xid, relation)) = self.awaits(entry) {
             let read = self.fanout.watch.after(xid, &relation);
             match tokio::time::timeout(PATIENCE, read).await {
@@ -420,6 +421,7 @@ impl Cohort {
     /// Hands out one entry: the one that begins where the pass is, and has been reached.
     pub(super) async fn step(&mut self, entry: &Entry) {
         let commit = entry.batch.commit_lsn;
+        self.fanout.has_passed(commit);
         if commit > self.fanout.history.began() && !self.fanout.is_before(entry) {
             self.fanout.entry(entry, false).await;
         }

@@ -16,6 +16,10 @@ pub const BATCH_CHANGES: usize = 1_000;
 /// About the most bytes in one batch; a single row may be larger.
 pub const BATCH_BYTES: usize = 4 << 20;
 
+/// The prefix of the messages by which an event trigger (`sql/ddl.sql`) says that a transaction
+/// changes what decides; their content is the slot of the relay that they are meant for.
+pub const RULES_PREFIX: &[u8] = b"rowcast.ddl";
+
 /// What the source has to say.
 #[derive(Debug, Clone)]
 pub enum SourceEvent {
@@ -37,6 +41,8 @@ pub struct Assembler {
     /// The table of the last row: a transaction's rows come in runs.
     recent: Option<Arc<Relation>>,
     open: Option<Transaction>,
+    /// The replication slot: what is meant for others names theirs.
+    slot: String,
 }
 
 #[derive(Debug)]
@@ -48,6 +54,8 @@ struct Transaction {
     bytes: usize,
     /// Whether a batch of it has been given out.
     begun: bool,
+    /// Whether it has said that it changes what decides: once is enough.
+    changes_rules: bool,
 }
 
 impl Transaction {
@@ -71,10 +79,11 @@ impl Transaction {
 
 impl Assembler {
     /// An assembler at the start of a stream. `reference` is a transaction number that was
-    /// current when the session began.
+    /// current when the session began, `slot` is what is followed.
     #[must_use]
-    pub fn new(reference: Xid) -> Self {
+    pub fn new(reference: Xid, slot: &str) -> Self {
         Self {
+            slot: slot.to_owned(),
             reference,
             relations: HashMap::new(),
             types: HashMap::new(),
@@ -148,6 +157,12 @@ impl Assembler {
                 self.types.insert(oid, Type { oid, schema, name });
                 Ok(None)
             }
+            Message::Message {
+                transactional: true,
+                prefix: RULES_PREFIX,
+                content,
+                ..
+            } if content == self.slot.as_bytes() => self.rules(),
             Message::Message { lsn, .. } => Ok(self.quiet(lsn)),
             Message::Origin => Ok(None),
         }
@@ -177,6 +192,7 @@ impl Assembler {
             changes: Vec::new(),
             bytes: 0,
             begun: false,
+            changes_rules: false,
         });
         Ok(None)
     }
@@ -208,6 +224,15 @@ impl Assembler {
         open.bytes += change.size();
         open.changes.push(change);
         Ok(full)
+    }
+
+    /// Notes that the transaction changes what decides.
+    fn rules(&mut self) -> Result<Option<SourceEvent>, Malformed> {
+        let open = self.open.as_mut().ok_or(Malformed)?;
+        if std::mem::replace(&mut open.changes_rules, true) {
+            return Ok(None);
+        }
+        self.push(Relation::none(), Ok(Kind::Rules))
     }
 
     fn types_of(&self, relation: &Relation) -> Arc<[Type]> {
@@ -340,7 +365,7 @@ mod tests {
             let mut messages = vec![begin(7), table()];
             messages.extend(std::iter::repeat_n(insert(b"x"), rows));
             messages.push(commit());
-            let batches = batches(run(&mut Assembler::new(Xid(1 << 32 | 5)), &messages));
+            let batches = batches(run(&mut Assembler::new(Xid(1 << 32 | 5), "s"), &messages));
             let found: Vec<_> = batches.iter().map(|batch| batch.changes.len()).collect();
             assert_eq!(found, sizes);
             for (at, batch) in batches.iter().enumerate() {
@@ -363,20 +388,20 @@ mod tests {
             large,
             commit(),
         ];
-        let batches = batches(run(&mut Assembler::new(Xid(5)), &messages));
+        let batches = batches(run(&mut Assembler::new(Xid(5), "s"), &messages));
         let found: Vec<_> = batches.iter().map(|batch| batch.changes.len()).collect();
         assert_eq!(found, [2, 1]);
     }
 
     #[test]
     fn an_empty_transaction_is_progress() {
-        let events = run(&mut Assembler::new(Xid(5)), &[begin(7), commit()]);
+        let events = run(&mut Assembler::new(Xid(5), "s"), &[begin(7), commit()]);
         assert!(matches!(events[..], [SourceEvent::Progress(Lsn(0x130))]));
     }
 
     #[test]
     fn a_keepalive_amid_a_transaction_is_no_progress() {
-        let mut assembler = Assembler::new(Xid(5));
+        let mut assembler = Assembler::new(Xid(5), "s");
         assert!(assembler.quiet(Lsn(1)).is_some());
         run(&mut assembler, &[begin(7)]);
         assert!(assembler.quiet(Lsn(2)).is_none());
@@ -393,7 +418,7 @@ mod tests {
             insert(b"x"),
             commit(),
         ];
-        let batches = batches(run(&mut Assembler::new(Xid(5)), &messages));
+        let batches = batches(run(&mut Assembler::new(Xid(5), "s"), &messages));
         assert!(matches!(
             batches[0].changes[..],
             [
@@ -423,7 +448,7 @@ mod tests {
             insert(b"x"),
             commit(),
         ];
-        let batches = batches(run(&mut Assembler::new(Xid(5)), &messages));
+        let batches = batches(run(&mut Assembler::new(Xid(5), "s"), &messages));
         let versions: Vec<_> = batches[0]
             .changes
             .iter()
@@ -434,7 +459,7 @@ mod tests {
 
     #[test]
     fn messages_out_of_place_are_refused() {
-        let mut assembler = Assembler::new(Xid(5));
+        let mut assembler = Assembler::new(Xid(5), "s");
         assert!(assembler.take(&commit()).is_err());
         assert!(assembler.take(&insert(b"x")).is_err(), "an unknown table");
         assembler.take(&table()).unwrap();

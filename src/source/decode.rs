@@ -128,7 +128,7 @@ pub enum Message<'a> {
         /// Where it stands.
         lsn: Lsn,
         /// Its prefix.
-        prefix: &'a str,
+        prefix: &'a [u8],
         /// Its content.
         content: &'a [u8],
     },
@@ -201,7 +201,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
         b'M' => {
             let transactional = from.u8()? & 1 != 0;
             let lsn = Lsn(from.u64()?);
-            let prefix = from.text()?;
+            // Anybody may give one, in any encoding.
+            let prefix = from.terminated()?;
             let length = from.u32()? as usize;
             let content = from.bytes(length)?;
             Message::Message {

@@ -117,7 +117,7 @@ impl Source {
         let (acknowledged, to_acknowledge) = watch::channel(prepared.confirmed);
         let pump = Pump::new(
             session,
-            Assembler::new(prepared.xid),
+            Assembler::new(prepared.xid, slot),
             sender,
             to_acknowledge,
             server_timeout,

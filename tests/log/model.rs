@@ -153,7 +153,7 @@ pub(crate) fn described(entry: &Entry, change: &Change) -> String {
     let new = match &change.kind {
         Kind::Insert { new } | Kind::Update { new, .. } => new,
         Kind::Delete { old } => old.row(),
-        Kind::Truncate => panic!("there was no TRUNCATE"),
+        Kind::Truncate | Kind::Rules => panic!("there was neither"),
         Kind::Lost(_) => {
             return format!("lost {}.{}", change.relation.schema, change.relation.name);
         }
@@ -186,7 +186,7 @@ fn row_of(kind: &Kind) -> &Row {
     match kind {
         Kind::Insert { new } | Kind::Update { new, .. } => new,
         Kind::Delete { old } => old.row(),
-        Kind::Truncate | Kind::Lost(_) => panic!("no row"),
+        Kind::Truncate | Kind::Rules | Kind::Lost(_) => panic!("no row"),
     }
 }
 

@@ -24,23 +24,36 @@ async fn started() -> (Relay, Watcher, Watcher) {
     (relay, ann, ben)
 }
 
+/// Has a watcher told to read again, since it is shown other rows now, and comes back with it.
+async fn told_to_read(relay: &mut Relay, watcher: &mut Watcher) {
+    let seen = relay.seen(watcher).await;
+    assert_eq!(brief(&seen), ["resync access_changed"]);
+    watcher.join(&relay.core).await.unwrap();
+}
+
 fn insert(id: i32, user: &str) -> String {
     format!("insert into notes values ({id}, '{user}', 'x')")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alter_policy_holds_from_its_commit_on() {
-    let (mut relay, ann, ben) = started().await;
+    let (mut relay, mut ann, mut ben) = started().await;
     relay
         .run("alter policy own on notes using (body = 'x')")
         .await;
     relay.run(&insert(2, ANN)).await;
-    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2"]);
-    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2"], "widened");
+    told_to_read(&mut relay, &mut ann).await;
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(3, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 3"]);
+    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 3"], "widened");
     relay
         .run("alter policy own on notes using (user_id = auth.uid() and id > 100)")
         .await;
-    relay.run(&insert(3, ANN)).await;
+    relay.run(&insert(4, ANN)).await;
+    told_to_read(&mut relay, &mut ann).await;
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(5, ANN)).await;
     relay.run(&insert(101, BEN)).await;
     assert!(relay.seen(&ann).await.is_empty(), "narrowed");
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 101"]);
@@ -48,21 +61,28 @@ async fn alter_policy_holds_from_its_commit_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alter_policy_in_the_same_transaction_as_the_row_holds_for_it() {
-    let (mut relay, ann, ben) = started().await;
+    let (mut relay, mut ann, mut ben) = started().await;
     relay
         .run(&format!(
             "begin; alter policy own on notes using (false); {}; commit",
             insert(2, ANN)
         ))
         .await;
+    told_to_read(&mut relay, &mut ann).await;
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(3, ANN)).await;
     assert!(relay.seen(&ann).await.is_empty());
+    // The row is in what they read.
     relay
         .run(&format!(
             "begin; alter policy own on notes using (true); {}; commit",
-            insert(3, ANN)
+            insert(4, ANN)
         ))
         .await;
-    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 3"]);
+    told_to_read(&mut relay, &mut ann).await;
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(5, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 5"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,25 +109,33 @@ async fn a_row_between_two_changes_of_a_policy_is_not_judged_by_the_later_one() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drop_policy_shows_nothing_any_more() {
-    let (mut relay, ann, _ben) = started().await;
+    let (mut relay, mut ann, _ben) = started().await;
     relay.run("drop policy own on notes").await;
     relay.run(&insert(2, ANN)).await;
+    told_to_read(&mut relay, &mut ann).await;
+    relay.run(&insert(3, ANN)).await;
     assert!(relay.seen(&ann).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn create_policy_widens_and_a_restrictive_one_narrows() {
-    let (mut relay, ann, ben) = started().await;
+    let (mut relay, mut ann, mut ben) = started().await;
     relay
         .run("create policy everybody on notes for select using (true)")
         .await;
     relay.run(&insert(2, ANN)).await;
-    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2"]);
+    told_to_read(&mut relay, &mut ann).await;
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(3, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 3"]);
     relay
         .run("create policy no on notes as restrictive for select using (body <> 'x')")
         .await;
-    relay.run(&insert(3, ANN)).await;
-    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 2"]);
+    relay.run(&insert(4, ANN)).await;
+    let seen = relay.seen(&ann).await;
+    assert_eq!(brief(&seen), ["INSERT 3", "resync access_changed"]);
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(5, ANN)).await;
     assert!(relay.seen(&ben).await.is_empty());
 }
 
@@ -126,27 +154,33 @@ async fn revoke_ends_the_subscription_with_a_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn revoking_a_column_hides_it_from_the_next_row_on() {
-    let (mut relay, ann, _ben) = started().await;
+    let (mut relay, mut ann, _ben) = started().await;
     relay
         .run("revoke select on notes from authenticated; grant select (id) on notes to authenticated")
         .await;
     relay.run(&insert(2, ANN)).await;
+    told_to_read(&mut relay, &mut ann).await;
+    relay.run(&insert(3, ANN)).await;
     let seen = relay.seen(&ann).await;
-    assert_eq!(seen[0].change()["record"], json!({"id": 2}));
+    assert_eq!(seen[0].change()["record"], json!({"id": 3}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disabling_row_level_security_shows_all_and_enabling_it_hides_again() {
-    let (mut relay, _ann, ben) = started().await;
+    let (mut relay, _ann, mut ben) = started().await;
     relay
         .run("alter table notes disable row level security")
         .await;
     relay.run(&insert(2, ANN)).await;
-    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 2"]);
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(3, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 3"]);
     relay
         .run("alter table notes enable row level security")
         .await;
-    relay.run(&insert(3, ANN)).await;
+    relay.run(&insert(4, ANN)).await;
+    told_to_read(&mut relay, &mut ben).await;
+    relay.run(&insert(5, ANN)).await;
     assert!(relay.seen(&ben).await.is_empty());
 }
 

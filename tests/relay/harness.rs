@@ -69,6 +69,18 @@ impl Relay {
         Self::in_database(&url, schema, tables, adjust).await
     }
 
+    /// As [`Relay::with`], where an event trigger tells of changed rules.
+    pub(crate) async fn told(schema: &str, tables: &str, adjust: impl FnOnce(&mut Config)) -> Self {
+        let url = cluster().await.fresh_database().await.expect("a database");
+        let slot = config(&url).slot;
+        has_it_told(&connect(&url).await, &slot).await;
+        Self::in_database(&url, schema, tables, |config| {
+            config.slot = slot;
+            adjust(config);
+        })
+        .await
+    }
+
     /// As [`Relay::with`], in a database that is there and empty.
     pub(crate) async fn in_database(
         url: &str,
@@ -212,6 +224,19 @@ impl Relay {
     pub(crate) async fn seen(&mut self, watcher: &Watcher) -> Vec<Seen> {
         let fence = self.fence().await;
         watcher.until(fence).await
+    }
+}
+
+/// Runs what `sql/ddl.sql` comes to.
+pub(crate) async fn has_it_told(sql: &tokio_postgres::Client, slot: &str) {
+    sql.query("select set_config('rowcast.slot', $1, false)", &[&slot])
+        .await
+        .expect("a setting");
+    let query = include_str!("../../sql/ddl.sql").replace("\\gexec", "");
+    let steps = sql.query(&query, &[]).await.expect("the steps");
+    assert!(!steps.is_empty(), "the trigger is not there yet");
+    for step in steps {
+        sql.batch_execute(step.get(0)).await.expect("a step");
     }
 }
 

@@ -49,4 +49,6 @@ mod together;
 
 mod holders;
 mod reasons;
+mod told;
+mod told_random;
 mod truncated;

@@ -71,7 +71,8 @@ async fn case_is_compiled_by_the_locale_that_decides_it() {
         );
         client.batch_execute(&make).await.unwrap();
         let database = Database::parse(&cluster.url(&name)).unwrap();
-        let mut reader = CatalogReader::new(database, "rowcast".to_owned(), []);
+        let mut reader =
+            CatalogReader::new(database, ("rowcast".to_owned(), "rowcast".to_owned()), []);
         let catalog = reader.look().await.unwrap();
         let default = catalog.native.collation(Oid(100)).unwrap();
         assert_eq!(default.plain_case, plain_case, "{locale}");

@@ -135,7 +135,7 @@ async fn a_leaf_on_its_own_is_judged_by_every_level_above_it() {
     let claims = json!({"sub": ANN});
     // The root has no changes of its own.
     relay.refused("authenticated", "t", "").await;
-    let de = relay.watch("authenticated", &claims, "t_de").await;
+    let mut de = relay.watch("authenticated", &claims, "t_de").await;
     let us = relay.watch("authenticated", &claims, "t_us").await;
     relay
         .run(&format!(
@@ -149,9 +149,16 @@ async fn a_leaf_on_its_own_is_judged_by_every_level_above_it() {
     assert_eq!(brief(&de.until(fence).await), ["INSERT 1", "INSERT 4"]);
     assert_eq!(brief(&us.until(fence).await), ["INSERT 5"]);
     relay
+        .run(
+            "alter table t_de enable row level security; insert into t values (9, 'de', null, 'x')",
+        )
+        .await;
+    let fence = relay.fence().await;
+    assert_eq!(brief(&de.until(fence).await), ["resync access_changed"]);
+    de.join(&relay.core).await.unwrap();
+    relay
         .run(&format!(
-            "alter table t_de enable row level security;
-             insert into t values (7, 'de', '{ANN}', 'also hidden'), (8, 'de', '{ANN}', 'x')"
+            "insert into t values (7, 'de', '{ANN}', 'also hidden'), (8, 'de', '{ANN}', 'x')"
         ))
         .await;
     let fence = relay.fence().await;

@@ -90,7 +90,11 @@ async fn make(place: &Place) -> Vec<String> {
 async fn carried(place: &Place) {
     let database = Database::parse(&place.url("postgres")).unwrap();
     let roles = ["anon", "authenticated"].map(str::to_owned);
-    let mut reader = CatalogReader::new(database, "rowcast".to_owned(), roles.clone());
+    let mut reader = CatalogReader::new(
+        database,
+        ("rowcast".to_owned(), "rowcast".to_owned()),
+        roles.clone(),
+    );
     let catalog = reader.look().await.unwrap();
     for (name, _, _) in TABLES {
         let table = catalog.published("app", name).expect(name);

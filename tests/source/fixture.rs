@@ -170,6 +170,7 @@ pub(crate) fn shown(change: &Change) -> String {
             old: OldRow::Full(old),
         } => format!("{table} -full{:?}", texts(old)),
         Kind::Truncate => format!("{table} truncate"),
+        Kind::Rules => "rules".to_owned(),
         Kind::Lost(lost) => format!("{table} lost {lost:?}"),
     }
 }

@@ -62,6 +62,8 @@ The parts, each a file of sql/ (psql -f runs it too):
                row-level security and a replica identity; the others are named with what is missing
   identity     what a DELETE carries into the log: the columns that policies and filters read, by a
                unique index where that can be, else FULL
+  ddl          an event trigger by which the log says where policies, rights, functions and columns
+               change: needs a superuser, and everything works without it
 
 A superuser is not needed. What the login of DATABASE_URL may not do is printed apart, for an
 administrator, with what is lost without it.
@@ -111,7 +113,7 @@ pub(super) struct Arguments {
     /// The publication [default: rowcast] [env: ROWCAST_PUBLICATION]
     #[arg(long, value_name = "NAME")]
     publication: Option<String>,
-    /// The relay's replication slot, which --remove drops [default: rowcast] [env: ROWCAST_SLOT]
+    /// The relay's replication slot, which the event trigger names and --remove drops [default: rowcast] [env: ROWCAST_SLOT]
     #[arg(long, value_name = "NAME")]
     slot: Option<String>,
     /// Make the example's tables as well; with --remove, drop them with their rows
@@ -140,9 +142,16 @@ enum Part {
     Role,
     Publication,
     Identity,
+    Ddl,
 }
 
-const PARTS: [Part; 4] = [Part::Auth, Part::Role, Part::Publication, Part::Identity];
+const PARTS: [Part; 5] = [
+    Part::Auth,
+    Part::Role,
+    Part::Publication,
+    Part::Identity,
+    Part::Ddl,
+];
 
 impl Part {
     const fn name(self) -> &'static str {
@@ -151,6 +160,7 @@ impl Part {
             Self::Role => "role",
             Self::Publication => "publication",
             Self::Identity => "identity",
+            Self::Ddl => "ddl",
         }
     }
 }
@@ -384,6 +394,7 @@ impl Plan {
                 Part::Role => ("role", script::ROLE),
                 Part::Publication => ("publication", script::PUBLICATION),
                 Part::Identity => ("identity", script::IDENTITY),
+                Part::Ddl => ("ddl", script::DDL),
             });
         }
         if scripts.iter().all(|(title, _)| *title != "example") {

@@ -30,6 +30,8 @@ pub(super) const ROLE: Script = script!("sql/role.sql");
 pub(super) const PUBLICATION: Script = script!("sql/publication.sql");
 /// Its queries write the statements that are missing.
 pub(super) const IDENTITY: Script = script!("sql/identity.sql");
+/// Its query writes the statements that are missing.
+pub(super) const DDL: Script = script!("sql/ddl.sql");
 /// Its query writes what is never run here.
 pub(super) const ADMINISTRATOR: Script = script!("sql/administrator.sql");
 /// Its query writes the statements that undo.
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn psql_and_setup_run_the_same_queries() {
-        for script in [ROLE, PUBLICATION, IDENTITY, ADMINISTRATOR, REMOVE] {
+        for script in [ROLE, PUBLICATION, IDENTITY, DDL, ADMINISTRATOR, REMOVE] {
             let queries = script.queries();
             assert_eq!(queries.len(), 1, "{}", script.path);
             assert!(!queries[0].contains("\n\\"), "{}", script.path);

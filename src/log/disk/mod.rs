@@ -46,7 +46,7 @@ use self::directory::{Directory, State};
 use self::segment::Segment;
 use self::writer::{Command, Writer};
 use super::{Entry, Epoch, Log, LogError, Offset, Origin};
-use crate::change::{Batch, Change, Kind, Lost, Relation};
+use crate::change::{Batch, Change, Relation};
 use crate::pg::Lsn;
 
 /// Bytes of changes that may wait for the disk.
@@ -358,14 +358,7 @@ impl DiskLog {
         if !batch.last {
             return None;
         }
-        batch.changes = open
-            .tables
-            .drain(..)
-            .map(|relation| Change {
-                relation,
-                kind: Kind::Lost(Lost::TooLarge),
-            })
-            .collect();
+        batch.changes = open.tables.drain(..).map(Change::too_large).collect();
         Some(batch)
     }
 }

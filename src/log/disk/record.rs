@@ -15,7 +15,7 @@ use crate::log::Offset;
 use crate::pg::{Lsn, Oid, Xid};
 
 /// The version of everything below; a log of another version is refused.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 
 /// Length and checksum.
 pub(super) const FRAME_HEADER: usize = 8;
@@ -204,6 +204,7 @@ pub(super) fn write_batch(
                     put_row(out, old.row());
                 }
                 Kind::Truncate => out.push(b'T'),
+                Kind::Rules => out.push(b'R'),
                 Kind::Lost(Lost::Undecodable) => out.push(b'?'),
                 Kind::Lost(Lost::TooLarge) => out.push(b'>'),
             }
@@ -338,6 +339,18 @@ fn relation(rest: &mut &[u8], version: impl FnOnce() -> u64) -> Result<Relation,
             })
         })
         .collect::<Result<_, Damaged>>()?;
+    if oid.0 == 0 {
+        // One of no table is the same wherever it stands.
+        return Ok(Relation {
+            oid,
+            schema,
+            name,
+            replica_identity,
+            columns,
+            types,
+            version: 0,
+        });
+    }
     Ok(Relation {
         oid,
         schema,
@@ -376,6 +389,7 @@ fn batch(rest: &mut &[u8], relations: &[Arc<Relation>]) -> Result<Batch, Damaged
                     old: OldRow::Key(row(rest)?),
                 },
                 b'T' => Kind::Truncate,
+                b'R' => Kind::Rules,
                 b'?' => Kind::Lost(Lost::Undecodable),
                 b'>' => Kind::Lost(Lost::TooLarge),
                 _ => return Err(Damaged),

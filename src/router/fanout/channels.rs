@@ -3,12 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::{Channel, Doubt, Fanout, Watched};
+use super::{Channel, Fanout, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
 use crate::router::group::{Group, Moment};
-use crate::router::layout::Layout;
 use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, resolve};
 use crate::router::{ChannelId, Event, Leaves, Resync, SessionId};
 use crate::subscription::Wanted;
@@ -228,68 +227,10 @@ impl Fanout {
         }
     }
 
-    /// Goes over to the newest catalog. `described` is the table whose description in the stream
-    /// made us look: for its rows the change lies exactly here. For others its place is not known,
-    /// and rows that may lie on either side are hidden.
-    pub(in crate::router) fn adopt(&mut self, described: Option<Oid>) {
-        let catalog = self.watch.take();
-        if Arc::ptr_eq(&catalog, &self.catalog) {
-            return;
-        }
-        self.history.observe(&catalog);
-        if self.replay.is_none() {
-            self.note_lost_leaves(&catalog);
-        }
-        self.catalog = Arc::clone(&catalog);
-        self.access.clear();
-        // Types and operators may be others now.
-        self.readings.clear();
-        let mut changed = Vec::new();
-        for (oid, watched) in &mut self.tables {
-            let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
-                changed.push(*oid);
-                continue;
-            };
-            let same = watched.groups.iter().all(|(role, group)| {
-                let access = Access::new(&catalog, table, role);
-                let same = access.fingerprint == group.access.fingerprint;
-                self.access
-                    .insert((*oid, Arc::clone(role)), Arc::new(access));
-                same
-            });
-            watched.table = Arc::clone(table);
-            watched.shapes.clear();
-            let described = watched.described.as_ref();
-            watched.layout =
-                described.and_then(|relation| Layout::of(relation, table).map(Arc::new));
-            if !same {
-                changed.push(*oid);
-            }
-        }
-        if self.replay.is_some() {
-            // It changed behind all that is replayed, or at least not before it.
-            for oid in changed {
-                self.expel_watchers(oid, None, Resync::AccessChanged);
-            }
-            return;
-        }
-        self.resubscribe(&changed);
-        for oid in changed {
-            if let Some(watched) = self.tables.get_mut(&oid)
-                && described != Some(oid)
-            {
-                watched.doubt = Some(Doubt {
-                    until: catalog.read_at,
-                    version: watched.verified,
-                });
-            }
-        }
-    }
-
     /// Resolves anew every channel that watches one of `changed`, that named no table, or that has
     /// a binding which was refused: what it could not have before may be published, granted or
     /// named so now.
-    fn resubscribe(&mut self, changed: &[Oid]) {
+    pub(super) fn resubscribe(&mut self, changed: &[Oid]) {
         let versions: HashMap<Oid, _> = self
             .tables
             .iter()

@@ -671,7 +671,7 @@ fn subject_rows(change: &Change) -> (Cow<'_, Row>, Option<Cow<'_, Row>>) {
             };
             (row, old)
         }
-        Kind::Truncate | Kind::Lost(_) => (Cow::Owned(Row::default()), None),
+        Kind::Truncate | Kind::Rules | Kind::Lost(_) => (Cow::Owned(Row::default()), None),
     }
 }
 
@@ -733,6 +733,6 @@ fn old_record(change: &Change, table: &Table, sees_old: bool, unjudged_keys: boo
             }
         }
         Kind::Delete { .. } => OldRecord::Carried,
-        Kind::Insert { .. } | Kind::Truncate | Kind::Lost(_) => OldRecord::Hidden,
+        Kind::Insert { .. } | Kind::Truncate | Kind::Rules | Kind::Lost(_) => OldRecord::Hidden,
     }
 }

@@ -1,7 +1,7 @@
 //! Channels join and leave.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
@@ -90,6 +90,10 @@ impl Live {
     }
 
     fn join(&mut self, mut join: Join, joining: u64, role_read: bool, told: &Readings) {
+        if self.fanout.is_behind() {
+            // Who comes now falls under what holds now.
+            return self.wait(join, joining, role_read, told.clone());
+        }
         let whose = (join.outbox.session(), join.channel);
         let resolved = self
             .fanout
@@ -409,6 +413,23 @@ impl Live {
         }));
     }
 
+    /// Lets a join wait until the stream has come to the newest catalog.
+    fn wait(&mut self, join: Join, joining: u64, role_read: bool, told: Readings) {
+        if self.waiting.len() >= MAX_PARKED {
+            debug!("too many joins wait for the stream");
+            return self.unavailable(&join);
+        }
+        let unparked = Unparked {
+            join,
+            joining,
+            role_read,
+            told,
+            readings: Vec::new(),
+            answered: true,
+        };
+        self.waiting.push((Instant::now(), unparked));
+    }
+
     fn unavailable(&mut self, join: &Join) {
         self.fanout.withdraw(join.outbox.session(), join.channel);
         join.outbox.push(Event::Unavailable {
@@ -442,18 +463,8 @@ impl Live {
             return;
         }
         if answered {
-            if !self.adopt()
-                && let Some(held) = &mut self.held
-            {
-                held.joins.push(Unparked {
-                    join,
-                    joining,
-                    role_read,
-                    told,
-                    readings: Vec::new(),
-                    answered,
-                });
-                return;
+            if !self.adopt() {
+                return self.wait(join, joining, role_read, told);
             }
             self.join(join, joining, role_read, &told);
         } else {

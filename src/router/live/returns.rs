@@ -247,6 +247,7 @@ impl Live {
                     let before = cohort.next;
                     for entry in entries.iter().filter(|entry| entry.end() <= self.next) {
                         cohort.reach(entry).await;
+                        cohort.fanout.look_ahead(entry).await;
                         if cohort.awaits(entry).is_some() {
                             return Some(Arc::clone(entry));
                         }

@@ -159,7 +159,7 @@ fn samples() -> Vec<(Vec<u8>, Message<'static>)> {
             Message::Message {
                 transactional: true,
                 lsn: Lsn(0x30),
-                prefix: "p",
+                prefix: b"p",
                 content: &[0xFF, 0],
             },
         ),

@@ -62,6 +62,8 @@ pub(super) struct Round {
     pub(super) rows: BTreeMap<i32, Row>,
     pub(super) script: Vec<String>,
     pub(super) tally: Tally,
+    /// Since the last fence.
+    rules_changed: bool,
     watching: Vec<Watching>,
 }
 
@@ -87,6 +89,7 @@ impl Round {
             rows,
             script: vec![schema],
             tally: Tally::default(),
+            rules_changed: false,
             watching: watching.collect(),
         };
         round.refresh().await;
@@ -156,6 +159,7 @@ impl Round {
         self.run(sql).await;
         self.setting = Arc::new(setting);
         self.tally.rules += 1;
+        self.rules_changed = true;
         if look {
             self.look().await;
         }
@@ -186,6 +190,7 @@ impl Round {
             self.run(sql).await;
             self.setting = Arc::new(setting);
             self.tally.rules += 1;
+            self.rules_changed = true;
         }
         self.refresh().await;
         let everybody: Vec<Who> = self.watching.iter().map(|one| one.who.clone()).collect();
@@ -260,7 +265,15 @@ impl Round {
                 continue;
             };
             let mut seen = watcher.until(fence).await;
-            let expected = std::mem::take(&mut one.expected);
+            let mut expected = std::mem::take(&mut one.expected);
+            // Who is shown other rows from now on is told to read again, and finds all in that.
+            let told = seen.last() == Some(&Seen::Resync(Resync::AccessChanged));
+            if told && self.rules_changed {
+                seen.pop();
+                for one in &mut expected {
+                    one.optional = true;
+                }
+            }
             let expelled = seen.last() == Some(&Seen::Resync(Resync::SchemaChanged));
             if expelled {
                 seen.pop();
@@ -275,7 +288,7 @@ impl Round {
             if failed.is_none() && expelled && permitted {
                 failed = Some((None, "expelled, though a select works".to_owned()));
             }
-            if failed.is_none() && !expelled && !permitted && !expected.is_empty() {
+            if failed.is_none() && !expelled && !told && !permitted && !expected.is_empty() {
                 failed = Some((None, "still in, though a select fails".to_owned()));
             }
             if let Some((expected, text)) = failed {
@@ -287,10 +300,11 @@ impl Round {
             }
             let demanded = expected.iter().filter(|one| one.must()).count();
             self.tally.allowed += seen.len().saturating_sub(demanded);
-            if expelled {
+            if expelled || told {
                 one.watcher = None;
             }
         }
+        self.rules_changed = false;
         self.tally.questions = self.relay.core.metrics.questions.get();
         self.join().await
     }

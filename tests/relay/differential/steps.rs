@@ -68,7 +68,10 @@ async fn step(
             let (sql, setting, look) = rules(random, setting, fresh);
             let look = look || random.random_bool(0.4);
             round.rules(sql, setting, look).await?;
-            // Whoever is out from now on hears of it with a row.
+            // Whoever is out from now on, or sees other rows, hears of it with a row.
+            let first = changes(random, round);
+            round.rows(None, first).await?;
+            round.fence().await?;
             let changes = changes(random, round);
             round.rows(None, changes).await?;
             round.fence().await
@@ -85,8 +88,11 @@ async fn step(
         }
         25..31 => {
             let (sql, setting) = policies(random, setting, fresh);
+            let first = changes(random, round);
+            round.rows(Some((sql, setting)), first).await?;
+            round.fence().await?;
             let changes = changes(random, round);
-            round.rows(Some((sql, setting)), changes).await?;
+            round.rows(None, changes).await?;
             round.fence().await
         }
         31..41 => round.fence().await,

@@ -1,0 +1,378 @@
+//! Which catalog is in force where in the stream.
+//!
+//! The catalog is read at *now*, the stream is in the past. Where the stream tells that a transaction
+//! changes the catalog ([`Kind::Rules`](crate::change::Kind::Rules)), the one that was read after it
+//! comes into force with that transaction; what was read earlier by the clock waits for that. What
+//! the stream does not tell of comes into force when it is read, and rows of before that are hidden.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Doubt, Fanout, Watched};
+use crate::log::Entry;
+use crate::pg::{Lsn, Oid, Xid};
+use crate::policy::access::Access;
+use crate::policy::catalog::{Catalog, Table};
+use crate::policy::reader::{Mark, Reading};
+use crate::router::group::Moment;
+use crate::router::layout::Layout;
+use crate::router::{ChannelId, Resync, SessionId};
+
+/// Catalogs that wait for their places; of more the oldest are left out.
+const MAX_COMING: usize = 64;
+
+/// Entries that are read ahead at once.
+const ENTRIES: usize = 64;
+
+/// How often they are, to find whether rules change once more; and how long their end is waited for.
+const MOST_AHEAD: usize = 64;
+const AHEAD_PATIENCE: Duration = Duration::from_millis(250);
+const AHEAD_LOOK: Duration = Duration::from_millis(2);
+
+/// What is known of the catalog in hand, and of those that are to follow it.
+#[derive(Debug, Clone)]
+pub(super) struct InForce {
+    /// What it is not older than.
+    mark: Arc<Mark>,
+    /// It is that of its time for all that commits from here on, until the stream tells of another.
+    exact_from: Lsn,
+    /// What was read since, and is still to be told by the stream.
+    coming: VecDeque<Reading>,
+    /// The transaction in hand.
+    transaction: Option<Xid>,
+    /// Whether that changes rules, until they are in force.
+    changes_rules: bool,
+}
+
+/// Where in the stream a catalog begins to hold.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Somewhere before it was read; for this table where it is described.
+    Unknown(Option<Oid>),
+    /// With this transaction, which commits there; `exact` where the catalog holds nothing
+    /// that another has done which commits later.
+    Told { xid: Xid, commit: Lsn, exact: bool },
+    /// Before what comes now.
+    Passed,
+}
+
+impl InForce {
+    pub(super) fn new(reading: &Reading) -> Self {
+        Self {
+            mark: Arc::clone(&reading.mark),
+            exact_from: reading.catalog.read_at,
+            coming: VecDeque::new(),
+            transaction: None,
+            changes_rules: false,
+        }
+    }
+}
+
+/// Whether the catalog says of a table what was written later than by `xid`, which commits.
+fn is_later(catalog: &Catalog, table: &Table, xid: Xid, truncated: Option<Xid>) -> bool {
+    let calls = table.policies.iter().flat_map(|policy| &policy.depends);
+    let mut functions = calls.filter_map(|(_, object, _)| catalog.functions.get(object));
+    let replaced = functions.any(|function| {
+        let writer = function.version.parse();
+        writer.is_ok_and(|writer| xid.widen(writer) > xid)
+    });
+    replaced || table.written_after(xid, truncated)
+}
+
+impl Fanout {
+    /// Looks whether the transaction that an entry is of changes rules: its rows fall under what it
+    /// leaves behind, also those that it wrote before.
+    pub(in crate::router) async fn look_ahead(&mut self, entry: &Entry) {
+        let xid = entry.batch.xid;
+        if self.in_force.transaction == Some(xid) {
+            return;
+        }
+        let mut found = entry.batch.changes_rules();
+        let mut last = found || entry.batch.last || !self.catalog.marked;
+        let mut next = entry.end();
+        while !last {
+            // Whoever follows the log learns what is wrong with it.
+            let Ok(entries) = self.log.read(next, ENTRIES).await else {
+                break;
+            };
+            last = entries.is_empty();
+            for entry in entries {
+                if last || entry.batch.xid != xid {
+                    last = true;
+                    break;
+                }
+                found |= entry.batch.changes_rules();
+                last = found || entry.batch.last;
+                next = entry.end();
+            }
+        }
+        self.in_force.transaction = Some(xid);
+        self.in_force.changes_rules = found;
+    }
+
+    /// Whether the transaction in hand has changed rules that cannot be known yet.
+    pub(super) fn awaits_rules(&self, xid: Xid) -> bool {
+        self.in_force.changes_rules
+            && self.in_force.transaction == Some(xid)
+            && !self.in_force.mark.shows(xid)
+            && !self.watch.shows(xid)
+    }
+
+    /// Whether a newer catalog is known than the one in force.
+    pub(in crate::router) fn is_behind(&self) -> bool {
+        !self.in_force.coming.is_empty()
+    }
+
+    /// Goes over to the newest catalog, unless the stream is to tell where that begins to hold; says
+    /// whether it is in force. `described` is the table whose description in the stream made us
+    /// look: for its rows the change lies exactly here. For others its place is not known, and rows
+    /// that may lie on either side are hidden.
+    pub(in crate::router) fn adopt(&mut self, described: Option<Oid>) -> bool {
+        let newest = self.watch.take();
+        if Arc::ptr_eq(&newest.catalog, &self.catalog) {
+            self.in_force.mark = newest.mark;
+            self.in_force.coming.clear();
+            return true;
+        }
+        if self.catalog.marked && newest.catalog.era == self.catalog.era {
+            let coming = &mut self.in_force.coming;
+            let known = coming.back();
+            if !known.is_some_and(|known| Arc::ptr_eq(&known.catalog, &newest.catalog)) {
+                if coming.len() >= MAX_COMING {
+                    coming.pop_front();
+                }
+                coming.push_back(newest);
+            }
+            return false;
+        }
+        self.go_over(newest, Place::Unknown(described));
+        true
+    }
+
+    /// As [`Fanout::adopt`], where the stream takes too long.
+    pub(in crate::router) fn adopt_anyway(&mut self) {
+        let newest = self.watch.take();
+        if !Arc::ptr_eq(&newest.catalog, &self.catalog) {
+            self.go_over(newest, Place::Unknown(None));
+        }
+    }
+
+    /// Everything that committed before `passed` has been handed out: also what something changed
+    /// of which the stream should have told and did not.
+    pub(in crate::router) fn has_passed(&mut self, passed: Lsn) {
+        let coming = &mut self.in_force.coming;
+        while let Some(reading) = coming.pop_front_if(|first| first.catalog.read_at <= passed) {
+            let rest = std::mem::take(&mut self.in_force.coming);
+            self.go_over(reading, Place::Passed);
+            self.in_force.coming = rest;
+            return self.has_passed(passed);
+        }
+    }
+
+    /// Puts in force what the transaction of an entry has changed, before its first row.
+    pub(super) async fn begin(&mut self, entry: &Entry, early: bool) {
+        if !std::mem::take(&mut self.in_force.changes_rules) {
+            return;
+        }
+        let (xid, commit) = (entry.batch.xid, entry.batch.commit_lsn);
+        self.moment = Moment {
+            offset: entry.first,
+            xid,
+            early,
+        };
+        self.behind = self.behind.max(entry.first);
+        self.adopt(None);
+        if self.in_force.mark.shows(xid) {
+            return self.end_doubts(entry).await;
+        }
+        let mut found = None;
+        while let Some(reading) = self.in_force.coming.pop_front() {
+            if reading.mark.shows(xid) {
+                found = Some(reading);
+                break;
+            }
+        }
+        let rest = std::mem::take(&mut self.in_force.coming);
+        let reading = found.unwrap_or_else(|| self.watch.reading());
+        if Arc::ptr_eq(&reading.catalog, &self.catalog) {
+            self.in_force.mark = reading.mark;
+        } else {
+            let exact = !self.is_told_of_more(entry, reading.catalog.read_at).await;
+            let place = Place::Told { xid, commit, exact };
+            self.go_over(reading, place);
+        }
+        self.in_force.coming = rest;
+    }
+
+    /// Where the catalog in hand came into force too early, it may be that of its time by now.
+    async fn end_doubts(&mut self, entry: &Entry) {
+        let told = |watched: &Watched| watched.doubt.is_some_and(|doubt| doubt.told);
+        let until = self.catalog.read_at;
+        if self.tables.values().any(told) && !self.is_told_of_more(entry, until).await {
+            self.in_force.exact_from = entry.batch.commit_lsn;
+            for watched in self.tables.values_mut().filter(|watched| told(watched)) {
+                watched.doubt = None;
+            }
+        }
+    }
+
+    /// Whether yet another transaction changes rules behind that of an entry, and commits up to there;
+    /// also where that is not known in time.
+    async fn is_told_of_more(&self, entry: &Entry, until: Lsn) -> bool {
+        if self.replay.is_some() {
+            return true;
+        }
+        let (mut next, mut left) = (entry.end(), MOST_AHEAD);
+        let deadline = Instant::now() + AHEAD_PATIENCE;
+        loop {
+            let appended = self.log.appended();
+            let Ok(entries) = self.log.read(next, ENTRIES).await else {
+                return true;
+            };
+            let at_end = entries.is_empty();
+            for other in entries {
+                if other.batch.commit_lsn > until {
+                    return false;
+                }
+                if other.batch.xid != entry.batch.xid && other.batch.changes_rules() {
+                    return true;
+                }
+                next = other.end();
+            }
+            if at_end && appended >= until {
+                return false;
+            }
+            left -= 1;
+            if left == 0 || Instant::now() >= deadline {
+                return true;
+            }
+            if at_end {
+                tokio::time::sleep(AHEAD_LOOK).await;
+            }
+        }
+    }
+
+    fn go_over(&mut self, reading: Reading, place: Place) {
+        let Reading { catalog, mark, .. } = reading;
+        let exact_from = match place {
+            Place::Told {
+                commit,
+                exact: true,
+                ..
+            } => commit,
+            Place::Told { .. } | Place::Unknown(_) | Place::Passed => catalog.read_at,
+        };
+        self.in_force = InForce {
+            mark,
+            exact_from,
+            coming: VecDeque::new(),
+            ..self.in_force
+        };
+        let since = match place {
+            // Its own rows as well.
+            Place::Told {
+                commit,
+                exact: true,
+                ..
+            } => Lsn(commit.0.saturating_sub(1)),
+            _ => catalog.read_at,
+        };
+        self.history.observe(&catalog, since);
+        if self.replay.is_none() {
+            self.note_lost_leaves(&catalog);
+        }
+        self.catalog = Arc::clone(&catalog);
+        self.access.clear();
+        // Types and operators may be others now.
+        self.readings.clear();
+        let mut changed = Vec::new();
+        let mut showing_else = Vec::new();
+        for (oid, watched) in &mut self.tables {
+            let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
+                changed.push(*oid);
+                continue;
+            };
+            let mut same = true;
+            for (role, group) in &watched.groups {
+                let access = Access::new(&catalog, table, role);
+                same &= access.fingerprint == group.access.fingerprint;
+                if !access.shows_as(&group.access) {
+                    showing_else.push((*oid, Arc::clone(role)));
+                }
+                self.access
+                    .insert((*oid, Arc::clone(role)), Arc::new(access));
+            }
+            watched.table = Arc::clone(table);
+            watched.shapes.clear();
+            let described = watched.described.as_ref();
+            watched.layout =
+                described.and_then(|relation| Layout::of(relation, table).map(Arc::new));
+            if !same {
+                changed.push(*oid);
+            }
+        }
+        if self.replay.is_some() {
+            // It changed behind all that is replayed, or at least not before it.
+            for oid in changed {
+                self.expel_watchers(oid, None, Resync::AccessChanged);
+            }
+            return;
+        }
+        self.resubscribe(&changed);
+        let moment = matches!(place, Place::Told { .. }).then_some(self.moment);
+        for (session, channel) in self.members(&showing_else, moment) {
+            self.expel(session, channel, Resync::AccessChanged);
+        }
+        for (oid, watched) in &mut self.tables {
+            let changed = changed.contains(oid);
+            let (in_doubt, version) = match place {
+                Place::Unknown(described) => (changed && described != Some(*oid), watched.verified),
+                // Rows between it and yet another change fell under rules that nobody knows any more.
+                Place::Told { xid, exact, .. } => {
+                    let truncated = self.changed.emptied(*oid).map(|(by, _)| by);
+                    let later = is_later(&catalog, &watched.table, xid, truncated);
+                    (!exact && (changed || later), u64::MAX)
+                }
+                Place::Passed => (false, 0),
+            };
+            if in_doubt {
+                watched.doubt = Some(Doubt {
+                    until: catalog.read_at,
+                    version,
+                    told: matches!(place, Place::Told { .. }),
+                });
+            } else if let (Place::Told { exact: true, .. } | Place::Passed, Some(known)) =
+                (place, watched.doubt)
+                && known.told
+            {
+                watched.doubt = None;
+            }
+        }
+    }
+
+    /// Whether the catalog in hand is that of the time of what commits there, as the stream tells of
+    /// every other.
+    pub(super) fn is_of_its_time(&self, commit: Lsn) -> bool {
+        self.catalog.marked && commit >= self.in_force.exact_from
+    }
+
+    /// The channels of these groups that want what happened at a moment.
+    fn members(
+        &self,
+        groups: &[(Oid, Arc<str>)],
+        at: Option<Moment>,
+    ) -> BTreeSet<(SessionId, ChannelId)> {
+        let groups = groups.iter().filter_map(|(oid, role)| {
+            let watched = self.tables.get(oid)?;
+            watched.groups.get(role)
+        });
+        groups
+            .flat_map(|group| group.members())
+            .filter(|member| at.is_none_or(|moment| member.wants(moment)))
+            .map(|member| (member.outbox.session(), member.channel))
+            .collect()
+    }
+}

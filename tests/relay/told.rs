@@ -1,0 +1,327 @@
+//! An event trigger tells in the stream where rules change: they hold from there on, nothing around
+//! it is hidden, and whoever sees other rows now reads again.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{ANN, BEN, Relay, Seen, Watcher, brief, connect, has_it_told};
+
+const NOTES: &str = "
+    create function mine(owner uuid) returns bool language sql stable
+      as $$ select owner::text = nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub' $$;
+    create table notes (id int primary key, user_id uuid, body text, extra int);
+    alter table notes enable row level security;
+    create policy own on notes for select to authenticated using (mine(user_id));
+    create policy odd on notes as restrictive for select using (id % 2 = 1);
+    create policy open on notes for select to anon using (true);
+    grant select on notes to authenticated, service_role";
+
+/// The clock never helps.
+async fn started() -> Relay {
+    Relay::told(NOTES, "notes", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await
+}
+
+fn insert(id: i32, user: &str) -> String {
+    format!("insert into notes values ({id}, '{user}', 'x')")
+}
+
+/// What was hidden because it was not known under which rules it falls.
+fn hidden_in_doubt(relay: &Relay) -> u64 {
+    let text = relay.core.metrics.encode();
+    let line = text.lines().find(|line| {
+        line.starts_with("rowcast_changes_hidden") && line.contains("catalog_changed")
+    });
+    line.map_or(0, |line| {
+        let (_, value) = line.rsplit_once(' ').unwrap();
+        value.parse().unwrap()
+    })
+}
+
+/// Runs it between rows that commit right before and behind it, and returns what was seen.
+async fn around(relay: &mut Relay, first: i32, ddl: &str, watchers: &[&Watcher]) -> Vec<Vec<Seen>> {
+    // One round trip, each statement a transaction.
+    let other = connect(&relay.url).await;
+    for sql in [insert(first, ANN), ddl.to_owned(), insert(first + 2, ANN)] {
+        other.batch_execute(&sql).await.unwrap();
+    }
+    let fence = relay.fence().await;
+    let mut seen = Vec::new();
+    for watcher in watchers {
+        seen.push(watcher.until(fence).await);
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_of_rules_holds_from_its_own_place_on_and_hides_nothing_around_it() {
+    let mut relay = started().await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
+    // Sees all the time the same.
+    let bypassing = relay.watch("service_role", &json!({}), "notes").await;
+    let mut id = 1;
+    // Whether Ann sees a row of hers with an odd number afterwards.
+    for (ddl, sees) in [
+        ("alter policy own on notes using (false)", false),
+        (
+            "alter policy own on notes using (user_id = auth.uid())",
+            true,
+        ),
+        (
+            "create policy never on notes as restrictive using (false)",
+            false,
+        ),
+        ("drop policy never on notes", true),
+        ("drop policy own on notes", false),
+        ("alter table notes disable row level security", true),
+        ("alter table notes enable row level security", false),
+        (
+            "create policy own on notes for select to authenticated using (mine(user_id))",
+            true,
+        ),
+        (
+            "create or replace function mine(owner uuid) returns bool language sql stable as 'select false'",
+            false,
+        ),
+        (
+            "create or replace function mine(owner uuid) returns bool language sql stable as 'select true'",
+            true,
+        ),
+        ("alter policy own on notes to anon", false),
+        ("alter policy own on notes to public", true),
+        (
+            "alter table notes force row level security; alter policy own on notes using (id < 0)",
+            false,
+        ),
+        (
+            "begin; savepoint a; alter policy own on notes using (true); release a; commit",
+            true,
+        ),
+    ] {
+        let before = relay.seen(&ann).await;
+        assert!(before.is_empty(), "{before:?}");
+        let seen = around(&mut relay, id, ddl, &[&ann, &bypassing]).await;
+        let (first, second) = (format!("INSERT {id}"), format!("INSERT {}", id + 2));
+        assert_eq!(
+            brief(&seen[1]),
+            [first.clone(), second],
+            "{ddl}: same rules"
+        );
+        let mut expected = vec!["resync access_changed".to_owned()];
+        if !sees {
+            expected.insert(0, first);
+        }
+        assert_eq!(brief(&seen[0]), expected, "{ddl}");
+        ann.join(&relay.core).await.unwrap();
+        relay.run(&insert(id + 4, ANN)).await;
+        assert_eq!(relay.seen(&ann).await.len(), usize::from(sees), "{ddl}");
+        relay.seen(&bypassing).await;
+        id += 6;
+    }
+    assert_eq!(hidden_in_doubt(&relay), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changes_no_row_that_is_shown_is_not_told() {
+    let mut relay = started().await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    let mut expected = Vec::new();
+    let mut id = 1;
+    for ddl in [
+        "comment on table notes is 'words'",
+        "create index on notes (body)",
+        "alter table notes add column more int default 7",
+        "alter table notes alter column extra set default 3",
+        "alter table notes drop column extra",
+        "alter table notes rename column body to content",
+        "alter policy own on notes rename to mine",
+        "alter policy mine on notes using (  mine( user_id )  )",
+        "create or replace function mine(owner uuid) returns bool language sql stable
+      as $$ select owner::text = nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub' $$",
+        "create policy other on notes for select to anon using (false)",
+        "create policy writes on notes for insert to authenticated with check (false)",
+        "create table unrelated (id int)",
+        "grant insert on notes to anon",
+        "analyze notes",
+        "create role nobody_of_note_told; drop role nobody_of_note_told",
+    ] {
+        let seen = around(&mut relay, id, ddl, &[&ann]).await;
+        expected.clear();
+        expected.extend([format!("INSERT {id}"), format!("INSERT {}", id + 2)]);
+        assert_eq!(brief(&seen[0]), expected, "{ddl}");
+        id += 4;
+    }
+    assert_eq!(hidden_in_doubt(&relay), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_falls_under_what_its_own_transaction_does_to_the_rules_behind_it() {
+    let mut relay = started().await;
+    for round in 0..20 {
+        let id = 10 * round + 1;
+        let ann = relay.watch_as(ANN, "notes").await;
+        // What nobody could ever see: it committed with the rule that hides it.
+        relay
+            .run(&format!(
+                "begin; {}; alter policy own on notes using (false); commit; {}",
+                insert(id, ANN),
+                insert(id + 2, ANN)
+            ))
+            .await;
+        assert_eq!(
+            brief(&relay.seen(&ann).await),
+            ["resync access_changed"],
+            "round {round}"
+        );
+        relay
+            .run("alter policy own on notes using (user_id = auth.uid())")
+            .await;
+        relay.reads_the_catalog().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_of_many_batches_falls_under_the_rules_at_its_end() {
+    let mut relay = started().await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    relay
+        .run(&format!(
+            "begin; insert into notes select 2 * n + 1, '{ANN}' from generate_series(1, 5000) n;
+             alter policy own on notes using (false); commit"
+        ))
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["resync access_changed"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_and_columns_are_granted_revoked_published_and_left_out_where_that_stands() {
+    let mut relay = Relay::told(
+        "create table a (id int primary key, x int); create table b (id int primary key);
+         grant select on a, b to authenticated",
+        "a",
+        |config| config.catalog_interval = Duration::from_secs(3600),
+    )
+    .await;
+    let mut ann = relay.watch_as(ANN, "a").await;
+    relay.run("insert into a values (1, 1)").await;
+    relay
+        .run("revoke select on a from authenticated; grant select (id) on a to authenticated")
+        .await;
+    relay.run("insert into a values (2, 2)").await;
+    let seen = relay.seen(&ann).await;
+    assert_eq!(brief(&seen), ["INSERT 1", "resync access_changed"]);
+    assert_eq!(seen[0].change()["record"], json!({"id": 1, "x": 1}));
+    ann.join(&relay.core).await.unwrap();
+    relay.run("insert into a values (3, 3)").await;
+    let seen = relay.seen(&ann).await;
+    assert_eq!(seen[0].change()["record"], json!({"id": 3}));
+    // A schema.
+    relay
+        .run("begin; revoke usage on schema public from public; insert into a values (4); commit")
+        .await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["resync schema_changed"]);
+    relay.run("grant usage on schema public to public").await;
+    relay.run("alter publication rowcast add table b").await;
+    let mut ben = relay.watch_as(BEN, "b").await;
+    relay.run("insert into b values (1)").await;
+    relay.run("alter publication rowcast drop table b").await;
+    let seen = brief(&relay.seen(&ben).await);
+    assert_eq!(seen, ["INSERT 1", "resync schema_changed"]);
+    ben.join(&relay.core).await.unwrap_err();
+    assert_eq!(hidden_in_doubt(&relay), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_and_memberships_are_noticed_by_the_clock_beside_the_trigger() {
+    let mut relay = Relay::told(
+        "create role told_club; create role told_member;
+         create table notes (id int primary key, user_id uuid, body text);
+         alter table notes enable row level security;
+         create policy club on notes to told_club using (true);
+         grant select on notes, fence to told_member; grant usage on schema public to told_member",
+        "notes",
+        |config| config.catalog_interval = Duration::from_millis(50),
+    )
+    .await;
+    let mut member = relay.watch("told_member", &json!({}), "notes").await;
+    relay.run(&insert(1, ANN)).await;
+    assert!(relay.seen(&member).await.is_empty());
+    let mut id = 2;
+    for (sql, sees) in [
+        ("grant told_club to told_member", true),
+        ("revoke told_club from told_member", false),
+        ("alter role told_member bypassrls", true),
+        ("alter role told_member nobypassrls", false),
+    ] {
+        relay.run(sql).await;
+        assert_eq!(member.resync().await, "access_changed", "{sql}");
+        member.join(&relay.core).await.unwrap();
+        relay.run(&insert(id, ANN)).await;
+        let seen = relay.seen(&member).await;
+        assert_eq!(seen.len(), usize::from(sees), "{sql}: {seen:?}");
+        id += 1;
+    }
+    // What no row depends on.
+    relay
+        .run("alter role told_member set statement_timeout = 0; alter role told_member createrole")
+        .await;
+    relay.reads_the_catalog().await;
+    assert!(relay.seen(&member).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_trigger_is_kept_from_telling_holds_once_the_stream_has_passed_it() {
+    let mut relay = Relay::told(NOTES, "notes", |config| {
+        config.catalog_interval = Duration::from_millis(50);
+    })
+    .await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
+    // Off, changed, on again: between two looks nothing of that can be seen but that it was altered.
+    relay
+        .run(
+            "do $$ declare name text; begin
+               select evtname into name from pg_event_trigger;
+               execute format('alter event trigger %I disable', name);
+               alter policy own on notes using (false);
+               execute format('alter event trigger %I enable always', name);
+             end $$",
+        )
+        .await;
+    assert_eq!(ann.resync().await, "access_changed");
+    ann.join(&relay.core).await.unwrap();
+    relay.run(&insert(1, ANN)).await;
+    assert!(relay.seen(&ann).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_that_comes_later_is_found_and_those_of_other_relays_say_nothing() {
+    let url = {
+        let relay = started().await;
+        relay.url.clone()
+    };
+    let sql = connect(&url).await;
+    has_it_told(&sql, "somebody_else").await;
+    let name = "n".repeat(60);
+    has_it_told(&sql, &name).await;
+    has_it_told(&sql, &format!("{name}m")).await;
+    let count = sql
+        .query_one("select count(*) from pg_event_trigger", &[])
+        .await
+        .unwrap();
+    assert_eq!(count.get::<_, i64>(0), 4, "one for each slot");
+    sql.batch_execute("alter policy own on notes using (true)")
+        .await
+        .unwrap();
+    let told: i64 = sql
+        .query_one(
+            "select count(*) from pg_event_trigger where evtenabled = 'A'",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(told, 4);
+}
