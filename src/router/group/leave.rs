@@ -167,13 +167,15 @@ impl Group {
                     let leaving = Leaving {
                         kin: member.who,
                         principal: Arc::clone(&kin.principal),
-                        before: self.sight(kin, was.as_deref()),
+                        before: match self.sight(kin, was.as_deref()) {
+                            _ if LeaveMutant::HiddenRowLeaves.active() => Sight::Visible,
+                            sight => sight,
+                        },
                         left: Vec::new(),
                     };
                     (leaving, self.sight(kin, is.as_deref()))
                 });
-                let hidden = matches!(leaving.before, Sight::Hidden | Sight::Raised);
-                if hidden && !LeaveMutant::HiddenRowLeaves.active() {
+                if matches!(leaving.before, Sight::Hidden | Sight::Raised) {
                     continue;
                 }
                 let outcome = self.by_filter.outcome(filter, subject.row(), &mut after);
