@@ -163,12 +163,11 @@ impl Fanout {
     /// Everything that committed before `passed` has been handed out: also what something changed
     /// of which the stream should have told and did not.
     pub(in crate::router) fn has_passed(&mut self, passed: Lsn) {
-        let coming = &mut self.in_force.coming;
-        while let Some(reading) = coming.pop_front_if(|first| first.catalog.read_at <= passed) {
+        let is_passed = |first: &mut Reading| first.catalog.read_at <= passed;
+        while let Some(reading) = self.in_force.coming.pop_front_if(is_passed) {
             let rest = std::mem::take(&mut self.in_force.coming);
             self.go_over(reading, Place::Passed);
             self.in_force.coming = rest;
-            return self.has_passed(passed);
         }
     }
 
