@@ -8,15 +8,19 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::filter_index::{FilterIndex, FilterKey, Outcomes};
+use super::memberships::{Note, States, affected};
 use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
 use crate::log::Offset;
+use crate::lookup::Lookups;
 use crate::pg::Xid;
 use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
-use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
+use crate::policy::predicate::{
+    Affected, Audience, Bound, Facts, Probe, Projection, Verdict as Judgement,
+};
 use crate::snapshot::Query;
 use crate::subscription::Events;
 use crate::subscription::matcher::{Filter, Outcome};
@@ -306,6 +310,48 @@ impl Group {
         self.members.iter().map(|(_, member)| member)
     }
 
+    /// Those of them whose audience depended on what changed in lookups.
+    pub(super) fn concerned(&self, notes: &[Note], lookups: &Lookups) -> Vec<&Member> {
+        let Rules::Judged { predicates, .. } = &self.access.rules else {
+            return Vec::new();
+        };
+        let mut kin: HashSet<usize> = HashSet::new();
+        for note in notes {
+            for (which, predicate) in predicates.iter().enumerate() {
+                match affected(note, predicate, lookups) {
+                    Affected::Nobody => {}
+                    Affected::Everybody => return self.members().collect(),
+                    Affected::Probes(probes) => {
+                        kin.extend(&self.unindexed);
+                        for probe in &probes {
+                            self.find(which, probe, &mut kin);
+                        }
+                    }
+                }
+            }
+        }
+        let kin = kin.iter().filter_map(|who| self.kin.get(*who));
+        let members = kin.flat_map(|kin| &kin.members);
+        members
+            .filter_map(|key| self.members.get(key.0))
+            .collect()
+    }
+
+    /// The kin that have a value in a slot of one of the predicates.
+    fn find(&self, which: usize, probe: &Probe, found: &mut HashSet<usize>) {
+        // Those of the first are indexed, as far as rows are looked up by them.
+        if let Some(index) = self.by_slot.get(&probe.slot).filter(|_| which == 0) {
+            found.extend(index.get(&probe.datum).into_iter().flatten());
+            return;
+        }
+        found.extend(self.kin.iter().filter_map(|(who, kin)| {
+            let projection = kin.projections.get(which)?;
+            let meant = projection.is_undecided()
+                || projection.slot(probe.slot) == Some(&probe.datum);
+            meant.then_some(who)
+        }));
+    }
+
     pub(super) fn add(
         &mut self,
         principal: &Arc<Principal>,
@@ -414,10 +460,16 @@ impl Group {
 
     /// Finds who asked for a change, and whether they may see it. Those who may not are in the
     /// answer only where that has to be counted or said.
-    pub(super) fn route(&mut self, subject: &Subject<'_>) -> Vec<Match> {
+    pub(super) fn route(&mut self, subject: &Subject<'_>, states: &States) -> Vec<Match> {
         self.bind(subject.relation);
-        let facts = self.facts(subject.row);
-        let old = subject.old.map(|old| self.facts(old));
+        let deleted = matches!(subject.change.kind, Kind::Delete { .. });
+        let standing = if deleted {
+            &states.before
+        } else {
+            &states.after
+        };
+        let facts = self.facts(subject.row, standing);
+        let old = subject.old.map(|old| self.facts(old, &states.before));
         let mut outcomes = Outcomes::default();
         let mut by_kin: HashMap<usize, Heard> = HashMap::new();
         match self.candidates(subject, facts.as_deref(), &mut outcomes) {
@@ -508,9 +560,10 @@ impl Group {
     }
 
     /// What each compiled policy reads of a row; `None` where the stream does not carry it.
-    fn facts(&self, row: &Row) -> Option<SmallVec<[Facts<'_>; 1]>> {
+    fn facts<'a>(&'a self, row: &Row, lookups: &'a Lookups) -> Option<SmallVec<[Facts<'a>; 1]>> {
         let bound = self.bound.as_ref()?.predicates.as_ref()?;
-        Some(bound.iter().map(|predicate| predicate.read(row)).collect())
+        let read = bound.iter().map(|predicate| predicate.read(row, lookups));
+        Some(read.collect())
     }
 
     fn candidates(

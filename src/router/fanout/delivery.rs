@@ -82,7 +82,7 @@ impl Fanout {
             else {
                 continue;
             };
-            for found in group.route(&subject) {
+            for found in group.route(&subject, &self.states) {
                 self.settle(&mut place, &role, found, &mut undecided).await;
             }
             for (filter, awaited) in std::mem::take(&mut place.filters) {

@@ -214,6 +214,7 @@ impl Live {
                 self.returns.cohorts.spawn(cohort.run(back));
                 continue;
             }
+            cohort.fanout.catch_up_with_lookups();
             if let Some(entry) = self.accompany(&mut cohort).await {
                 self.returns.cohorts.spawn(cohort.wait(entry));
                 continue;
@@ -249,6 +250,10 @@ impl Live {
                         cohort.reach(entry).await;
                         if cohort.awaits(entry).is_some() {
                             return Some(Arc::clone(entry));
+                        }
+                        if entry.first >= cohort.fanout.judged_at {
+                            // Of the transaction that the router is amid.
+                            cohort.fanout.states = self.fanout.states.clone();
                         }
                         cohort.step(entry).await;
                     }
