@@ -31,6 +31,7 @@ use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
+use crate::lookup::Lookups;
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
@@ -101,6 +102,8 @@ pub(super) struct Fanout {
     /// The place behind it.
     behind: Offset,
     pub(super) catalog: Arc<Catalog>,
+    /// The tables that policies look into, as of the change in hand.
+    pub(super) lookups: Lookups,
     pub(super) readings: Readings,
     access: HashMap<(Oid, Arc<str>), Arc<Access>>,
     tables: HashMap<Oid, Watched>,
@@ -230,6 +233,7 @@ impl Fanout {
             },
             behind: Offset(0),
             catalog,
+            lookups: Lookups::default(),
             readings: Readings::default(),
             access: HashMap::new(),
             tables: HashMap::new(),

@@ -13,6 +13,7 @@ use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
 use crate::log::Offset;
+use crate::lookup::Lookups;
 use crate::pg::Xid;
 use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
@@ -256,6 +257,8 @@ pub(super) struct Subject<'a> {
     pub(super) row: &'a Row,
     /// The row before an update, as far as it is carried.
     pub(super) old: Option<&'a Row>,
+    /// What other tables are by then.
+    pub(super) lookups: &'a Lookups,
 }
 
 impl Subject<'_> {
@@ -416,8 +419,8 @@ impl Group {
     /// answer only where that has to be counted or said.
     pub(super) fn route(&mut self, subject: &Subject<'_>) -> Vec<Match> {
         self.bind(subject.relation);
-        let facts = self.facts(subject.row);
-        let old = subject.old.map(|old| self.facts(old));
+        let facts = self.facts(subject.row, subject.lookups);
+        let old = subject.old.map(|old| self.facts(old, subject.lookups));
         let mut outcomes = Outcomes::default();
         let mut by_kin: HashMap<usize, Heard> = HashMap::new();
         match self.candidates(subject, facts.as_deref(), &mut outcomes) {
@@ -508,9 +511,14 @@ impl Group {
     }
 
     /// What each compiled policy reads of a row; `None` where the stream does not carry it.
-    fn facts(&self, row: &Row) -> Option<SmallVec<[Facts<'_>; 1]>> {
+    fn facts<'f>(&'f self, row: &Row, lookups: &'f Lookups) -> Option<SmallVec<[Facts<'f>; 1]>> {
         let bound = self.bound.as_ref()?.predicates.as_ref()?;
-        Some(bound.iter().map(|predicate| predicate.read(row)).collect())
+        Some(
+            bound
+                .iter()
+                .map(|predicate| predicate.read(row, lookups))
+                .collect(),
+        )
     }
 
     fn candidates(

@@ -53,12 +53,14 @@ impl Fanout {
             return;
         }
         let (row, old) = subject_rows(change);
+        let lookups = self.lookups.clone();
         let subject = Subject {
             relation: &change.relation,
             change,
             moment: self.moment,
             row: &row,
             old: old.as_deref(),
+            lookups: &lookups,
         };
         let mut place = Place {
             entry,
