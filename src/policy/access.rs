@@ -13,6 +13,7 @@ use super::compile::{Function, Reference, Scope, compile};
 use super::consults::consults;
 use super::predicate::{Predicate, Verdict};
 use crate::change::{ColumnSet, Relation};
+use crate::lookup::Wanted;
 use crate::pg::Oid;
 
 /// What one role may see of one table.
@@ -28,6 +29,8 @@ pub struct Access {
     pub asked_because: Vec<(String, String)>,
     /// The tables that asked policies look into; `None` where that cannot be told.
     pub consults: Option<Vec<Oid>>,
+    /// What the compiled policies read of other tables.
+    pub lookups: Vec<Wanted>,
     /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
     /// the table is to be told.
     pub hides_all: bool,
@@ -68,6 +71,7 @@ impl Access {
             fingerprint: fingerprint(catalog, table, role),
             asked_because: Vec::new(),
             consults: Some(Vec::new()),
+            lookups: Vec::new(),
             hides_all: false,
             readable: HashSet::new(),
         };
@@ -104,6 +108,19 @@ impl Access {
     #[must_use]
     pub fn columns(&self, relation: &Relation) -> ColumnSet {
         ColumnSet::of(relation, |column| self.readable.contains(&*column.name))
+    }
+
+    fn look(&mut self, wanted: &[Wanted]) {
+        for one in wanted {
+            match self
+                .lookups
+                .iter_mut()
+                .find(|known| known.table == one.table)
+            {
+                Some(known) => known.merge(one),
+                None => self.lookups.push(one.clone()),
+            }
+        }
     }
 
     fn judge(&mut self, catalog: &Catalog, table: &Table, role: &str) {
@@ -168,6 +185,7 @@ impl Access {
                         constant,
                         Some(Verdict::False | Verdict::Null | Verdict::Error)
                     );
+                    self.look(predicate.lookups());
                     predicates.push(Arc::new(predicate));
                 }
                 Err(refusals) => {

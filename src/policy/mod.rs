@@ -32,4 +32,4 @@ pub mod access;
 pub mod generated;
 
 pub use compile::{Compiled, Refusal, Scope, compile};
-pub use predicate::{Audience, Bound, Facts, Predicate, Probe, Projection, Verdict};
+pub use predicate::{Affected, Audience, Bound, Facts, Predicate, Probe, Projection, Verdict};

@@ -21,7 +21,9 @@ use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
 use crate::datum::{Datum, Trouble};
+use crate::lookup::{Lookups, Mirror, Wanted};
 use crate::mutant::PolicyMutant;
+use crate::pg::Oid;
 
 /// What a predicate says of a row and a principal. Only [`Verdict::True`] shows the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +52,17 @@ impl From<Result<Option<bool>, Trouble>> for Verdict {
     }
 }
 
+/// Whose audience may depend on a row of another table that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Affected {
+    /// Nobody's: nothing that is read of it differs.
+    Nobody,
+    /// That of the principals that one of these finds.
+    Probes(SmallVec<[Probe; 2]>),
+    /// Anybody's.
+    Everybody,
+}
+
 /// The policies of a table for one role.
 #[derive(Debug)]
 pub struct Predicate {
@@ -61,6 +74,7 @@ pub struct Predicate {
     /// All of it, in terms of slots and parts.
     whole: Expr,
     plan: Plan,
+    lookups: Vec<Wanted>,
 }
 
 impl Predicate {
@@ -85,6 +99,7 @@ impl Predicate {
             parts: Vec::new(),
             whole: Expr::NULL,
             plan: Plan::Scan,
+            lookups: Vec::new(),
         };
         lowered.whole = lowered.lower(&plain(&whole));
         lowered.plan = Plan::of(&lowered.whole);
@@ -139,6 +154,34 @@ impl Predicate {
         slots.sort_unstable();
         slots.dedup();
         slots
+    }
+
+    /// What is read of other tables.
+    #[must_use]
+    pub fn lookups(&self) -> &[Wanted] {
+        &self.lookups
+    }
+
+    /// Whose audience may depend on a row of another table that changed, by the slots of the
+    /// [probed](Self::probed_slots) ones that it was, or is, found by. An inserted row has no
+    /// `before`, a deleted one no `after`; both are in the order of the mirror's columns.
+    ///
+    /// Principals whose projection is [undecided](Projection::is_undecided) are affected besides,
+    /// unless the answer is [`Affected::Nobody`].
+    #[must_use]
+    pub fn affected(
+        &self,
+        table: Oid,
+        before: Option<&[Option<Datum>]>,
+        after: Option<&[Option<Datum>]>,
+        mirror: &Mirror,
+    ) -> Affected {
+        let _ = (before, after, mirror);
+        if self.lookups.iter().any(|wanted| wanted.table == table) {
+            Affected::Everybody
+        } else {
+            Affected::Nobody
+        }
     }
 
     /// What the predicate reads of a principal's role and claims.
@@ -305,9 +348,10 @@ impl Bound {
         &self.positions
     }
 
-    /// Evaluates what only the row decides.
+    /// Evaluates what only the row decides, and what it finds in other tables as they are in
+    /// `lookups`.
     #[must_use]
-    pub fn read(&self, row: &Row) -> Facts<'_> {
+    pub fn read<'p>(&'p self, row: &Row, lookups: &'p Lookups) -> Facts<'p> {
         let inputs = Inputs {
             cells: Some(Cells {
                 row,
@@ -319,6 +363,7 @@ impl Bound {
         let parts = self.predicate.parts.iter();
         Facts {
             predicate: &self.predicate,
+            _lookups: lookups,
             parts: parts.map(|part| part.outcome(inputs)).collect(),
         }
     }
@@ -327,6 +372,7 @@ impl Bound {
 /// What is known of one row.
 pub struct Facts<'p> {
     predicate: &'p Predicate,
+    _lookups: &'p Lookups,
     parts: SmallVec<[Outcome; 4]>,
 }
 

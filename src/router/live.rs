@@ -100,7 +100,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         (log, watch, asker, computer, metrics),
         settings,
         *snapshots.settings(),
-        (history, Arc::new(Changed::since(next))),
+        (history, Arc::new(Changed::since(next)), memberships),
         Arc::clone(&router.position),
         (epoch, catalog),
     );
