@@ -34,6 +34,7 @@ use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
+use crate::lookup::keep::Keeping;
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
@@ -78,6 +79,10 @@ pub struct Foundation {
     pub history: Option<PathBuf>,
     /// Who reads the rows that bindings want before their changes.
     pub snapshots: Snapshots,
+    /// Who mirrors the tables that policies look into.
+    pub keeping: Keeping,
+    /// Where it is kept where these tables changed last, beside a log that outlives the process.
+    pub memberships: Option<PathBuf>,
 }
 
 /// A set of subscriptions, and all that is needed to judge a change for them.

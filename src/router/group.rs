@@ -332,9 +332,7 @@ impl Group {
         }
         let kin = kin.iter().filter_map(|who| self.kin.get(*who));
         let members = kin.flat_map(|kin| &kin.members);
-        members
-            .filter_map(|key| self.members.get(key.0))
-            .collect()
+        members.filter_map(|key| self.members.get(key.0)).collect()
     }
 
     /// The kin that have a value in a slot of one of the predicates.
@@ -346,8 +344,8 @@ impl Group {
         }
         found.extend(self.kin.iter().filter_map(|(who, kin)| {
             let projection = kin.projections.get(which)?;
-            let meant = projection.is_undecided()
-                || projection.slot(probe.slot) == Some(&probe.datum);
+            let meant =
+                projection.is_undecided() || projection.slot(probe.slot) == Some(&probe.datum);
             meant.then_some(who)
         }));
     }

@@ -2,6 +2,8 @@
 
 mod joins;
 
+mod lookups;
+
 mod returns;
 
 mod seen;
@@ -21,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub(super) use self::joins::Unparked;
+use self::lookups::Looking;
 use self::returns::Returns;
 use self::seen::{first_mark, looked};
 use self::snapshots::Takings;
 use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::history::AccessHistory;
+use super::memberships::Memberships;
 use super::{Command, Resync, Router};
 use crate::change::Relation;
 use crate::log::{Cursor, LogError, Offset};
@@ -60,6 +64,7 @@ pub struct Live {
     takings: Takings,
     /// Set while the next entry waits for the catalog: everything else goes on.
     held: Option<Held>,
+    looking_up: Looking,
     /// A look at what can be read by now, for those who wait for it.
     looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
 }
@@ -85,7 +90,10 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         metrics,
         history,
         snapshots,
+        keeping,
+        memberships,
     } = foundation;
+    let memberships = Arc::new(Memberships::open(memberships));
     let catalog = watch.take();
     let (epoch, next) = (log.epoch(), log.range().end);
     let started_at = catalog.read_at;
@@ -114,6 +122,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         returns: Returns::new(),
         takings: Takings::new(snapshots),
         held: None,
+        looking_up: Looking::new(keeping),
         looking: None,
     };
     live.publish();
@@ -125,8 +134,11 @@ impl Live {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut tail = self.fanout.log.tail();
         let mut stored = self.fanout.log.stored();
+        self.restore_lookups().await;
         loop {
             self.look_whether_whole();
+            self.look_into();
+            self.store_lookups(false);
             if self.looking.is_none() {
                 self.look_again(false);
             }
@@ -161,6 +173,11 @@ impl Live {
                 while let Some(done) = self.takings.next().now_or_never() {
                     self.snapshot_done(done);
                 }
+                if !self.looking_up.is_amid()
+                    && self.looking_up.keeping.next().now_or_never().is_some()
+                {
+                    self.lookups_changed();
+                }
                 if let Some(mark) = looked(&mut self.looking).now_or_never() {
                     self.seen(mark);
                 }
@@ -185,6 +202,9 @@ impl Live {
                 },
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
+                _event = self.looking_up.keeping.next(), if !self.looking_up.is_amid() => {
+                    self.lookups_changed();
+                }
                 mark = looked(&mut self.looking) => self.seen(mark),
                 () = self.fanout.unseen.asked(), if self.looking.is_none() => {}
                 changed = tail.changed() => if changed.is_err() { break },
@@ -202,30 +222,39 @@ impl Live {
                 },
             }
         }
+        self.store_lookups(true);
+        self.looking_up.keeping.stop().await;
     }
 
     async fn follow(&mut self) -> ControlFlow<()> {
         match self.fanout.log.read(self.next, ENTRIES).await {
             Ok(entries) => {
-                for entry in entries {
+                for (at, entry) in entries.iter().enumerate() {
                     let commit = entry.batch.commit_lsn;
                     if self.fanout.has_lost_leaves() {
                         self.fanout.settle_lost_leaves(commit);
                     }
                     // What nobody at all can have subscribed to is passed over.
                     let told = (commit > self.started_at || commit > self.fanout.history.began())
-                        && !self.fanout.is_before(&entry);
-                    if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
+                        && !self.fanout.is_before(entry);
+                    if told && let Some((xid, relation)) = self.fanout.awaits(entry) {
                         self.hold(xid, &relation);
                         break;
                     }
-                    self.fanout.changed.note(&entry);
-                    self.fanout.unseen.note(&entry);
-                    if told {
-                        self.fanout.entry(&entry, commit <= self.started_at).await;
+                    let next = entries.get(at + 1..).unwrap_or_default();
+                    if self.look_ahead(entry, next).await.is_err() {
+                        // What is to be read next says the same.
+                        break;
                     }
+                    self.fanout.changed.note(entry);
+                    self.fanout.unseen.note(entry);
+                    if told {
+                        self.fanout.entry(entry, commit <= self.started_at).await;
+                    }
+                    self.tell_of_lookups(entry);
                     self.next = entry.end();
                     self.publish();
+                    self.pass_lookups(entry);
                     self.release();
                 }
                 let mark = self.fanout.watch.last_mark();
@@ -312,6 +341,7 @@ impl Live {
     fn jump(&mut self, next: Offset, reason: Resync) {
         self.next = next;
         self.publish();
+        self.lose_lookups(next);
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
         self.returns.look_again();

@@ -15,6 +15,7 @@ use super::group::{Begin, Binding, Moment};
 use crate::auth::Principal;
 use crate::log::sealed::{self, Content};
 use crate::log::{Entry, Epoch, Offset};
+use crate::lookup::keep::Delta;
 use crate::lookup::{Looked, Lookups};
 use crate::pg::{Oid, Xid};
 use crate::policy::access::{Access, Rules};
@@ -52,6 +53,20 @@ pub(super) struct Note {
 }
 
 impl Note {
+    pub(super) fn new(place: Offset, xid: Xid, delta: Delta) -> Self {
+        let table = delta.table();
+        let row = match delta {
+            Delta::Row { before, after, .. } => Change::Row(before, after),
+            Delta::All { .. } => Change::All,
+        };
+        Self {
+            place,
+            xid,
+            table,
+            row,
+        }
+    }
+
     pub(super) const fn moment(&self) -> Moment {
         Moment {
             offset: self.place,
@@ -160,21 +175,34 @@ impl Memberships {
         inner.known.entry(table).or_insert(place);
     }
 
-    /// The tables that are followed and that an entry changes.
-    pub(super) fn touched(&self, entry: &Entry, found: &mut Vec<Oid>) {
+    /// Whether an entry changes tables that are followed; those are added to the others.
+    pub(super) fn touches(&self, entry: &Entry, found: &mut Vec<Oid>) -> bool {
         let inner = self.lock();
         if inner.known.is_empty() {
-            return;
+            return false;
         }
-        let mut last = None;
+        let (mut last, mut any) = (None, false);
         for change in &entry.batch.changes {
             let table = change.relation.oid;
+            // Rows come in runs.
             if last != Some(table) {
                 last = Some(table);
-                if inner.known.contains_key(&table) && !found.contains(&table) {
-                    found.push(table);
+                if inner.known.contains_key(&table) {
+                    any = true;
+                    if !found.contains(&table) {
+                        found.push(table);
+                    }
                 }
             }
+        }
+        any
+    }
+
+    /// Tables changed before this place, in what nobody handed out.
+    pub(super) fn changed(&self, tables: &[Oid], before: Offset) {
+        let mut inner = self.lock();
+        for table in tables {
+            inner.known.insert(*table, before);
         }
     }
 
@@ -224,6 +252,13 @@ impl Memberships {
                 inner.notes.push_back(note);
             }
         }
+    }
+
+    /// The log has no changes of a table from before this place.
+    pub(super) fn known_from(&self, table: Oid, place: Offset) {
+        let mut inner = self.lock();
+        let known = inner.known.entry(table).or_insert(place);
+        *known = place.max(*known);
     }
 
     /// Nothing is known of what lies before this place.
@@ -289,11 +324,7 @@ impl std::fmt::Debug for Inner {
 }
 
 /// Whom a change of a lookup concerns, by one predicate.
-pub(super) fn affected(
-    note: &Note,
-    predicate: &Predicate,
-    lookups: &Lookups,
-) -> Affected {
+pub(super) fn affected(note: &Note, predicate: &Predicate, lookups: &Lookups) -> Affected {
     let mut reads = predicate.lookups().iter();
     if !reads.any(|wanted| wanted.table == note.table) {
         return Affected::Nobody;

@@ -462,8 +462,11 @@ impl Cohort {
                 let mut readers = tables.map(|(oid, bindings)| {
                     fanout.has_missed_a_change(*oid, &member.principal, bindings)
                 });
-                let changed = changed
-                    .or_else(|| readers.any(|missed| missed).then_some(Resync::AccessChanged));
+                let changed = changed.or_else(|| {
+                    readers
+                        .any(|missed| missed)
+                        .then_some(Resync::AccessChanged)
+                });
                 match changed {
                     Some(reason) => reason,
                     None => {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::Fanout;
 use crate::auth::Principal;
-use crate::log::Offset;
 use crate::lookup::Wanted;
 use crate::pg::Oid;
 use crate::policy::access::Access;
@@ -90,10 +89,10 @@ impl Fanout {
     pub(in crate::router) fn catch_up_with_lookups(&mut self) {
         let (lookups, place) = self.memberships.now();
         let before = std::mem::replace(&mut self.judged_at, place);
+        self.states = States::of(&lookups);
         if before == place {
             return;
         }
-        self.states = States::of(&lookups);
         let memberships = Arc::clone(&self.memberships);
         let notes = memberships.notes(before, place);
         let mut concerned = Vec::new();
@@ -102,7 +101,11 @@ impl Fanout {
                 continue;
             }
             if memberships.is_unknown(&group.access, before) {
-                concerned.extend(group.members().map(|one| (one.outbox.session(), one.channel)));
+                concerned.extend(
+                    group
+                        .members()
+                        .map(|one| (one.outbox.session(), one.channel)),
+                );
                 continue;
             }
             // One by one: a snapshot shows some of them.

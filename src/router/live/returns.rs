@@ -122,6 +122,10 @@ impl Live {
             Happened::Gathered => {
                 self.returns.until = None;
                 let members = std::mem::take(&mut self.returns.gathering);
+                let members = self.wait_for_mirrors(members);
+                if members.is_empty() {
+                    return;
+                }
                 let fanout = self.fanout.replaying(Replay::default());
                 let cohort = Cohort::new(fanout, members, Arc::clone(&self.returns.recalled));
                 let back = self.returns.reports.0.clone();
@@ -140,13 +144,16 @@ impl Live {
                 }
             }
             Happened::Back(Back::Ended(session, channel)) => self.ended(session, channel),
-            Happened::Drained(member) => {
-                if self.current(&member) {
-                    self.returns.gather(member);
-                } else {
-                    self.superseded(&member);
-                }
-            }
+            Happened::Drained(member) => self.wait_again(member),
+        }
+    }
+
+    /// Has a member go with the next cohort instead of this one.
+    pub(super) fn wait_again(&mut self, member: Returning) {
+        if self.current(&member) {
+            self.returns.gather(member);
+        } else {
+            self.superseded(&member);
         }
     }
 
