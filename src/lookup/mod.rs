@@ -5,6 +5,8 @@
 //! persistent: a clone costs nothing, and a change of one row copies a few nodes, however many rows
 //! there are. So the state before a transaction is there while the one behind it is judged by.
 
+pub mod keep;
+
 mod mirror;
 
 use std::collections::BTreeSet;
