@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::log::disk::{self, DiskLog, OpenError};
 use crate::log::memory::{Bounds, MemoryLog};
+use crate::lookup::keep::{self, keep};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
@@ -26,6 +27,7 @@ use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
 use crate::router::{Foundation, Router, router};
 use crate::snapshot::Snapshots;
+use crate::source::lookups::coverage;
 
 /// What a task that ended says: its name, or what it died of.
 pub(super) type Ended = Result<&'static str, Fault>;
@@ -35,6 +37,11 @@ const ROUTER: &str = "router";
 
 /// The file beside the log that says since when the rules hold.
 const ACCESS: &str = "access.json";
+
+/// The file beside the log that says where the tables changed last that policies look into.
+const MEMBERSHIPS: &str = "memberships.json";
+
+const LOOKUPS: &str = "rowcast_lookups";
 
 /// Everything between PostgreSQL and the sessions, running.
 #[derive(Debug)]
@@ -69,6 +76,7 @@ impl Core {
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
+            lookup_publication: LOOKUPS.to_owned(),
             certain_from: AtomicU64::new(if log.was_closed() { 0 } else { u64::MAX }),
             log,
             metrics: Arc::clone(&metrics),
@@ -76,7 +84,9 @@ impl Core {
             max_retained: config.max_retained_wal,
             over: Arc::default(),
         };
-        let (opened, publication) = feed.open_first(config.publication.as_deref()).await?;
+        let (reading, stream) = coverage();
+        let configured = config.publication.as_deref();
+        let (opened, publication) = feed.open_first(configured, &reading).await?;
         info!(
             slot = config.slot,
             publication,
@@ -90,6 +100,27 @@ impl Core {
         tasks.spawn(async move {
             answering.await;
             Ok("asker")
+        });
+        let (keeping, clerk) = keep(
+            keep::Foundation {
+                database: database.clone(),
+                log: Arc::clone(&feed.log),
+                stream,
+                metrics: Arc::clone(&metrics),
+            },
+            keep::Settings {
+                publication: publication.clone(),
+                lookup_publication: LOOKUPS.to_owned(),
+                max_bytes: 256 << 20,
+                look_every: config.catalog_interval,
+                checkpoint: config.data.as_ref().map(|data| data.join("lookups")),
+                checkpoint_every: Duration::from_secs(60),
+            },
+            feed.log.range().end,
+        );
+        tasks.spawn(async move {
+            clerk.await;
+            Ok("lookups")
         });
         let (router, fanout) = router(
             Foundation {
@@ -110,6 +141,8 @@ impl Core {
                     },
                 ),
                 history: config.data.as_ref().map(|data| data.join(ACCESS)),
+                keeping,
+                memberships: config.data.as_ref().map(|data| data.join(MEMBERSHIPS)),
             },
             crate::router::Settings {
                 require_rls: config.require_rls,
@@ -134,7 +167,7 @@ impl Core {
         tasks.spawn(lag.watch());
         let feeding = stop_source.clone();
         tasks.spawn(async move {
-            feed.fill(opened, &publication, feeding).await?;
+            feed.fill(opened, &publication, reading, feeding).await?;
             Ok(SOURCE)
         });
         Ok(Self {

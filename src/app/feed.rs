@@ -16,6 +16,7 @@ use crate::pg::Lsn;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
 use crate::retry::Backoff;
+use crate::source::lookups::Reading;
 use crate::source::{self, Opened, Source, SourceError, SourceEvent, choose_publication};
 
 /// How long the log may take at the end to store what it has taken: a second relay waits.
@@ -25,6 +26,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Feed {
     pub(super) database: Database,
     pub(super) slot: String,
+    /// The publication of the tables that policies look into.
+    pub(super) lookup_publication: String,
     pub(super) log: Arc<dyn Log>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
@@ -43,13 +46,14 @@ impl Feed {
     pub(super) async fn open_first(
         &self,
         configured: Option<&str>,
+        lookups: &Reading,
     ) -> Result<(Opened, String), Fault> {
         let mut backoff = backoff();
         loop {
             let attempt = async {
                 let client = self.database.connect("rowcast").await?;
                 let publication = choose_publication(&client, configured).await?;
-                let opened = Source::open(&self.database, &self.slot, &publication).await?;
+                let opened = self.open(&publication, lookups).await?;
                 Ok::<_, SourceError>((opened, publication))
             };
             match attempt.await {
@@ -62,11 +66,18 @@ impl Feed {
         }
     }
 
+    /// Opens the source with both publications, where the second is named.
+    async fn open(&self, publication: &str, lookups: &Reading) -> Result<Opened, SourceError> {
+        let beside = lookups.names().then_some(&*self.lookup_publication);
+        Source::open_with(&self.database, &self.slot, publication, beside).await
+    }
+
     /// Fills the log until `stop`, over reconnects.
     pub(super) async fn fill(
         &self,
         first: Opened,
         publication: &str,
+        mut lookups: Reading,
         stop: CancellationToken,
     ) -> Result<(), Fault> {
         let mut pace = Pace {
@@ -78,7 +89,7 @@ impl Feed {
             let mut opened = match next.take() {
                 Some(opened) => opened,
                 None => tokio::select! {
-                    opened = self.open_again(publication, &mut pace.backoff) => opened,
+                    opened = self.open_again(publication, &lookups, &mut pace.backoff) => opened,
                     () = stop.cancelled() => {
                         self.end(None).await;
                         return Ok(());
@@ -89,8 +100,9 @@ impl Feed {
                     }
                 },
             };
+            lookups.opened(opened.beside);
             let ended = tokio::select! {
-                ended = self.pour(&mut opened, publication, &mut pace) => ended,
+                ended = self.pour(&mut opened, publication, &mut lookups, &mut pace) => ended,
                 ended = self.watch_trouble() => ended,
                 () = stop.cancelled() => {
                     self.log.abandon();
@@ -99,9 +111,21 @@ impl Feed {
                 }
                 () = self.over_the_limit() => Ended::OverTheLimit,
             };
-            drop(opened);
+            let beside = opened.beside;
             self.log.abandon();
+            if matches!(ended, Ended::Wished) {
+                let mut source = opened.source;
+                source.acknowledge(*self.log.stored().borrow());
+                source.close().await;
+                continue;
+            }
+            drop(opened);
             match ended {
+                Ended::Source(SourceError::PublicationYounger { .. }) if beside => {
+                    // Most likely it is the second one, which may have been made a moment ago.
+                    lookups.leave_out();
+                }
+                Ended::Wished => {}
                 Ended::Source(error) => {
                     if self.cure(&mut pace.stuck, &error).await {
                         pace.backoff.reset();
@@ -125,9 +149,14 @@ impl Feed {
 
     /// Opens the source after it has been lost. Even what does not heal by itself may be mended by
     /// somebody while we wait.
-    async fn open_again(&self, publication: &str, backoff: &mut Backoff) -> Opened {
+    async fn open_again(
+        &self,
+        publication: &str,
+        lookups: &Reading,
+        backoff: &mut Backoff,
+    ) -> Opened {
         loop {
-            match Source::open(&self.database, &self.slot, publication).await {
+            match self.open(publication, lookups).await {
                 Ok(opened) => {
                     info!("streaming changes again");
                     return opened;
@@ -150,19 +179,30 @@ impl Feed {
         }
     }
 
-    async fn pour(&self, opened: &mut Opened, publication: &str, pace: &mut Pace) -> Ended {
+    async fn pour(
+        &self,
+        opened: &mut Opened,
+        publication: &str,
+        lookups: &mut Reading,
+        pace: &mut Pace,
+    ) -> Ended {
         self.resume(opened, publication).await;
         self.flowing();
         let source = &mut opened.source;
         let mut stored = self.log.stored();
         loop {
-            source.acknowledge(*stored.borrow_and_update());
+            let safe = *stored.borrow_and_update();
+            source.acknowledge(safe);
+            if lookups.is_due(safe) {
+                return Ended::Wished;
+            }
             let event = tokio::select! {
                 event = source.next() => match event {
                     Ok(event) => event,
                     Err(error) => return Ended::Source(error),
                 },
                 Ok(()) = stored.changed() => continue,
+                () = lookups.wished() => continue,
             };
             match event {
                 SourceEvent::Batch(batch) => {
@@ -415,6 +455,8 @@ enum Ended {
     Source(SourceError),
     Log(LogError),
     OverTheLimit,
+    /// It is to begin anew with the lookups' publication.
+    Wished,
 }
 
 /// How fast to try again.

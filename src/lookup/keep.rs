@@ -205,6 +205,8 @@ struct Table {
     state: State,
     last_fault: Option<Refusal>,
     mirror: Option<Kept>,
+    /// [`Keeping::complete_from`].
+    complete_from: Option<Offset>,
     arriving: Option<Arriving>,
 }
 
@@ -335,6 +337,7 @@ impl Keeping {
                         state: State::Waiting,
                         last_fault: None,
                         mirror: None,
+                        complete_from: None,
                         arriving: None,
                     };
                     self.tables.insert(oid, table);
@@ -449,6 +452,13 @@ impl Keeping {
         }
     }
 
+    /// From where on the log has every change of a table, as far as that is known from its copy;
+    /// `None` where its mirror was taken over from the process before, which had followed it.
+    #[must_use]
+    pub fn complete_from(&self, table: Oid) -> Option<Offset> {
+        self.tables.get(&table)?.complete_from
+    }
+
     /// What is known of each lookup, by table.
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
@@ -536,6 +546,7 @@ impl Keeping {
             let Some(arriving) = table.arriving.take() else {
                 continue;
             };
+            table.complete_from = arriving.complete_from();
             let kept = arriving.kept;
             if kept.stretch.is_some() && kept.stretch != covered {
                 self.give_up_arriving(oid, broken_off());

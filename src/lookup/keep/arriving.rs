@@ -25,6 +25,8 @@ pub(super) struct Arriving {
     pub(super) kept: Kept,
     /// It has everything before.
     pub(super) next: Offset,
+    /// Where it began.
+    began: Offset,
     /// What it had when it was copied.
     pub(super) snapshot: Option<Arc<Snapshot>>,
     /// Where the server stood when it was copied: before that it may show what lies ahead.
@@ -42,10 +44,17 @@ impl Arriving {
         Self {
             kept,
             next,
+            began: next,
             snapshot,
             exact_from,
             reading: None,
         }
+    }
+
+    /// The log has every change of the table from here on; `None` where a mirror of before goes on,
+    /// which knows better.
+    pub(super) fn complete_from(&self) -> Option<Offset> {
+        self.snapshot.as_ref().map(|_| self.began)
     }
 
     /// Whether it has everything before `place`, and nothing behind that the snapshot does not show.

@@ -193,9 +193,9 @@ impl Live {
                 // What becomes of it until there is another may not even be in the log.
                 self.looking_up.unnoted.insert(table, moment);
             } else {
-                let since = self.looking_up.keeping.complete_from(table);
-                let since = since.unwrap_or(self.next);
-                self.fanout.memberships.known_from(table, since);
+                if let Some(since) = self.looking_up.keeping.complete_from(table) {
+                    self.fanout.memberships.known_from(table, since);
+                }
                 if let Some(moment) = self.looking_up.unnoted.remove(&table) {
                     self.fanout.tell_readers(&[table], moment);
                 }
