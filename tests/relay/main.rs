@@ -19,6 +19,8 @@ mod catalog;
 
 mod majors;
 
+mod memberships;
+
 mod differential;
 
 mod alter;

@@ -22,13 +22,18 @@ pub(crate) const ORGANISED: &str = "
         (org in (select m.org from member m where m.person = auth.uid()));
     grant select on doc, member, open to authenticated;";
 
-/// Waits until the relay keeps a mirror of the table.
-pub(crate) async fn keeps(relay: &Relay, table: &str) {
+/// Waits until the relay keeps a mirror of its lookup.
+pub(crate) async fn keeps(relay: &Relay) {
     let until = Instant::now() + DEADLINE;
-    while !is_kept(relay, table) {
-        assert!(Instant::now() < until, "no mirror of {table}");
+    while !is_kept(relay, 1) {
+        assert!(Instant::now() < until, "no mirror");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+fn is_kept(relay: &Relay, tables: usize) -> bool {
+    let line = format!("rowcast_lookups{{state=\"ready\"}} {tables}\n");
+    relay.core.metrics.encode().contains(&line)
 }
 
 async fn organised(members: &str) -> Relay {
@@ -50,20 +55,26 @@ async fn a_member_and_a_row_of_one_transaction_meet_whichever_comes_first() {
     let mut relay = organised(&format!("(1, '{BEN}')")).await;
     let mut ann = relay.watch_as(ANN, "doc").await;
     let ben = relay.watch_as(BEN, "doc").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     relay
         .run(&format!(
             "begin; insert into doc values (1, 2); insert into member values (2, '{ANN}'); commit"
         ))
         .await;
-    assert_eq!(heard(&mut relay, &ann).await, ["INSERT 1", "resync access_changed"]);
+    assert_eq!(
+        heard(&mut relay, &ann).await,
+        ["INSERT 1", "resync access_changed"]
+    );
     again(&relay, &mut ann).await;
     relay
         .run(&format!(
             "begin; insert into member values (3, '{ANN}'); insert into doc values (2, 3); commit"
         ))
         .await;
-    assert_eq!(heard(&mut relay, &ann).await, ["INSERT 2", "resync access_changed"]);
+    assert_eq!(
+        heard(&mut relay, &ann).await,
+        ["INSERT 2", "resync access_changed"]
+    );
     again(&relay, &mut ann).await;
     // Over several batches of the stream.
     relay
@@ -74,8 +85,15 @@ async fn a_member_and_a_row_of_one_transaction_meet_whichever_comes_first() {
         .await;
     let seen = heard(&mut relay, &ann).await;
     assert_eq!(seen.len(), 2501);
-    assert_eq!((&*seen[0], &*seen[2500]), ("INSERT 10", "resync access_changed"));
-    assert_eq!(heard(&mut relay, &ben).await, [""; 0], "it is no business of others");
+    assert_eq!(
+        (&*seen[0], &*seen[2500]),
+        ("INSERT 10", "resync access_changed")
+    );
+    assert_eq!(
+        heard(&mut relay, &ben).await,
+        [""; 0],
+        "it is no business of others"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,7 +102,7 @@ async fn who_ceases_to_be_a_member_sees_nothing_more_and_is_told_alone() {
     let mut ann = relay.watch_as(ANN, "doc").await;
     let ben = relay.watch_as(BEN, "doc").await;
     let open = relay.watch_as(ANN, "open").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     relay.run("insert into doc values (1, 1), (2, 1)").await;
     relay
         .run(&format!(
@@ -105,7 +123,11 @@ async fn who_ceases_to_be_a_member_sees_nothing_more_and_is_told_alone() {
         "INSERT 1", "INSERT 2", "INSERT 3", "UPDATE 1", "DELETE 2", "INSERT 4", "INSERT 5",
     ];
     assert_eq!(heard(&mut relay, &ben).await, of_ben);
-    assert_eq!(heard(&mut relay, &open).await, [""; 0], "her other tables are as they were");
+    assert_eq!(
+        heard(&mut relay, &open).await,
+        [""; 0],
+        "her other tables are as they were"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,7 +136,7 @@ async fn a_membership_that_changes_its_key_concerns_both_and_one_that_changes_ot
     let mut ann = relay.watch_as(ANN, "doc").await;
     let mut ben = relay.watch_as(BEN, "doc").await;
     let cat = relay.watch_as(CAT, "doc").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     relay.run("update member set note = 'seen by nobody'").await;
     relay.run("insert into doc values (1, 1)").await;
     assert_eq!(heard(&mut relay, &ann).await, ["INSERT 1"]);
@@ -141,7 +163,7 @@ async fn a_lookup_that_is_emptied_concerns_everybody_whose_table_looks_into_it()
     let mut ann = relay.watch_as(ANN, "doc").await;
     let ben = relay.watch_as(BEN, "doc").await;
     let open = relay.watch_as(ANN, "open").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     relay
         .run("begin; insert into doc values (1, 1); truncate member; commit")
         .await;
@@ -169,12 +191,14 @@ async fn a_membership_that_its_own_policy_hides_is_none() {
     let mut relay = Relay::start(&schema, "doc, open").await;
     let ann = relay.watch_as(ANN, "doc").await;
     let mut ben = relay.watch_as(BEN, "doc").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     relay.run("insert into doc values (1, 1)").await;
     assert_eq!(heard(&mut relay, &ann).await, ["INSERT 1"]);
     assert_eq!(heard(&mut relay, &ben).await, [""; 0]);
     relay
-        .run(&format!("update member set hidden = false where person = '{BEN}'"))
+        .run(&format!(
+            "update member set hidden = false where person = '{BEN}'"
+        ))
         .await;
     assert_eq!(heard(&mut relay, &ben).await, ["resync access_changed"]);
     again(&relay, &mut ben).await;
@@ -191,7 +215,7 @@ async fn one_change_among_a_hundred_thousand_members_costs_no_more_than_among_fe
         .await;
     let mut ann = relay.watch_as(ANN, "doc").await;
     let ben = relay.watch_as(BEN, "doc").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     assert_eq!(heard(&mut relay, &ben).await, [""; 0]);
     let begun = Instant::now();
     for round in 0..50 {
@@ -202,7 +226,10 @@ async fn one_change_among_a_hundred_thousand_members_costs_no_more_than_among_fe
             ))
             .await;
         let seen = heard(&mut relay, &ann).await;
-        assert_eq!(seen.last().map(|last| &**last), Some("resync access_changed"));
+        assert_eq!(
+            seen.last().map(|last| &**last),
+            Some("resync access_changed")
+        );
         again(&relay, &mut ann).await;
     }
     // A copy of the set alone takes some 10 ms, and there would be a hundred.
@@ -227,7 +254,7 @@ async fn is_told(client: &Client) -> Cursor {
 async fn who_comes_back_over_a_change_of_its_own_membership_reads_again_and_others_go_on() {
     let mut relay = organised(&format!("(1, '{ANN}'), (1, '{BEN}')")).await;
     let first = relay.watch_as(ANN, "doc").await;
-    keeps(&relay, "member").await;
+    keeps(&relay).await;
     let start = settled(&mut relay).await;
     relay.run("insert into doc values (1, 1)").await;
     relay
@@ -235,10 +262,16 @@ async fn who_comes_back_over_a_change_of_its_own_membership_reads_again_and_othe
         .await;
     relay.run("insert into doc values (2, 1)").await;
     let behind = settled(&mut relay).await;
-    assert_eq!(heard(&mut relay, &first).await, ["INSERT 1", "resync access_changed"]);
+    assert_eq!(
+        heard(&mut relay, &first).await,
+        ["INSERT 1", "resync access_changed"]
+    );
     let ann = comes_back(&relay, ANN, start).await;
     let cursor = is_told(&ann).await;
-    assert!(cursor.offset >= behind.offset, "and does not come there again");
+    assert!(
+        cursor.offset >= behind.offset,
+        "and does not come there again"
+    );
     let ben = comes_back(&relay, BEN, start).await;
     assert_eq!(ben.until(2).await, ["INSERT 1", "INSERT 2"]);
     assert_eq!(ben.next().await, Heard::CaughtUp);
