@@ -144,6 +144,19 @@ impl Mirror {
         Ok(index.get(values).map_or(0, HashTrieSetSync::size))
     }
 
+    /// Whether this is the other one, unchanged since, and not only one with the same rows.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.columns, &other.columns) && self.len == other.len
+    }
+
+    /// How often a row is there.
+    #[must_use]
+    pub fn times(&self, row: &Looked) -> u32 {
+        let alike = self.rows.get(&self.key_of(row));
+        alike.and_then(|alike| alike.get(row)).copied().unwrap_or(0)
+    }
+
     /// Adds a row.
     pub fn insert(&mut self, row: Looked) {
         let key = self.key_of(&row);

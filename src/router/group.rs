@@ -19,7 +19,7 @@ use crate::pg::Xid;
 use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
 use crate::policy::predicate::{
-    Affected, Audience, Bound, Facts, Probe, Projection, Verdict as Judgement,
+    Affected, Audience, Bound, Facts, Members, Probe, Projection, Verdict as Judgement,
 };
 use crate::snapshot::Query;
 use crate::subscription::Events;
@@ -436,7 +436,8 @@ impl Group {
             members: HashSet::new(),
         });
         if let Some(projection) = self.kin.get(who).and_then(|kin| kin.projections.first()) {
-            if projection.is_undecided() {
+            let looks = !self.access.lookups.is_empty();
+            if projection.is_undecided() || looks && projection.fails() {
                 self.unindexed.insert(who);
             }
             for (slot, index) in &mut self.by_slot {
@@ -577,6 +578,9 @@ impl Group {
         };
         match audience {
             Audience::Nobody => Candidates::Kin(Vec::new()),
+            Audience::Members(probes, members) => {
+                Candidates::Kin(self.members_of(&probes, &members))
+            }
             Audience::Probes(probes) => {
                 let mut kin: Vec<usize> = probes
                     .iter()
@@ -595,6 +599,34 @@ impl Group {
                 Candidates::Members(self.by_filter.candidates(subject.row(), outcomes))
             }
         }
+    }
+
+    /// The kin that probes find, or whose value is among members': of those and the different
+    /// values that kin have, the fewer are walked.
+    fn members_of(&self, probes: &[Probe], members: &[Members]) -> Vec<usize> {
+        let mut kin: Vec<usize> = self.unindexed.iter().copied().collect();
+        let found = |slot: usize, datum: &Datum| self.by_slot.get(&slot)?.get(datum);
+        let probed = probes.iter();
+        kin.extend(
+            probed
+                .filter_map(|probe| found(probe.slot, &probe.datum))
+                .flatten(),
+        );
+        for members in members {
+            let Some(known) = self.by_slot.get(&members.slot()) else {
+                continue;
+            };
+            if known.len() < members.len() {
+                let among = known.iter().filter(|(datum, _)| members.contains(datum));
+                kin.extend(among.flat_map(|(_, who)| who));
+            } else {
+                let values = members.values();
+                kin.extend(values.filter_map(|datum| known.get(datum)).flatten());
+            }
+        }
+        kin.sort_unstable();
+        kin.dedup();
+        kin
     }
 
     /// Notes which of a member's bindings ask for the row.

@@ -418,7 +418,7 @@ impl Missed {
         }
         predicates.iter().enumerate().any(|(which, predicate)| {
             let projection = predicate.project(principal);
-            if projection.is_undecided() {
+            if projection.fails() {
                 return wanted(&self.anybody);
             }
             let mut slots = self.slots.range((which, 0)..=(which, usize::MAX));
