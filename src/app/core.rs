@@ -26,6 +26,7 @@ use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
 use crate::router::{Foundation, Router, router};
 use crate::snapshot::Snapshots;
+use crate::source::lookups;
 
 /// What a task that ended says: its name, or what it died of.
 pub(super) type Ended = Result<&'static str, Fault>;
@@ -35,6 +36,9 @@ const ROUTER: &str = "router";
 
 /// The file beside the log that says since when the rules hold.
 const ACCESS: &str = "access.json";
+
+/// The file beside the log that holds the mirrors of lookups.
+const LOOKUPS: &str = "lookups.checkpoint";
 
 /// Everything between PostgreSQL and the sessions, running.
 #[derive(Debug)]
@@ -66,9 +70,12 @@ impl Core {
         let database = Database::parse(config.database_url.expose())
             .map_err(|error| Fault::Config(error.to_string()))?;
         let log = open_log(config, &readiness).await?;
+        let checkpoint = config.data.as_ref().map(|data| data.join(LOOKUPS));
+        let (reading, _stream) = lookups::coverage(checkpoint);
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
+            lookup_publication: config.lookup_publication(),
             certain_from: AtomicU64::new(if log.was_closed() { 0 } else { u64::MAX }),
             log,
             metrics: Arc::clone(&metrics),
@@ -76,7 +83,9 @@ impl Core {
             max_retained: config.max_retained_wal,
             over: Arc::default(),
         };
-        let (opened, publication) = feed.open_first(config.publication.as_deref()).await?;
+        let (opened, publication) = feed
+            .open_first(config.publication.as_deref(), &reading)
+            .await?;
         info!(
             slot = config.slot,
             publication,
@@ -134,7 +143,7 @@ impl Core {
         tasks.spawn(lag.watch());
         let feeding = stop_source.clone();
         tasks.spawn(async move {
-            feed.fill(opened, &publication, feeding).await?;
+            feed.fill(opened, &publication, reading, feeding).await?;
             Ok(SOURCE)
         });
         Ok(Self {
