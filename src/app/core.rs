@@ -27,7 +27,7 @@ use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
 use crate::router::{Foundation, Router, router};
 use crate::snapshot::Snapshots;
-use crate::source::lookups::coverage;
+use crate::source::lookups;
 
 /// What a task that ended says: its name, or what it died of.
 pub(super) type Ended = Result<&'static str, Fault>;
@@ -38,10 +38,14 @@ const ROUTER: &str = "router";
 /// The file beside the log that says since when the rules hold.
 const ACCESS: &str = "access.json";
 
-/// The file beside the log that says where the tables changed last that policies look into.
+/// The file beside the log that holds the mirrors of lookups.
+const LOOKUPS: &str = "lookups.checkpoint";
+
+/// The file beside the log that says where lookups changed last.
 const MEMBERSHIPS: &str = "memberships.json";
 
-const LOOKUPS: &str = "rowcast_lookups";
+/// How often the mirrors of lookups are written, where they have changed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything between PostgreSQL and the sessions, running.
 #[derive(Debug)]
@@ -73,10 +77,12 @@ impl Core {
         let database = Database::parse(config.database_url.expose())
             .map_err(|error| Fault::Config(error.to_string()))?;
         let log = open_log(config, &readiness).await?;
+        let checkpoint = config.data.as_ref().map(|data| data.join(LOOKUPS));
+        let (reading, stream) = lookups::coverage(checkpoint.clone());
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
-            lookup_publication: LOOKUPS.to_owned(),
+            lookup_publication: config.lookup_publication(),
             certain_from: AtomicU64::new(if log.was_closed() { 0 } else { u64::MAX }),
             log,
             metrics: Arc::clone(&metrics),
@@ -84,9 +90,9 @@ impl Core {
             max_retained: config.max_retained_wal,
             over: Arc::default(),
         };
-        let (reading, stream) = coverage();
-        let configured = config.publication.as_deref();
-        let (opened, publication) = feed.open_first(configured, &reading).await?;
+        let (opened, publication) = feed
+            .open_first(config.publication.as_deref(), &reading)
+            .await?;
         info!(
             slot = config.slot,
             publication,
@@ -110,11 +116,11 @@ impl Core {
             },
             keep::Settings {
                 publication: publication.clone(),
-                lookup_publication: LOOKUPS.to_owned(),
-                max_bytes: 256 << 20,
+                lookup_publication: config.lookup_publication(),
+                max_bytes: config.max_lookup_bytes,
                 look_every: config.catalog_interval,
-                checkpoint: config.data.as_ref().map(|data| data.join("lookups")),
-                checkpoint_every: Duration::from_secs(60),
+                checkpoint,
+                checkpoint_every: CHECKPOINT_EVERY,
             },
             feed.log.range().end,
         );

@@ -26,7 +26,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Feed {
     pub(super) database: Database,
     pub(super) slot: String,
-    /// The publication of the tables that policies look into.
+    /// The publication of the lookups, which is followed as well where it exists.
     pub(super) lookup_publication: String,
     pub(super) log: Arc<dyn Log>,
     pub(super) metrics: Arc<Metrics>,
@@ -41,6 +41,11 @@ pub(super) struct Feed {
 }
 
 impl Feed {
+    /// The second publication, of the lookups.
+    fn beside(&self, lookups: &Reading) -> Option<&str> {
+        lookups.names().then_some(&*self.lookup_publication)
+    }
+
     /// Opens the source for the first time. What waiting can heal is waited for; the rest ends the
     /// process with its sentence.
     pub(super) async fn open_first(
@@ -53,7 +58,13 @@ impl Feed {
             let attempt = async {
                 let client = self.database.connect("rowcast").await?;
                 let publication = choose_publication(&client, configured).await?;
-                let opened = self.open(&publication, lookups).await?;
+                let opened = Source::open_with(
+                    &self.database,
+                    &self.slot,
+                    &publication,
+                    self.beside(lookups),
+                )
+                .await?;
                 Ok::<_, SourceError>((opened, publication))
             };
             match attempt.await {
@@ -64,12 +75,6 @@ impl Feed {
                 Err(error) => self.wait(&mut backoff, &error).await,
             }
         }
-    }
-
-    /// Opens the source with both publications, where the second is named.
-    async fn open(&self, publication: &str, lookups: &Reading) -> Result<Opened, SourceError> {
-        let beside = lookups.names().then_some(&*self.lookup_publication);
-        Source::open_with(&self.database, &self.slot, publication, beside).await
     }
 
     /// Fills the log until `stop`, over reconnects.
@@ -100,7 +105,6 @@ impl Feed {
                     }
                 },
             };
-            lookups.opened(opened.beside);
             let ended = tokio::select! {
                 ended = self.pour(&mut opened, publication, &mut lookups, &mut pace) => ended,
                 ended = self.watch_trouble() => ended,
@@ -112,20 +116,25 @@ impl Feed {
                 () = self.over_the_limit() => Ended::OverTheLimit,
             };
             let beside = opened.beside;
-            self.log.abandon();
             if matches!(ended, Ended::Wished) {
-                let mut source = opened.source;
-                source.acknowledge(*self.log.stored().borrow());
-                source.close().await;
-                continue;
+                // So that the slot is free, and stands where all is stored.
+                opened.source.acknowledge(*self.log.stored().borrow());
+                opened.source.close().await;
+            } else {
+                drop(opened);
             }
-            drop(opened);
+            self.log.abandon();
             match ended {
-                Ended::Source(SourceError::PublicationYounger { .. }) if beside => {
-                    // Most likely it is the second one, which may have been made a moment ago.
+                Ended::Wished => {}
+                Ended::Source(error) if beside && error.stuck().is_some() => {
+                    let reason = chain(&error);
+                    warn!(
+                        reason,
+                        publication = self.lookup_publication,
+                        "the stream cannot go on with the lookups' publication: it goes on without"
+                    );
                     lookups.leave_out();
                 }
-                Ended::Wished => {}
                 Ended::Source(error) => {
                     if self.cure(&mut pace.stuck, &error).await {
                         pace.backoff.reset();
@@ -156,7 +165,8 @@ impl Feed {
         backoff: &mut Backoff,
     ) -> Opened {
         loop {
-            match self.open(publication, lookups).await {
+            let beside = self.beside(lookups);
+            match Source::open_with(&self.database, &self.slot, publication, beside).await {
                 Ok(opened) => {
                     info!("streaming changes again");
                     return opened;
@@ -186,6 +196,7 @@ impl Feed {
         lookups: &mut Reading,
         pace: &mut Pace,
     ) -> Ended {
+        lookups.opened(opened.beside);
         self.resume(opened, publication).await;
         self.flowing();
         let source = &mut opened.source;

@@ -16,6 +16,8 @@ mod checkpoint;
 
 mod clerk;
 
+mod copy;
+
 mod follow;
 
 mod reason;

@@ -345,7 +345,7 @@ impl Group {
         found.extend(self.kin.iter().filter_map(|(who, kin)| {
             let projection = kin.projections.get(which)?;
             let meant =
-                projection.is_undecided() || projection.slot(probe.slot) == Some(&probe.datum);
+                projection.fails() || projection.slot(probe.slot) == Some(&probe.datum);
             meant.then_some(who)
         }));
     }

@@ -4,6 +4,8 @@
 //! The server looks publications up as they were when a change was made. So one that is new can be
 //! named only once the slot has passed its making; named before, it ends the stream.
 
+use std::path::PathBuf;
+
 use tokio::sync::watch;
 
 use crate::pg::Lsn;
@@ -17,6 +19,8 @@ pub struct Coverage {
     pub stretch: Option<u64>,
     /// The last wish that was followed.
     pub answered: u64,
+    /// How often the stream was opened.
+    pub opened: u64,
 }
 
 /// That the stream begins anew, with the lookups' publication, once everything before `from` is
@@ -37,6 +41,8 @@ pub struct Reading {
     /// Whether the publication is to be named where it exists.
     named: bool,
     stretches: u64,
+    /// A file that means nothing once the stream went on without the publication.
+    checkpoint: Option<PathBuf>,
 }
 
 /// The end of whoever needs the lookups' changes.
@@ -46,9 +52,10 @@ pub struct Wishing {
     wishes: watch::Sender<Wish>,
 }
 
-/// Both ends.
+/// Both ends. `checkpoint` is a file that holds what was made of the lookups' changes: it is removed
+/// before the stream goes on without them.
 #[must_use]
-pub fn coverage() -> (Reading, Wishing) {
+pub fn coverage(checkpoint: Option<PathBuf>) -> (Reading, Wishing) {
     let (coverage, covered) = watch::channel(Coverage::default());
     let (wishes, wished) = watch::channel(Wish::default());
     let reading = Reading {
@@ -56,6 +63,7 @@ pub fn coverage() -> (Reading, Wishing) {
         wishes: wished,
         named: true,
         stretches: 0,
+        checkpoint,
     };
     let wishing = Wishing {
         coverage: covered,
@@ -74,16 +82,28 @@ impl Reading {
     /// Says what a stream that was opened carries. To be called before its first change is taken.
     pub fn opened(&mut self, with_lookups: bool) {
         let answered = self.wishes.borrow().number;
-        let before = self.coverage.borrow().stretch;
+        let Coverage {
+            stretch: before,
+            opened,
+            ..
+        } = *self.coverage.borrow();
         let stretch = if with_lookups {
             before.or_else(|| {
                 self.stretches += 1;
                 Some(self.stretches)
             })
         } else {
+            if let Some(path) = &self.checkpoint {
+                // One that is not there is as good as one that was removed.
+                let _removed = std::fs::remove_file(path);
+            }
             None
         };
-        self.coverage.send_replace(Coverage { stretch, answered });
+        self.coverage.send_replace(Coverage {
+            stretch,
+            answered,
+            opened: opened + 1,
+        });
     }
 
     /// A stream that named the publication cannot go on: the next one goes without, until somebody
@@ -126,6 +146,13 @@ impl Wishing {
             number = wish.number;
         });
         number
+    }
+
+    /// Returns once it was said what the stream carries. Cancel safe.
+    pub async fn said(&mut self) {
+        if self.coverage.wait_for(|now| now.opened > 0).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Returns when something else is said of the stream, or nobody reads it any more. Cancel safe.

@@ -264,6 +264,8 @@ pub(crate) fn config(url: &str) -> Config {
         data: None,
         log_retention: Duration::from_secs(3600),
         log_retention_bytes: 1 << 30,
+        lookup_publication: None,
+        max_lookup_bytes: 256 << 20,
         max_retained_wal: 0,
         log_max_changes: 1_000_000,
         log_max_bytes: 256 << 20,
