@@ -344,8 +344,7 @@ impl Group {
         }
         found.extend(self.kin.iter().filter_map(|(who, kin)| {
             let projection = kin.projections.get(which)?;
-            let meant =
-                projection.fails() || projection.slot(probe.slot) == Some(&probe.datum);
+            let meant = projection.fails() || projection.slot(probe.slot) == Some(&probe.datum);
             meant.then_some(who)
         }));
     }

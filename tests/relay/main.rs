@@ -21,6 +21,8 @@ mod majors;
 
 mod memberships;
 
+mod memberships_random;
+
 mod differential;
 
 mod alter;

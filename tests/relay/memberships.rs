@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use rowcast::log::Cursor;
-use serde_json::json;
 
 use crate::harness::{ANN, BEN, DEADLINE, Relay, Watcher, brief};
 use crate::resume::{Client, Heard, settled, since, user, wish};
@@ -285,5 +284,47 @@ async fn who_comes_back_over_a_change_of_its_own_membership_reads_again_and_othe
         ))
         .await;
     assert_eq!(ann.until(4).await, ["INSERT 4"]);
+    is_told(&ann).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_goes_on_where_no_membership_changed_and_says_so_where_one_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let schema = format!("{ORGANISED}; insert into member values (1, '{ANN}'), (1, '{BEN}')");
+    let mut config = None;
+    let mut relay = Relay::with(&schema, "doc, open", |adjusted| {
+        adjusted.data = Some(folder.path().join("log"));
+        config = Some(adjusted.clone());
+    })
+    .await;
+    let config = config.unwrap();
+    let _first = relay.watch_as(ANN, "doc").await;
+    keeps(&relay).await;
+    let start = settled(&mut relay).await;
+    relay.run("insert into doc values (1, 1)").await;
+    settled(&mut relay).await;
+    let mut relay = relay
+        .restart(&config, "insert into doc values (2, 1)")
+        .await;
+    let ann = comes_back(&relay, ANN, start).await;
+    assert_eq!(ann.until(2).await, ["INSERT 1", "INSERT 2"]);
+    ann.go(&relay.core).await;
+    settled(&mut relay).await;
+    let between = format!(
+        "delete from member where person = '{ANN}'; insert into doc values (3, 1)"
+    );
+    let mut relay = relay.restart(&config, &between).await;
+    settled(&mut relay).await;
+    let ann = comes_back(&relay, ANN, start).await;
+    let cursor = is_told(&ann).await;
+    relay.run("insert into doc values (4, 1)").await;
+    let ann = comes_back(&relay, ANN, cursor).await;
+    assert_eq!(ann.next().await, Heard::CaughtUp);
+    relay
+        .run(&format!(
+            "begin; insert into doc values (5, 1); insert into member values (1, '{ANN}'); commit"
+        ))
+        .await;
+    assert_eq!(ann.until(5).await, ["INSERT 5"]);
     is_told(&ann).await;
 }
