@@ -251,7 +251,9 @@ impl Live {
                     if told {
                         self.fanout.entry(entry, commit <= self.started_at).await;
                     }
-                    self.tell_of_lookups(entry);
+                    if told {
+                        self.tell_of_lookups(entry);
+                    }
                     self.next = entry.end();
                     self.publish();
                     self.pass_lookups(entry);

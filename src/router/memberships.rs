@@ -144,6 +144,9 @@ impl Memberships {
         };
         let stored = {
             let inner = self.lock();
+            if inner.known.is_empty() {
+                return;
+            }
             let mut tables: HashMap<u32, u64> = inner
                 .known
                 .iter()

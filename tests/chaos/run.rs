@@ -17,9 +17,7 @@ use crate::fault::{FAULTS, Fault};
 use crate::proxy::Proxy;
 use crate::relay::{Relay, tail};
 use crate::report::{Outcome, Report};
-use crate::schema::{
-    DRAFT, FILTERS, TABLES, TEAMS, USERS, connected, never, person, visible,
-};
+use crate::schema::{DRAFT, FILTERS, TABLES, TEAMS, USERS, connected, never, person, visible};
 use crate::writer::{Traffic, write};
 
 /// By when everything flows again after a fault, on a machine that does something else besides.

@@ -114,7 +114,9 @@ impl Relay {
         } = self;
         core.stop_source().await;
         core.stop().await;
-        sql.batch_execute(between).await.expect("what happens between");
+        sql.batch_execute(between)
+            .await
+            .expect("what happens between");
         let core = Core::start(config, Arc::new(Metrics::new()), Readiness::default())
             .await
             .expect("another relay");

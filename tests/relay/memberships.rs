@@ -310,9 +310,8 @@ async fn a_restart_goes_on_where_no_membership_changed_and_says_so_where_one_did
     assert_eq!(ann.until(2).await, ["INSERT 1", "INSERT 2"]);
     ann.go(&relay.core).await;
     settled(&mut relay).await;
-    let between = format!(
-        "delete from member where person = '{ANN}'; insert into doc values (3, 1)"
-    );
+    let between =
+        format!("delete from member where person = '{ANN}'; insert into doc values (3, 1)");
     let mut relay = relay.restart(&config, &between).await;
     settled(&mut relay).await;
     let ann = comes_back(&relay, ANN, start).await;

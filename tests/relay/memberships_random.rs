@@ -21,11 +21,17 @@ fn person(user: usize) -> String {
 }
 
 /// What a user sees now: the documents with their versions, and whose documents it would see.
-async fn visible(sql: &mut tokio_postgres::Client, user: usize) -> (BTreeMap<i64, i64>, BTreeSet<i64>) {
+async fn visible(
+    sql: &mut tokio_postgres::Client,
+    user: usize,
+) -> (BTreeMap<i64, i64>, BTreeSet<i64>) {
     let claims = json!({ "sub": person(user), "role": "authenticated" }).to_string();
     let transaction = sql.transaction().await.unwrap();
     transaction
-        .execute("select set_config('request.jwt.claims', $1, true)", &[&claims])
+        .execute(
+            "select set_config('request.jwt.claims', $1, true)",
+            &[&claims],
+        )
         .await
         .unwrap();
     transaction
@@ -40,7 +46,10 @@ async fn visible(sql: &mut tokio_postgres::Client, user: usize) -> (BTreeMap<i64
     // Of each organisation one document is always there.
     let anchors = rows.iter().filter(|row| cell(row, 0) < ORGS);
     let orgs = anchors.map(|row| cell(row, 1)).collect();
-    let docs = rows.iter().map(|row| (cell(row, 0), cell(row, 2))).collect();
+    let docs = rows
+        .iter()
+        .map(|row| (cell(row, 0), cell(row, 2)))
+        .collect();
     (docs, orgs)
 }
 
@@ -95,9 +104,18 @@ impl Writer {
 }
 
 /// `orgs` is whose documents each user saw, by the number of the transaction behind which.
-fn take(client: &mut Client, data: &Value, orgs: &[Vec<BTreeSet<i64>>], deleted: &BTreeMap<i64, usize>) {
+fn take(
+    client: &mut Client,
+    data: &Value,
+    orgs: &[Vec<BTreeSet<i64>>],
+    deleted: &BTreeMap<i64, usize>,
+) {
     let removed = data["type"] == "DELETE";
-    let row = if removed { &data["old_record"] } else { &data["record"] };
+    let row = if removed {
+        &data["old_record"]
+    } else {
+        &data["record"]
+    };
     let (id, org) = (row["id"].as_i64().unwrap(), row["org"].as_i64().unwrap());
     let version = row["version"].as_i64().unwrap();
     let by = usize::try_from(version).unwrap();
@@ -117,7 +135,8 @@ fn take(client: &mut Client, data: &Value, orgs: &[Vec<BTreeSet<i64>>], deleted:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn views_are_what_a_select_shows_however_memberships_and_rows_change() {
-    let seed = std::env::var("ROWCAST_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
+    let seed =
+        std::env::var("ROWCAST_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
     println!("ROWCAST_SEED={seed}");
     let schema = format!(
         "{ORGANISED}; insert into doc select i, i from generate_series(0, {}) i;
@@ -160,7 +179,9 @@ async fn views_are_what_a_select_shows_however_memberships_and_rows_change() {
             let statements = writer.random.random_range(1..5);
             let statements: Vec<String> =
                 (0..statements).map(|_| writer.statement(number)).collect();
-            relay.run(&format!("begin; {}; commit", statements.join("; "))).await;
+            relay
+                .run(&format!("begin; {}; commit", statements.join("; ")))
+                .await;
             let mut all = Vec::new();
             for user in 0..USERS {
                 all.push(visible(&mut sql, user).await.1);
@@ -182,7 +203,11 @@ async fn views_are_what_a_select_shows_however_memberships_and_rows_change() {
             let shown = visible(&mut sql, client.user).await.0;
             if again {
                 told += 1;
-                client.watcher.join(&relay.core).await.expect("a subscription");
+                client
+                    .watcher
+                    .join(&relay.core)
+                    .await
+                    .expect("a subscription");
                 client.docs.clone_from(&shown);
             }
             assert_eq!(client.docs, shown, "step {step}, user {}", client.user);

@@ -26,6 +26,9 @@ impl Fanout {
                 None => wanted.push(one.clone()),
             }
         }
+        for one in &mut wanted {
+            one.columns.sort_by(|a, b| a.name.cmp(&b.name));
+        }
         wanted.sort_by_key(|one| one.table);
         Some(wanted)
     }
@@ -42,6 +45,12 @@ impl Fanout {
             let access = self.access.get(&(table, Arc::clone(role)));
             access.is_some_and(|access| reads(access, lookups))
         })
+    }
+
+    /// Whether the rules for somebody who is in force read a table.
+    pub(in crate::router) fn is_read(&self, lookup: Oid) -> bool {
+        let mut groups = self.tables.values().flat_map(|one| one.groups.values());
+        groups.any(|group| reads(&group.access, &[lookup]))
     }
 
     /// Tells those whose audience depended on what changed, as far as they want what happened then.

@@ -191,7 +191,9 @@ impl Live {
         for table in others {
             if gone.contains(&table) {
                 // What becomes of it until there is another may not even be in the log.
-                self.looking_up.unnoted.insert(table, moment);
+                if self.fanout.is_read(table) {
+                    self.looking_up.unnoted.insert(table, moment);
+                }
             } else {
                 if let Some(since) = self.looking_up.keeping.complete_from(table) {
                     self.fanout.memberships.known_from(table, since);
@@ -302,7 +304,9 @@ impl Live {
         };
         self.fanout.tell_concerned(&in_hand.notes, moment);
         for table in &in_hand.unnoted {
-            self.looking_up.unnoted.insert(*table, moment);
+            if self.fanout.is_read(*table) {
+                self.looking_up.unnoted.insert(*table, moment);
+            }
         }
     }
 
