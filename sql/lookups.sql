@@ -43,7 +43,7 @@ select c.oid, pg_catalog.jsonb_build_object(
       from pg_catalog.pg_partition_tree(c.oid) t
       join pg_catalog.pg_class m on m.oid = t.relid), ''),
   'key', (
-      select pg_catalog.jsonb_build_object('index', i.indexrelid, 'columns', (
+      select pg_catalog.jsonb_build_object('index', i.indexrelid::pg_catalog.int8, 'columns', (
         select pg_catalog.jsonb_agg(a.attname order by a.attnum)
         from pg_catalog.pg_attribute a
         where a.attrelid = c.oid and a.attnum = any (i.indkey::pg_catalog.int2[])))
@@ -54,7 +54,7 @@ select c.oid, pg_catalog.jsonb_build_object(
       limit 1),
   'columns', (
       select pg_catalog.jsonb_object_agg(a.attname, pg_catalog.jsonb_build_object(
-        'number', a.attnum, 'type', a.atttypid, 'modifier', a.atttypmod,
+        'number', a.attnum, 'type', a.atttypid::pg_catalog.int8, 'modifier', a.atttypmod,
         'generated', a.attgenerated <> '', 'version', a.xmin::pg_catalog.text))
       from pg_catalog.pg_attribute a
       where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
@@ -66,7 +66,7 @@ select c.oid, pg_catalog.jsonb_build_object(
       left join pg_catalog.pg_inherits i on i.inhrelid = m.oid), ''),
   'publications', coalesce((
       select pg_catalog.jsonb_object_agg(p.pubname, pg_catalog.jsonb_build_object(
-        'oid', p.oid, 'version', p.version, 'complete', p.complete, 'owned', p.owned,
+        'oid', p.oid::pg_catalog.int8, 'version', p.version, 'complete', p.complete, 'owned', p.owned,
         'listed', exists (select from listed l where l.pubname = p.pubname and l.oid = c.oid),
         'touched', exists (select from listed l where l.pubname = p.pubname and l.oid in (
             select c.oid union all select t.relid from pg_catalog.pg_partition_tree(c.oid) t)),
