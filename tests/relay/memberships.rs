@@ -23,7 +23,11 @@ pub(crate) const ORGANISED: &str = "
 
 /// Waits until the relay keeps a mirror of its lookup.
 pub(crate) async fn keeps(relay: &Relay) {
-    let until = Instant::now() + DEADLINE;
+    keeps_within(relay, DEADLINE).await;
+}
+
+async fn keeps_within(relay: &Relay, deadline: Duration) {
+    let until = Instant::now() + deadline;
     while !is_kept(relay, 1) {
         assert!(Instant::now() < until, "no mirror");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -214,10 +218,10 @@ async fn one_change_among_a_hundred_thousand_members_costs_no_more_than_among_fe
         .await;
     let mut ann = relay.watch_as(ANN, "doc").await;
     let ben = relay.watch_as(BEN, "doc").await;
-    keeps(&relay).await;
+    keeps_within(&relay, 6 * DEADLINE).await;
     assert_eq!(heard(&mut relay, &ben).await, [""; 0]);
     let begun = Instant::now();
-    for round in 0..50 {
+    for round in 0..20 {
         relay
             .run(&format!(
                 "insert into member values (1, '{ANN}'); insert into doc values ({round}, 1);
@@ -231,10 +235,10 @@ async fn one_change_among_a_hundred_thousand_members_costs_no_more_than_among_fe
         );
         again(&relay, &mut ann).await;
     }
-    // A copy of the set alone takes some 10 ms, and there would be a hundred.
+    // To copy the set takes this build seconds, and there would be forty times.
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(20), "{took:?}");
-    assert_eq!(heard(&mut relay, &ben).await.len(), 50);
+    assert!(took < DEADLINE, "{took:?}");
+    assert_eq!(heard(&mut relay, &ben).await.len(), 20);
 }
 
 /// Comes back and says what it hears up to the row `last`.
