@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rowcast::datum::{Collation, Datum, Type};
 use rowcast::log::memory::{Bounds, MemoryLog};
 use rowcast::log::{Entry, Log, Offset, Origin};
@@ -288,7 +289,10 @@ impl Follower {
             }
         }
         self.next = from;
-        Some(self.keeping.transaction(&transaction))
+        let applied = self.keeping.transaction(&transaction);
+        // Nor does a stream that never pauses keep copies from being taken over.
+        while self.keeping.next().now_or_never().is_some() {}
+        Some(applied)
     }
 
     /// Follows the log, and takes over what is ready, until `until` says so.

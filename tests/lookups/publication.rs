@@ -85,7 +85,7 @@ async fn a_table_that_the_relay_may_not_read_is_refused_and_so_is_one_whose_rows
              create table kept (id int primary key, usr text);
              insert into kept values (1, 'a'), (2, 'b');
              alter table kept enable row level security;
-             create policy some on kept for select to public using (usr = 'a');
+             create policy narrow on kept for select to public using (usr = 'a');
              grant select on kept to relay;
              create publication rowcast; create publication rowcast_lookups \
              for table members, kept with (publish_via_partition_root = true);"

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::arriving::Arriving;
@@ -100,8 +99,9 @@ pub(super) struct Clerk {
     reports: mpsc::Sender<Report>,
     tasks: HashMap<Oid, Task>,
     client: Option<Client>,
-    /// The table that is being copied.
-    copying: Option<(Oid, BoxFuture<'static, Done>)>,
+    /// The table that is being copied, in a task of its own: a look at the catalog may wait for a
+    /// lock that waits for the copy.
+    copying: Option<(Oid, AbortOnDropHandle<Done>)>,
 }
 
 impl Clerk {
@@ -144,8 +144,18 @@ impl Clerk {
                     return;
                 },
                 done = ended(&mut self.copying) => {
-                    self.copying = None;
-                    if self.done(done).await.is_err() {
+                    let copied = self.copying.take();
+                    // One that panicked is tried again.
+                    let done = done.or_else(|| {
+                        let (table, _) = copied?;
+                        let order = self.tasks.get(&table)?.order.number;
+                        let name = format!("oid {table}").into();
+                        let copied = Err(Failure::Again(name, "the copy broke off".to_owned()));
+                        Some(Done { table, order, copied })
+                    });
+                    if let Some(done) = done
+                        && self.done(done).await.is_err()
+                    {
                         return;
                     }
                 }
@@ -326,7 +336,7 @@ impl Clerk {
                 copied,
             }
         };
-        self.copying = Some((oid, work.boxed()));
+        self.copying = Some((oid, AbortOnDropHandle::new(tokio::spawn(work))));
         self.report(oid, table.name(), State::Copying).await;
     }
 
@@ -505,9 +515,9 @@ async fn session<'a>(
     Ok(client.insert(usable))
 }
 
-async fn ended(copying: &mut Option<(Oid, BoxFuture<'static, Done>)>) -> Done {
+async fn ended(copying: &mut Option<(Oid, AbortOnDropHandle<Done>)>) -> Option<Done> {
     match copying {
-        Some((_, copying)) => copying.await,
+        Some((_, copying)) => copying.await.ok(),
         None => pending().await,
     }
 }
