@@ -409,8 +409,8 @@ impl Keeping {
         }
     }
 
-    /// From where on the log has every change of a table, as far as that is known from its copy;
-    /// `None` where its mirror was taken over from the process before, which had followed it.
+    /// From where on the log has every change of a table that the lookups' publication has; `None`
+    /// where its mirror was taken over from the process before, which had followed it.
     #[must_use]
     pub fn complete_from(&self, table: Oid) -> Option<Offset> {
         self.tables.get(&table)?.complete_from
@@ -503,8 +503,10 @@ impl Keeping {
             let Some(arriving) = table.arriving.take() else {
                 continue;
             };
-            table.complete_from = arriving.complete_from();
+            let complete_from = arriving.complete_from();
             let kept = arriving.kept;
+            // The subscribers' publication has had it all the time.
+            table.complete_from = complete_from.filter(|_| kept.stretch.is_some());
             if kept.stretch.is_some() && kept.stretch != covered {
                 self.give_up_arriving(oid, broken_off());
                 continue;

@@ -170,12 +170,9 @@ impl Memberships {
         }
     }
 
-    /// Follows a table from now on; nothing is known of it from before, unless it is followed
-    /// already.
-    pub(super) fn follow(&self, table: Oid) {
-        let mut inner = self.lock();
-        let place = inner.place;
-        inner.known.entry(table).or_insert(place);
+    /// Follows a table from now on, which has not changed `since` then, unless it is followed already.
+    pub(super) fn follow(&self, table: Oid, since: Offset) {
+        self.lock().known.entry(table).or_insert(since);
     }
 
     /// Whether an entry changes tables that are followed; those are added to the others.

@@ -149,7 +149,8 @@ impl Live {
             return;
         }
         for one in &self.looking_up.wanted {
-            self.fanout.memberships.follow(one.table);
+            let since = self.fanout.changed.unchanged_since(one.table, self.next);
+            self.fanout.memberships.follow(one.table, since);
         }
         self.looking_up.keeping.want(&self.looking_up.wanted);
         self.lookups_changed();
