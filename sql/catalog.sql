@@ -16,19 +16,36 @@ published as (
   where p.pubname = $1
 ),
 -- A partition published on its own is judged by its ancestors' policies too.
-tables as (
+judged as (
   select oid, true as published, columns from published
   union
   select a.relid, false, null
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
 ),
+-- What policies of those look into, and policies of these, and so on.
+lookups(oid) as (
+  select d.refobjid from judged t
+  join pg_policy p on p.polrelid = t.oid and p.polcmd in ('r', '*')
+  join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
+    and d.refclassid = 'pg_class'::regclass and d.refobjid <> t.oid
+  union
+  select d.refobjid from lookups l
+  join pg_policy p on p.polrelid = l.oid and p.polcmd in ('r', '*')
+  join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
+    and d.refclassid = 'pg_class'::regclass and d.refobjid <> l.oid
+),
+tables as (
+  select oid, published, columns from judged
+  union all
+  select l.oid, false, null from lookups l where l.oid not in (select oid from judged)
+),
 -- The partitions that hold the rows of a published root. Not by pg_partition_tree: it locks them
 -- all, and somebody who alters root and partitions at that moment would meet a deadlock.
 tree(root, oid) as (
   select t.oid, t.oid from tables t
   join pg_class c on c.oid = t.oid and c.relkind = 'p'
-  where t.published
+  where t.published or t.oid in (select oid from lookups)
   union all
   select tree.root, i.inhrelid from tree
   join pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
@@ -104,6 +121,22 @@ select jsonb_build_object(
           select l.version from leaves l where l.root = c.oid union all
           select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
+      -- Whether policies look into it, and why its rows cannot all be followed in the stream.
+      'lookup', c.oid in (select oid from lookups),
+      'unfollowed', case
+        when c.relkind = 'v' then 'is a view'
+        when c.relkind = 'm' then 'is a materialized view'
+        when c.relkind = 'f' then 'is a foreign table'
+        when c.relkind not in ('r', 'p') then 'is not a table'
+        when c.relpersistence = 'u' then 'is unlogged'
+        when c.relpersistence = 't' then 'is temporary'
+        when c.relispartition then 'is a partition'
+        when c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid)
+          then 'has tables that inherit from it'
+        when exists (
+          select from leaves l join pg_class leaf on leaf.oid = l.oid
+          where l.root = c.oid and (leaf.relkind <> 'r' or leaf.relpersistence <> 'p'))
+          then 'has a partition that is foreign or unlogged' end,
       'ancestors', coalesce((
         select jsonb_agg(a.relid::oid order by a.relid)
         from pg_partition_ancestors(c.oid) as a(relid) where a.relid <> c.oid), '[]'),

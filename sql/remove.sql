@@ -8,6 +8,7 @@
 --
 --   rowcast.role          the relay's login                                 rowcast
 --   rowcast.publication   the publication                                   rowcast
+--   rowcast.lookup_publication   that of the lookup tables                  rowcast_lookups
 --   rowcast.slot          the relay's replication slot; its event trigger   rowcast
 --   rowcast.parts         what to undo                                      auth, role, publication, identity, ddl
 --   rowcast.example       agent_tasks: the example's tables and their rows as well
@@ -17,6 +18,7 @@
 with settings as (
   select coalesce(nullif(current_setting('rowcast.role', true), ''), 'rowcast') as login,
          coalesce(nullif(current_setting('rowcast.publication', true), ''), 'rowcast') as publication,
+         coalesce(nullif(current_setting('rowcast.lookup_publication', true), ''), 'rowcast_lookups') as lookup_publication,
          coalesce(nullif(current_setting('rowcast.slot', true), ''), 'rowcast') as slot,
          coalesce(nullif(current_setting('rowcast.parts', true), ''), 'auth, role, publication, identity, ddl') as parts,
          coalesce(current_setting('rowcast.example', true), '') = 'agent_tasks' as example,
@@ -117,6 +119,12 @@ statements(place, detail, statement) as (
   select 4, p.pubname, format(E'-- It was there before setup; the note in its comment is used up.\ncomment on publication %I is null;', p.pubname)
   from publication p, settings s
   where s.parts ~ 'identity' and p.comment like 'Not made by rowcast setup, which notes here%'
+  union all
+  -- The relay's own as well, where it could make it.
+  select 4, p.pubname, format(E'%s-- Brought the relay what policies read.\ndrop publication %I;',
+    case when pg_has_role(current_user, p.pubowner, 'usage') then '' else E'-- administrator: only its owner may drop it.\n' end, p.pubname)
+  from settings s join pg_publication p on p.pubname = s.lookup_publication
+  where s.parts ~ 'role' and obj_description(p.oid, 'pg_publication') like 'Made by rowcast%'
   union all
   select 5, n.nspname || '.' || c.relname, format(E'-- Let the relay''s login read a lookup table.\ndrop policy %I on %I.%I;', l.polname, n.nspname, c.relname)
   from settings s cross join pg_policy l

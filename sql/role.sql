@@ -10,7 +10,8 @@
 --   rowcast.client_roles   the roles that tokens name, as SQL names      anon, authenticated
 --   rowcast.publication    whose policies are looked at                  rowcast
 --   rowcast.tables         and of these tables, as SQL names
---   rowcast.lookups        on: prepare for mirrored lookup tables        off
+--   rowcast.lookups        on: let lookup tables be kept in memory       off
+--   rowcast.lookup_publication   the publication of those tables         rowcast_lookups
 --
 -- A line "-- administrator:" before a statement says that the login that runs this may not, or
 -- should not, and what is lost without it.
@@ -20,6 +21,7 @@ with settings as (
          coalesce(nullif(current_setting('rowcast.publication', true), ''), 'rowcast') as publication,
          coalesce(current_setting('rowcast.tables', true), '') as tables,
          coalesce(current_setting('rowcast.lookups', true), '') = 'on' as lookups,
+         coalesce(nullif(current_setting('rowcast.lookup_publication', true), ''), 'rowcast_lookups') as lookup_publication,
          current_setting('server_version_num')::int >= 160000 as since_16
 ),
 -- What whoever runs this may do. Before PostgreSQL 16 only a superuser hands out REPLICATION, since
@@ -93,6 +95,24 @@ lookups as (
   join pg_class c on c.oid = named.refobjid and named.refclassid = 'pg_class'::regclass
   join pg_namespace n on n.oid = c.relnamespace
   where c.relkind in ('r', 'p')
+),
+-- Those whose changes do not come with what is published anyway. A table without a replica identity
+-- must not be published: it could not be written any more.
+mirrored as (
+  select l.*, c.relreplident = 'f' or exists (
+      select from pg_index i
+      where i.indrelid = c.oid and i.indisvalid and i.indimmediate
+        and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end) as identified
+  from lookups l join pg_class c on c.oid = l.oid
+  where c.relpersistence = 'p' and not c.relispartition
+    and c.oid not in (select oid from published)
+    and not exists (select from pg_partition_tree(c.oid) t where t.relid in (select oid from published))
+),
+lookup_publication as (
+  select s.lookup_publication as name, p.oid,
+         case when p.oid is null then has_database_privilege(current_database(), 'create')
+              else pg_has_role(current_user, p.pubowner, 'usage') end as owned
+  from settings s left join pg_publication p on p.pubname = s.lookup_publication
 ),
 statements(place, detail, statement) as (
   -- LOGIN, and INHERIT, the default: the schemas that policies name are found with the rights that
@@ -171,14 +191,14 @@ statements(place, detail, statement) as (
   where not coalesce(has_schema_privilege(r.oid, n.oid, 'usage'), has_schema_privilege('public', n.oid, 'usage'))
     and not exists (select from clients c where has_schema_privilege(c.oid, n.oid, 'usage'))
   union all
-  -- Lookup tables. In this version policies that read other tables are asked under the client's
-  -- role, for which nothing is needed here. The next reads those tables itself and keeps them in
-  -- memory. A policy of its own lets the login past row-level security on these tables and no other;
-  -- BYPASSRLS would do so on all that the clients' roles may read.
+  -- Lookup tables. The relay reads those tables itself and keeps them in memory; what it may not
+  -- read is asked under the client's role. A policy of its own lets the login past row-level
+  -- security on these tables and no other; BYPASSRLS would do so on all that the clients' roles may
+  -- read.
   select 6, l.nspname || '.' || l.relname, format(
-    E'%s-- Prepares for mirrored lookup tables: policies of published tables read this one.\ngrant select on table %I.%I to %I;',
+    E'%s-- Policies of published tables read this one; the relay keeps it in memory.\ngrant select on table %I.%I to %I;',
     case when r.hold is not null or not l.owned
-         then format(E'-- administrator: %s; without it policies that read the table are asked, as in this version, and never mirrored.\n',
+         then format(E'-- administrator: %s; without it policies that read the table are asked of PostgreSQL, row by row.\n',
            coalesce(r.hold, 'only the table''s owner may grant it'))
          else '' end,
     l.nspname, l.relname, r.login)
@@ -189,7 +209,7 @@ statements(place, detail, statement) as (
     E'%1$s-- … and all of its rows: the relay decides with them who sees what, as PostgreSQL does.\n'
     'create policy %2$I on %3$I.%4$I for select to %5$I using (true);\ncomment on policy %2$I on %3$I.%4$I is %6$L;',
     case when r.hold is not null or not l.owned
-         then format(E'-- administrator: %s; without it policies that read the table are asked, as in this version, and never mirrored.\n',
+         then format(E'-- administrator: %s; without it policies that read the table are asked of PostgreSQL, row by row.\n',
            coalesce(r.hold, 'only the table''s owner may make it'))
          else '' end,
     'rowcast reads lookups', l.nspname, l.relname, r.login, 'Made by rowcast setup.')
@@ -202,6 +222,29 @@ statements(place, detail, statement) as (
     r.login, l.nspname, l.relname), '[[:cntrl:]]', '?', 'g')
   from lookups l, relay r, settings s
   where s.lookups and l.restricted
+  union all
+  select 9, '', format(
+    E'%1$s-- What happens to the tables that policies read, for the relay; nobody can subscribe to it.\n'
+    'create publication %2$I with (publish_via_partition_root = true);\ncomment on publication %2$I is %3$L;',
+    case when p.owned then '' else E'-- administrator: only who may create in the database may make it; without it policies that read other tables are asked of PostgreSQL, row by row.\n' end,
+    p.name, 'Made by rowcast setup: the tables that policies look into.')
+  from lookup_publication p, settings s
+  where s.lookups and p.oid is null and exists (select from mirrored where identified)
+  union all
+  select 10, l.nspname || '.' || l.relname, format(
+    E'%s-- … so that its changes reach the relay.\nalter publication %I add table %I.%I;',
+    case when p.owned and l.owned then '' else E'-- administrator: only who owns both the table and the publication may add it; without it policies that read the table are asked of PostgreSQL, row by row.\n' end,
+    p.name, l.nspname, l.relname)
+  from mirrored l, lookup_publication p, settings s
+  where s.lookups and l.identified
+    and not exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = l.oid)
+    and not exists (select from pg_publication_tables t where t.pubname = p.name and t.schemaname = l.nspname and t.tablename = l.relname)
+  union all
+  select 11, l.nspname || '.' || l.relname, regexp_replace(format(
+    '-- note: policies read %1$I.%2$I, which has no replica identity and so is not kept in memory: add a primary key, or run "alter table %1$I.%2$I replica identity full".',
+    l.nspname, l.relname), '[[:cntrl:]]', '?', 'g')
+  from mirrored l, settings s
+  where s.lookups and not l.identified
 )
 select statement from statements order by place, detail
 \gexec

@@ -65,6 +65,10 @@ pub struct Config {
     pub slot: String,
     /// The publication; `None` for `rowcast`, or `supabase_realtime` where only that exists.
     pub publication: Option<String>,
+    /// The lookups' publication; `None` for one that is named after the slot.
+    pub lookup_publication: Option<String>,
+    /// The most memory of all mirrors of lookup tables together, in bytes.
+    pub max_lookup_bytes: usize,
     /// The role of a token without a role claim.
     pub default_role: String,
     /// The claim that names the role.
@@ -131,6 +135,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// The lookups' publication.
+    #[must_use]
+    pub fn lookup_publication(&self) -> String {
+        self.lookup_publication.clone().unwrap_or_else(|| {
+            // PostgreSQL keeps 63 bytes of a name; a slot's is of ASCII.
+            let slot: String = self.slot.chars().take(55).collect();
+            format!("{slot}_lookups")
+        })
+    }
+
     /// Settings without a value yet; [`load()`] gives every one of them its default or better.
     fn blank() -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -142,6 +156,8 @@ impl Config {
             admin_listen: nowhere,
             slot: String::new(),
             publication: None,
+            lookup_publication: None,
+            max_lookup_bytes: 0,
             default_role: String::new(),
             role_claim: String::new(),
             api_keys: BTreeMap::new(),
@@ -188,6 +204,8 @@ impl fmt::Debug for Config {
             .field("admin_listen", &self.admin_listen)
             .field("slot", &self.slot)
             .field("publication", &self.publication)
+            .field("lookup_publication", &self.lookup_publication)
+            .field("max_lookup_bytes", &self.max_lookup_bytes)
             .field("default_role", &self.default_role)
             .field("role_claim", &self.role_claim)
             .field("api_keys", &self.api_keys.len())

@@ -30,6 +30,8 @@ pub mod log;
 // Who asks, for what, and who may see it.
 pub mod auth;
 
+pub mod lookup;
+
 pub mod subscription;
 
 pub mod policy;

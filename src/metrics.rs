@@ -90,6 +90,11 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
 /// All metrics of a process. Cheap to share; every field may be used from any task.
 #[derive(Debug)]
 pub struct Metrics {
@@ -137,6 +142,16 @@ pub struct Metrics {
     pub snapshots_failed: Counter,
     /// Rows read for snapshots.
     pub snapshot_rows: Counter,
+    /// Rows of lookup tables in memory.
+    pub lookup_rows: Gauge,
+    /// About how much memory the mirrors of lookup tables hold, in bytes.
+    pub lookup_bytes: Gauge,
+    /// Lookup tables that were copied.
+    pub lookup_copies: Counter,
+    /// Changes of lookup tables that were applied to their mirrors.
+    pub lookup_changes: Counter,
+    lookups: Family<StateLabel, Gauge>,
+    lookup_refusals: Family<ReasonLabel, Counter>,
 }
 
 impl Default for Metrics {
@@ -173,6 +188,12 @@ impl Metrics {
         let snapshots = Counter::default();
         let snapshots_failed = Counter::default();
         let snapshot_rows = Counter::default();
+        let lookup_rows = Gauge::default();
+        let lookup_bytes = Gauge::default();
+        let lookup_copies = Counter::default();
+        let lookup_changes = Counter::default();
+        let lookups = Family::<StateLabel, Gauge>::default();
+        let lookup_refusals = Family::<ReasonLabel, Counter>::default();
 
         registry.register("connections", "Open client sockets", connections.clone());
         registry.register("subscriptions", "Bindings in force", subscriptions.clone());
@@ -278,6 +299,33 @@ impl Metrics {
             "Rows read for snapshots",
             snapshot_rows.clone(),
         );
+        registry.register(
+            "lookup_rows",
+            "Rows of lookup tables in memory",
+            lookup_rows.clone(),
+        );
+        registry.register_with_unit(
+            "lookup",
+            "About how much memory the mirrors of lookup tables hold",
+            Unit::Bytes,
+            lookup_bytes.clone(),
+        );
+        registry.register(
+            "lookup_copies",
+            "Lookup tables that were copied",
+            lookup_copies.clone(),
+        );
+        registry.register(
+            "lookup_changes",
+            "Changes of lookup tables that were applied to their mirrors",
+            lookup_changes.clone(),
+        );
+        registry.register("lookups", "Lookup tables, by state", lookups.clone());
+        registry.register(
+            "lookup_refusals",
+            "Times a lookup table was not mirrored, or its mirror given up, by reason",
+            lookup_refusals.clone(),
+        );
         Self {
             registry,
             connections,
@@ -302,7 +350,26 @@ impl Metrics {
             snapshots,
             snapshots_failed,
             snapshot_rows,
+            lookup_rows,
+            lookup_bytes,
+            lookup_copies,
+            lookup_changes,
+            lookups,
+            lookup_refusals,
         }
+    }
+
+    /// Says how many lookup tables are in a state of their mirrors.
+    pub fn lookups_in(&self, state: &'static str, tables: i64) {
+        self.lookups
+            .get_or_create(&StateLabel { state })
+            .set(tables);
+    }
+
+    /// Counts a lookup table that is not mirrored, or whose mirror was given up.
+    pub fn lookup_refused(&self, reason: &'static str) {
+        let label = ReasonLabel { reason };
+        self.lookup_refusals.get_or_create(&label).inc();
     }
 
     /// Counts changes hidden from clients that asked for them.
@@ -347,6 +414,8 @@ mod tests {
         metrics.hidden(HiddenReason::PolicyError, 2);
         metrics.closed("slow");
         metrics.refused(Refused::Origin);
+        metrics.lookups_in("ready", 2);
+        metrics.lookup_refused("privilege");
         let text = metrics.encode();
         for expected in [
             "rowcast_connections 0",
@@ -366,6 +435,12 @@ mod tests {
             "rowcast_snapshots_total 0",
             "rowcast_snapshots_failed_total 0",
             "rowcast_snapshot_rows_total 0",
+            "rowcast_lookup_rows 0",
+            "rowcast_lookup_bytes 0",
+            "rowcast_lookup_copies_total 0",
+            "rowcast_lookup_changes_total 0",
+            "rowcast_lookups{state=\"ready\"} 2",
+            "rowcast_lookup_refusals_total{reason=\"privilege\"} 1",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }

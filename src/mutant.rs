@@ -138,6 +138,20 @@ mutants! {
 }
 
 mutants! {
+    /// Faults of policies that look into other tables.
+    SelectMutant {
+        ExistsFlipped,
+        AnyForgetsNull,
+        ConditionIsForgotten,
+        ScalarTakesFirst,
+        MembersForgetAKey,
+        AffectedIsAfterOnly,
+        OwnPoliciesAreForgotten,
+        OwnPoliciesAreRestrictive,
+    }
+}
+
+mutants! {
     /// Faults of the encoder of values.
     EncoderMutant {
         EscapeIsForgotten,

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::log::disk::{self, DiskLog, OpenError};
 use crate::log::memory::{Bounds, MemoryLog};
+use crate::lookup::keep::{self, keep};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
@@ -26,6 +27,7 @@ use crate::policy::watch::{CatalogWatch, watch};
 use crate::retry::Backoff;
 use crate::router::{Foundation, Router, router};
 use crate::snapshot::Snapshots;
+use crate::source::lookups;
 
 /// What a task that ended says: its name, or what it died of.
 pub(super) type Ended = Result<&'static str, Fault>;
@@ -35,6 +37,15 @@ const ROUTER: &str = "router";
 
 /// The file beside the log that says since when the rules hold.
 const ACCESS: &str = "access.json";
+
+/// The file beside the log that holds the mirrors of lookups.
+const LOOKUPS: &str = "lookups.checkpoint";
+
+/// The file beside the log that says where lookups changed last.
+const MEMBERSHIPS: &str = "memberships.json";
+
+/// How often the mirrors of lookups are written, where they have changed.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything between PostgreSQL and the sessions, running.
 #[derive(Debug)]
@@ -66,9 +77,12 @@ impl Core {
         let database = Database::parse(config.database_url.expose())
             .map_err(|error| Fault::Config(error.to_string()))?;
         let log = open_log(config, &readiness).await?;
+        let checkpoint = config.data.as_ref().map(|data| data.join(LOOKUPS));
+        let (reading, stream) = lookups::coverage(checkpoint.clone());
         let feed = Feed {
             database: database.clone(),
             slot: config.slot.clone(),
+            lookup_publication: config.lookup_publication(),
             certain_from: AtomicU64::new(if log.was_closed() { 0 } else { u64::MAX }),
             log,
             metrics: Arc::clone(&metrics),
@@ -76,7 +90,9 @@ impl Core {
             max_retained: config.max_retained_wal,
             over: Arc::default(),
         };
-        let (opened, publication) = feed.open_first(config.publication.as_deref()).await?;
+        let (opened, publication) = feed
+            .open_first(config.publication.as_deref(), &reading)
+            .await?;
         info!(
             slot = config.slot,
             publication,
@@ -90,6 +106,27 @@ impl Core {
         tasks.spawn(async move {
             answering.await;
             Ok("asker")
+        });
+        let (keeping, clerk) = keep(
+            keep::Foundation {
+                database: database.clone(),
+                log: Arc::clone(&feed.log),
+                stream,
+                metrics: Arc::clone(&metrics),
+            },
+            keep::Settings {
+                publication: publication.clone(),
+                lookup_publication: config.lookup_publication(),
+                max_bytes: config.max_lookup_bytes,
+                look_every: config.catalog_interval,
+                checkpoint,
+                checkpoint_every: CHECKPOINT_EVERY,
+            },
+            feed.log.range().end,
+        );
+        tasks.spawn(async move {
+            clerk.await;
+            Ok("lookups")
         });
         let (router, fanout) = router(
             Foundation {
@@ -110,6 +147,8 @@ impl Core {
                     },
                 ),
                 history: config.data.as_ref().map(|data| data.join(ACCESS)),
+                keeping,
+                memberships: config.data.as_ref().map(|data| data.join(MEMBERSHIPS)),
             },
             crate::router::Settings {
                 require_rls: config.require_rls,
@@ -135,7 +174,7 @@ impl Core {
         tasks.spawn(lag.watch());
         let feeding = stop_source.clone();
         tasks.spawn(async move {
-            feed.fill(opened, &publication, feeding).await?;
+            feed.fill(opened, &publication, reading, feeding).await?;
             Ok(SOURCE)
         });
         Ok(Self {

@@ -16,6 +16,7 @@ use crate::pg::Lsn;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
 use crate::retry::Backoff;
+use crate::source::lookups::Reading;
 use crate::source::{self, Opened, Source, SourceError, SourceEvent, choose_publication};
 
 /// How long the log may take at the end to store what it has taken: a second relay waits.
@@ -25,6 +26,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Feed {
     pub(super) database: Database,
     pub(super) slot: String,
+    /// The publication of the lookups, which is followed as well where it exists.
+    pub(super) lookup_publication: String,
     pub(super) log: Arc<dyn Log>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
@@ -38,18 +41,30 @@ pub(super) struct Feed {
 }
 
 impl Feed {
+    /// The second publication, of the lookups.
+    fn beside(&self, lookups: &Reading) -> Option<&str> {
+        lookups.names().then_some(&*self.lookup_publication)
+    }
+
     /// Opens the source for the first time. What waiting can heal is waited for; the rest ends the
     /// process with its sentence.
     pub(super) async fn open_first(
         &self,
         configured: Option<&str>,
+        lookups: &Reading,
     ) -> Result<(Opened, String), Fault> {
         let mut backoff = backoff();
         loop {
             let attempt = async {
                 let client = self.database.connect("rowcast").await?;
                 let publication = choose_publication(&client, configured).await?;
-                let opened = Source::open(&self.database, &self.slot, &publication).await?;
+                let opened = Source::open_with(
+                    &self.database,
+                    &self.slot,
+                    &publication,
+                    self.beside(lookups),
+                )
+                .await?;
                 Ok::<_, SourceError>((opened, publication))
             };
             match attempt.await {
@@ -67,6 +82,7 @@ impl Feed {
         &self,
         first: Opened,
         publication: &str,
+        mut lookups: Reading,
         stop: CancellationToken,
     ) -> Result<(), Fault> {
         let mut pace = Pace {
@@ -78,7 +94,7 @@ impl Feed {
             let mut opened = match next.take() {
                 Some(opened) => opened,
                 None => tokio::select! {
-                    opened = self.open_again(publication, &mut pace.backoff) => opened,
+                    opened = self.open_again(publication, &lookups, &mut pace.backoff) => opened,
                     () = stop.cancelled() => {
                         self.end(None).await;
                         return Ok(());
@@ -90,7 +106,7 @@ impl Feed {
                 },
             };
             let ended = tokio::select! {
-                ended = self.pour(&mut opened, publication, &mut pace) => ended,
+                ended = self.pour(&mut opened, publication, &mut lookups, &mut pace) => ended,
                 ended = self.watch_trouble() => ended,
                 () = stop.cancelled() => {
                     self.log.abandon();
@@ -99,9 +115,26 @@ impl Feed {
                 }
                 () = self.over_the_limit() => Ended::OverTheLimit,
             };
-            drop(opened);
+            let beside = opened.beside;
+            if matches!(ended, Ended::Wished) {
+                // So that the slot is free, and stands where all is stored.
+                opened.source.acknowledge(*self.log.stored().borrow());
+                opened.source.close().await;
+            } else {
+                drop(opened);
+            }
             self.log.abandon();
             match ended {
+                Ended::Wished => {}
+                Ended::Source(error) if beside && error.stuck().is_some() => {
+                    let reason = chain(&error);
+                    warn!(
+                        reason,
+                        publication = self.lookup_publication,
+                        "the stream cannot go on with the lookups' publication: it goes on without"
+                    );
+                    lookups.leave_out();
+                }
                 Ended::Source(error) => {
                     if self.cure(&mut pace.stuck, &error).await {
                         pace.backoff.reset();
@@ -125,9 +158,15 @@ impl Feed {
 
     /// Opens the source after it has been lost. Even what does not heal by itself may be mended by
     /// somebody while we wait.
-    async fn open_again(&self, publication: &str, backoff: &mut Backoff) -> Opened {
+    async fn open_again(
+        &self,
+        publication: &str,
+        lookups: &Reading,
+        backoff: &mut Backoff,
+    ) -> Opened {
         loop {
-            match Source::open(&self.database, &self.slot, publication).await {
+            let beside = self.beside(lookups);
+            match Source::open_with(&self.database, &self.slot, publication, beside).await {
                 Ok(opened) => {
                     info!("streaming changes again");
                     return opened;
@@ -150,19 +189,31 @@ impl Feed {
         }
     }
 
-    async fn pour(&self, opened: &mut Opened, publication: &str, pace: &mut Pace) -> Ended {
+    async fn pour(
+        &self,
+        opened: &mut Opened,
+        publication: &str,
+        lookups: &mut Reading,
+        pace: &mut Pace,
+    ) -> Ended {
+        lookups.opened(opened.beside);
         self.resume(opened, publication).await;
         self.flowing();
         let source = &mut opened.source;
         let mut stored = self.log.stored();
         loop {
-            source.acknowledge(*stored.borrow_and_update());
+            let safe = *stored.borrow_and_update();
+            source.acknowledge(safe);
+            if lookups.is_due(safe) {
+                return Ended::Wished;
+            }
             let event = tokio::select! {
                 event = source.next() => match event {
                     Ok(event) => event,
                     Err(error) => return Ended::Source(error),
                 },
                 Ok(()) = stored.changed() => continue,
+                () = lookups.wished() => continue,
             };
             match event {
                 SourceEvent::Batch(batch) => {
@@ -415,6 +466,8 @@ enum Ended {
     Source(SourceError),
     Log(LogError),
     OverTheLimit,
+    /// It is to begin anew with the lookups' publication.
+    Wished,
 }
 
 /// How fast to try again.

@@ -73,6 +73,8 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "admin_listen" => config.admin_listen.to_string(),
         "slot" => config.slot.clone(),
         "publication" => config.publication.clone()?,
+        "lookup_publication" => config.lookup_publication(),
+        "max_lookup_bytes" => format!("{}B", config.max_lookup_bytes),
         "default_role" => config.default_role.clone(),
         "role_claim" => config.role_claim.clone(),
         "require_rls" => config.require_rls.to_string(),

@@ -186,6 +186,29 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "lookup_publication",
+        "NAME",
+        None,
+        "The publication of the tables that policies look into, so that the relay can keep them in \
+         memory; it offers them to nobody. Made by the relay where its login may, else by rowcast \
+         setup --lookups. By default the slot's name with _lookups behind it.",
+        |config, text| {
+            config.lookup_publication = Some(value::name(text)?);
+            Ok(())
+        },
+    ),
+    setting(
+        "max_lookup_bytes",
+        "SIZE",
+        Some("256MiB"),
+        "The memory of all tables that policies look into and that are kept in memory, about: some \
+         400,000 memberships. What goes past it is asked of PostgreSQL instead.",
+        |config, text| {
+            config.max_lookup_bytes = value::size(text, 0, 1024 * GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
         "default_role",
         "ROLE",
         Some("authenticated"),

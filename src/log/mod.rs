@@ -8,6 +8,8 @@ pub mod cursor;
 
 pub mod disk;
 
+pub(crate) mod horizon;
+
 pub mod memory;
 
 pub mod sealed;

@@ -9,10 +9,12 @@ use smallvec::SmallVec;
 
 use super::ask::image::{self, Asked};
 use super::catalog::{Catalog, Column, Policy, Rights, Table};
-use super::compile::{Function, Reference, Scope, compile};
+use super::compile::{self, Function, Reference, Scope, compile};
 use super::consults::consults;
 use super::predicate::{Predicate, Verdict};
+use super::reach::{looked_into, reach};
 use crate::change::{ColumnSet, Relation};
+use crate::lookup::Wanted;
 use crate::pg::Oid;
 
 /// What one role may see of one table.
@@ -28,6 +30,8 @@ pub struct Access {
     pub asked_because: Vec<(String, String)>,
     /// The tables that asked policies look into; `None` where that cannot be told.
     pub consults: Option<Vec<Oid>>,
+    /// What the compiled policies read of other tables.
+    pub lookups: Vec<Wanted>,
     /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
     /// the table is to be told.
     pub hides_all: bool,
@@ -72,6 +76,7 @@ impl Access {
             fingerprint: fingerprint(catalog, table, role),
             asked_because: Vec::new(),
             consults: Some(Vec::new()),
+            lookups: Vec::new(),
             hides_all: false,
             readable: HashSet::new(),
             columns: Vec::new(),
@@ -134,6 +139,19 @@ impl Access {
         ColumnSet::of(relation, |column| self.readable.contains(&*column.name))
     }
 
+    fn look(&mut self, wanted: &[Wanted]) {
+        for one in wanted {
+            match self
+                .lookups
+                .iter_mut()
+                .find(|known| known.table == one.table)
+            {
+                Some(known) => known.merge(one),
+                None => self.lookups.push(one.clone()),
+            }
+        }
+    }
+
     fn judge(&mut self, catalog: &Catalog, table: &Table, role: &str) {
         let mut predicates = SmallVec::new();
         let mut questions: Vec<Asked<'_>> = Vec::new();
@@ -157,6 +175,13 @@ impl Access {
             .iter()
             .filter_map(|oid| catalog.tables.get(oid));
         for judged in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
+            let looked_into = match reach(catalog, judged, role) {
+                Ok(found) => found,
+                Err(raised) => {
+                    self.rules = Rules::Nothing(raised);
+                    return;
+                }
+            };
             let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
                 self.rules = Rules::Nothing(format!("role {role:?} does not exist"));
                 return;
@@ -164,11 +189,7 @@ impl Access {
             if !security_applies(catalog, judged, rights) {
                 continue;
             }
-            let applicable: Vec<&Policy> = judged
-                .policies
-                .iter()
-                .filter(|policy| rights.policies.contains(&policy.name))
-                .collect();
+            let applicable: Vec<&Policy> = applicable(judged, rights).collect();
             if let Some(refused) = unexecutable(catalog, &applicable, role) {
                 self.rules = Rules::Nothing(refused);
                 return;
@@ -189,13 +210,14 @@ impl Access {
             // A policy with only a WITH CHECK permits nothing to be read.
             let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
             self.hides_all |= !applicable.iter().any(permits);
-            match compiled(catalog, judged, &applicable) {
+            match compiled(catalog, judged, &applicable, (role, &looked_into)) {
                 Ok(predicate) => {
                     let constant = predicate.is_constant();
                     self.hides_all |= matches!(
                         constant,
                         Some(Verdict::False | Verdict::Null | Verdict::Error)
                     );
+                    self.look(predicate.lookups());
                     predicates.push(Arc::new(predicate));
                 }
                 Err(refusals) => {
@@ -302,8 +324,13 @@ fn compiled(
     catalog: &Catalog,
     table: &Table,
     policies: &[&Policy],
+    (role, looked_into): (&str, &[&Table]),
 ) -> Result<Predicate, Vec<(String, String)>> {
-    let scope = scope(catalog, table, policies);
+    let mut scope = scope(catalog, table, policies, looked_into);
+    let tables = looked_into
+        .iter()
+        .map(|table| (table.oid, looked(catalog, table, role)));
+    scope.tables = tables.collect();
     let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for policy in policies {
         // With only a WITH CHECK it says nothing about what may be read.
@@ -340,26 +367,17 @@ fn compiled(
 
 /// What the policies of a table may be compiled against. Only functions that they name themselves
 /// are inlined: whether the role may execute those is checked, and their change is noticed.
-fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Scope {
+fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy], looked_into: &[&Table]) -> Scope {
+    let others = looked_into.iter().flat_map(|table| &table.policies);
     let named: BTreeSet<Oid> = policies
         .iter()
+        .copied()
+        .chain(others)
         .flat_map(|policy| &policy.depends)
         .filter(|(class, _, _)| class.0 == PG_PROC)
         .map(|(_, function, _)| *function)
         .collect();
-    let columns = table
-        .columns
-        .iter()
-        .map(|column| {
-            let known = super::compile::Column {
-                name: column.name.as_str().into(),
-                type_oid: column.type_oid,
-                type_modifier: column.modifier,
-                collation: column.collation,
-            };
-            (column.number, known)
-        })
-        .collect();
+    let columns = table.columns.iter().map(column).collect();
     let functions = catalog
         .functions
         .values()
@@ -382,35 +400,103 @@ fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Scope {
         columns,
         types: catalog.native.clone(),
         functions,
+        tables: HashMap::new(),
         settings: HashMap::new(),
     }
+}
+
+fn column(column: &Column) -> (i16, compile::Column) {
+    let known = compile::Column {
+        name: column.name.as_str().into(),
+        type_oid: column.type_oid,
+        type_modifier: column.modifier,
+        collation: column.collation,
+    };
+    (column.number, known)
+}
+
+/// A table that sub-selects look into, as the role has it.
+fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> {
+    let rights = table.rights.iter().find(|rights| rights.role == role);
+    let known = rights.filter(|_| catalog.roles.contains_key(role));
+    let secured = known.is_some_and(|rights| security_applies(catalog, table, rights));
+    let policies = known.filter(|_| secured).map(|rights| {
+        let own = |policy: &Policy| {
+            Some(compile::OwnPolicy {
+                name: policy.name.clone(),
+                permissive: policy.permissive,
+                tree: policy.tree.clone()?,
+                depends: dependencies(table, policy),
+            })
+        };
+        applicable(table, rights).filter_map(own).collect()
+    });
+    let refused = table
+        .unfollowed
+        .as_ref()
+        .map(|why| format!("{} {why}", table.name));
+    let unknown = || format!("role {role:?} does not exist");
+    // Old streams do not carry what is computed.
+    let carried = table
+        .columns
+        .iter()
+        .filter(|column| column.generated.is_none());
+    Arc::new(compile::Looked {
+        name: table.name.clone(),
+        columns: carried.map(column).collect(),
+        refused: refused.or_else(|| known.is_none().then(unknown)),
+        policies,
+    })
 }
 
 /// What PostgreSQL noted that a policy depends on, in the compiler's words. What it was made with
 /// (below 16384) is not always noted, and not compared.
 fn dependencies(table: &Table, policy: &Policy) -> BTreeSet<Reference> {
-    policy
-        .depends
-        .iter()
-        .filter_map(|(class, object, column)| {
-            let user_made = object.0 >= 16384;
-            match class.0 {
-                1259 if *object == table.oid && *column == 0 => None,
-                1259 if *object == table.oid => i16::try_from(*column).ok().map(Reference::Column),
-                // Another table: the compiler has refused it, and an unequal set refuses it again.
-                1259 => Some(Reference::Column(i16::MIN)),
-                1255 if user_made => Some(Reference::Function(*object)),
-                2617 if user_made => Some(Reference::Operator(*object)),
-                1247 if user_made => Some(Reference::Type(*object)),
-                3456 if user_made => Some(Reference::Collation(*object)),
-                _ => None,
+    let mut references = BTreeSet::new();
+    for (class, object, column) in &policy.depends {
+        let user_made = object.0 >= 16384;
+        let column = i16::try_from(*column).unwrap_or(i16::MIN);
+        let own = *object == table.oid;
+        match class.0 {
+            PG_CLASS if own && column == 0 => {}
+            PG_CLASS if own => {
+                references.insert(Reference::Column(column));
             }
-        })
-        .collect()
+            PG_CLASS => {
+                references.insert(Reference::Table(*object));
+                if column != 0 {
+                    references.insert(Reference::Of(*object, column));
+                }
+            }
+            PG_PROC if user_made => {
+                references.insert(Reference::Function(*object));
+            }
+            2617 if user_made => {
+                references.insert(Reference::Operator(*object));
+            }
+            1247 if user_made => {
+                references.insert(Reference::Type(*object));
+            }
+            3456 if user_made => {
+                references.insert(Reference::Collation(*object));
+            }
+            _ => {}
+        }
+    }
+    references
+}
+
+/// The policies of a table that apply to a role.
+pub(super) fn applicable<'t>(
+    table: &'t Table,
+    rights: &'t Rights,
+) -> impl Iterator<Item = &'t Policy> {
+    let policies = table.policies.iter();
+    policies.filter(|policy| rights.policies.contains(&policy.name))
 }
 
 /// Whether row-level security decides for this role.
-fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
+pub(super) fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
     let bypass = catalog
         .roles
         .get(&rights.role)
@@ -419,7 +505,7 @@ fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
 }
 
 /// A function that the role may not execute makes every SELECT fail: nothing is visible.
-fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<String> {
+pub(super) fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<String> {
     policies
         .iter()
         .flat_map(|policy| &policy.depends)
@@ -528,11 +614,12 @@ pub fn fingerprints<'a>(
     })
 }
 
-/// The table and those that it is a partition of.
+/// The table and those that it is a partition of, and what policies of theirs look into.
 fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
     let ancestors = table.ancestors.iter();
     let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
-    std::iter::once(table).chain(ancestors.map(Arc::as_ref))
+    let judged = std::iter::once(table).chain(ancestors.map(Arc::as_ref));
+    judged.flat_map(|table| std::iter::once(table).chain(looked_into(catalog, table)))
 }
 
 /// What decides for all roles alike.
@@ -544,7 +631,7 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
             (
                 &table.schema,
                 &table.name,
-                table.published,
+                (table.published, &table.unfollowed),
                 (
                     table.row_security,
                     table.force_row_security,

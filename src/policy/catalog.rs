@@ -8,8 +8,8 @@ use serde::Deserialize;
 use crate::datum::{Collation, Encoding, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid, Xid};
 
-/// What `sql/catalog.sql` returns: published tables (and the ancestors of published partitions)
-/// with their columns, policies and rights, and what those are made of.
+/// What `sql/catalog.sql` returns: published tables, the ancestors of published partitions, and
+/// what their policies look into, with their columns, policies and rights, and what those are made of.
 #[derive(Debug)]
 pub struct Catalog {
     /// md5 of the text that this was read from: equal texts decide alike.
@@ -26,7 +26,8 @@ pub struct Catalog {
     pub deletes: bool,
     /// The server's major version.
     pub major: u16,
-    /// The published tables and the ancestors of published partitions.
+    /// The published tables, the ancestors of published partitions, and what policies of all these
+    /// look into.
     pub tables: HashMap<Oid, Arc<Table>>,
     /// The roles that were asked for and exist.
     pub roles: HashMap<String, Role>,
@@ -71,8 +72,13 @@ pub struct Table {
     pub schema: String,
     /// Its name.
     pub name: String,
-    /// Whether it is in the publication; an ancestor of a published partition need not be.
+    /// Whether it is in the publication; an ancestor of a published partition need not be, nor a
+    /// table that policies look into.
     pub published: bool,
+    /// Whether policies of these tables look into it.
+    pub lookup: bool,
+    /// Why its rows cannot be followed in the stream, as a predicate of it; `None` where they can.
+    pub unfollowed: Option<String>,
     /// The columns that the publication carries; `None` for all.
     pub published_columns: Option<Vec<String>>,
     /// `row level security` is enabled.

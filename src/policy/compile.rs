@@ -9,6 +9,8 @@ mod node;
 
 mod operators;
 
+mod select;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -54,8 +56,36 @@ pub struct Scope {
     /// SQL functions that may be inlined. Whoever gives them has checked that the role may execute
     /// them and that their `proconfig`, if any, does not matter to the body.
     pub functions: HashMap<Oid, Function>,
+    /// The tables that sub-selects may look into.
+    pub tables: HashMap<Oid, Arc<Looked>>,
     /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
     pub settings: HashMap<String, Setting>,
+}
+
+/// A table that sub-selects look into, as the role has it.
+#[derive(Debug, Clone, Default)]
+pub struct Looked {
+    /// Its name, for people to read.
+    pub name: String,
+    /// Its columns by `attnum`.
+    pub columns: HashMap<i16, Column>,
+    /// Why it cannot be looked into natively.
+    pub refused: Option<String>,
+    /// The policies of the table that apply to the role; `None` where no row-level security does.
+    pub policies: Option<Vec<OwnPolicy>>,
+}
+
+/// A policy of a table that sub-selects look into.
+#[derive(Debug, Clone)]
+pub struct OwnPolicy {
+    /// Its name.
+    pub name: String,
+    /// Permissive or restrictive.
+    pub permissive: bool,
+    /// Its `polqual::text`.
+    pub tree: String,
+    /// The objects that PostgreSQL noted it depends on.
+    pub depends: BTreeSet<Reference>,
 }
 
 /// A column of the table (`pg_attribute`).
@@ -129,6 +159,10 @@ pub struct Compiled {
 pub enum Reference {
     /// A column of the table, by `attnum`.
     Column(i16),
+    /// Another table.
+    Table(Oid),
+    /// A column of another table, by `attnum`.
+    Of(Oid, i16),
     /// A function.
     Function(Oid),
     /// An operator.
@@ -178,6 +212,17 @@ struct Typed {
     nodes: usize,
 }
 
+/// A query around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Around {
+    /// That of the table itself.
+    Own,
+    /// One without a table.
+    Nothing,
+    /// A sub-select, by its depth, over that table.
+    Looked(u32, Oid),
+}
+
 struct Compiler<'s> {
     scope: &'s Scope,
     columns: Vec<Arc<ColumnRef>>,
@@ -186,8 +231,12 @@ struct Compiler<'s> {
     calls: Vec<inline::Call>,
     /// The operands of the simple CASEs and array coercions around, innermost last.
     tests: Vec<Typed>,
-    /// The sub-selects around, within the innermost function.
-    level: u32,
+    /// The queries around, within the innermost function or policy; the innermost last.
+    frames: Vec<Around>,
+    /// The sub-selects over tables around, in all.
+    looked: u32,
+    /// What the sub-select gives whose comparison is in hand.
+    output: Option<Typed>,
     nodes: usize,
 }
 
@@ -199,7 +248,9 @@ impl<'s> Compiler<'s> {
             references: BTreeSet::new(),
             calls: Vec::new(),
             tests: Vec::new(),
-            level: 0,
+            frames: vec![Around::Own],
+            looked: 0,
+            output: None,
             nodes: 0,
         }
     }
@@ -215,7 +266,7 @@ impl<'s> Compiler<'s> {
 
     fn refer(&mut self, reference: Reference) {
         let kept = match reference {
-            Reference::Column(_) => true,
+            Reference::Column(_) | Reference::Table(_) | Reference::Of(..) => true,
             Reference::Function(oid)
             | Reference::Operator(oid)
             | Reference::Type(oid)
@@ -293,7 +344,7 @@ fn folded(expr: Expr) -> Result<Expr, Refusal> {
     };
     let children = expr.children();
     let constant = children.iter().all(|child| matches!(child, Expr::Const(_)));
-    if children.is_empty() || !constant || matches!(expr, Expr::Body(..)) {
+    if children.is_empty() || !constant || matches!(expr, Expr::Body(..) | Expr::Select(_)) {
         return Ok(expr);
     }
     match expr.outcome(Inputs::default()) {

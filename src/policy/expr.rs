@@ -7,10 +7,13 @@
 
 pub mod function;
 
+pub mod select;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use function::Function;
+pub use select::Select;
 
 use crate::auth::Principal;
 use crate::change::{Row, Value};
@@ -93,6 +96,12 @@ pub enum Expr {
     Body(Vec<Self>, bool, Box<Self>),
     /// A strict built-in function.
     Call(Function, Vec<Self>),
+    /// A column of the row of a sub-select, by its depth.
+    Inner(u32, Arc<ColumnRef>),
+    /// The same, by its place among the columns that the predicate reads of that table.
+    Field(u32, usize),
+    /// A sub-select over a table.
+    Select(Box<Select>),
 }
 
 /// The comparison operators.
@@ -141,6 +150,8 @@ pub(super) struct Inputs<'a> {
     pub(super) principal: Option<&'a Principal>,
     pub(super) parts: &'a [Outcome],
     pub(super) slots: &'a [Outcome],
+    pub(super) tables: &'a [Option<select::Opened<'a>>],
+    pub(super) frame: Option<&'a select::Frame<'a>>,
 }
 
 /// A row, and where in it the columns stand.
@@ -171,7 +182,10 @@ impl Expr {
             | Self::Role
             | Self::Cell(_)
             | Self::Part(_)
-            | Self::Slot(_) => Vec::new(),
+            | Self::Slot(_)
+            | Self::Inner(..)
+            | Self::Field(..) => Vec::new(),
+            Self::Select(select) => select.children(),
             Self::And(all) | Self::Or(all) | Self::Coalesce(all) | Self::Call(_, all) => {
                 all.iter().collect()
             }
@@ -187,16 +201,26 @@ impl Expr {
         }
     }
 
-    /// Whether a column is read.
+    /// Whether a column is read, of the row or of another table's.
     #[must_use]
     pub fn reads_row(&self) -> bool {
-        matches!(self, Self::Column(_) | Self::Cell(_) | Self::Part(_))
-            || self.children().into_iter().any(Self::reads_row)
+        matches!(
+            self,
+            Self::Column(_)
+                | Self::Cell(_)
+                | Self::Part(_)
+                | Self::Inner(..)
+                | Self::Field(..)
+                | Self::Select(_)
+        ) || self.children().into_iter().any(Self::reads_row)
     }
 
     /// The same expression with something else directly inside.
     #[must_use]
     pub(super) fn map(&self, inner: &mut impl FnMut(&Self) -> Self) -> Self {
+        if let Self::Select(select) = self {
+            return Self::Select(Box::new(select.map(inner)));
+        }
         let mut each = |all: &[Self]| all.iter().map(&mut *inner).collect::<Vec<_>>();
         match self {
             Self::And(all) => Self::And(each(all)),
@@ -270,6 +294,9 @@ impl Expr {
                 }
             }
             Self::Any(op, all, left, items) => any(*op, *all, left, items, inputs),
+            Self::Select(select) if !matches!(select.result, select::Asked::Scalar(..)) => {
+                select.truth(inputs)
+            }
             other => match other.evaluate(inputs)?.as_deref() {
                 None => Ok(None),
                 Some(Datum::Bool(truth)) => Ok(Some(*truth)),
@@ -283,7 +310,12 @@ impl Expr {
             Self::Const(Constant(datum)) => Ok(datum.as_ref().map(Cow::Borrowed)),
             Self::Fail(trouble) => Err(*trouble),
             // A column is reached through its cell; without one nothing is known of it.
-            Self::Column(_) => Err(Trouble::Undecided),
+            Self::Column(_) | Self::Inner(..) => Err(Trouble::Undecided),
+            Self::Field(depth, column) => {
+                let value = select::field(*depth, *column, inputs)?;
+                Ok(value.map(Cow::Borrowed))
+            }
+            Self::Select(select) => Ok(select.value(inputs)?.map(Cow::Owned)),
             Self::Cell(index) => cell(*index, inputs),
             Self::Part(index) => stored(inputs.parts, *index),
             Self::Slot(index) => stored(inputs.slots, *index),

@@ -21,6 +21,8 @@ pub mod expr;
 
 mod consults;
 
+mod reach;
+
 pub mod compile;
 
 pub mod predicate;
@@ -32,4 +34,6 @@ pub mod access;
 pub mod generated;
 
 pub use compile::{Compiled, Refusal, Scope, compile};
-pub use predicate::{Audience, Bound, Facts, Predicate, Probe, Projection, Verdict};
+pub use predicate::{
+    Affected, Audience, Bound, Facts, Members, Predicate, Probe, Projection, Verdict,
+};

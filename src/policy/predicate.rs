@@ -8,6 +8,8 @@
 
 mod audience;
 
+mod tables;
+
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -15,12 +17,15 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use audience::Plan;
-pub use audience::{Audience, Probe};
+pub use audience::{Audience, Members, Probe};
+use tables::{Looking, Table, positive};
 
+use super::expr::select::Opened;
 use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
 use crate::datum::{Datum, Trouble};
+use crate::lookup::{Lookups, Wanted};
 use crate::mutant::PolicyMutant;
 
 /// What a predicate says of a row and a principal. Only [`Verdict::True`] shows the row.
@@ -50,6 +55,17 @@ impl From<Result<Option<bool>, Trouble>> for Verdict {
     }
 }
 
+/// Whose audience may depend on a row of another table that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Affected {
+    /// Nobody's: nothing that is read of it differs.
+    Nobody,
+    /// That of the principals that one of these finds.
+    Probes(SmallVec<[Probe; 2]>),
+    /// Anybody's.
+    Everybody,
+}
+
 /// The policies of a table for one role.
 #[derive(Debug)]
 pub struct Predicate {
@@ -61,6 +77,9 @@ pub struct Predicate {
     /// All of it, in terms of slots and parts.
     whole: Expr,
     plan: Plan,
+    /// What sub-selects look into.
+    tables: Vec<Table>,
+    lookups: Vec<Wanted>,
 }
 
 impl Predicate {
@@ -85,20 +104,33 @@ impl Predicate {
             parts: Vec::new(),
             whole: Expr::NULL,
             plan: Plan::Scan,
+            tables: Vec::new(),
+            lookups: Vec::new(),
         };
-        lowered.whole = lowered.lower(&plain(&whole));
-        lowered.plan = Plan::of(&lowered.whole);
+        let mut looking = Looking::default();
+        let whole = looking.look(&plain(&positive(&plain(&whole))));
+        lowered.whole = lowered.lower(&whole);
+        let mut tables = looking.tables;
+        lowered.plan = Plan::of(&lowered.whole, &mut tables);
+        lowered.lookups = tables.iter().map(Table::wanted).collect();
+        lowered.tables = tables;
         lowered
     }
 
     /// Replaces the largest sub-expressions that need only the row, or only the claims.
     fn lower(&mut self, expr: &Expr) -> Expr {
-        match reads(expr) {
+        let reads = reads(expr);
+        if reads.frames != 0 {
+            return expr.map(&mut |inner| self.lower(inner));
+        }
+        match (reads.row || reads.lookups, reads.claims) {
             (false, false) => match expr.outcome(Inputs::default()) {
                 Ok(datum) => Expr::Const(Constant(datum)),
                 Err(trouble) => Expr::Fail(trouble),
             },
             (false, true) => Expr::Slot(index_of(&mut self.slots, expr.clone())),
+            // What only claims and other tables decide changes with those tables, so it belongs to
+            // no principal: it is evaluated with the row.
             (true, false) => {
                 let part = self.celled(expr);
                 Expr::Part(index_of(&mut self.parts, part))
@@ -141,6 +173,12 @@ impl Predicate {
         slots
     }
 
+    /// What is read of other tables.
+    #[must_use]
+    pub fn lookups(&self) -> &[Wanted] {
+        &self.lookups
+    }
+
     /// What the predicate reads of a principal's role and claims.
     #[must_use]
     pub fn project(&self, principal: &Principal) -> Projection {
@@ -170,17 +208,37 @@ impl Predicate {
     }
 }
 
-/// Whether an expression reads the row, and whether it reads role or claims.
-fn reads(expr: &Expr) -> (bool, bool) {
-    let own = match expr {
-        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) => (true, false),
-        Expr::Claims | Expr::Role | Expr::Slot(_) => (false, true),
-        _ => (false, false),
-    };
-    expr.children()
-        .into_iter()
-        .map(reads)
-        .fold(own, |a, b| (a.0 || b.0, a.1 || b.1))
+/// What an expression reads.
+#[derive(Default)]
+struct Reads {
+    row: bool,
+    /// Role or claims.
+    claims: bool,
+    lookups: bool,
+    /// The sub-selects around whose rows it reads, a bit for each depth.
+    frames: u64,
+}
+
+fn reads(expr: &Expr) -> Reads {
+    let mut reads = Reads::default();
+    for inner in expr.children().into_iter().map(self::reads) {
+        reads.row |= inner.row;
+        reads.claims |= inner.claims;
+        reads.lookups |= inner.lookups;
+        reads.frames |= inner.frames;
+    }
+    let bit = |depth: u32| 1_u64.checked_shl(depth).unwrap_or(0);
+    match expr {
+        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) => reads.row = true,
+        Expr::Claims | Expr::Role | Expr::Slot(_) => reads.claims = true,
+        Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
+        Expr::Select(select) => {
+            reads.lookups = true;
+            reads.frames &= !bit(select.depth);
+        }
+        _ => {}
+    }
+    reads
 }
 
 /// Unwraps ANDs and ORs of one operand, and joins those directly inside their own kind: a larger
@@ -248,6 +306,13 @@ impl Projection {
         self.0.is_empty()
     }
 
+    /// Whether a slot raises an error: no index finds its principal by that slot either. What looks
+    /// into an empty table does not get to raise it.
+    #[must_use]
+    pub fn fails(&self) -> bool {
+        self.0.iter().any(Result::is_err)
+    }
+
     /// Whether a slot is undecided: no index finds its principal by that slot, so it has to be
     /// judged for every row.
     #[must_use]
@@ -305,10 +370,14 @@ impl Bound {
         &self.positions
     }
 
-    /// Evaluates what only the row decides.
+    /// Evaluates what only the row decides, and what it finds in other tables as they are in
+    /// `lookups`.
     #[must_use]
-    pub fn read(&self, row: &Row) -> Facts<'_> {
+    pub fn read<'p>(&'p self, row: &Row, lookups: &'p Lookups) -> Facts<'p> {
+        let tables = self.predicate.tables.iter();
+        let tables: Tables<'p> = tables.map(|table| table.open(lookups)).collect();
         let inputs = Inputs {
+            tables: &tables,
             cells: Some(Cells {
                 row,
                 positions: &self.positions,
@@ -317,16 +386,21 @@ impl Bound {
             ..Inputs::default()
         };
         let parts = self.predicate.parts.iter();
+        let parts = parts.map(|part| part.outcome(inputs)).collect();
         Facts {
             predicate: &self.predicate,
-            parts: parts.map(|part| part.outcome(inputs)).collect(),
+            tables,
+            parts,
         }
     }
 }
 
+type Tables<'l> = SmallVec<[Option<Opened<'l>>; 1]>;
+
 /// What is known of one row.
 pub struct Facts<'p> {
     predicate: &'p Predicate,
+    tables: Tables<'p>,
     parts: SmallVec<[Outcome; 4]>,
 }
 
@@ -336,6 +410,7 @@ impl Facts<'_> {
     pub fn judge(&self, projection: &Projection) -> Verdict {
         let inputs = Inputs {
             parts: &self.parts,
+            tables: &self.tables,
             slots: &projection.0,
             ..Inputs::default()
         };
@@ -353,6 +428,7 @@ impl Facts<'_> {
         }
         let inputs = Inputs {
             parts: &self.parts,
+            tables: &self.tables,
             ..Inputs::default()
         };
         self.predicate.plan.audience(inputs)

@@ -50,6 +50,17 @@ impl Changed {
         emptied.get(&table).copied()
     }
 
+    /// From where on a table is known not to have changed up to `place`, which is where the router is,
+    /// if the log has its changes at all.
+    pub(super) fn unchanged_since(&self, table: Oid, place: Offset) -> Offset {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.contains_key(&table) {
+            place
+        } else {
+            self.from
+        }
+    }
+
     /// Whether none of the tables has changed from `offset` on.
     pub(super) fn unchanged_from(&self, offset: Offset, tables: &[Oid]) -> bool {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);

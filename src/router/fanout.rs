@@ -6,6 +6,8 @@ mod complete;
 
 mod delivery;
 
+mod memberships;
+
 mod rules;
 
 mod truncate;
@@ -27,6 +29,7 @@ use super::history::AccessHistory;
 use super::holder;
 use super::layout::Layout;
 use super::live::snapshots::Reader;
+use super::memberships::{Memberships, Missed, States};
 use super::position::Position;
 use super::replay::{Awaited, Replay};
 use super::resolve::Readings;
@@ -38,6 +41,7 @@ use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
 use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
+use crate::lookup::keep::Keeping;
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::Access;
@@ -88,6 +92,10 @@ pub struct Foundation {
     pub history: Option<PathBuf>,
     /// Who reads the rows that bindings want before their changes.
     pub snapshots: Snapshots,
+    /// Who mirrors the tables that policies look into.
+    pub keeping: Keeping,
+    /// Where it is kept where these tables changed last, beside a log that outlives the process.
+    pub memberships: Option<PathBuf>,
 }
 
 /// A set of subscriptions, and all that is needed to judge a change for them.
@@ -102,6 +110,16 @@ pub(super) struct Fanout {
     pub(super) history: Arc<AccessHistory>,
     /// Which tables the router has seen change.
     pub(super) changed: Arc<Changed>,
+    /// What changed of the tables that policies look into.
+    pub(super) memberships: Arc<Memberships>,
+    /// What these tables are around the change in hand.
+    pub(super) states: States,
+    /// The place up to which that is known; of a transaction in hand, where it begins.
+    pub(super) judged_at: Offset,
+    /// Whose audience has changed, as somebody who came back had to know it.
+    missed: HashMap<(Oid, Arc<str>), Missed>,
+    /// Whether what is read of other tables may be something else.
+    rules_changed: bool,
     /// How far the router has handed out.
     pub(super) position: Arc<Position>,
     /// What of that may not be readable yet.
@@ -223,7 +241,7 @@ impl Fanout {
         ),
         settings: Settings,
         snapshot_settings: crate::snapshot::Settings,
-        (history, changed): (Arc<AccessHistory>, Arc<Changed>),
+        (history, changed, memberships): (Arc<AccessHistory>, Arc<Changed>, Arc<Memberships>),
         position: Arc<Position>,
         (epoch, reading): (Epoch, &Reading),
     ) -> Self {
@@ -237,6 +255,11 @@ impl Fanout {
             snapshot_settings,
             history,
             changed,
+            memberships,
+            states: States::default(),
+            judged_at: Offset(0),
+            missed: HashMap::new(),
+            rules_changed: true,
             position,
             unseen: Arc::default(),
             before: None,
@@ -274,7 +297,11 @@ impl Fanout {
             ),
             self.settings,
             self.snapshot_settings,
-            (Arc::clone(&self.history), Arc::clone(&self.changed)),
+            (
+                Arc::clone(&self.history),
+                Arc::clone(&self.changed),
+                Arc::clone(&self.memberships),
+            ),
             Arc::clone(&self.position),
             (self.epoch, &self.watch.reading()),
         );
@@ -282,6 +309,8 @@ impl Fanout {
         replaying.in_force = self.in_force.clone();
         replaying.unseen = Arc::clone(&self.unseen);
         replaying.before.clone_from(&self.before);
+        let (lookups, place) = self.memberships.now();
+        (replaying.states, replaying.judged_at) = (States::of(&lookups), place);
         // The router has counted what its members have asked.
         replaying.allowance = Allowance::new(0);
         replaying.replay = Some(replay);

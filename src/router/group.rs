@@ -10,15 +10,19 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::filter_index::{FilterIndex, FilterKey, Outcomes};
+use super::memberships::{Note, States, affected};
 use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
 use crate::log::Offset;
+use crate::lookup::Lookups;
 use crate::pg::Xid;
 use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
-use crate::policy::predicate::{Audience, Bound, Facts, Projection, Verdict as Judgement};
+use crate::policy::predicate::{
+    Affected, Audience, Bound, Facts, Members, Probe, Projection, Verdict as Judgement,
+};
 use crate::snapshot::Query;
 use crate::subscription::Events;
 use crate::subscription::matcher::{Filter, Outcome};
@@ -315,6 +319,45 @@ impl Group {
         self.members.iter().map(|(_, member)| member)
     }
 
+    /// Those of them whose audience depended on what changed in lookups.
+    pub(super) fn concerned(&self, notes: &[Note], lookups: &Lookups) -> Vec<&Member> {
+        let Rules::Judged { predicates, .. } = &self.access.rules else {
+            return Vec::new();
+        };
+        let mut kin: HashSet<usize> = HashSet::new();
+        for note in notes {
+            for (which, predicate) in predicates.iter().enumerate() {
+                match affected(note, predicate, lookups) {
+                    Affected::Nobody => {}
+                    Affected::Everybody => return self.members().collect(),
+                    Affected::Probes(probes) => {
+                        kin.extend(&self.unindexed);
+                        for probe in &probes {
+                            self.find(which, probe, &mut kin);
+                        }
+                    }
+                }
+            }
+        }
+        let kin = kin.iter().filter_map(|who| self.kin.get(*who));
+        let members = kin.flat_map(|kin| &kin.members);
+        members.filter_map(|key| self.members.get(key.0)).collect()
+    }
+
+    /// The kin that have a value in a slot of one of the predicates.
+    fn find(&self, which: usize, probe: &Probe, found: &mut HashSet<usize>) {
+        // Those of the first are indexed, as far as rows are looked up by them.
+        if let Some(index) = self.by_slot.get(&probe.slot).filter(|_| which == 0) {
+            found.extend(index.get(&probe.datum).into_iter().flatten());
+            return;
+        }
+        found.extend(self.kin.iter().filter_map(|(who, kin)| {
+            let projection = kin.projections.get(which)?;
+            let meant = projection.fails() || projection.slot(probe.slot) == Some(&probe.datum);
+            meant.then_some(who)
+        }));
+    }
+
     pub(super) fn add(
         &mut self,
         principal: &Arc<Principal>,
@@ -410,7 +453,8 @@ impl Group {
             members: HashSet::new(),
         });
         if let Some(projection) = self.kin.get(who).and_then(|kin| kin.projections.first()) {
-            if projection.is_undecided() {
+            let looks = !self.access.lookups.is_empty();
+            if projection.is_undecided() || looks && projection.fails() {
                 self.unindexed.insert(who);
             }
             for (slot, index) in &mut self.by_slot {
@@ -432,10 +476,16 @@ impl Group {
 
     /// Finds who asked for a change, and whether they may see it. Those who may not are in the
     /// answer only where that has to be counted or said.
-    pub(super) fn route(&mut self, subject: &Subject<'_>) -> Vec<Match> {
+    pub(super) fn route(&mut self, subject: &Subject<'_>, states: &States) -> Vec<Match> {
         self.bind(subject.relation);
-        let facts = self.facts(subject.row);
-        let old = subject.old.map(|old| self.facts(old));
+        let deleted = matches!(subject.change.kind, Kind::Delete { .. });
+        let standing = if deleted {
+            &states.before
+        } else {
+            &states.after
+        };
+        let facts = self.facts(subject.row, standing);
+        let old = subject.old.map(|old| self.facts(old, &states.before));
         let mut outcomes = Outcomes::default();
         let mut by_kin: HashMap<usize, Heard> = HashMap::new();
         match self.candidates(subject.row(), facts.as_deref(), &mut outcomes) {
@@ -528,9 +578,10 @@ impl Group {
     }
 
     /// What each compiled policy reads of a row; `None` where the stream does not carry it.
-    fn facts(&self, row: &Row) -> Option<SmallVec<[Facts<'_>; 1]>> {
+    fn facts<'a>(&'a self, row: &Row, lookups: &'a Lookups) -> Option<SmallVec<[Facts<'a>; 1]>> {
         let bound = self.bound.as_ref()?.predicates.as_ref()?;
-        Some(bound.iter().map(|predicate| predicate.read(row)).collect())
+        let read = bound.iter().map(|predicate| predicate.read(row, lookups));
+        Some(read.collect())
     }
 
     fn candidates(
@@ -546,6 +597,9 @@ impl Group {
         };
         match audience {
             Audience::Nobody => Candidates::Kin(Vec::new()),
+            Audience::Members(probes, members) => {
+                Candidates::Kin(self.members_of(&probes, &members))
+            }
             Audience::Probes(probes) => {
                 let mut kin: Vec<usize> = probes
                     .iter()
@@ -564,6 +618,34 @@ impl Group {
                 Candidates::Members(self.by_filter.candidates(row, outcomes))
             }
         }
+    }
+
+    /// The kin that probes find, or whose value is among members': of those and the different
+    /// values that kin have, the fewer are walked.
+    fn members_of(&self, probes: &[Probe], members: &[Members]) -> Vec<usize> {
+        let mut kin: Vec<usize> = self.unindexed.iter().copied().collect();
+        let found = |slot: usize, datum: &Datum| self.by_slot.get(&slot)?.get(datum);
+        let probed = probes.iter();
+        kin.extend(
+            probed
+                .filter_map(|probe| found(probe.slot, &probe.datum))
+                .flatten(),
+        );
+        for members in members {
+            let Some(known) = self.by_slot.get(&members.slot()) else {
+                continue;
+            };
+            if known.len() < members.len() {
+                let among = known.iter().filter(|(datum, _)| members.contains(datum));
+                kin.extend(among.flat_map(|(_, who)| who));
+            } else {
+                let values = members.values();
+                kin.extend(values.filter_map(|datum| known.get(datum)).flatten());
+            }
+        }
+        kin.sort_unstable();
+        kin.dedup();
+        kin
     }
 
     /// Notes which of a member's bindings ask for the row.

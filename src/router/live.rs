@@ -2,6 +2,8 @@
 
 mod joins;
 
+mod lookups;
+
 mod returns;
 
 mod seen;
@@ -21,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub(super) use self::joins::Unparked;
+use self::lookups::Looking;
 use self::returns::Returns;
 use self::seen::{first_mark, looked};
 use self::snapshots::Takings;
 use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::history::AccessHistory;
+use super::memberships::Memberships;
 use super::{Command, Resync, Router};
 use crate::change::Relation;
 use crate::log::{Cursor, LogError, Offset};
@@ -66,6 +70,7 @@ pub struct Live {
     held: Option<Held>,
     /// Joins that need a catalog which the stream has yet to come to.
     waiting: Vec<(Instant, Unparked)>,
+    looking_up: Looking,
     /// A look at what can be read by now, for those who wait for it.
     looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
 }
@@ -89,7 +94,10 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         metrics,
         history,
         snapshots,
+        keeping,
+        memberships,
     } = foundation;
+    let memberships = Arc::new(Memberships::open(memberships));
     let reading = watch.take();
     let catalog = Arc::clone(&reading.catalog);
     let (epoch, next) = (log.epoch(), log.range().end);
@@ -105,7 +113,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         (log, watch, asker, computer, metrics),
         settings,
         *snapshots.settings(),
-        (history, Arc::new(Changed::since(next))),
+        (history, Arc::new(Changed::since(next)), memberships),
         Arc::clone(&router.position),
         (epoch, &reading),
     );
@@ -120,6 +128,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         takings: Takings::new(snapshots),
         held: None,
         waiting: Vec::new(),
+        looking_up: Looking::new(keeping),
         looking: None,
     };
     live.publish();
@@ -131,8 +140,11 @@ impl Live {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut tail = self.fanout.log.tail();
         let mut stored = self.fanout.log.stored();
+        self.restore_lookups().await;
         loop {
             self.look_whether_whole();
+            self.look_into();
+            self.store_lookups(false);
             if self.looking.is_none() {
                 self.look_again(false);
             }
@@ -168,6 +180,11 @@ impl Live {
                 while let Some(done) = self.takings.next().now_or_never() {
                     self.snapshot_done(done);
                 }
+                if !self.looking_up.is_amid()
+                    && self.looking_up.keeping.next().now_or_never().is_some()
+                {
+                    self.lookups_changed();
+                }
                 if let Some(mark) = looked(&mut self.looking).now_or_never() {
                     self.seen(mark);
                 }
@@ -192,6 +209,9 @@ impl Live {
                 },
                 happened = self.returns.next() => self.returned(happened),
                 done = self.takings.next() => self.snapshot_done(done),
+                _event = self.looking_up.keeping.next(), if !self.looking_up.is_amid() => {
+                    self.lookups_changed();
+                }
                 mark = looked(&mut self.looking) => self.seen(mark),
                 () = self.fanout.unseen.asked(), if self.looking.is_none() => {}
                 changed = tail.changed() => if changed.is_err() { break },
@@ -210,32 +230,43 @@ impl Live {
                 },
             }
         }
+        self.store_lookups(true);
+        self.looking_up.keeping.stop().await;
     }
 
     async fn follow(&mut self) -> ControlFlow<()> {
         match self.fanout.log.read(self.next, ENTRIES).await {
             Ok(entries) => {
-                for entry in entries {
+                for (at, entry) in entries.iter().enumerate() {
                     let commit = entry.batch.commit_lsn;
                     if self.fanout.has_lost_leaves() {
                         self.fanout.settle_lost_leaves(commit);
                     }
                     self.fanout.has_passed(commit);
-                    self.fanout.look_ahead(&entry).await;
+                    self.fanout.look_ahead(entry).await;
                     // What nobody at all can have subscribed to is passed over.
                     let told = (commit > self.started_at || commit > self.fanout.history.began())
-                        && !self.fanout.is_before(&entry);
-                    if told && let Some((xid, relation)) = self.fanout.awaits(&entry) {
+                        && !self.fanout.is_before(entry);
+                    if told && let Some((xid, relation)) = self.fanout.awaits(entry) {
                         self.hold(xid, &relation);
                         break;
                     }
-                    self.fanout.changed.note(&entry);
-                    self.fanout.unseen.note(&entry);
+                    let next = entries.get(at + 1..).unwrap_or_default();
+                    if self.look_ahead(entry, next).await.is_err() {
+                        // What is to be read next says the same.
+                        break;
+                    }
+                    self.fanout.changed.note(entry);
+                    self.fanout.unseen.note(entry);
                     if told {
-                        self.fanout.entry(&entry, commit <= self.started_at).await;
+                        self.fanout.entry(entry, commit <= self.started_at).await;
+                    }
+                    if told {
+                        self.tell_of_lookups(entry);
                     }
                     self.next = entry.end();
                     self.publish();
+                    self.pass_lookups(entry);
                     self.release();
                     if self.fanout.due.is_pressing() {
                         self.fanout.due.deliver();
@@ -341,6 +372,7 @@ impl Live {
     fn jump(&mut self, next: Offset, reason: Resync) {
         self.next = next;
         self.publish();
+        self.lose_lookups(next);
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
         self.returns.look_again();

@@ -21,6 +21,8 @@ mod holder;
 
 mod changed;
 
+mod memberships;
+
 mod position;
 
 mod due;

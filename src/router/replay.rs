@@ -325,7 +325,10 @@ impl Cohort {
             {
                 self.next = self.next.max(nearest.from);
             }
-            let end = self.fanout.position.get().offset;
+            self.fanout.catch_up_with_lookups();
+            // What lies behind is judged by lookups of behind.
+            let handed_out = self.fanout.position.get().offset;
+            let end = handed_out.min(self.fanout.judged_at);
             if self.next.0 + NEAR >= end.0 {
                 return;
             }
@@ -456,6 +459,16 @@ impl Cohort {
                 // then, and a version of a row that they hid stays hidden.
                 let changed =
                     tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit, None));
+                let tables = resolved.tables.iter();
+                let fanout = &mut self.fanout;
+                let mut readers = tables.map(|(oid, bindings)| {
+                    fanout.has_missed_a_change(*oid, &member.principal, bindings)
+                });
+                let changed = changed.or_else(|| {
+                    readers
+                        .any(|missed| missed)
+                        .then_some(Resync::AccessChanged)
+                });
                 match changed {
                     Some(reason) => reason,
                     None => {

@@ -6,8 +6,6 @@
 //! where on, and which of the transactions there are to be passed over because their rows were
 //! among those that were read. PostgreSQL itself applies the policies; nothing is decided here.
 
-mod horizon;
-
 mod query;
 
 mod reader;
@@ -23,13 +21,14 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use crate::auth::Principal;
+use crate::log::horizon::Horizon;
 use crate::log::{Cursor, Log};
 use crate::metrics::Metrics;
 use crate::pg::Lsn;
 use crate::pg::connect::Database;
 use crate::pg::snapshot::Snapshot;
 use crate::retry::Backoff;
-use horizon::Horizon;
+
 pub use query::Query;
 use reader::{Session, Trouble};
 

@@ -11,10 +11,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
-use super::horizon::NoPlace;
 use super::{Failure, Inner, Page, Query, Request, Taken};
 use crate::change::{Row, RowBuilder, Value};
 use crate::log::Cursor;
+use crate::log::horizon::NoPlace;
 use crate::pg::connect::Database;
 use crate::pg::snapshot::Snapshot;
 use crate::pg::{Lsn, Xid};

@@ -17,6 +17,8 @@ pub mod decode;
 
 mod error;
 
+pub mod lookups;
+
 mod pump;
 
 mod reader;
@@ -74,6 +76,8 @@ pub struct Opened {
     pub confirmed: Lsn,
     /// The server.
     pub system: SystemInfo,
+    /// Whether the stream carries the second publication as well.
+    pub beside: bool,
 }
 
 impl Source {
@@ -91,8 +95,24 @@ impl Source {
         slot: &str,
         publication: &str,
     ) -> Result<Opened, SourceError> {
+        Self::open_with(database, slot, publication, None).await
+    }
+
+    /// Like [`Source::open`], and names a second publication where it exists. Where that is younger
+    /// than the slot's position, the stream ends at its next change with
+    /// [`SourceError::PublicationYounger`].
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub async fn open_with(
+        database: &Database,
+        slot: &str,
+        publication: &str,
+        beside: Option<&str>,
+    ) -> Result<Opened, SourceError> {
         let (client, endpoint) = database.connect_somewhere("rowcast setup").await?;
         let prepared = slot::prepare(&client, slot, publication).await?;
+        let beside = slot::second(&client, publication, beside).await?;
         drop(client);
         let mut session =
             Walsender::open(database, &endpoint, "rowcast", prepared.encoding).await?;
@@ -102,12 +122,16 @@ impl Source {
             keep_on_standbys(&mut session, slot).await?;
         }
         let server_timeout = server_timeout(&mut session).await?;
+        let mut names = quote_identifier(publication);
+        if let Some(beside) = beside {
+            names = format!("{names},{}", quote_identifier(beside));
+        }
         let command = format!(
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', \
              messages 'true')",
             quote_identifier(slot),
             // This grammar knows no other escape than doubled quotes.
-            quote_identifier(publication).replace('\'', "''"),
+            names.replace('\'', "''"),
         );
         session
             .start_replication(&command)
@@ -143,6 +167,7 @@ impl Source {
                 insert_lsn: prepared.insert_lsn,
                 switches,
             },
+            beside: beside.is_some(),
         })
     }
 

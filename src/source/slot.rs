@@ -112,6 +112,20 @@ async fn publication_exists(client: &Client, publication: &str) -> Result<bool, 
     Ok(row.try_get(0)?)
 }
 
+/// The second publication, where it exists and is another one than the first.
+pub(super) async fn second<'a>(
+    client: &Client,
+    publication: &str,
+    beside: Option<&'a str>,
+) -> Result<Option<&'a str>, SourceError> {
+    match beside {
+        Some(name) if name != publication && publication_exists(client, name).await? => {
+            Ok(Some(name))
+        }
+        _ => Ok(None),
+    }
+}
+
 async fn check_publication(client: &Client, publication: &str) -> Result<(), SourceError> {
     if publication_exists(client, publication).await? {
         Ok(())

@@ -17,9 +17,7 @@ use crate::fault::{FAULTS, Fault};
 use crate::proxy::Proxy;
 use crate::relay::{Relay, tail};
 use crate::report::{Outcome, Report};
-use crate::schema::{
-    DRAFT, FILTERS, PLAN, TABLES, TEAMS, USERS, connected, never, person, visible,
-};
+use crate::schema::{DRAFT, FILTERS, TABLES, TEAMS, USERS, connected, never, person, visible};
 use crate::writer::{Traffic, write};
 
 /// By when everything flows again after a fault, on a machine that does something else besides.
@@ -86,7 +84,8 @@ impl World {
         }
     }
 
-    /// Changes who may see what. Applications know of that by other ways, and read again.
+    /// Changes who may see what. Of another policy applications know by other ways, and read again; of
+    /// memberships that change the relay tells whom it concerns.
     async fn change_rules(&mut self, random: &mut StdRng) {
         if random.random() {
             self.strict = !self.strict;
@@ -99,7 +98,7 @@ impl World {
                 "begin; update era set strict = {strict}; alter policy seen on draft using ({using}); \
                  commit"
             );
-            self.change_access(DRAFT, None, &sql).await;
+            self.change_policy(DRAFT, &sql).await;
         } else {
             let user = random.random_range(0..USERS);
             let team = (0..TEAMS).find(|team| !never(user, *team) && random.random());
@@ -110,20 +109,22 @@ impl World {
             } else {
                 format!("delete from member where team = {team} and person = '{person}'")
             };
-            self.change_access(PLAN, Some(user), &sql).await;
+            self.carry_out(&sql).await;
         }
     }
 
-    async fn change_access(&self, table: usize, user: Option<usize>, sql: &str) {
-        let concerned = || {
-            self.clients
-                .iter()
-                .filter(|client| user.is_none_or(|user| client.user == user))
-        };
-        for client in concerned() {
+    async fn change_policy(&self, table: usize, sql: &str) {
+        for client in &self.clients {
             client.model.lock().unwrap().freeze(table);
         }
-        // Writers may be in its way: deadlocks end one of them.
+        self.carry_out(sql).await;
+        for client in &self.clients {
+            client.read_again(table);
+        }
+    }
+
+    /// Writers may be in its way: deadlocks end one of them.
+    async fn carry_out(&self, sql: &str) {
         loop {
             let connection = self.database.sql().await;
             match connection.batch_execute(sql).await {
@@ -133,9 +134,6 @@ impl World {
                     assert_eq!(state.as_deref(), Some("40P01"), "{sql}: {error:?}");
                 }
             }
-        }
-        for client in concerned() {
-            client.read_again(table);
         }
     }
 

@@ -37,7 +37,6 @@ pub(crate) const PUBLISH: &str =
 
 pub(crate) const TABLES: [&str; 4] = ["task", "open", "draft", "plan"];
 pub(crate) const DRAFT: usize = 2;
-pub(crate) const PLAN: usize = 3;
 
 pub(crate) const USERS: usize = 4;
 pub(crate) const TEAMS: i64 = 3;

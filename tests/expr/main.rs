@@ -26,6 +26,7 @@ use rand::{Rng, SeedableRng};
 use rowcast::auth::{Claims, Principal};
 use rowcast::change::{Column, Relation, ReplicaIdentity, Row, RowBuilder, Value};
 use rowcast::datum::{Collation, Labels, UserType};
+use rowcast::lookup::Lookups;
 use rowcast::pg::Oid;
 use rowcast::policy::compile::{self, Scope};
 use rowcast::policy::expr::Expr;
@@ -271,7 +272,9 @@ impl World {
     fn judge(&self, policies: (Vec<Expr>, Vec<Expr>), row: &Row, principal: &Principal) -> Verdict {
         let predicate = Arc::new(Predicate::new(policies.0, policies.1));
         let bound = predicate.bind(&self.relation).unwrap();
-        bound.read(row).judge(&predicate.project(principal))
+        bound
+            .read(row, &Lookups::default())
+            .judge(&predicate.project(principal))
     }
 
     /// Whether PostgreSQL may raise an error where the native verdict is true: only where a
@@ -321,7 +324,8 @@ impl World {
                 .collect();
             let mut seen = [false; 2];
             for (at, row) in self.rows.iter().enumerate() {
-                let facts = bound.read(row);
+                let lookups = Lookups::default();
+                let facts = bound.read(row, &lookups);
                 let audience = facts.audience();
                 for (who, projection) in projections.iter().enumerate() {
                     let native = facts.judge(projection);

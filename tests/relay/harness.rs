@@ -116,6 +116,30 @@ impl Relay {
         }
     }
 
+    /// Ends the relay in order, runs `between`, and starts another one.
+    pub(crate) async fn restart(self, config: &Config, between: &str) -> Self {
+        let Self {
+            mut core,
+            sql,
+            url,
+            fences,
+        } = self;
+        core.stop_source().await;
+        core.stop().await;
+        sql.batch_execute(between)
+            .await
+            .expect("what happens between");
+        let core = Core::start(config, Arc::new(Metrics::new()), Readiness::default())
+            .await
+            .expect("another relay");
+        Self {
+            core,
+            sql,
+            url,
+            fences,
+        }
+    }
+
     /// A relay on a table `t` that `anon` may read, and a subscriber to it.
     pub(crate) async fn watched(schema: &str) -> (Self, Watcher) {
         let relay = Self::start(&format!("{schema}; grant select on t to anon"), "t").await;
@@ -297,6 +321,8 @@ pub(crate) fn config(url: &str) -> Config {
         data: None,
         log_retention: Duration::from_secs(3600),
         log_retention_bytes: 1 << 30,
+        lookup_publication: None,
+        max_lookup_bytes: 256 << 20,
         max_retained_wal: 0,
         log_max_changes: 1_000_000,
         log_max_bytes: 256 << 20,

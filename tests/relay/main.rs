@@ -21,6 +21,10 @@ mod catalog;
 
 mod majors;
 
+mod memberships;
+
+mod memberships_random;
+
 mod differential;
 
 mod alter;

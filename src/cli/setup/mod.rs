@@ -106,8 +106,9 @@ pub(super) struct Arguments {
     /// A role that tokens name, which the relay has to act as; again for more
     #[arg(long = "client-role", value_name = "NAME", default_values = ["anon", "authenticated"])]
     client_roles: Vec<String>,
-    /// Prepare for lookup tables that are kept in memory, which this version does not do yet: let the
-    /// relay's login read the tables that policies read, past row-level security on them
+    /// Let the tables that policies read be kept in memory: the relay's login may read them, past
+    /// row-level security on them, and they get a publication of their own, which nobody can
+    /// subscribe to [env: ROWCAST_LOOKUP_PUBLICATION for its name]
     #[arg(long)]
     lookups: bool,
     /// The publication [default: rowcast] [env: ROWCAST_PUBLICATION]
@@ -358,6 +359,7 @@ impl Plan {
             ("rowcast.role", arguments.role.clone()),
             ("rowcast.client_roles", quoted(&arguments.client_roles)),
             ("rowcast.publication", publication),
+            ("rowcast.lookup_publication", config.lookup_publication()),
             ("rowcast.slot", config.slot.clone()),
             ("rowcast.tables", tables.join(", ")),
             ("rowcast.schemas", quoted(&arguments.schemas)),

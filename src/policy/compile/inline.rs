@@ -2,7 +2,7 @@
 //! place.
 
 use super::operators::{self, Demand};
-use super::{Compiler, MAX_CALLS, Reference, Refusal, Setting, Typed};
+use super::{Around, Compiler, MAX_CALLS, Reference, Refusal, Setting, Typed};
 use crate::datum::{Datum, Type};
 use crate::pg::Oid;
 use crate::policy::expr::{self, Constant, Expr};
@@ -174,11 +174,13 @@ impl Compiler<'_> {
             args,
             security_definer: function.security_definer,
         });
-        let level = std::mem::take(&mut self.level);
+        let frames = std::mem::replace(&mut self.frames, vec![Around::Nothing]);
+        let output = self.output.take();
         let tests = std::mem::take(&mut self.tests);
         let body = self.query(query, depth);
         self.tests = tests;
-        self.level = level;
+        self.frames = frames;
+        self.output = output;
         self.calls.pop();
         let body = body?;
         if !self.same_text(body.oid, result) {
@@ -226,6 +228,16 @@ impl Compiler<'_> {
     }
 
     pub(super) fn parameter(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        if node.number::<u8>("paramkind")? == 2 {
+            let output = self.output.clone();
+            let output = output.filter(|_| node.number::<u32>("paramid") == Ok(1));
+            let output = output.ok_or_else(|| Refusal::new("PARAM of several columns"))?;
+            if node.oid("paramtype")? != output.oid {
+                return Err(Refusal::new("PARAM of another type"));
+            }
+            self.spend(output.nodes)?;
+            return Ok((output.expr, output.oid));
+        }
         if node.number::<u8>("paramkind")? != 0 {
             return Err(Refusal::new("PARAM of another kind"));
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::inline::strict;
 use super::operators::{self, Compared};
-use super::{ColumnRef, Compiler, Reference, Refusal, Typed, constant};
+use super::{Around, Column, ColumnRef, Compiler, Reference, Refusal, Typed, constant};
 use crate::datum::{Datum, Type};
 use crate::pg::Oid;
 use crate::policy::expr::{Comparison, Constant, Expr, Function};
@@ -102,51 +102,58 @@ impl Compiler<'_> {
                 Ok((arg.expr, arg.oid))
             }
             "COERCEVIAIO" => self.through_text(node, depth),
-            "SUBLINK" => {
-                let plain = node.number::<u8>("subLinkType")? == 4
-                    && *node.field("testexpr")? == Tree::Null;
-                if !plain {
-                    return Err(Refusal::new("SUBLINK of another kind"));
-                }
-                self.level += 1;
-                let query = self.query(node.field("subselect")?, depth);
-                self.level -= 1;
-                // The planner does not look inside: a constant there is none to what is around it.
-                let query = query?;
-                Ok((
-                    Expr::Body(Vec::new(), false, Box::new(query.expr)),
-                    query.oid,
-                ))
-            }
+            "SUBLINK" => self.sublink(node, depth),
             "SQLVALUEFUNCTION" => self.value_function(node),
             other => Err(Refusal::new(format!("{other} is not compiled"))),
         }
     }
 
-    fn variable(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+    /// The query whose column this is, and the column.
+    pub(super) fn column_of(&mut self, node: &Node) -> Result<(Around, Column), Refusal> {
         let number = node.number::<i16>("varattno")?;
-        let own = node.number::<u32>("varno")? == 1
-            && node.number::<u32>("varlevelsup")? == self.level
-            && self.calls.is_empty();
-        if !own || number <= 0 {
-            return Err(Refusal::new("VAR of another relation or a system column"));
-        }
+        let level = node.number::<usize>("varlevelsup")?;
+        let around = self.frames.iter().rev().nth(level).copied();
+        let around = around
+            .filter(|around| *around != Around::Nothing && node.number::<u32>("varno") == Ok(1));
+        let around = around.filter(|_| number > 0 && self.calls.is_empty());
+        let around =
+            around.ok_or_else(|| Refusal::new("VAR of another relation or a system column"))?;
         // What newer versions add: an outer join that makes it NULL, OLD or NEW of a RETURNING.
         if !node.has_only(&PLAIN_VAR) {
             return Err(Refusal::new("VAR with more to it than its column"));
         }
-        let column = self.scope.columns.get(&number);
+        let columns = match around {
+            Around::Looked(_, table) => self.scope.tables.get(&table).map(|table| &table.columns),
+            _ => Some(&self.scope.columns),
+        };
+        let column = columns.and_then(|columns| columns.get(&number)).cloned();
         let column = column.ok_or_else(|| Refusal::new(format!("column {number} is not known")))?;
         let oid = node.oid("vartype")?;
         if column.type_oid != oid || column.type_modifier != node.number::<i32>("vartypmod")? {
             return Err(Refusal::new(format!("column {number} has another type")));
         }
+        // Of a policy the columns of its own table are noted as such, also where that is the
+        // table of a sub-select.
+        self.refer(match around {
+            Around::Looked(_, table) if level + 1 != self.frames.len() => {
+                Reference::Of(table, number)
+            }
+            _ => Reference::Column(number),
+        });
+        Ok((around, column))
+    }
+
+    fn variable(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        let (around, column) = self.column_of(node)?;
+        let oid = column.type_oid;
         let reference = ColumnRef {
-            name: Arc::clone(&column.name),
+            name: column.name,
             type_oid: oid,
             of: self.type_of(oid, column.collation)?,
         };
-        self.refer(Reference::Column(number));
+        if let Around::Looked(depth, _) = around {
+            return Ok((Expr::Inner(depth, Arc::new(reference)), oid));
+        }
         let known = self
             .columns
             .iter()
@@ -224,7 +231,7 @@ impl Compiler<'_> {
     }
 
     /// What a comparison operator does; refused under a collation that it cannot have.
-    fn comparison(&self, oid: Oid, node: &Node) -> Result<Compared, Refusal> {
+    pub(super) fn comparison(&self, oid: Oid, node: &Node) -> Result<Compared, Refusal> {
         let compared = operators::comparison(oid)
             .ok_or_else(|| Refusal::new(format!("operator {oid} is not compiled")))?;
         self.demand(compared.demand, node.oid("inputcollid")?)?;
@@ -248,7 +255,12 @@ impl Compiler<'_> {
         Ok((Box::new((left.expr, right.expr)), left.oid))
     }
 
-    fn operands(&self, compared: &Compared, left: Oid, right: Oid) -> Result<(), Refusal> {
+    pub(super) fn operands(
+        &self,
+        compared: &Compared,
+        left: Oid,
+        right: Oid,
+    ) -> Result<(), Refusal> {
         let fits = if compared.left == Oid(3500) {
             left == right && matches!(self.type_of(left, Oid(0))?, Type::Enum(_))
         } else {
@@ -269,6 +281,9 @@ impl Compiler<'_> {
             return Err(Refusal::new("SCALARARRAYOPEXPR has other operands"));
         };
         let left = self.expr(left, depth)?;
+        if let Some(expr) = self.any_of_rows(node, &left, array, depth)? {
+            return Ok((expr, BOOL));
+        }
         let Some((element, items)) = self.array(array, depth)? else {
             return Ok((Expr::NULL, BOOL));
         };
@@ -387,7 +402,7 @@ impl Compiler<'_> {
         items.1.into_iter().map(step).collect()
     }
 
-    fn boolean(&mut self, tree: &Tree, depth: usize) -> Result<Expr, Refusal> {
+    pub(super) fn boolean(&mut self, tree: &Tree, depth: usize) -> Result<Expr, Refusal> {
         let typed = self.expr(tree, depth)?;
         if typed.oid == BOOL {
             Ok(typed.expr)

@@ -26,6 +26,10 @@ const COALESCE: &str = "coalescetype coalescecollid args location";
 const COLLATE: &str = "arg collOid location";
 const ARRAY: &str = "array_typeid array_collid element_typeid elements multidims location";
 
+/// What a table in FROM is written with; from 16 on its rights stand elsewhere.
+const TABLE: &str = "alias eref rtekind relid relkind rellockmode tablesample lateral inh inFromCl \
+    requiredPerms checkAsUser selectedCols insertedCols updatedCols extraUpdatedCols securityQuals";
+
 /// Name, major versions, fields. PostgreSQL 14 writes some names without their "Expr".
 const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
     ("ARRAY", 14..=14, ARRAY),
@@ -40,6 +44,7 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         ALL,
         "arg elemexpr resulttype resulttypmod resultcollid coerceformat location",
     ),
+    ("ALIAS", ALL, "aliasname colnames"),
     ("BOOLEANTEST", ALL, "arg booltesttype location"),
     ("BOOLEXPR", ALL, "boolop args location"),
     ("CASE", 14..=14, CASE),
@@ -131,10 +136,30 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
          limitOption rowMarks setOperations constraintDeps withCheckOptions stmt_location \
          stmt_len",
     ),
+    ("RTE", 14..=14, TABLE),
+    ("RANGETBLENTRY", 15..=15, TABLE),
+    (
+        "RANGETBLENTRY",
+        16..=16,
+        "alias eref rtekind relid relkind rellockmode tablesample perminfoindex lateral inh \
+         inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        17..=18,
+        "alias eref rtekind relid inh relkind rellockmode perminfoindex tablesample lateral \
+         inFromCl securityQuals",
+    ),
+    ("RANGETBLREF", ALL, "rtindex"),
     (
         "RELABELTYPE",
         ALL,
         "arg resulttype resulttypmod resultcollid relabelformat location",
+    ),
+    (
+        "RTEPERMISSIONINFO",
+        16..=18,
+        "relid inh requiredPerms checkAsUser selectedCols insertedCols updatedCols",
     ),
     (
         "SCALARARRAYOPEXPR",
@@ -145,6 +170,16 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         "SCALARARRAYOPEXPR",
         15..=18,
         "opno opfuncid hashfuncid negfuncid useOr inputcollid args location",
+    ),
+    (
+        "SORTGROUPCLAUSE",
+        14..=17,
+        "tleSortGroupRef eqop sortop nulls_first hashable",
+    ),
+    (
+        "SORTGROUPCLAUSE",
+        18..=18,
+        "tleSortGroupRef eqop sortop reverse_sort nulls_first hashable",
     ),
     ("SQLVALUEFUNCTION", ALL, "op type typmod location"),
     (

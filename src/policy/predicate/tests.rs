@@ -73,7 +73,8 @@ fn bound(permissive: Vec<Expr>, restrictive: Vec<Expr>) -> Bound {
 fn an_owner_is_found_by_one_probe() {
     let bound = bound(vec![owner()], vec![]);
     let row: Row = [Value::Text(SUB), Value::Null].into_iter().collect();
-    let facts = bound.read(&row);
+    let lookups = Lookups::default();
+    let facts = bound.read(&row, &lookups);
     let Audience::Probes(probes) = facts.audience() else {
         panic!("probes");
     };
@@ -102,19 +103,32 @@ fn what_the_row_decides_needs_no_probe() {
     let either = bound(vec![owner(), public()], vec![]);
     let shown: Row = [Value::Null, Value::Text("t")].into_iter().collect();
     let hidden: Row = [Value::Null, Value::Text("f")].into_iter().collect();
-    assert_eq!(either.read(&shown).audience(), Audience::Everyone);
-    assert_eq!(either.read(&hidden).audience(), Audience::Nobody);
+    assert_eq!(
+        either.read(&shown, &Lookups::default()).audience(),
+        Audience::Everyone
+    );
+    assert_eq!(
+        either.read(&hidden, &Lookups::default()).audience(),
+        Audience::Nobody
+    );
     let both = bound(vec![owner()], vec![public()]);
     let owned: Row = [Value::Text(SUB), Value::Text("t")].into_iter().collect();
-    assert!(matches!(both.read(&owned).audience(), Audience::Probes(_)));
-    assert_eq!(both.read(&hidden).audience(), Audience::Nobody);
+    assert!(matches!(
+        both.read(&owned, &Lookups::default()).audience(),
+        Audience::Probes(_)
+    ));
+    assert_eq!(
+        both.read(&hidden, &Lookups::default()).audience(),
+        Audience::Nobody
+    );
 }
 
 #[test]
 fn a_value_that_the_stream_does_not_carry_is_undecided() {
     let bound = bound(vec![owner()], vec![]);
     let row: Row = [Value::Unchanged, Value::Null].into_iter().collect();
-    let facts = bound.read(&row);
+    let lookups = Lookups::default();
+    let facts = bound.read(&row, &lookups);
     let projection = bound.predicate().project(&principal("{}"));
     assert_eq!(facts.judge(&projection), Verdict::Undecided);
     assert_eq!(facts.audience(), Audience::Scan);

@@ -27,6 +27,7 @@ impl Fanout {
             snapshot: self.snapshot_settings,
         };
         let (catalog, accesses) = (&self.catalog, &mut self.access);
+        let rules_changed = &mut self.rules_changed;
         let mut resolved = resolve(
             catalog,
             Told {
@@ -38,9 +39,10 @@ impl Fanout {
             wanted,
             |table| {
                 let key = (table.oid, Arc::clone(&principal.role));
-                let access = accesses
-                    .entry(key)
-                    .or_insert_with(|| Arc::new(Access::new(catalog, table, &principal.role)));
+                let access = accesses.entry(key).or_insert_with(|| {
+                    *rules_changed = true;
+                    Arc::new(Access::new(catalog, table, &principal.role))
+                });
                 Arc::clone(access)
             },
         )?;

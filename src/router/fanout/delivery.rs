@@ -92,7 +92,7 @@ impl Fanout {
             else {
                 continue;
             };
-            for found in group.route(&subject) {
+            for found in group.route(&subject, &self.states) {
                 self.settle(&mut place, &role, found, &mut undecided).await;
             }
             self.ask_the_open(&mut place, &role).await;

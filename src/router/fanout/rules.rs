@@ -285,6 +285,7 @@ impl Fanout {
         }
         self.catalog = Arc::clone(&catalog);
         self.access.clear();
+        self.rules_changed = true;
         // Types and operators may be others now.
         self.readings.clear();
         let mut changed = Vec::new();

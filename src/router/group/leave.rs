@@ -11,6 +11,7 @@ use crate::auth::Principal;
 use crate::change::{Row, Value};
 use crate::mutant::LeaveMutant;
 use crate::router::filter_index::{FilterKey, Outcomes};
+use crate::router::memberships::States;
 use crate::subscription::matcher::{Filter, Outcome};
 
 /// The bindings of a group that want to be told when a row leaves their view.
@@ -133,9 +134,17 @@ impl Group {
 
     /// Finds whom the row leaves: it starts from those who saw it before, so that nobody else can
     /// hear of it. What an old row does not carry no filter asks for: the join has said so.
-    pub(in crate::router) fn leaving(&mut self, subject: &Subject<'_>, old: &Row) -> Vec<Leaving> {
+    pub(in crate::router) fn leaving(
+        &mut self,
+        subject: &Subject<'_>,
+        old: &Row,
+        states: &States,
+    ) -> Vec<Leaving> {
         self.bind(subject.relation);
-        let (was, is) = (self.facts(old), self.facts(subject.row));
+        let (was, is) = (
+            self.facts(old, &states.before),
+            self.facts(subject.row, &states.after),
+        );
         let (mut before, mut after) = (Outcomes::default(), Outcomes::default());
         let old = (subject.relation, old, true);
         let members = match self.candidates(old, was.as_deref(), &mut before) {

@@ -122,6 +122,10 @@ impl Live {
             Happened::Gathered => {
                 self.returns.until = None;
                 let members = std::mem::take(&mut self.returns.gathering);
+                let members = self.wait_for_mirrors(members);
+                if members.is_empty() {
+                    return;
+                }
                 let fanout = self.fanout.replaying(Replay::default());
                 let cohort = Cohort::new(fanout, members, Arc::clone(&self.returns.recalled));
                 let back = self.returns.reports.0.clone();
@@ -140,13 +144,16 @@ impl Live {
                 }
             }
             Happened::Back(Back::Ended(session, channel)) => self.ended(session, channel),
-            Happened::Drained(member) => {
-                if self.current(&member) {
-                    self.returns.gather(member);
-                } else {
-                    self.superseded(&member);
-                }
-            }
+            Happened::Drained(member) => self.wait_again(member),
+        }
+    }
+
+    /// Has a member go with the next cohort instead of this one.
+    pub(super) fn wait_again(&mut self, member: Returning) {
+        if self.current(&member) {
+            self.returns.gather(member);
+        } else {
+            self.superseded(&member);
         }
     }
 
@@ -214,6 +221,7 @@ impl Live {
                 self.returns.cohorts.spawn(cohort.run(back));
                 continue;
             }
+            cohort.fanout.catch_up_with_lookups();
             if let Some(entry) = self.accompany(&mut cohort).await {
                 self.returns.cohorts.spawn(cohort.wait(entry));
                 continue;
@@ -250,6 +258,10 @@ impl Live {
                         cohort.fanout.look_ahead(entry).await;
                         if cohort.awaits(entry).is_some() {
                             return Some(Arc::clone(entry));
+                        }
+                        if entry.first >= cohort.fanout.judged_at {
+                            // Of the transaction that the router is amid.
+                            cohort.fanout.states = self.fanout.states.clone();
                         }
                         cohort.step(entry).await;
                     }

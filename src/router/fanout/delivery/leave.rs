@@ -88,7 +88,7 @@ impl Fanout {
         } else {
             OldRecord::Left
         };
-        for leaving in group.leaving(subject, before) {
+        for leaving in group.leaving(subject, before, &self.states) {
             self.tell_left(place, role, (leaving, old), undecided).await;
         }
     }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::log::{Log, LogError, Offset};
+use super::{Log, LogError, Offset};
 use crate::pg::snapshot::Snapshot;
 use crate::pg::{Lsn, Xid};
 
@@ -20,7 +20,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// Up to where all that the log holds is known to be visible.
 #[derive(Debug)]
-pub(super) struct Horizon {
+pub(crate) struct Horizon {
     /// Every snapshot from now on shows what lies before.
     visible: Offset,
     gap: Gap,
@@ -40,7 +40,7 @@ enum Gap {
 
 /// Why there is no place to go on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoPlace {
+pub(crate) enum NoPlace {
     /// A commit that the snapshot does not show may lie before what the log holds. A newer one may
     /// show it.
     Trimmed,
@@ -50,7 +50,7 @@ pub(super) enum NoPlace {
 
 impl Horizon {
     /// Nothing is known yet of what lies before `oldest`, or behind it.
-    pub(super) const fn new(oldest: Offset) -> Self {
+    pub(crate) const fn new(oldest: Offset) -> Self {
         Self {
             visible: oldest,
             gap: Gap::Unknown,
@@ -58,12 +58,12 @@ impl Horizon {
     }
 
     /// Whether [`Horizon::bound`] is to be told.
-    pub(super) fn wants_bound(&self) -> bool {
+    pub(crate) fn wants_bound(&self) -> bool {
         self.gap == Gap::Unknown
     }
 
     /// Notes that all transactions so far are older than `xid`.
-    pub(super) fn bound(&mut self, xid: Xid) {
+    pub(crate) fn bound(&mut self, xid: Xid) {
         if self.gap == Gap::Unknown {
             self.gap = Gap::Before {
                 before: xid,
@@ -76,7 +76,7 @@ impl Horizon {
     /// be older than that of an earlier call. What commits up to
     /// `floor` is no place to begin at. `synchronous` says whether the server waits for standbys
     /// before it shows a commit.
-    pub(super) async fn first_unseen(
+    pub(crate) async fn first_unseen(
         &mut self,
         log: &dyn Log,
         snapshot: &Snapshot,

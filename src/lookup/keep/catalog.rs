@@ -1,0 +1,429 @@
+//! What the catalog says of a table that is to be mirrored, and whether it can be.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use super::Settings;
+use super::follow::{Followed, Shape};
+use super::reason::{Cause, Refusal};
+use crate::datum::{Collation, Type, Types};
+use crate::lookup::{Column, Wanted};
+use crate::pg::{Oid, quote_identifier};
+
+const LOOK: &str = include_str!("../../../sql/lookups.sql");
+
+/// The collation `C`.
+const COLLATION_C: Oid = Oid(950);
+
+/// A table as the catalog has it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Found {
+    /// As in SQL, with its schema.
+    pub(super) name: String,
+    kind: String,
+    persistence: String,
+    system: bool,
+    partition: bool,
+    children: bool,
+    owned: bool,
+    readable: bool,
+    secured: bool,
+    open: bool,
+    login: String,
+    identity: String,
+    /// The replica identities of the partitions and of the table.
+    identities: String,
+    key: Option<Key>,
+    columns: BTreeMap<String, Attribute>,
+    members: String,
+    publications: HashMap<String, Publication>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Key {
+    index: u32,
+    columns: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Attribute {
+    number: i16,
+    #[serde(rename = "type")]
+    type_oid: u32,
+    modifier: i32,
+    generated: bool,
+    version: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Publication {
+    oid: u32,
+    version: String,
+    complete: bool,
+    owned: bool,
+    listed: bool,
+    touched: bool,
+    columns: bool,
+    filter: bool,
+    members: String,
+}
+
+/// How a table can be mirrored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) shape: Shape,
+    /// All that has to stay as it is for the stream to tell all that happens to the table.
+    pub(super) identity: Arc<str>,
+    /// Whether it is the lookups' publication that has it.
+    pub(super) beside: bool,
+    /// Whether rows are read under row-level security, of which is known that it keeps none.
+    pub(super) under_policy: bool,
+}
+
+/// Whether it can be mirrored.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Fits(Way),
+    /// It could be, were it in the lookups' publication.
+    Unpublished,
+    Refused(Refusal),
+}
+
+/// Asks for all tables at once; those that are missing do not exist.
+pub(super) async fn look(
+    client: &Client,
+    tables: &[Oid],
+    settings: &Settings,
+) -> Result<HashMap<Oid, Found>, tokio_postgres::Error> {
+    let oids: Vec<u32> = tables.iter().map(|oid| oid.0).collect();
+    let (first, second) = (&settings.publication, &settings.lookup_publication);
+    let rows = client.query(LOOK, &[&oids, first, second]).await?;
+    let mut all = HashMap::new();
+    for row in rows {
+        let said: Value = row.try_get(1)?;
+        match serde_json::from_value(said) {
+            Ok(found) => {
+                all.insert(Oid(row.try_get(0)?), found);
+            }
+            Err(error) => tracing::error!(%error, "the catalog's answer on a lookup is not read"),
+        }
+    }
+    Ok(all)
+}
+
+impl Found {
+    /// Its name as in SQL, with its schema.
+    pub(super) fn name(&self) -> Arc<str> {
+        self.name.as_str().into()
+    }
+
+    /// Whether the table can be mirrored as it is wanted.
+    pub(super) fn judge(&self, wanted: &Wanted, settings: &Settings) -> Verdict {
+        match self.way(wanted, settings) {
+            Ok(Some(way)) => Verdict::Fits(way),
+            Ok(None) => Verdict::Unpublished,
+            Err(refusal) => Verdict::Refused(refusal),
+        }
+    }
+
+    fn way(&self, wanted: &Wanted, settings: &Settings) -> Result<Option<Way>, Refusal> {
+        self.look_at_kind()?;
+        let shape = self.shape(wanted)?;
+        self.look_at_rights()?;
+        let Some(beside) = self.publication(settings)? else {
+            return Ok(None);
+        };
+        let identity = self.identity(&shape, wanted, settings, beside);
+        Ok(Some(Way {
+            shape,
+            identity,
+            beside,
+            under_policy: self.secured,
+        }))
+    }
+
+    fn look_at_kind(&self) -> Result<(), Refusal> {
+        let name = &self.name;
+        let what = match (self.kind.as_str(), self.persistence.as_str()) {
+            _ if self.system => "is one of the system's",
+            ("r" | "p", "p") if self.partition => {
+                "is a partition, whose rows are in the stream as its parent's; let policies read \
+                 the parent"
+            }
+            ("r" | "p", "p") if self.children => {
+                "has tables that inherit from it, whose rows are in the stream as theirs"
+            }
+            ("r" | "p", "p") => return Ok(()),
+            ("r" | "p", _) => "is not logged: run \"alter table … set logged\"",
+            _ => "is no table: its rows are not in the stream",
+        };
+        Err(Cause::Kind.because(format!("{name} {what}")))
+    }
+
+    fn look_at_rights(&self) -> Result<(), Refusal> {
+        let (name, login) = (&self.name, quote_identifier(&self.login));
+        if !self.readable {
+            return Err(Cause::Privilege.because(format!(
+                "the relay may not read {name}: run \"grant select on table {name} to {login}\" \
+                 (and \"grant usage\" on its schema), or \"rowcast setup --lookups\""
+            )));
+        }
+        if self.secured && !self.open {
+            return Err(Cause::RowSecurity.because(format!(
+                "row-level security keeps rows of {name} from the relay: run \"create policy \
+                 \"rowcast reads lookups\" on {name} for select to {login} using (true)\", or \
+                 \"rowcast setup --lookups\" (where a restrictive policy keeps them, only \"alter \
+                 role {login} bypassrls\" helps)"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The columns that tell rows apart, as the stream carries them.
+    fn shape(&self, wanted: &Wanted) -> Result<Shape, Refusal> {
+        let name = &self.name;
+        for column in &wanted.columns {
+            match self.columns.get(&*column.name) {
+                Some(found) if found.generated => {
+                    return Err(Cause::Generated.because(format!(
+                        "column {} of {name} is generated: its values are not in the stream",
+                        quote_identifier(&column.name)
+                    )));
+                }
+                Some(found) if found.type_oid == column.type_oid.0 => {}
+                _ => {
+                    return Err(Cause::Shape.because(format!(
+                        "column {} of {name} is not what the policies were compiled with",
+                        quote_identifier(&column.name)
+                    )));
+                }
+            }
+        }
+        let key = match (self.identity.as_str(), &self.key) {
+            ("d" | "i" | "f", Some(key)) => self.key_columns(wanted, &key.columns),
+            ("f", None) => Vec::new(),
+            _ => {
+                return Err(Cause::Identity.because(format!(
+                    "{name} has no replica identity: add a primary key, or run \"alter table \
+                     {name} replica identity full\""
+                )));
+            }
+        };
+        // What a partition's old row carries is as its own identity says.
+        let partitions = self.identities.chars();
+        if self.kind == "p"
+            && !partitions
+                .clone()
+                .all(|one| one == 'f' || one == 'd' && !key.is_empty())
+        {
+            return Err(Cause::Identity.because(format!(
+                "partitions of {name} have another replica identity than its primary key: run \
+                 \"alter table … replica identity default\" on them"
+            )));
+        }
+        let inexact = |of: &Type| {
+            matches!(
+                of,
+                Type::Numeric | Type::Jsonb | Type::Float4 | Type::Float8
+            )
+        };
+        if key.is_empty() && wanted.columns.iter().any(|column| inexact(&column.of)) {
+            return Err(Cause::Identity.because(format!(
+                "rows of {name} cannot be told apart by values that are equal without being the \
+                 same: add a primary key"
+            )));
+        }
+        let columns = Followed::columns_of(wanted, &key);
+        let modifiers = columns.iter().map(|column| {
+            let found = self.columns.get(&*column.name);
+            found.map_or(-1, |found| found.modifier)
+        });
+        Ok(Shape {
+            modifiers: modifiers.collect(),
+            key: key.into(),
+        })
+    }
+
+    /// The key's columns: as they are wanted, else as something whose equality is no coarser than
+    /// the index's.
+    fn key_columns(&self, wanted: &Wanted, names: &[String]) -> Vec<Column> {
+        let column = |name: &String| {
+            let known = wanted.columns.iter().find(|column| *column.name == **name);
+            let found = self.columns.get(name);
+            let type_oid = Oid(found.map_or(0, |found| found.type_oid));
+            known.cloned().unwrap_or_else(|| Column {
+                name: name.as_str().into(),
+                type_oid,
+                of: Type::of(type_oid, COLLATION_C, &Types::default())
+                    .unwrap_or(Type::Text(Collation::C)),
+            })
+        };
+        names.iter().map(column).collect()
+    }
+
+    /// Whether the lookups' publication has it (`true`) or the subscribers' (`false`); `None` where
+    /// neither does.
+    fn publication(&self, settings: &Settings) -> Result<Option<bool>, Refusal> {
+        let name = &self.name;
+        let (first_name, second_name) = (
+            quote_identifier(&settings.publication),
+            quote_identifier(&settings.lookup_publication),
+        );
+        let narrowed = |text: String| Err(Cause::Narrowed.because(text));
+        if let Some(first) = self.publications.get(&settings.publication)
+            && first.touched
+        {
+            // In both, the wider of the two would hold for subscribers too, and PostgreSQL refuses
+            // different lists of columns.
+            let mend = format!(
+                "run \"alter publication {first_name} drop table {name}\" and \"alter publication \
+                 {first_name} add table {name}\""
+            );
+            return if first.columns {
+                narrowed(format!(
+                    "publication {first_name} carries only some of {name}'s columns: {mend}"
+                ))
+            } else if first.filter {
+                narrowed(format!(
+                    "publication {first_name} carries only some of {name}'s rows: {mend}"
+                ))
+            } else if !first.complete {
+                narrowed(format!(
+                    "publication {first_name}, which has {name}, does not carry all changes: run \
+                     \"alter publication {first_name} set (publish = 'insert, update, delete, \
+                     truncate')\""
+                ))
+            } else if !first.listed {
+                narrowed(format!(
+                    "publication {first_name} carries the partitions of {name} as themselves: run \
+                     \"alter publication {first_name} set (publish_via_partition_root = true)\""
+                ))
+            } else if self.conflicts(settings) {
+                narrowed(format!(
+                    "{name} is in publication {second_name} with less than in {first_name}: run \
+                     \"alter publication {second_name} drop table {name}\""
+                ))
+            } else {
+                Ok(Some(false))
+            };
+        }
+        let Some(second) = self.publications.get(&settings.lookup_publication) else {
+            return Ok(None);
+        };
+        if !second.touched {
+            return Ok(None);
+        }
+        if second.columns || second.filter || !second.complete || !second.listed {
+            return narrowed(format!(
+                "publication {second_name} does not carry all of {name}: make it anew with \"create \
+                 publication {second_name} for table {name}, … with (publish_via_partition_root = \
+                 true)\""
+            ));
+        }
+        Ok(Some(true))
+    }
+
+    /// Whether the lookups' publication has it in another way than the subscribers'.
+    fn conflicts(&self, settings: &Settings) -> bool {
+        let second = self.publications.get(&settings.lookup_publication);
+        second.is_some_and(|second| second.touched && (second.columns || second.filter))
+    }
+
+    /// Whether it is to be taken out of the lookups' publication, where it does harm: it would keep
+    /// the application from writing, or the stream from going on, or show subscribers more.
+    pub(super) fn harms(&self, refusal: &Refusal, settings: &Settings) -> bool {
+        let second = self.publications.get(&settings.lookup_publication);
+        let there = second.is_some_and(|second| second.touched && second.owned);
+        let first = self.publications.get(&settings.publication);
+        let both = first.is_some_and(|first| first.touched);
+        there && (refusal.cause == Cause::Identity || both && refusal.cause == Cause::Narrowed)
+    }
+
+    /// The statement that adds the table.
+    pub(super) fn addition(&self, settings: &Settings) -> String {
+        format!(
+            "alter publication {} add table {}",
+            quote_identifier(&settings.lookup_publication),
+            self.name
+        )
+    }
+
+    /// Why it is not in the lookups' publication, and what puts it there.
+    pub(super) fn unpublished(&self, settings: &Settings) -> Refusal {
+        let publication = quote_identifier(&settings.lookup_publication);
+        let name = &self.name;
+        let second = self.publications.get(&settings.lookup_publication);
+        Cause::Publication.because(match second {
+            None => format!(
+                "the relay may not make the publication of the lookups: run \"create publication \
+                 {publication} for table {name} with (publish_via_partition_root = true)\", or \
+                 \"rowcast setup --lookups\""
+            ),
+            Some(_) => format!(
+                "the relay may not publish {name}, which takes the owner of the table and of \
+                 publication {publication}: run \"{}\", or \"rowcast setup --lookups\"",
+                self.addition(settings)
+            ),
+        })
+    }
+
+    /// Whether the login owns the table, as adding it takes.
+    pub(super) const fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    pub(super) fn second_exists(&self, settings: &Settings) -> bool {
+        self.publications.contains_key(&settings.lookup_publication)
+    }
+
+    fn identity(
+        &self,
+        shape: &Shape,
+        wanted: &Wanted,
+        settings: &Settings,
+        beside: bool,
+    ) -> Arc<str> {
+        let name = if beside {
+            &settings.lookup_publication
+        } else {
+            &settings.publication
+        };
+        let publication = self.publications.get(name).map(|one| {
+            let Publication {
+                oid,
+                version,
+                members,
+                ..
+            } = one;
+            format!("{name:?} {oid} {version} [{members}]")
+        });
+        let columns = Followed::columns_of(wanted, &shape.key);
+        let columns: Vec<String> = columns
+            .iter()
+            .filter_map(|column| {
+                let found = self.columns.get(&*column.name)?;
+                let Attribute {
+                    number,
+                    type_oid,
+                    modifier,
+                    version,
+                    ..
+                } = found;
+                Some(format!("{number}:{type_oid}:{modifier}:{version}"))
+            })
+            .collect();
+        let key: Vec<&str> = shape.key.iter().map(|column| &*column.name).collect();
+        let index = self.key.as_ref().map_or(0, |key| key.index);
+        format!(
+            "{} {} {index} {key:?} {columns:?} [{}]",
+            publication.unwrap_or_default(),
+            self.identity,
+            self.members
+        )
+        .into()
+    }
+}

@@ -1,0 +1,236 @@
+//! One table's mirror.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rpds::{HashTrieMapSync, HashTrieSetSync};
+
+use super::{Column, Wanted};
+use crate::datum::Datum;
+
+/// The values of a row in the order of the mirror's columns; `None` is NULL.
+pub type Looked = Arc<[Option<Datum>]>;
+
+/// An index that was not asked for when the mirror was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the mirror has no such index")]
+pub struct Lacking;
+
+/// The rows of one table, as of one place in the log. A clone is the same state for ever.
+#[derive(Clone)]
+pub struct Mirror {
+    columns: Arc<[Column]>,
+    /// Where in the columns those stand that tell rows apart.
+    key: Arc<[usize]>,
+    /// By the key; how often each row is there, which is once where the key is unique.
+    rows: HashTrieMapSync<Looked, HashTrieMapSync<Looked, u32>>,
+    indexes: HashTrieMapSync<Vec<usize>, Index>,
+    len: usize,
+}
+
+/// From the values of some columns to the rows that have them. Rows with a NULL among them are in
+/// none: nothing is equal to it.
+type Index = HashTrieMapSync<Vec<Datum>, HashTrieSetSync<Looked>>;
+
+impl Mirror {
+    /// Without rows. `key` names the columns that tell rows apart: those of the replica identity.
+    #[must_use]
+    pub fn new(wanted: &Wanted, key: &[Column]) -> Self {
+        let mut columns = wanted.columns.clone();
+        columns.extend(
+            key.iter()
+                .filter(|one| !wanted.columns.contains(one))
+                .cloned(),
+        );
+        let place = |name: &str| columns.iter().position(|column| *column.name == *name);
+        let key: Arc<[usize]> = key
+            .iter()
+            .filter_map(|column| place(&column.name))
+            .collect();
+        let sets: BTreeSet<Vec<usize>> = wanted
+            .indexes
+            .iter()
+            .filter_map(|names| {
+                let mut places: Vec<usize> = names
+                    .iter()
+                    .map(|name| place(name))
+                    .collect::<Option<_>>()?;
+                places.sort_unstable();
+                Some(places)
+            })
+            .collect();
+        let mut indexes = HashTrieMapSync::new_sync();
+        for set in sets {
+            indexes.insert_mut(set, HashTrieMapSync::new_sync());
+        }
+        Self {
+            columns: columns.into(),
+            key,
+            rows: HashTrieMapSync::new_sync(),
+            indexes,
+            len: 0,
+        }
+    }
+
+    /// The columns, in the order of the values of a row.
+    #[must_use]
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// Where a column's values stand in a row.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| *column.name == *name)
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All rows, each as often as it is there.
+    pub fn rows(&self) -> impl Iterator<Item = &Looked> {
+        self.rows.values().flat_map(|alike| {
+            alike
+                .iter()
+                .flat_map(|(row, times)| std::iter::repeat_n(row, *times as usize))
+        })
+    }
+
+    /// The rows with this key.
+    pub fn by_key(&self, key: &[Option<Datum>]) -> impl Iterator<Item = &Looked> {
+        let alike = self.rows.get(key);
+        alike.into_iter().flat_map(HashTrieMapSync::keys)
+    }
+
+    /// The key of a row.
+    #[must_use]
+    pub fn key_of(&self, row: &[Option<Datum>]) -> Looked {
+        self.key
+            .iter()
+            .map(|place| row.get(*place).cloned().flatten())
+            .collect()
+    }
+
+    /// The different rows whose values at `places` (ascending) are these; each once, however often
+    /// it is there.
+    ///
+    /// # Errors
+    /// [`Lacking`].
+    pub fn find(
+        &self,
+        places: &[usize],
+        values: &[Datum],
+    ) -> Result<impl Iterator<Item = &Looked>, Lacking> {
+        let index = self.indexes.get(places).ok_or(Lacking)?;
+        let found = index.get(values);
+        Ok(found.into_iter().flat_map(HashTrieSetSync::iter))
+    }
+
+    /// How many different rows [`Mirror::find`] would find.
+    ///
+    /// # Errors
+    /// [`Lacking`].
+    pub fn count(&self, places: &[usize], values: &[Datum]) -> Result<usize, Lacking> {
+        let index = self.indexes.get(places).ok_or(Lacking)?;
+        Ok(index.get(values).map_or(0, HashTrieSetSync::size))
+    }
+
+    /// Whether this is the other one, unchanged since, and not only one with the same rows.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.columns, &other.columns) && self.len == other.len
+    }
+
+    /// How often a row is there.
+    #[must_use]
+    pub fn times(&self, row: &Looked) -> u32 {
+        let alike = self.rows.get(&self.key_of(row));
+        alike.and_then(|alike| alike.get(row)).copied().unwrap_or(0)
+    }
+
+    /// Adds a row.
+    pub fn insert(&mut self, row: Looked) {
+        let key = self.key_of(&row);
+        let mut alike = self.rows.get(&key).cloned().unwrap_or_default();
+        let times = alike.get(&row).copied().unwrap_or(0);
+        alike.insert_mut(Arc::clone(&row), times + 1);
+        self.rows.insert_mut(key, alike);
+        self.len += 1;
+        if times == 0 {
+            self.reindex(&row, true);
+        }
+    }
+
+    /// Takes a row out, once; whether it was there.
+    pub fn remove(&mut self, row: &Looked) -> bool {
+        let key = self.key_of(row);
+        let Some(mut alike) = self.rows.get(&key).cloned() else {
+            return false;
+        };
+        let Some(times) = alike.get(row).copied() else {
+            return false;
+        };
+        if times > 1 {
+            alike.insert_mut(Arc::clone(row), times - 1);
+        } else {
+            alike.remove_mut(row);
+            self.reindex(row, false);
+        }
+        if alike.is_empty() {
+            self.rows.remove_mut(&key);
+        } else {
+            self.rows.insert_mut(key, alike);
+        }
+        self.len -= 1;
+        true
+    }
+
+    /// Takes all rows out.
+    pub fn clear(&mut self) {
+        self.rows = HashTrieMapSync::new_sync();
+        self.len = 0;
+        let sets: Vec<Vec<usize>> = self.indexes.keys().cloned().collect();
+        for set in sets {
+            self.indexes.insert_mut(set, HashTrieMapSync::new_sync());
+        }
+    }
+
+    fn reindex(&mut self, row: &Looked, there: bool) {
+        let sets: Vec<Vec<usize>> = self.indexes.keys().cloned().collect();
+        for set in sets {
+            let values: Option<Vec<Datum>> = set
+                .iter()
+                .map(|place| row.get(*place).cloned().flatten())
+                .collect();
+            let (Some(values), Some(index)) = (values, self.indexes.get_mut(&set)) else {
+                continue;
+            };
+            let mut found = index.get(&values).cloned().unwrap_or_default();
+            if there {
+                found.insert_mut(Arc::clone(row));
+            } else {
+                found.remove_mut(row);
+            }
+            if found.is_empty() {
+                index.remove_mut(&values);
+            } else {
+                index.insert_mut(values, found);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mirror({} rows)", self.len)
+    }
+}

@@ -1,0 +1,369 @@
+//! Lookups before rows: what a transaction does to the tables that policies look into is applied
+//! before its first row is judged, and once its last row is handed out those are told whose audience
+//! it changed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Live;
+use crate::log::{Entry, LogError, Offset};
+use crate::lookup::keep::{Keeping, State};
+use crate::lookup::{Column, Lookups, Wanted};
+use crate::pg::{Oid, Xid};
+use crate::router::group::Moment;
+use crate::router::memberships::{Change, Note, States};
+use crate::router::replay::Returning;
+
+/// What nobody reads any more is kept for this long: whoever comes back does not wait for a copy.
+const LINGER: Duration = Duration::from_secs(300);
+
+/// How long those who come back wait for a mirror: without one what they missed may not be judged.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Entries read ahead at once.
+const AHEAD: usize = 64;
+
+/// How often it is noted for the next process where the tables changed last.
+const STORE_EVERY: Duration = Duration::from_secs(60);
+
+/// What the router's task knows of lookups.
+pub(in crate::router) struct Looking {
+    pub(super) keeping: Keeping,
+    /// What is asked of the keeper.
+    wanted: Vec<Wanted>,
+    /// What the rules in hand read of it.
+    needed: Vec<Wanted>,
+    /// Since when that is less.
+    excess: Option<Instant>,
+    /// Since when there is a table without a mirror that is to have one.
+    awaited_since: Option<Instant>,
+    in_hand: Option<InHand>,
+    /// Tables that changed while no mirror of them was kept, and when last.
+    unnoted: HashMap<Oid, Moment>,
+    stored: Instant,
+}
+
+/// The transaction that is handed out.
+struct InHand {
+    xid: Xid,
+    notes: Vec<Note>,
+    unnoted: Vec<Oid>,
+}
+
+impl Looking {
+    pub(super) fn new(keeping: Keeping) -> Self {
+        Self {
+            keeping,
+            wanted: Vec::new(),
+            needed: Vec::new(),
+            excess: None,
+            awaited_since: None,
+            in_hand: None,
+            unnoted: HashMap::new(),
+            stored: Instant::now(),
+        }
+    }
+
+    /// The tables of which there is to be a mirror and is none yet; none where that takes long.
+    fn awaited(&mut self) -> Vec<Oid> {
+        let lookups = self.keeping.lookups();
+        let statuses = self.keeping.status().into_iter();
+        let awaited: Vec<Oid> = statuses
+            .filter(|status| !matches!(status.state, State::Refused(_)))
+            .map(|status| status.table)
+            .filter(|table| lookups.get(*table).is_none())
+            .collect();
+        if awaited.is_empty() {
+            self.awaited_since = None;
+            return awaited;
+        }
+        let since = self.awaited_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE {
+            awaited
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Whether a transaction is handed out half.
+    pub(super) const fn is_amid(&self) -> bool {
+        self.in_hand.is_some()
+    }
+
+    /// Takes note of what is read now; says whether the keeper is to be asked for something else.
+    fn need(&mut self, needed: Vec<Wanted>) -> bool {
+        self.needed = needed;
+        let mut all = self.wanted.clone();
+        for one in &self.needed {
+            match all.iter_mut().find(|known| known.table == one.table) {
+                Some(known) => {
+                    // A column that has another type now is another one.
+                    let anew = |column: &&Column| {
+                        let mut named = one.columns.iter();
+                        named.any(|other| other.name == column.name && other != *column)
+                    };
+                    if known.columns.iter().any(|column| anew(&column)) {
+                        known.clone_from(one);
+                    } else {
+                        known.merge(one);
+                    }
+                }
+                None => all.push(one.clone()),
+            }
+        }
+        all.sort_by_key(|one| one.table);
+        self.excess = if all == self.needed {
+            None
+        } else {
+            self.excess.or_else(|| Some(Instant::now()))
+        };
+        let more = all != self.wanted;
+        self.wanted = all;
+        more
+    }
+
+    /// Whether what nobody reads any more has been kept for long enough.
+    fn lets_go(&mut self) -> bool {
+        if self.excess.is_none_or(|since| since.elapsed() < LINGER) {
+            return false;
+        }
+        self.excess = None;
+        self.wanted.clone_from(&self.needed);
+        true
+    }
+}
+
+impl Live {
+    /// Has the keeper mirror what the rules in hand read.
+    pub(super) fn look_into(&mut self) {
+        if self.looking_up.is_amid() {
+            return;
+        }
+        let needed = self.fanout.looks_into();
+        let more = needed.is_some_and(|needed| self.looking_up.need(needed));
+        if !more && !self.looking_up.lets_go() {
+            return;
+        }
+        for one in &self.looking_up.wanted {
+            let since = self.fanout.changed.unchanged_since(one.table, self.next);
+            self.fanout.memberships.follow(one.table, since);
+        }
+        self.looking_up.keeping.want(&self.looking_up.wanted);
+        self.lookups_changed();
+    }
+
+    /// Goes over to the mirrors that the keeper has now, where those are others.
+    pub(super) fn lookups_changed(&mut self) {
+        let now = self.looking_up.keeping.lookups().clone();
+        self.go_over_to(&now);
+    }
+
+    /// Goes over to other mirrors as of the same place. Nothing is said to anybody, unless a table
+    /// changed while there was none of it.
+    fn go_over_to(&mut self, now: &Lookups) {
+        // Those that are the same value have the same columns.
+        let before = &self.fanout.states.after;
+        let kept = |of: &Lookups, one: Oid| Some(of.get(one)?.columns().as_ptr());
+        let all = now.tables().chain(before.tables());
+        let mut others: Vec<Oid> = all.map(|(table, _)| table).collect();
+        others.retain(|table| kept(now, *table) != kept(before, *table));
+        others.sort_unstable();
+        others.dedup();
+        if others.is_empty() {
+            return;
+        }
+        debug!(tables = ?others, "lookups are mirrored, or no longer");
+        let moment = Moment {
+            offset: Offset(self.next.0.saturating_sub(1)),
+            xid: Xid(0),
+            early: false,
+        };
+        let gone: Vec<Oid> = others
+            .iter()
+            .copied()
+            .filter(|table| now.get(*table).is_none())
+            .collect();
+        self.fanout.states = States::of(now);
+        self.fanout.memberships.replace(now, &others);
+        for table in others {
+            if gone.contains(&table) {
+                // What becomes of it until there is another may not even be in the log.
+                if self.fanout.is_read(table) {
+                    self.looking_up.unnoted.insert(table, moment);
+                }
+            } else {
+                if let Some(since) = self.looking_up.keeping.complete_from(table) {
+                    self.fanout.memberships.known_from(table, since);
+                }
+                if let Some(moment) = self.looking_up.unnoted.remove(&table) {
+                    self.fanout.tell_readers(&[table], moment);
+                }
+            }
+        }
+    }
+
+    /// Has those wait a little longer who come back to tables whose rules read what is not mirrored
+    /// yet; returns the others.
+    pub(super) fn wait_for_mirrors(&mut self, members: Vec<Returning>) -> Vec<Returning> {
+        let awaited = self.looking_up.awaited();
+        if awaited.is_empty() {
+            return members;
+        }
+        let mut others = Vec::with_capacity(members.len());
+        for member in members {
+            let whose = (member.session, member.channel);
+            let (principal, wanted) = (&member.principal, &member.wanted);
+            let resolved = self
+                .fanout
+                .resolve(whose, principal, wanted, &member.readings);
+            let tables = resolved.map(|resolved| resolved.tables).unwrap_or_default();
+            let mut tables = tables.iter().map(|(table, _)| *table);
+            if self
+                .fanout
+                .reads_one_of(&mut tables, &principal.role, &awaited)
+            {
+                self.wait_again(member);
+            } else {
+                others.push(member);
+            }
+        }
+        others
+    }
+
+    /// Applies to the lookups what a transaction does to them, of which `entry` is the first to be
+    /// handed out and `next` are those behind it, as far as they have been read.
+    pub(super) async fn look_ahead(
+        &mut self,
+        entry: &Arc<Entry>,
+        next: &[Arc<Entry>],
+    ) -> Result<(), LogError> {
+        let xid = entry.batch.xid;
+        let amid = self.looking_up.in_hand.as_ref();
+        if amid.is_some_and(|amid| amid.xid == xid) {
+            return Ok(());
+        }
+        let memberships = Arc::clone(&self.fanout.memberships);
+        let mut touched = Vec::new();
+        let mut last = Arc::clone(entry);
+        let mut ahead = next.iter();
+        let mut read = Vec::new().into_iter();
+        let applied = loop {
+            memberships.touches(&last, &mut touched);
+            if let Some(applied) = self.looking_up.keeping.entry(&last) {
+                break applied;
+            }
+            last = match ahead.next().cloned().or_else(|| read.next()) {
+                Some(entry) => entry,
+                None => {
+                    read = self.fanout.log.read(last.end(), AHEAD).await?.into_iter();
+                    // The log gives whole transactions.
+                    read.next().ok_or(LogError::Stopped)?
+                }
+            };
+        };
+        // A copy may have been taken over where the transaction begins.
+        self.go_over_to(&applied.before);
+        let place = Offset(last.end().0.saturating_sub(1));
+        let notes: Vec<Note> = applied
+            .deltas
+            .into_iter()
+            .map(|delta| Note::new(place, xid, delta))
+            .collect();
+        let after = self.looking_up.keeping.lookups();
+        touched.retain(|table| {
+            let all = |note: &Note| note.table == *table && matches!(note.row, Change::All);
+            after.get(*table).is_none() && !notes.iter().any(all)
+        });
+        if !notes.is_empty() {
+            self.fanout.states.after = after.clone();
+        }
+        self.looking_up.in_hand = Some(InHand {
+            xid,
+            notes,
+            unnoted: touched,
+        });
+        Ok(())
+    }
+
+    /// Tells those whose audience the transaction has changed of which `entry` is the last that was
+    /// handed out, if it is the last.
+    pub(super) fn tell_of_lookups(&mut self, entry: &Entry) {
+        let Some(in_hand) = self.looking_up.in_hand.as_ref() else {
+            return;
+        };
+        if !entry.batch.last {
+            return;
+        }
+        let moment = Moment {
+            offset: Offset(entry.end().0.saturating_sub(1)),
+            xid: entry.batch.xid,
+            early: entry.batch.commit_lsn <= self.started_at,
+        };
+        self.fanout.tell_concerned(&in_hand.notes, moment);
+        for table in &in_hand.unnoted {
+            if self.fanout.is_read(*table) {
+                self.looking_up.unnoted.insert(*table, moment);
+            }
+        }
+    }
+
+    /// An entry lies behind the router: with the last of a transaction others may judge by what that
+    /// has left.
+    pub(super) fn pass_lookups(&mut self, entry: &Entry) {
+        if !entry.batch.last {
+            return;
+        }
+        let place = entry.end();
+        match self.looking_up.in_hand.take() {
+            Some(InHand { notes, unnoted, .. }) if !notes.is_empty() || !unnoted.is_empty() => {
+                let after = self.fanout.states.after.clone();
+                let memberships = &self.fanout.memberships;
+                memberships.advance(place, &after, notes, &unnoted);
+                self.fanout.states.before = after;
+            }
+            _ => self.fanout.memberships.pass(place),
+        }
+    }
+
+    /// What was kept is of another history, or has a gap before this place.
+    pub(super) fn lose_lookups(&mut self, place: Offset) {
+        self.looking_up.in_hand = None;
+        self.looking_up.unnoted.clear();
+        self.looking_up.keeping.lost(place);
+        self.fanout.memberships.begin(place);
+        self.fanout.states = States::default();
+    }
+
+    /// Notes for the next process what this one knows, where that has become old.
+    pub(super) fn store_lookups(&mut self, at_once: bool) {
+        if at_once || self.looking_up.stored.elapsed() >= STORE_EVERY {
+            self.looking_up.stored = Instant::now();
+            self.fanout.memberships.store(self.fanout.epoch);
+        }
+    }
+
+    /// Takes up what the process before knew: what has come into the log since is looked through.
+    pub(super) async fn restore_lookups(&mut self) {
+        let memberships = Arc::clone(&self.fanout.memberships);
+        let Some(mut from) = memberships.restore(self.fanout.epoch, self.next) else {
+            return;
+        };
+        while from < self.next {
+            let entries = match self.fanout.log.read(from, AHEAD).await {
+                Ok(entries) if !entries.is_empty() => entries,
+                Ok(_) | Err(_) => return memberships.begin(self.next),
+            };
+            for entry in &entries {
+                let mut touched = Vec::new();
+                if entry.end() <= self.next && memberships.touches(entry, &mut touched) {
+                    memberships.changed(&touched, entry.end());
+                }
+                from = entry.end();
+            }
+        }
+    }
+}
