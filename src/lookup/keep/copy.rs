@@ -152,7 +152,7 @@ impl Source {
 
     async fn try_to(&self, copying: &Copying) -> Result<Arriving, Trouble> {
         let epoch = self.log.epoch();
-        if let Some(arriving) = self.from_checkpoint(copying, epoch).await {
+        if let Some(arriving) = self.stored(copying, epoch).await {
             return self.catch_up(copying, arriving).await;
         }
         let client = self.database.connect("rowcast lookup copy").await;
@@ -215,7 +215,7 @@ impl Source {
         now.filter(|_| copying.way.beside)
     }
 
-    async fn from_checkpoint(&self, copying: &Copying, epoch: Epoch) -> Option<Arriving> {
+    async fn stored(&self, copying: &Copying, epoch: Epoch) -> Option<Arriving> {
         let path = copying.checkpoint.clone()?;
         // What the stream carries is said when it begins.
         let mut stream = self.stream.clone();
