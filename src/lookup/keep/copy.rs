@@ -60,10 +60,14 @@ const FETCH_TIMEOUT: &str = "60s";
 /// How often it is looked whether a transaction has ended. Nothing rings then.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// What the transaction sees, how far the server is, whether commits there wait for standbys, and a
+/// file's name that begins with the timeline.
 const SNAPSHOT: &str = "select pg_catalog.pg_current_snapshot()::pg_catalog.text, \
      case when pg_catalog.pg_is_in_recovery() then null \
           else pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text end, \
-     pg_catalog.current_setting('synchronous_standby_names') <> ''";
+     pg_catalog.current_setting('synchronous_standby_names') <> '', \
+     case when not pg_catalog.pg_is_in_recovery() then \
+     pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) end";
 
 /// The transactions that have written a table, or one of its partitions, and have not ended.
 const WRITERS: &str = "select coalesce(pg_catalog.array_agg(distinct l.virtualtransaction), '{}') \
@@ -148,7 +152,7 @@ impl Source {
 
     async fn try_to(&self, copying: &Copying) -> Result<Arriving, Trouble> {
         let epoch = self.log.epoch();
-        if let Some(arriving) = self.from_checkpoint(copying, epoch).await {
+        if let Some(arriving) = self.stored(copying, epoch).await {
             return self.catch_up(copying, arriving).await;
         }
         let client = self.database.connect("rowcast lookup copy").await;
@@ -211,7 +215,7 @@ impl Source {
         now.filter(|_| copying.way.beside)
     }
 
-    async fn from_checkpoint(&self, copying: &Copying, epoch: Epoch) -> Option<Arriving> {
+    async fn stored(&self, copying: &Copying, epoch: Epoch) -> Option<Arriving> {
         let path = copying.checkpoint.clone()?;
         // What the stream carries is said when it begins.
         let mut stream = self.stream.clone();
@@ -352,6 +356,14 @@ impl Source {
         let snapshot = parsed(row.try_get(0)?)?;
         let exact_from = place(row.try_get(1)?)?;
         let synchronous: bool = row.try_get(2)?;
+        // A standby that was promoted may lack what the log has, until the source has noticed.
+        let file: Option<&str> = row.try_get(3)?;
+        let timeline = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
+        let origin = self.log.origin();
+        if origin.is_none_or(|origin| Some(origin.timeline) != timeline) {
+            let problem = "the server is not on the timeline that the changes come from";
+            return Err(Trouble::Again(problem.to_owned()));
+        }
         let found = look(client, &[copying.table], &self.settings).await?;
         let found = found.get(&copying.table);
         let same = found.is_some_and(|found| {
