@@ -4,4 +4,4 @@
 # ROWCAST_FILTERS set the sizes.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr --test values --test filters -- --nocapture every_mutant
+exec cargo test --features mutants --test expr --test values --test filters --test lookups -- --nocapture every_mutant
