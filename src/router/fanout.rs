@@ -10,6 +10,7 @@ mod truncate;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,10 @@ use crate::policy::reader::Mark;
 use crate::policy::watch::{CatalogWatch, Ended};
 use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
+
+/// How often whoever waits for the catalog amid an entry looks whether the entry is of a history that
+/// is no more.
+const LOOK_FOR_LOSS: Duration = Duration::from_millis(100);
 
 /// What the router is told by configuration.
 #[derive(Debug, Clone, Copy)]
@@ -444,9 +449,16 @@ impl Fanout {
     }
 
     /// Whoever hands out an entry has seen to it that this need not wait: for a table that came to be
-    /// watched within the entry it reads the catalog once more.
+    /// watched within the entry it reads the catalog once more. Where the catalog comes from a server
+    /// by now that has lost the entry, there is nothing to wait for.
     async fn read_after(&self, entry: &Entry, relation: &Arc<Relation>) -> Result<(), Ended> {
-        self.watch.after(entry.batch.xid, relation).await
+        let mut read = pin!(self.watch.after(entry.batch.xid, relation));
+        while self.log.epoch() == self.epoch {
+            if let Ok(read) = tokio::time::timeout(LOOK_FOR_LOSS, &mut read).await {
+                return read;
+            }
+        }
+        Err(Ended)
     }
 
     /// Whether a table that nobody watches is seen for the first time in this version.

@@ -254,6 +254,7 @@ impl Live {
                 let (epoch, catalog) = (self.fanout.epoch, Arc::clone(&self.fanout.catalog));
                 self.fanout.history.begin(epoch, from, &catalog);
                 self.takings.nothing_before(from);
+                self.end_readings();
                 self.jump(next, Resync::SlotLost);
             }
             Err(LogError::Stopped) => return ControlFlow::Break(()),

@@ -202,7 +202,7 @@ impl Outbox {
             && inner.bytes <= self.max_bytes / 4
         {
             inner.filled = false;
-            self.drained.notify_one();
+            self.drained.notify_waiters();
         }
         if taken == 0 && inner.overflowed {
             Err(Overflow)
@@ -224,7 +224,6 @@ impl Outbox {
         inner.bytes = 0;
         drop(inner);
         self.drained.notify_waiters();
-        self.drained.notify_one();
     }
 
     /// Whether [`Outbox::close`] was called.
@@ -254,9 +253,11 @@ impl Outbox {
     }
 
     /// Returns once less than a quarter of what it may hold waits in it, or nobody takes any more.
-    /// One at a time may wait. Cancel safe.
+    /// Each of a session's channels may wait. Cancel safe.
     pub async fn drained(&self) {
         loop {
+            let mut drained = std::pin::pin!(self.drained.notified());
+            drained.as_mut().enable();
             {
                 let mut inner = self.lock();
                 let low =
@@ -266,7 +267,7 @@ impl Outbox {
                 }
                 inner.filled = true;
             }
-            self.drained.notified().await;
+            drained.await;
         }
     }
 
@@ -306,7 +307,7 @@ impl Outbox {
                 || (!inner.slots.is_empty() && inner.bytes + bytes > self.max_bytes);
             if full {
                 inner.overflowed = true;
-                self.drained.notify_one();
+                self.drained.notify_waiters();
             } else {
                 inner.bytes += bytes;
                 inner.slots.push_back(slot);
@@ -453,6 +454,23 @@ mod tests {
         assert!(!looks());
         assert!(!outbox.push_quietly(change("e")));
         assert!(looks(), "many are heard at once");
+    }
+
+    #[tokio::test]
+    async fn everybody_who_waits_for_room_hears_of_it() {
+        let outbox = Outbox::new(SessionId(1), 8, 1000);
+        for _ in 0..8 {
+            outbox.push(change("a"));
+        }
+        let (mut one, mut other) = (Box::pin(outbox.drained()), Box::pin(outbox.drained()));
+        assert!((&mut one).now_or_never().is_none());
+        assert!((&mut other).now_or_never().is_none());
+        taken(&outbox).unwrap();
+        assert!(one.now_or_never().is_some());
+        assert!(
+            other.now_or_never().is_some(),
+            "one was told, the other not"
+        );
     }
 
     #[test]

@@ -218,6 +218,18 @@ impl Unseen {
         missed
     }
 
+    /// Has a channel be returned by the next look as well.
+    pub(super) fn keep(&self, channel: (SessionId, ChannelId, u64)) {
+        let fence = Fence {
+            end: 0,
+            tables: Tables::new(),
+        };
+        let mut inner = self.lock();
+        if inner.overdue.len() < MAX_WAITING {
+            inner.overdue.push(Overdue { fence, channel });
+        }
+    }
+
     /// PostgreSQL cannot be asked: nobody waits for it.
     pub(super) fn go_on(&self) {
         let mut inner = self.lock();

@@ -30,11 +30,13 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// given up. Before that no other session takes its place.
 const END: Duration = Duration::from_secs(5);
 
-/// What the transaction sees, whether it is on a primary, and whether commits there wait for
-/// standbys. Asked under the relay's own login.
+/// What the transaction sees, whether it is on a primary, whether commits there wait for standbys,
+/// and a file's name that begins with the timeline. Asked under the relay's own login.
 const SNAPSHOT: &str = "select pg_catalog.pg_current_snapshot()::pg_catalog.text, \
      pg_catalog.pg_is_in_recovery(), \
-     pg_catalog.current_setting('synchronous_standby_names') <> ''";
+     pg_catalog.current_setting('synchronous_standby_names') <> '', \
+     case when not pg_catalog.pg_is_in_recovery() then \
+     pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) end";
 
 /// The files of a table and its partitions that are others now than the snapshot knows: what was
 /// in them before is gone for it, and what a rewriting put into the new ones is in no change.
@@ -159,6 +161,14 @@ impl Session {
             return Err(Trouble::Final(Failure::Refused(text.to_owned())));
         }
         let synchronous: bool = row.try_get(2).map_err(broken)?;
+        // A standby that was promoted may lack what the log has, until the source has noticed.
+        let file: Option<&str> = row.try_get(3).map_err(broken)?;
+        let timeline = file.and_then(|name| u32::from_str_radix(name.get(..8)?, 16).ok());
+        let origin = inner.log.origin();
+        if origin.is_none_or(|origin| Some(origin.timeline) != timeline) {
+            let text = "the server is not on the timeline that the changes come from";
+            return Err(Trouble::Broken(text.to_owned()));
+        }
         let epoch = inner.log.epoch();
         let floor = Lsn(inner.floor.load(Ordering::Acquire));
         let first = horizon.first_unseen(&*inner.log, &snapshot, floor, synchronous);

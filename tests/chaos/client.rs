@@ -53,6 +53,8 @@ pub(crate) struct Client {
     fences: Mutex<Vec<Option<i64>>>,
     /// Tables that are to be read anew.
     again: Mutex<Vec<usize>>,
+    /// The history that the newest fence is of.
+    history: Mutex<String>,
     asked: Notify,
     pub(crate) kind: Kind,
 }
@@ -75,6 +77,7 @@ impl Client {
             filter,
             fences: Mutex::new(vec![None; channels]),
             again: Mutex::default(),
+            history: Mutex::default(),
             asked: Notify::new(),
             kind,
         })
@@ -92,6 +95,11 @@ impl Client {
         self.fences.lock().unwrap().iter().all(passed)
             && self.again.lock().unwrap().is_empty()
             && self.model.lock().unwrap().is_settled()
+    }
+
+    /// The history of the log that it follows.
+    pub(crate) fn history(&self) -> String {
+        self.history.lock().unwrap().clone()
     }
 
     pub(crate) fn state(&self) -> String {
@@ -248,6 +256,8 @@ impl Run {
         let channel = &mut self.channels[index];
         channel.reference = self.reference;
         let mut model = self.client.model.lock().unwrap();
+        let (topic, since) = (&channel.topic, (&channel.since, &channel.own));
+        model.note(&format!("{topic} joins as {} {since:?}", channel.reference));
         if kind == Kind::Snapshot && channel.since.is_some() {
             model.comes_back(channel.tables[0]);
         }
@@ -331,6 +341,17 @@ impl Run {
                 && channel.at.is_none()
                 && of.map_or(channel.joined, |of: u64| of == channel.reference)
         });
+        {
+            let mut heard = frame.clone();
+            // The rest would be too long to read.
+            heard[4]["data"]["columns"].take();
+            let old = if found.is_none() { "of before: " } else { "" };
+            self.client
+                .model
+                .lock()
+                .unwrap()
+                .note(&format!("{old}{heard}"));
+        }
         // What comes for an older join is nobody's.
         let Some(index) = found else { return };
         let payload = &frame[4];
@@ -419,6 +440,8 @@ impl Run {
         let name = data["table"].as_str().unwrap();
         if name == "fence" {
             let number = data["record"]["id"].as_i64();
+            let history = data["cursor"].as_str().unwrap()[..16].to_owned();
+            *self.client.history.lock().unwrap() = history;
             self.client.fences.lock().unwrap()[index] = number;
             return;
         }

@@ -8,7 +8,9 @@
 //!
 //! `ROWCAST_CHAOS_FAULTS` says how many faults (by default one of each kind),
 //! `ROWCAST_CHAOS_SEED` repeats a run as far as timing lets it, `ROWCAST_CHAOS_KINDS` names the
-//! kinds, joined by commas.
+//! kinds, joined by commas, `ROWCAST_CHAOS_OVERLAP` says how many of a hundred faults come before
+//! the one before them has healed, and `ROWCAST_CHAOS_TRACES` names a folder in which, after a miss,
+//! stands what the clients concerned said and heard.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

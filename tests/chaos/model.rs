@@ -1,10 +1,14 @@
 //! What an application has made of what it was told, and what must never happen on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::SystemTime;
 
 use serde_json::Value;
 
 use crate::schema::{TABLES, may_be_shown};
+
+/// Lines of what a client said and heard that are kept.
+const TRACE: usize = 4_000;
 
 /// Where the application has a row from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,9 @@ struct Table {
     unsettled: u64,
     /// The cursor of the newest change.
     high: Option<String>,
+    /// Changes that did not follow what was read, each with the history that it is of: a standby that
+    /// was promoted may lack them, and may have been read before the relay had noticed.
+    odd: Vec<(String, String)>,
 }
 
 /// Of one client.
@@ -46,6 +53,8 @@ pub(crate) struct Model {
     tables: [Table; 4],
     /// What must not be.
     pub(crate) wrong: Vec<String>,
+    /// What it said and heard last, for whoever looks for the cause of a miss.
+    trace: VecDeque<String>,
     pub(crate) counts: Counts,
 }
 
@@ -66,6 +75,7 @@ impl Model {
             user,
             tables: Default::default(),
             wrong: Vec::new(),
+            trace: VecDeque::new(),
             counts: Counts::default(),
         }
     }
@@ -217,12 +227,21 @@ impl Model {
             model.rows.insert(id, held);
         }
         if !fits {
-            self.wrong(table, &format!("does not follow {found:?}"), data);
+            let history = self.tables[table].high.iter();
+            let history = history.map(|high| high[..16].to_owned()).collect();
+            let wrong = self.words(table, &format!("does not follow {found:?}"), data);
+            self.tables[table].odd.push((history, wrong));
         }
     }
 
-    /// Holds the rows against those that PostgreSQL shows.
-    pub(crate) fn compare(&mut self, table: usize, visible: Vec<Value>) {
+    /// Holds the rows against those that PostgreSQL shows. What was told of a history other than
+    /// `kept`, where that is given, is of one that was lost: it need not fit to what was read.
+    pub(crate) fn compare(&mut self, table: usize, visible: Vec<Value>, kept: Option<&str>) {
+        let odd = std::mem::take(&mut self.tables[table].odd);
+        let odd = odd
+            .into_iter()
+            .filter(|(history, _)| kept.is_none_or(|kept| history == kept));
+        self.wrong.extend(odd.map(|(_, wrong)| wrong));
         let expected: BTreeMap<i64, Held> = visible
             .into_iter()
             .map(|row| held(row, Source::Read))
@@ -256,10 +275,30 @@ impl Model {
     }
 
     fn wrong(&mut self, table: usize, what: &str, value: &Value) {
+        let wrong = self.words(table, what, value);
+        self.wrong.push(wrong);
+    }
+
+    fn words(&self, table: usize, what: &str, value: &Value) -> String {
         let text = value.to_string();
         let shown: String = text.chars().take(600).collect();
-        let wrong = format!("{}, {}: {what}: {shown}", self.name, TABLES[table]);
-        self.wrong.push(wrong);
+        format!("{}, {}: {what}: {shown}", self.name, TABLES[table])
+    }
+
+    /// Notes what it says, or what it is told.
+    pub(crate) fn note(&mut self, what: &str) {
+        if self.trace.len() >= TRACE {
+            self.trace.pop_front();
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap().as_millis();
+        let what: String = what.chars().take(300).collect();
+        self.trace.push_back(format!("{now} {what}"));
+    }
+
+    /// All that it noted.
+    pub(crate) fn trace(&self) -> String {
+        self.trace.iter().map(|line| format!("{line}\n")).collect()
     }
 }
 

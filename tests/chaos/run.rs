@@ -140,8 +140,9 @@ impl World {
     }
 
     /// Waits until every client has been told everything, and holds that against PostgreSQL. How
-    /// long the first fence took.
-    async fn check(&mut self, what: &str) -> Result<Duration, String> {
+    /// long the first fence took. Where the history `branches`, clients may have been told of what was
+    /// lost.
+    async fn check(&mut self, what: &str, branches: bool) -> Result<Duration, String> {
         self.relay.serves().await;
         self.traffic.pause(self.writers).await;
         let begun = Instant::now();
@@ -151,14 +152,19 @@ impl World {
         let mut next = begun;
         while !self.clients.iter().all(|client| client.has_passed(first)) {
             if begun.elapsed() > HEALED {
-                let stuck: Vec<String> = self
-                    .clients
-                    .iter()
-                    .filter(|client| !client.has_passed(first))
-                    .map(|client| client.state())
-                    .collect();
+                let stuck = self.clients.iter().filter(|one| !one.has_passed(first));
+                let stuck: Vec<&Arc<Client>> = stuck.collect();
+                stuck.iter().for_each(|client| write_trace(client));
+                let stuck: Vec<String> = stuck.iter().map(|client| client.state()).collect();
+                let (ready, metrics) = (
+                    self.relay.ask("/readyz").await.1,
+                    self.relay.ask("/metrics").await.1,
+                );
                 let (stuck, log) = (stuck.join("\n"), self.relay.log());
-                return Err(format!("{what}: not in time:\n{stuck}\n{}", tail(&log)));
+                let log = tail(&log);
+                return Err(format!(
+                    "{what}: not in time:\n{stuck}\n{log}\n{ready}\n{metrics}"
+                ));
             }
             // Whoever joined behind the last one hears the next.
             if Instant::now() >= next {
@@ -180,7 +186,12 @@ impl World {
                 let rows = visible(&mut sql, whose)
                     .await
                     .map_err(|error| error.to_string())?;
-                client.model.lock().unwrap().compare(table, rows);
+                let history = client.history();
+                let kept = branches.then_some(history.as_str());
+                client.model.lock().unwrap().compare(table, rows, kept);
+            }
+            if !client.model.lock().unwrap().wrong.is_empty() {
+                write_trace(client);
             }
             wrong.append(&mut client.model.lock().unwrap().wrong);
         }
@@ -222,6 +233,15 @@ impl World {
     }
 }
 
+/// Writes down what a client said and heard, for whoever looks for the cause of a miss.
+fn write_trace(client: &Client) {
+    if let Ok(folder) = std::env::var("ROWCAST_CHAOS_TRACES") {
+        let name = client.name.replace([' ', '/', '"'], "-");
+        let trace = client.model.lock().unwrap().trace();
+        std::fs::write(format!("{folder}/{name}"), trace).unwrap();
+    }
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name)
         .ok()
@@ -254,11 +274,12 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
     let asked = number("ROWCAST_CHAOS_FAULTS");
     let faults = asked.unwrap_or(possible.len() as u64);
     // A round has each fault by itself.
-    let overlap = if asked.is_some() { 0.15 } else { 0.0 };
+    let overlap = number("ROWCAST_CHAOS_OVERLAP").unwrap_or(if asked.is_some() { 15 } else { 0 });
+    let overlap = overlap as f64 / 100.0;
     let mut report = Report::new(seed, clients);
     world.traffic.go_on();
     world
-        .check("before the first fault")
+        .check("before the first fault", false)
         .await
         .unwrap_or_else(|wrong| panic!("{wrong}"));
     let (mut round, mut count) = (Vec::new(), 0);
@@ -281,7 +302,10 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
             fault.carry_out(&mut world, &mut random).await;
             together.push(fault);
         }
-        let checked = world.check(&format!("fault {count}, {together:?}")).await;
+        let branches = together.contains(&Fault::LaggingStandbyPromoted);
+        let checked = world
+            .check(&format!("fault {count}, {together:?}"), branches)
+            .await;
         let mut resyncs = Report::difference(&before.0, &world.resyncs());
         let mut ended = world.relay.ended - before.1;
         println!("    {:?}, {resyncs:?}", checked.as_ref().ok());

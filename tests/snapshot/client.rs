@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rowcast::auth::{Claims, Principal};
 use rowcast::log::Cursor;
+use rowcast::pg::Lsn;
 use rowcast::router::{ChannelId, Event, Join, Outbox, Router, SessionId};
 use rowcast::subscription::order::{self, Wish};
 use rowcast::subscription::{Events, Start, Wanted, filter};
@@ -28,6 +29,8 @@ pub(crate) struct Asked {
     pub(crate) limit: Option<u64>,
     pub(crate) order: String,
     pub(crate) since: Option<Cursor>,
+    /// Under the rules of which place it has read.
+    pub(crate) read_at: Option<Lsn>,
     /// Without a snapshot: whoever it is reads the table by themselves.
     pub(crate) plain: bool,
     /// Whether a TRUNCATE is a change.
@@ -57,7 +60,7 @@ impl Asked {
             start: Start {
                 since: self.since,
                 holder: None,
-                read_at: None,
+                read_at: self.read_at,
                 unseen_by: None,
                 snapshot: (!self.plain).then(|| Wish {
                     limit: self.limit,

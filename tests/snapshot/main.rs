@@ -23,4 +23,8 @@ mod place;
 
 mod random;
 
+mod rules;
+
+mod timeline;
+
 mod waiting;

@@ -15,19 +15,19 @@ use crate::client::{Asked, Client, Heard, id, principal};
 use crate::hanging::{hears_of, standby, start, write};
 use crate::harness::{ANN, DEADLINE, config, connect};
 
-struct World {
-    cluster: Throwaway,
+pub(crate) struct World {
+    pub(crate) cluster: Throwaway,
     url: String,
     sql: Sql,
-    core: Core,
+    pub(crate) core: Core,
 }
 
 impl World {
-    async fn start(schema: &str) -> Self {
+    pub(crate) async fn start(schema: &str) -> Self {
         Self::with(schema, |_| {}).await
     }
 
-    async fn with(schema: &str, adjust: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn with(schema: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let cluster = Throwaway::start(Options::default());
         let cluster = cluster.await.expect("a cluster");
         let url = cluster.fresh_database().await.expect("a database");
@@ -61,12 +61,12 @@ impl World {
         }
     }
 
-    async fn run(&self, sql: &str) {
+    pub(crate) async fn run(&self, sql: &str) {
         self.sql.batch_execute(sql).await.expect(sql);
     }
 
     /// Somebody who follows `table`, from `since` on or from its rows.
-    fn client(&self, table: &str, since: Option<Cursor>) -> Client {
+    pub(crate) fn client(&self, table: &str, since: Option<Cursor>) -> Client {
         let who = principal("authenticated", &json!({ "sub": ANN }));
         let asked = Asked {
             since,
@@ -76,7 +76,7 @@ impl World {
     }
 
     /// Somebody who has the rows of `table` and hears what changes.
-    async fn following(&self, table: &str) -> Client {
+    pub(crate) async fn following(&self, table: &str) -> Client {
         self.following_where(table, "").await
     }
 
@@ -118,13 +118,18 @@ impl World {
         hanging.await.expect("it goes on");
     }
 
-    async fn stop(self) {
+    /// The server was started anew.
+    pub(crate) async fn connect_again(&mut self) {
+        self.sql = connect(&self.url).await;
+    }
+
+    pub(crate) async fn stop(self) {
         self.core.stop().await;
         self.cluster.stop().await;
     }
 }
 
-async fn until(what: &str, met: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, met: impl AsyncFn() -> bool) {
     let met = async {
         while !met().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

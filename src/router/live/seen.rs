@@ -63,10 +63,17 @@ impl Live {
     /// Lets those go who waited until something can be read, and has those read again who did that
     /// too early.
     pub(super) fn look_for_seen(&mut self, mark: &Arc<Mark>) {
-        for (session, channel, joining) in self.fanout.unseen.look(mark) {
-            let known = self.fanout.channel(session, channel);
-            if known.is_some_and(|known| known.joining == joining && !known.away) {
-                self.fanout.expel(session, channel, Resync::Undecided);
+        for missed in self.fanout.unseen.look(mark) {
+            let (session, channel, joining) = missed;
+            match self.fanout.channel(session, channel) {
+                Some(known) if known.joining == joining && known.away => {
+                    // It is told once it is back.
+                    self.fanout.unseen.keep(missed);
+                }
+                Some(known) if known.joining == joining => {
+                    self.fanout.expel(session, channel, Resync::Undecided);
+                }
+                _ => {}
             }
         }
     }

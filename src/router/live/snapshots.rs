@@ -211,6 +211,18 @@ impl Live {
         self.takings.read(session, &reader, request);
     }
 
+    /// Ends all readings: of a history of the log that is no more, or of the next one before this
+    /// task had come to it. Their channels are told with all others.
+    pub(super) fn end_readings(&mut self) {
+        let channels = self.fanout.sessions.values_mut();
+        for state in channels.flat_map(HashMap::values_mut) {
+            if let Some(reader) = state.reader.take() {
+                reader.close();
+                state.away = false;
+            }
+        }
+    }
+
     /// A reading has ended: its channel goes on behind what it was given.
     pub(super) fn snapshot_done(&mut self, done: Done) {
         let Done {
