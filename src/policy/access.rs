@@ -421,6 +421,9 @@ fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> 
     let known = rights.filter(|_| catalog.roles.contains_key(role));
     let secured = known.is_some_and(|rights| security_applies(catalog, table, rights));
     let policies = known.filter(|_| secured).map(|rights| {
+        // Without a permissive one PostgreSQL does not look at the others.
+        let permits = |policy: &Policy| policy.permissive && policy.tree.is_some();
+        let permitting = applicable(table, rights).any(permits);
         let own = |policy: &Policy| {
             Some(compile::OwnPolicy {
                 name: policy.name.clone(),
@@ -429,7 +432,8 @@ fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> 
                 depends: dependencies(table, policy),
             })
         };
-        applicable(table, rights).filter_map(own).collect()
+        let policies = applicable(table, rights).filter(|_| permitting);
+        policies.filter_map(own).collect()
     });
     let refused = table
         .unfollowed

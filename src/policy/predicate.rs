@@ -162,12 +162,16 @@ impl Predicate {
         }
     }
 
-    /// The slots that [`Audience::Probes`] may name. An index from a slot's value to the
+    /// The slots that an audience or [`Predicate::affected`] may name. An index from a slot's value to the
     /// principals that have it is worth keeping for these.
     #[must_use]
     pub fn probed_slots(&self) -> Vec<usize> {
         let mut slots = Vec::new();
         self.plan.slots(&mut slots);
+        let mut selects = Vec::new();
+        tables::selects(&self.whole, &mut selects);
+        let found = selects.into_iter().filter_map(tables::slot_of);
+        slots.extend(found.map(|(_, slot)| slot));
         slots.sort_unstable();
         slots.dedup();
         slots

@@ -35,9 +35,10 @@ pub(super) fn reach<'c>(
         active: Vec::new(),
         done: BTreeSet::new(),
         found: Vec::new(),
+        denied: None,
     };
     walk.enter(table)?;
-    Ok(walk.found)
+    walk.denied.map_or(Ok(walk.found), Err)
 }
 
 struct Walk<'c, 'r> {
@@ -48,6 +49,8 @@ struct Walk<'c, 'r> {
     /// Those whose policies have been.
     done: BTreeSet<Oid>,
     found: Vec<&'c Table>,
+    /// A right that is missing: PostgreSQL looks at those last.
+    denied: Option<String>,
 }
 
 impl<'c> Walk<'c, '_> {
@@ -79,9 +82,8 @@ impl<'c> Walk<'c, '_> {
         if self.done.contains(&table.oid) {
             return Ok(());
         }
-        if let Some(refused) = unexecutable(self.catalog, &policies, self.role) {
-            return Err(refused);
-        }
+        let refused = unexecutable(self.catalog, &policies, self.role);
+        self.denied = self.denied.take().or(refused);
         self.active.push(table.oid);
         for tree in trees {
             // What cannot be read is refused by the compiler.
@@ -95,7 +97,8 @@ impl<'c> Walk<'c, '_> {
                     continue;
                 };
                 if let Some(rights) = other.rights.iter().find(|one| one.role == self.role) {
-                    permitted(other, rights, &columns)?;
+                    let refused = permitted(other, rights, &columns).err();
+                    self.denied = self.denied.take().or(refused);
                 }
                 if !self.found.iter().any(|known| known.oid == oid) {
                     self.found.push(other);

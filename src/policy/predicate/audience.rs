@@ -17,7 +17,7 @@ pub enum Audience {
     /// The principals that one of these finds.
     Probes(SmallVec<[Probe; 2]>),
     /// Those, and the members of these.
-    Members(SmallVec<[Probe; 2]>, SmallVec<[Members; 1]>),
+    Members(SmallVec<[Probe; 2]>, Vec<Members>),
     /// No index helps: every principal has to be judged.
     Scan,
     /// Everybody sees the row.
@@ -256,6 +256,9 @@ impl Plan {
     }
 }
 
+/// Probes, and members.
+type Found = (SmallVec<[Probe; 2]>, Vec<Members>);
+
 impl Audience {
     fn of(slot: usize, datum: Datum) -> Self {
         Self::Probes(SmallVec::from_iter([Probe { slot, datum }]))
@@ -283,7 +286,7 @@ impl Audience {
             }
         }
         found.sort_unstable_by_key(|(position, _)| *position);
-        let (mut places, mut values): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let (places, mut values): (Vec<_>, Vec<_>) = found.into_iter().unzip();
         if SelectMutant::MembersForgetAKey.active() {
             values.iter_mut().for_each(|value| *value = Datum::Int(-1));
         }
@@ -294,21 +297,21 @@ impl Audience {
             slot,
             mirror: opened.mirror.clone(),
             column,
-            places: std::mem::take(&mut places),
-            values: std::mem::take(&mut values),
+            places,
+            values,
         };
         if members.is_empty() {
             return Self::Nobody;
         }
-        Self::Members(SmallVec::new(), SmallVec::from_iter([members]))
+        Self::Members(SmallVec::new(), vec![members])
     }
 
     /// By probes and members; `None` for everything else.
-    fn found(self) -> Result<(SmallVec<[Probe; 2]>, SmallVec<[Members; 1]>), Self> {
+    fn found(self) -> Option<Found> {
         match self {
-            Self::Probes(probes) => Ok((probes, SmallVec::new())),
-            Self::Members(probes, members) => Ok((probes, members)),
-            other => Err(other),
+            Self::Probes(probes) => Some((probes, Vec::new())),
+            Self::Members(probes, members) => Some((probes, members)),
+            Self::Nobody | Self::Scan | Self::Everyone => None,
         }
     }
 
@@ -318,7 +321,7 @@ impl Audience {
             (Self::Scan, _) | (_, Self::Scan) => Self::Scan,
             (Self::Nobody, one) | (one, Self::Nobody) => one,
             (one, other) => match (one.found(), other.found()) {
-                (Ok((mut probes, mut members)), Ok((others, more))) => {
+                (Some((mut probes, mut members)), Some((others, more))) => {
                     for probe in others {
                         if !probes.contains(&probe) {
                             probes.push(probe);

@@ -220,11 +220,7 @@ impl Predicate {
             let before = before.filter(|_| !SelectMutant::AffectedIsAfterOnly.active());
             let rows = [before, after].into_iter().flatten();
             for row in rows.filter(|row| !select.leaves_out(row, &positions)) {
-                let slot = select.equalities().find_map(|(column, key)| match key {
-                    Expr::Slot(slot) => Some((column, *slot)),
-                    _ => None,
-                });
-                let Some((column, slot)) = slot else {
+                let Some((column, slot)) = slot_of(select) else {
                     return Affected::Everybody;
                 };
                 let value = positions
@@ -245,6 +241,14 @@ impl Predicate {
         }
         Affected::Probes(probes)
     }
+}
+
+/// The column of a sub-select's rows that must equal a slot, and the slot.
+pub(super) fn slot_of(select: &Select) -> Option<(usize, usize)> {
+    select.equalities().find_map(|(column, key)| match key {
+        Expr::Slot(slot) => Some((column, *slot)),
+        _ => None,
+    })
 }
 
 fn identical(a: Option<&Option<Datum>>, b: Option<&Option<Datum>>) -> bool {

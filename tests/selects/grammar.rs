@@ -1,0 +1,287 @@
+//! Random policies that look into other tables, random rows and claims. Values come from small
+//! pools, so that they meet.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+/// `t` is judged; the others are looked into. `m` may hold a row twice.
+pub const SCHEMA: &str = r#"
+create role authenticated;
+create role other;
+create schema auth;
+grant usage on schema auth to authenticated, other;
+create function auth.uid() returns uuid language sql stable begin atomic
+  select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid; end;
+create function auth.jwt() returns jsonb language sql stable begin atomic
+  select nullif(current_setting('request.jwt.claims', true), '')::jsonb; end;
+create table t (id int primary key, org int, u uuid, s text, ok boolean);
+create table m (org int, u uuid, s text, ok boolean);
+create table g (id int primary key, org int, u uuid, s text, ok boolean);
+alter table m replica identity full;
+alter table t enable row level security;
+grant select on t, m, g to authenticated;
+create publication p for table t;
+create function verdicts(rows int) returns text language plpgsql as $$
+declare answer text := ''; found boolean;
+begin
+  for i in 1..rows loop
+    begin
+      execute format('select exists (select 1 from public.t where id = %s)', i) into found;
+      answer := answer || case when found then 'T' else 'F' end;
+    exception when others then
+      answer := answer || case sqlstate when '42P17' then 'R' when '42501' then 'P' else 'E' end;
+    end;
+  end loop;
+  return answer;
+end $$;
+"#;
+
+/// The tables that are looked into, and their columns.
+pub const LOOKUPS: [(&str, &[&str]); 2] = [
+    ("m", &["org", "u", "s", "ok"]),
+    ("g", &["id", "org", "u", "s", "ok"]),
+];
+
+const ANN: &str = "00000000-0000-0000-0000-00000000000a";
+const BEN: &str = "11111111-1111-1111-1111-111111111111";
+const CID: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
+const INTS: [&str; 4] = ["1", "2", "3", "4"];
+const TEXTS: [&str; 4] = ["admin", "member", "1", "2"];
+
+pub const CLAIMS: [&str; 7] = [
+    r#"{"sub": "00000000-0000-0000-0000-00000000000a", "org": 1, "s": "admin"}"#,
+    r#"{"sub": "00000000-0000-0000-0000-00000000000a", "org": 2, "s": "2"}"#,
+    r#"{"sub": "11111111-1111-1111-1111-111111111111", "org": 1, "s": "member"}"#,
+    r#"{"sub": "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "s": "1"}"#,
+    r#"{"org": 3}"#,
+    "{}",
+    r#"{"sub": "nobody", "org": "x"}"#,
+];
+
+/// Whether claims make what reads them raise an error.
+pub fn raises(claims: &str) -> bool {
+    claims.contains("nobody")
+}
+
+fn one<'a>(random: &mut StdRng, of: &[&'a str]) -> &'a str {
+    of.choose(random).unwrap()
+}
+
+/// A value of a column as SQL.
+pub fn value(random: &mut StdRng, column: &str) -> String {
+    if random.random_bool(0.15) {
+        return "null".to_owned();
+    }
+    match column {
+        "org" | "id" => one(random, &INTS).to_owned(),
+        "u" => format!("'{}'", one(random, &[ANN, BEN, CID])),
+        "s" => format!("'{}'", one(random, &TEXTS)),
+        _ => one(random, &["true", "false"]).to_owned(),
+    }
+}
+
+/// The table of a query around, and what it is called there.
+#[derive(Clone, Copy)]
+pub struct Around {
+    pub table: &'static str,
+    pub alias: &'static str,
+}
+
+const ALIASES: [&str; 5] = ["x0", "x1", "x2", "x3", "x4"];
+
+/// What a policy may hold.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    /// Whether parts may raise errors.
+    pub errors: bool,
+    /// The tables that may be looked into.
+    pub into: &'static [&'static str],
+}
+
+/// A condition on the rows of the innermost of the tables around.
+pub fn boolean(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: u32) -> String {
+    if depth == 0 {
+        return atom(random, wish, around);
+    }
+    match random.random_range(0..12) {
+        0 | 1 => join(random, wish, around, depth, "and"),
+        2 => join(random, wish, around, depth, "or"),
+        3 => format!("not ({})", boolean(random, wish, around, depth - 1)),
+        4 => {
+            let is = one(
+                random,
+                &["is true", "is not true", "is null", "is not false"],
+            );
+            format!("({}) {is}", boolean(random, wish, around, depth - 1))
+        }
+        5 => format!(
+            "coalesce({}, {})",
+            boolean(random, wish, around, depth - 1),
+            one(random, &["true", "false"])
+        ),
+        6..=10 if !wish.into.is_empty() && around.len() < ALIASES.len() => {
+            sub_select(random, wish, around, depth)
+        }
+        _ => atom(random, wish, around),
+    }
+}
+
+/// What policies mostly look like: a row is seen by the members of what it belongs to.
+pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> String {
+    let table = *wish.into.choose(random).unwrap();
+    around.push(Around { table, alias: "x0" });
+    let besides = match random.random_range(0..3) {
+        0 => String::new(),
+        1 => format!(" and x0.s = '{}'", one(random, &TEXTS)),
+        _ => format!(" and {}", boolean(random, wish, around, 1)),
+    };
+    around.pop();
+    let policy = match random.random_range(0..6) {
+        0 | 1 => format!(
+            "exists (select 1 from {table} x0 where x0.org = t.org and x0.u = auth.uid(){besides})"
+        ),
+        2 => format!("t.org in (select x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
+        3 => format!("auth.uid() in (select x0.u from {table} x0 where x0.org = t.org{besides})"),
+        4 => format!(
+            "(select x0.s from {table} x0 where x0.u = (select auth.uid()){besides} limit 1) = t.s"
+        ),
+        _ => format!(
+            "(select x0.u from {table} x0 where x0.org = t.id{besides} limit 1) = auth.uid()"
+        ),
+    };
+    match random.random_range(0..5) {
+        0 => format!("({policy} or t.u = auth.uid())"),
+        1 => format!("({policy} and t.ok)"),
+        _ => policy,
+    }
+}
+
+fn join(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: u32, by: &str) -> String {
+    let a = boolean(random, wish, around, depth - 1);
+    let b = boolean(random, wish, around, depth - 1);
+    format!("({a} {by} {b})")
+}
+
+fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: u32) -> String {
+    let inner = Around {
+        table: wish.into.choose(random).unwrap(),
+        alias: ALIASES[around.len() - 1],
+    };
+    let from = format!("from {} {}", inner.table, inner.alias);
+    let kind = one(random, &["int", "int", "uuid", "text"]);
+    let left = known(random, kind, around);
+    around.push(inner);
+    let column = own(random, kind, around);
+    let condition = match random.random_range(0..6) {
+        0 => boolean(random, wish, around, depth - 1),
+        // What policies look like.
+        1 | 2 => format!(
+            "{} and {}",
+            link(random, around),
+            boolean(random, wish, around, depth - 1)
+        ),
+        3 => format!("{} and {}", link(random, around), link(random, around)),
+        4 => link(random, around),
+        _ => format!(
+            "{} or {}",
+            link(random, around),
+            boolean(random, wish, around, depth - 1)
+        ),
+    };
+    let truth = own(random, "boolean", around);
+    around.pop();
+    let distinct = one(random, &["", "", "", "distinct "]);
+    match random.random_range(0..16) {
+        0..=4 => {
+            let what = one(random, &["1", "*", "x0.org", ""]);
+            let what = if what == "x0.org" {
+                column.as_str()
+            } else {
+                what
+            };
+            let limit = one(random, &["", "", "limit 1"]);
+            format!("exists (select {what} {from} where {condition} {limit})")
+        }
+        5..=7 => format!("{left} in (select {distinct}{column} {from} where {condition})"),
+        8 | 9 => format!("{left} not in (select {column} {from} where {condition})"),
+        10 => format!("{left} <> all (select {column} {from} where {condition})"),
+        11 => format!("{left} = any (array(select {column} {from} where {condition}))"),
+        12 => {
+            let limit = one(random, &["", "limit 1"]);
+            format!("(select {distinct}{column} {from} where {condition} {limit}) = {left}")
+        }
+        13 => format!("(select {truth} {from} where {condition} limit 1)"),
+        14 if wish.errors => format!("(select {column} {from} where {condition}) = {left}"),
+        14 => format!("(select {truth} {from} where {condition} limit 1) is not true"),
+        _ => format!("(select exists (select {from} where {condition}))"),
+    }
+}
+
+/// An equality between the innermost row and what is known outside.
+fn link(random: &mut StdRng, around: &[Around]) -> String {
+    let kind = one(random, &["int", "uuid", "uuid", "text"]);
+    let own = own(random, kind, around);
+    let known = known(random, kind, &around[..around.len() - 1]);
+    if random.random_bool(0.5) {
+        format!("{own} = {known}")
+    } else {
+        format!("{known} = {own}")
+    }
+}
+
+fn atom(random: &mut StdRng, wish: Wish, around: &[Around]) -> String {
+    let kind = one(random, &["int", "uuid", "text", "boolean"]);
+    let own = own(random, kind, around);
+    match random.random_range(0..8) {
+        0 => format!("{own} is null"),
+        1 if kind == "boolean" => own,
+        2 if kind == "int" => format!("{own} > {}", known(random, kind, around)),
+        3 if wish.errors => {
+            let text = self::own(random, "text", around);
+            format!("{text}::int = {}", known(random, "int", around))
+        }
+        4 => format!("{own} is distinct from {}", known(random, kind, around)),
+        5 => format!("{own} <> {}", known(random, kind, around)),
+        _ => format!("{own} = {}", known(random, kind, around)),
+    }
+}
+
+/// A column of the innermost row.
+fn own(random: &mut StdRng, kind: &str, around: &[Around]) -> String {
+    let innermost = around.last().unwrap();
+    column(random, kind, *innermost)
+}
+
+fn column(random: &mut StdRng, kind: &str, of: Around) -> String {
+    let name = match kind {
+        "int" if of.table != "m" => one(random, &["id", "org"]),
+        "int" => "org",
+        "uuid" => "u",
+        "text" => "s",
+        _ => "ok",
+    };
+    format!("{}.{name}", of.alias)
+}
+
+/// A column of some row around, a claim or a constant.
+fn known(random: &mut StdRng, kind: &str, around: &[Around]) -> String {
+    match random.random_range(0..5) {
+        0 | 1 if !around.is_empty() => {
+            let of = *around.choose(random).unwrap();
+            column(random, kind, of)
+        }
+        0..=2 => match kind {
+            "int" => "(auth.jwt() ->> 'org')::int".to_owned(),
+            "uuid" => one(random, &["auth.uid()", "(select auth.uid())"]).to_owned(),
+            "text" => "(auth.jwt() ->> 's')".to_owned(),
+            _ => "true".to_owned(),
+        },
+        _ => match kind {
+            "int" => one(random, &INTS).to_owned(),
+            "uuid" => format!("'{}'::uuid", one(random, &[ANN, BEN])),
+            "text" => format!("'{}'", one(random, &TEXTS)),
+            _ => one(random, &["true", "false"]).to_owned(),
+        },
+    }
+}
