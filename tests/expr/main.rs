@@ -338,6 +338,7 @@ impl World {
                         Audience::Probes(probes) => probes
                             .iter()
                             .any(|probe| projection.slot(probe.slot) == Some(&probe.datum)),
+                        Audience::Members(..) => panic!("no policy here looks elsewhere"),
                     };
                     let problem = match (native, truth) {
                         (Verdict::True, b'F') => "LEAK",

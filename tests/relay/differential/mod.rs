@@ -40,7 +40,7 @@ async fn what_the_relay_shows_is_what_a_select_shows_as_of_the_commit() {
         let tally = match steps::play(&mut random, asked, most).await {
             Ok(tally) => tally,
             Err((failure, script)) => {
-                let report = shrink::report(failure, &script).await;
+                let report = Box::pin(shrink::report(failure, &script)).await;
                 panic!("{report}\nROWCAST_SEED={seed} ROWCAST_CASES={cases}");
             }
         };
