@@ -77,7 +77,13 @@ fn every_setting_has_a_default_that_is_right_or_a_reason_to_have_none() {
         .collect();
     assert_eq!(
         without,
-        ["database_url", "jwt_secret", "jwks_url", "publication"]
+        [
+            "database_url",
+            "jwt_secret",
+            "jwks_url",
+            "publication",
+            "lookup_publication"
+        ]
     );
     for setting in SETTINGS {
         assert!(setting.help.ends_with('.'), "{}", setting.name);
@@ -132,7 +138,7 @@ fn a_given_value_is_printed_so_that_it_reads_back_and_a_secret_is_not() {
         }
         let value = match setting.name {
             "jwks_url" => "https://example.test/jwks",
-            "publication" => "a \"quoted\" name",
+            "publication" | "lookup_publication" => "a \"quoted\" name",
             "log" => "warn",
             "resync_spread" => "700ms",
             "drain" => "1500ms",

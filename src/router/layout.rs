@@ -302,6 +302,7 @@ mod tests {
             "oid": "9", "schema": "s", "name": "t", "published": true, "published_columns": null,
             "row_security": false, "force_row_security": false, "ancestors": [],
             "written_by": [], "key": [1], "identity": null, "leaves": null, "policies": [],
+            "lookup": false, "unfollowed": null,
             "rights": [],
             "columns": [
                 column(1, "id", None), column(3, "twice", Some("id || id")), column(4, "body", None)

@@ -98,7 +98,7 @@ impl World {
                 "begin; update era set strict = {strict}; alter policy seen on draft using ({using}); \
                  commit"
             );
-            self.change_policy(DRAFT, &sql).await;
+            self.carry_out(&sql).await;
         } else {
             let user = random.random_range(0..USERS);
             let team = (0..TEAMS).find(|team| !never(user, *team) && random.random());

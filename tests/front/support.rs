@@ -200,7 +200,7 @@ impl Client {
             loop {
                 match self.socket.next().await.unwrap().unwrap() {
                     Message::Text(text) => return text.as_str().to_owned(),
-                    Message::Ping(_) => {}
+                    Message::Ping(_) | Message::Pong(_) => {}
                     other => panic!("no text: {other:?}"),
                 }
             }
