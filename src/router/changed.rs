@@ -12,7 +12,8 @@ use crate::pg::{Lsn, Oid, Xid};
 pub(super) struct Changed {
     /// Nothing is known of what lies before.
     from: Offset,
-    newest: Mutex<HashMap<Oid, Offset>>,
+    /// With where its transaction ends, if that is known.
+    newest: Mutex<HashMap<Oid, (Offset, Option<Offset>)>>,
     /// The transaction that truncated a table last, and where it committed.
     emptied: Mutex<HashMap<Oid, (Xid, Lsn)>>,
 }
@@ -38,7 +39,8 @@ impl Changed {
             if last != Some(oid) {
                 last = Some(oid);
                 // Of a run of changes the first will do: they are one transaction's.
-                newest.insert(oid, offset);
+                let end = entry.batch.last.then(|| entry.end());
+                newest.insert(oid, (offset, end));
             }
         }
     }
@@ -54,17 +56,20 @@ impl Changed {
     /// if the log has its changes at all.
     pub(super) fn unchanged_since(&self, table: Oid, place: Offset) -> Offset {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.contains_key(&table) {
-            place
-        } else {
-            self.from
+        match newest.get(&table) {
+            Some((_, end)) => end.unwrap_or(place),
+            None => self.from,
         }
     }
 
     /// Whether none of the tables has changed from `offset` on.
     pub(super) fn unchanged_from(&self, offset: Offset, tables: &[Oid]) -> bool {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let unchanged = |table| newest.get(table).is_none_or(|changed| *changed < offset);
+        let unchanged = |table| {
+            newest
+                .get(table)
+                .is_none_or(|(changed, _)| *changed < offset)
+        };
         tables.is_empty() || offset >= self.from && tables.iter().all(unchanged)
     }
 }
