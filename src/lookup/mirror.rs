@@ -24,7 +24,8 @@ pub struct Mirror {
     key: Arc<[usize]>,
     /// By the key; how often each row is there, which is once where the key is unique.
     rows: HashTrieMapSync<Looked, HashTrieMapSync<Looked, u32>>,
-    indexes: HashTrieMapSync<Vec<usize>, Index>,
+    /// By the places of their columns, which are few.
+    indexes: Vec<(Arc<[usize]>, Index)>,
     len: usize,
 }
 
@@ -59,9 +60,9 @@ impl Mirror {
                 Some(places)
             })
             .collect();
-        let mut indexes = HashTrieMapSync::new_sync();
+        let mut indexes = Vec::with_capacity(sets.len());
         for set in sets {
-            indexes.insert_mut(set, HashTrieMapSync::new_sync());
+            indexes.push((set.into(), HashTrieMapSync::new_sync()));
         }
         Self {
             columns: columns.into(),
@@ -130,7 +131,7 @@ impl Mirror {
         places: &[usize],
         values: &[Datum],
     ) -> Result<impl Iterator<Item = &Looked>, Lacking> {
-        let index = self.indexes.get(places).ok_or(Lacking)?;
+        let index = self.index(places)?;
         let found = index.get(values);
         Ok(found.into_iter().flat_map(HashTrieSetSync::iter))
     }
@@ -140,7 +141,7 @@ impl Mirror {
     /// # Errors
     /// [`Lacking`].
     pub fn count(&self, places: &[usize], values: &[Datum]) -> Result<usize, Lacking> {
-        let index = self.indexes.get(places).ok_or(Lacking)?;
+        let index = self.index(places)?;
         Ok(index.get(values).map_or(0, HashTrieSetSync::size))
     }
 
@@ -198,20 +199,23 @@ impl Mirror {
     pub fn clear(&mut self) {
         self.rows = HashTrieMapSync::new_sync();
         self.len = 0;
-        let sets: Vec<Vec<usize>> = self.indexes.keys().cloned().collect();
-        for set in sets {
-            self.indexes.insert_mut(set, HashTrieMapSync::new_sync());
+        for (_, index) in &mut self.indexes {
+            *index = HashTrieMapSync::new_sync();
         }
     }
 
+    fn index(&self, places: &[usize]) -> Result<&Index, Lacking> {
+        let mut indexes = self.indexes.iter();
+        let found = indexes.find(|(known, _)| **known == *places);
+        found.map(|(_, index)| index).ok_or(Lacking)
+    }
+
     fn reindex(&mut self, row: &Looked, there: bool) {
-        let sets: Vec<Vec<usize>> = self.indexes.keys().cloned().collect();
-        for set in sets {
-            let values: Option<Vec<Datum>> = set
+        for (places, index) in &mut self.indexes {
+            let values = places
                 .iter()
-                .map(|place| row.get(*place).cloned().flatten())
-                .collect();
-            let (Some(values), Some(index)) = (values, self.indexes.get_mut(&set)) else {
+                .map(|place| row.get(*place).cloned().flatten());
+            let Some(values) = values.collect::<Option<Vec<Datum>>>() else {
                 continue;
             };
             let mut found = index.get(&values).cloned().unwrap_or_default();

@@ -242,7 +242,8 @@ impl Access {
         }
         self.rules = match unaskable {
             _ if questions.is_empty() => return,
-            Some(reason) if asked => Rules::Nothing(reason),
+            // A mirror may be missing at any time, and then PostgreSQL has to be asked.
+            Some(reason) if asked || !self.lookups.is_empty() => Rules::Nothing(reason),
             Some(_) => Rules::Judged {
                 predicates,
                 asked,

@@ -198,6 +198,8 @@ async fn a_mirror_holds_what_a_select_sees_whatever_is_written_while_it_is_made(
                     continue;
                 }
                 transaction(&client, &mut random).await;
+                // As much as an unoptimised build can follow.
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }));
     }

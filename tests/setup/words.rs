@@ -297,8 +297,15 @@ async fn what_an_administrator_was_asked_to_make_is_undone_too() {
         apart.contains("alter role \"rowcast\" password 'SCRAM"),
         "{apart}"
     );
+    // As psql does: statement by statement.
+    let mut statement = String::new();
     for line in apart.lines().skip(1).filter(|line| line.starts_with("  ")) {
-        run(&place.admin, line).await;
+        statement.push_str(line);
+        statement.push('\n');
+        let in_body = statement.matches("$ddl$").count() % 2 == 1;
+        if line.ends_with(';') && !in_body {
+            run(&place.admin, &std::mem::take(&mut statement)).await;
+        }
     }
     // The password cannot be set again by who may not, and that is no reason to ask again.
     let again = setup(&environment, &arguments).await.ok();
