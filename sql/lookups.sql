@@ -1,6 +1,6 @@
 -- What the catalog says of tables that are to be mirrored: $1 their oids, $2 the publication whose
 -- tables can be subscribed to, $3 the lookups' own.
-with publications as (
+with recursive publications as (
   select p.oid, p.pubname, p.pubviaroot, p.xmin::pg_catalog.text as version,
          p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as complete,
          pg_catalog.pg_has_role(current_user, p.pubowner, 'usage') as owned
@@ -13,6 +13,15 @@ listed as (
   join pg_catalog.pg_namespace n on n.nspname = t.schemaname
   join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
   where t.pubname in ($2::text, $3::text)
+),
+-- A partitioned table and its partitions, or a partition. Not by pg_partition_tree: it locks them
+-- all, and somebody who alters root and partitions at that moment would meet a deadlock.
+tree(root, oid) as (
+  select c.oid, c.oid from pg_catalog.pg_class c
+  where c.oid = any ($1::pg_catalog.oid[]) and (c.relkind = 'p' or c.relispartition)
+  union all
+  select tree.root, i.inhrelid from tree
+  join pg_catalog.pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
 )
 select c.oid, pg_catalog.jsonb_build_object(
   'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
@@ -40,8 +49,9 @@ select c.oid, pg_catalog.jsonb_build_object(
   'identity', c.relreplident,
   'identities', coalesce((
       select pg_catalog.string_agg(distinct m.relreplident::pg_catalog.text, '')
-      from pg_catalog.pg_partition_tree(c.oid) t
-      join pg_catalog.pg_class m on m.oid = t.relid), ''),
+      from tree t
+      join pg_catalog.pg_class m on m.oid = t.oid
+      where t.root = c.oid), ''),
   'key', (
       select pg_catalog.jsonb_build_object('index', i.indexrelid::pg_catalog.int8, 'columns', (
         select pg_catalog.jsonb_agg(a.attname order by a.attnum)
@@ -61,26 +71,27 @@ select c.oid, pg_catalog.jsonb_build_object(
   -- What takes rows out of a partitioned table, or puts them into it, without a change of a row.
   'members', coalesce((
       select pg_catalog.string_agg(pg_catalog.format('%s:%s:%s', m.oid, m.relfilenode, i.xmin), ',' order by m.oid)
-      from pg_catalog.pg_partition_tree(c.oid) t
-      join pg_catalog.pg_class m on m.oid = t.relid
-      left join pg_catalog.pg_inherits i on i.inhrelid = m.oid), ''),
+      from tree t
+      join pg_catalog.pg_class m on m.oid = t.oid
+      left join pg_catalog.pg_inherits i on i.inhrelid = m.oid
+      where t.root = c.oid), ''),
   'publications', coalesce((
       select pg_catalog.jsonb_object_agg(p.pubname, pg_catalog.jsonb_build_object(
         'oid', p.oid::pg_catalog.int8, 'version', p.version, 'complete', p.complete, 'owned', p.owned,
         'listed', exists (select from listed l where l.pubname = p.pubname and l.oid = c.oid),
         'touched', exists (select from listed l where l.pubname = p.pubname and l.oid in (
-            select c.oid union all select t.relid from pg_catalog.pg_partition_tree(c.oid) t)),
+            select c.oid union all select t.oid from tree t where t.root = c.oid)),
         'columns', exists (select from pg_catalog.pg_publication_rel r
             where r.prpubid = p.oid and pg_catalog.to_jsonb(r) ->> 'prattrs' is not null
-              and r.prrelid in (select c.oid union all select t.relid from pg_catalog.pg_partition_tree(c.oid) t)),
+              and r.prrelid in (select c.oid union all select t.oid from tree t where t.root = c.oid)),
         'filter', exists (select from pg_catalog.pg_publication_rel r
             where r.prpubid = p.oid and pg_catalog.to_jsonb(r) ->> 'prqual' is not null
-              and r.prrelid in (select c.oid union all select t.relid from pg_catalog.pg_partition_tree(c.oid) t)),
+              and r.prrelid in (select c.oid union all select t.oid from tree t where t.root = c.oid)),
         'members', coalesce((
             select pg_catalog.string_agg(pg_catalog.format('%s:%s', r.oid, r.xmin), ',' order by r.oid)
             from pg_catalog.pg_publication_rel r
             where r.prpubid = p.oid
-              and r.prrelid in (select c.oid union all select t.relid from pg_catalog.pg_partition_tree(c.oid) t)), '')))
+              and r.prrelid in (select c.oid union all select t.oid from tree t where t.root = c.oid)), '')))
       from publications p), '{}'))
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace

@@ -23,8 +23,9 @@ use crate::policy::ask::BECOME_CLIENT;
 /// Rows fetched at once, and of a page.
 const PAGE_ROWS: usize = 500;
 
-/// How long a table's lock may be waited for: whoever holds it has others wait as well.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a table's lock may be waited for at once: whoever comes behind it waits as long, and it is
+/// less than it takes PostgreSQL to end somebody else's transaction for a deadlock.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How much longer than its statements the end of a transaction may take before its session is
 /// given up. Before that no other session takes its place.
@@ -404,8 +405,7 @@ fn refusal(inner: &Inner, error: &tokio_postgres::Error) -> Trouble {
     let code = error.code().map(SqlState::code).unwrap_or_default();
     match code {
         "57014" => Trouble::Final(Failure::Slow(inner.settings.timeout)),
-        // A lock that was not to be had, a deadlock.
-        "55P03" => Trouble::Final(Failure::Busy),
+        "55P03" => Trouble::Broken("a lock was not to be had in time".to_owned()),
         // A column or table that is no more, or not yet as the catalog in hand says.
         "42703" | "42P01" => Trouble::Unlike,
         _ if code.is_empty() || ["08", "40", "53", "57", "58", "XX"].contains(&class(code)) => {

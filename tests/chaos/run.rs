@@ -17,7 +17,7 @@ use crate::fault::{FAULTS, Fault};
 use crate::proxy::Proxy;
 use crate::relay::{Relay, tail};
 use crate::report::{Outcome, Report};
-use crate::schema::{DRAFT, FILTERS, TABLES, TEAMS, USERS, connected, never, person, visible};
+use crate::schema::{FILTERS, TABLES, TEAMS, USERS, connected, never, person, visible};
 use crate::writer::{Traffic, write};
 
 /// By when everything flows again after a fault, on a machine that does something else besides.
@@ -110,16 +110,6 @@ impl World {
                 format!("delete from member where team = {team} and person = '{person}'")
             };
             self.carry_out(&sql).await;
-        }
-    }
-
-    async fn change_policy(&self, table: usize, sql: &str) {
-        for client in &self.clients {
-            client.model.lock().unwrap().freeze(table);
-        }
-        self.carry_out(sql).await;
-        for client in &self.clients {
-            client.read_again(table);
         }
     }
 

@@ -28,8 +28,9 @@ use crate::source::lookups::Wishing;
 /// After this long without a fault what went wrong before does not count any more.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// How long adding a table may wait for its lock: whoever comes behind it waits as long.
-const LOCK_TIMEOUT: &str = "set lock_timeout = '2s'";
+/// How long adding a table may wait for its lock: whoever comes behind it waits as long, and it is less
+/// than it takes PostgreSQL to end somebody else's transaction for a deadlock.
+const LOCK_TIMEOUT: &str = "set lock_timeout = '300ms'";
 
 /// That a table is to be mirrored. A mirror that was given up is ordered again, by another number.
 #[derive(Debug)]

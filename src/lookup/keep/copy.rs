@@ -51,8 +51,9 @@ const NEAR: u64 = 256;
 /// for others.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a table's lock may be waited for: whoever comes behind it waits as long.
-const LOCK_TIMEOUT: &str = "2s";
+/// How long a table's lock may be waited for: whoever comes behind it waits as long, and it is less than
+/// it takes PostgreSQL to end somebody else's transaction for a deadlock.
+const LOCK_TIMEOUT: &str = "300ms";
 
 /// How long a fetch may take.
 const FETCH_TIMEOUT: &str = "60s";
@@ -70,14 +71,16 @@ const SNAPSHOT: &str = "select pg_catalog.pg_current_snapshot()::pg_catalog.text
      pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()) end";
 
 /// The transactions that have written a table, or one of its partitions, and have not ended.
-const WRITERS: &str = "select coalesce(pg_catalog.array_agg(distinct l.virtualtransaction), '{}') \
+const WRITERS: &str = "with recursive tree(oid) as (select $1::pg_catalog.oid union all \
+         select i.inhrelid from tree \
+         join pg_catalog.pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending) \
+     select coalesce(pg_catalog.array_agg(distinct l.virtualtransaction), '{}') \
      from pg_catalog.pg_locks l \
      where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_catalog.pg_backend_pid() \
        and l.database = (select d.oid from pg_catalog.pg_database d \
                          where d.datname = pg_catalog.current_database()) \
        and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') \
-       and l.relation in (select $1::pg_catalog.oid union all \
-                          select t.relid from pg_catalog.pg_partition_tree($1::pg_catalog.oid) t)";
+       and l.relation in (select tree.oid from tree)";
 
 /// What is to be brought.
 pub(super) struct Copying {
