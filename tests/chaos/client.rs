@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
@@ -51,11 +51,8 @@ pub(crate) struct Client {
     pub(crate) model: Mutex<Model>,
     /// For each channel the newest number of the fence, once it is subscribed.
     fences: Mutex<Vec<Option<i64>>>,
-    /// Tables that are to be read anew.
-    again: Mutex<Vec<usize>>,
     /// The history that the newest fence is of.
     history: Mutex<String>,
-    asked: Notify,
     pub(crate) kind: Kind,
 }
 
@@ -76,25 +73,15 @@ impl Client {
             user,
             filter,
             fences: Mutex::new(vec![None; channels]),
-            again: Mutex::default(),
             history: Mutex::default(),
-            asked: Notify::new(),
             kind,
         })
-    }
-
-    /// What an application does that knows that its user may see something else now.
-    pub(crate) fn read_again(&self, table: usize) {
-        self.again.lock().unwrap().push(table);
-        self.asked.notify_one();
     }
 
     /// Whether all its channels have passed this fence, and its rows are what it was told.
     pub(crate) fn has_passed(&self, fence: i64) -> bool {
         let passed = |heard: &Option<i64>| heard.is_some_and(|heard| heard >= fence);
-        self.fences.lock().unwrap().iter().all(passed)
-            && self.again.lock().unwrap().is_empty()
-            && self.model.lock().unwrap().is_settled()
+        self.fences.lock().unwrap().iter().all(passed) && self.model.lock().unwrap().is_settled()
     }
 
     /// The history of the log that it follows.
@@ -121,8 +108,6 @@ struct Channel {
     joined: bool,
     /// When it is to be joined.
     at: Option<Instant>,
-    /// What the model said when it was joined.
-    reading: Vec<u64>,
     /// Whether the last join said where it was, and so may be told again what lies behind that.
     repeats: bool,
 }
@@ -156,7 +141,6 @@ pub(crate) async fn run(
         reference: 0,
         joined: false,
         at: None,
-        reading: Vec::new(),
         repeats: false,
     });
     let mut run = Run {
@@ -223,11 +207,6 @@ impl Run {
                         return;
                     }
                 }
-                () = self.client.asked.notified() => {
-                    if self.read_again(&mut socket).await.is_err() {
-                        return;
-                    }
-                }
             }
         }
     }
@@ -261,11 +240,6 @@ impl Run {
         if kind == Kind::Snapshot && channel.since.is_some() {
             model.comes_back(channel.tables[0]);
         }
-        channel.reading = channel
-            .tables
-            .iter()
-            .map(|table| model.reads(*table))
-            .collect();
         let filter = FILTERS[self.client.filter].0;
         let mut bindings: Vec<Value> = channel
             .tables
@@ -301,35 +275,6 @@ impl Run {
         }
         let reference = self.reference.to_string();
         json!([reference, reference, channel.topic, "phx_join", payload]).to_string()
-    }
-
-    /// Leaves and joins again what the application wants to read again.
-    async fn read_again(
-        &mut self,
-        socket: &mut Socket,
-    ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
-        let tables = std::mem::take(&mut *self.client.again.lock().unwrap());
-        for (index, channel) in self.channels.iter_mut().enumerate() {
-            if !channel.tables.iter().any(|table| tables.contains(table)) {
-                continue;
-            }
-            channel.since = None;
-            channel.own.clear();
-            {
-                let mut model = self.client.model.lock().unwrap();
-                for table in &channel.tables {
-                    model.thaw(*table);
-                }
-            }
-            self.client.fences.lock().unwrap()[index] = None;
-            if channel.at.is_none() {
-                let reference = channel.reference.to_string();
-                let leave = json!([reference, "leave", channel.topic, "phx_leave", {}]);
-                socket.send(Message::text(leave.to_string())).await?;
-            }
-            channel.at = Some(Instant::now());
-        }
-        Ok(())
     }
 
     async fn frame(&mut self, frame: &Value) {
@@ -431,8 +376,7 @@ impl Run {
         assert_eq!(payload["more"], false, "{payload}");
         assert_eq!(payload["errors"], Value::Null, "{payload}");
         let rows = payload["rows"].as_array().unwrap().clone();
-        let ends = (payload["last"] == true).then(|| channel.reading[0]);
-        model.page(table, rows, ends);
+        model.page(table, rows, payload["last"] == true);
     }
 
     fn change(&mut self, index: usize, payload: &Value) {
@@ -461,16 +405,11 @@ impl Run {
         let mut waiting = self.channels[index].tables.clone();
         let (user, filter) = (self.client.user, self.client.filter);
         while let Some(table) = waiting.last().copied() {
-            let reading = self.client.model.lock().unwrap().reads(table);
             let mut sql = connected(&self.url).await;
             let reads = visible(&mut sql, (user, table, filter));
             let read = tokio::time::timeout(Duration::from_secs(10), reads).await;
             if let Ok(Ok(rows)) = read {
-                self.client
-                    .model
-                    .lock()
-                    .unwrap()
-                    .has_read(table, reading, rows);
+                self.client.model.lock().unwrap().has_read(table, rows);
                 waiting.pop();
             }
         }

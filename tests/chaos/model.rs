@@ -29,15 +29,10 @@ struct Held {
 #[derive(Debug, Default)]
 struct Table {
     rows: BTreeMap<i64, Held>,
-    /// Whether the rows are what was told; not so before they were read, and from the moment on
-    /// in which what its user may see begins to change.
+    /// Whether the rows are what was told; not so before they were read.
     settled: bool,
     /// Whether the rows were read last, rather than given behind a cursor.
     read: bool,
-    /// What its user may see is changing.
-    frozen: bool,
-    /// Counts the times that it ceased to be settled.
-    unsettled: u64,
     /// The cursor of the newest change.
     high: Option<String>,
     /// Changes that did not follow what was read, each with the history that it is of: a standby that
@@ -84,37 +79,14 @@ impl Model {
         self.tables.iter().all(|table| table.settled)
     }
 
-    /// What its user may see is about to change, of which a client is not told row by row.
-    pub(crate) fn freeze(&mut self, table: usize) {
-        let table = &mut self.tables[table];
-        table.frozen = true;
-        table.settled = false;
-    }
-
-    /// It is to be read anew.
-    pub(crate) fn thaw(&mut self, table: usize) {
-        let table = &mut self.tables[table];
-        table.frozen = false;
-        table.settled = false;
-        table.unsettled += 1;
-    }
-
-    /// To be given to [`Model::has_read`], so that what was read before is not taken for new.
-    pub(crate) fn reads(&self, table: usize) -> u64 {
-        self.tables[table].unsettled
-    }
-
     /// The rows as they were read from PostgreSQL.
-    pub(crate) fn has_read(&mut self, table: usize, reading: u64, rows: Vec<Value>) {
+    pub(crate) fn has_read(&mut self, table: usize, rows: Vec<Value>) {
         let model = &mut self.tables[table];
-        if model.unsettled != reading {
-            return;
-        }
         model.rows = rows
             .into_iter()
             .map(|row| held(row, Source::Read))
             .collect();
-        (model.settled, model.read) = (!model.frozen, true);
+        (model.settled, model.read) = (true, true);
     }
 
     /// A gap was told of.
@@ -139,8 +111,8 @@ impl Model {
         }
     }
 
-    /// A page; `reading` as it was when the channel was joined, where this is the last one.
-    pub(crate) fn page(&mut self, table: usize, rows: Vec<Value>, ends: Option<u64>) {
+    /// A page; whether it is the last one.
+    pub(crate) fn page(&mut self, table: usize, rows: Vec<Value>, ends: bool) {
         for row in rows {
             if !may_be_shown(self.user, table, &row, false) {
                 self.wrong(table, "shown in a snapshot", &row);
@@ -152,9 +124,7 @@ impl Model {
             }
         }
         let model = &mut self.tables[table];
-        if ends.is_some_and(|reading| reading == model.unsettled) {
-            model.settled = !model.frozen;
-        }
+        model.settled |= ends;
     }
 
     /// A change. What lies before the newest one may come where `may_repeat`, as it may to who

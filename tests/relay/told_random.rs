@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -118,15 +118,16 @@ impl Rules {
     }
 }
 
-/// What one subscriber was given, in its order; `None` where it was told to read again.
-async fn follow(core: Arc<Core>, mut watcher: Watcher, over: Arc<AtomicBool>) -> Heard {
+/// What one subscriber was given before the fence `last`, in its order; `None` where it was told to
+/// read again.
+async fn follow(core: Arc<Core>, mut watcher: Watcher, last: Arc<AtomicU64>) -> Heard {
     let mut heard = Heard::default();
     loop {
         match watcher.event().await {
             Event::Change { data, .. } => {
                 let data: Value = serde_json::from_slice(&data).unwrap();
                 if data["table"] == "fence" {
-                    if over.load(Ordering::Relaxed) {
+                    if data["record"]["id"].as_u64() >= Some(last.load(Ordering::Relaxed)) {
                         return heard;
                     }
                 } else {
@@ -194,11 +195,11 @@ async fn play(told: bool, paced: bool) {
     let writers: Vec<_> = (0..WRITERS as u64)
         .map(|writer| tokio::spawn(write(url.clone(), Arc::clone(&over), seed ^ writer)))
         .collect();
-    let ended = Arc::new(AtomicBool::new(false));
+    let last = Arc::new(AtomicU64::new(u64::MAX));
     let following: Vec<_> = [ann, ben, all]
         .map(|watcher| {
-            let (core, ended) = (Arc::clone(&core), Arc::clone(&ended));
-            tokio::spawn(follow(core, watcher, ended))
+            let (core, last) = (Arc::clone(&core), Arc::clone(&last));
+            tokio::spawn(follow(core, watcher, last))
         })
         .into();
     let sql = connect(&url).await;
@@ -254,7 +255,7 @@ async fn play(told: bool, paced: bool) {
     for writer in writers {
         written += writer.await.unwrap();
     }
-    ended.store(true, Ordering::Relaxed);
+    last.store(fence + 1, Ordering::Relaxed);
     // Whoever is about to join again may miss one of them.
     let deadline = Instant::now() + DEADLINE;
     for fence in fence + 1.. {
