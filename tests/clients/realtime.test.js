@@ -176,21 +176,41 @@ for (const kind of CLIENTS) describe(kind.name, () => {
   })
 
   test('a membership shows rows from its commit on, and hides them from the commit of its end', async () => {
-    const { changes } = await subscribe(await as(BEN), 'membership')
+    const client = await as(BEN)
+    let heard = await subscribe(client, 'membership')
+    // Of what is done to the table before nobody is told.
+    await relay.printed(/the lookup is mirrored/, 30_000, () => relay.output + relay.errors)
+    const everything = [heard.changes]
+    // Whoever sees other rows than before is told to read again, and hears what comes when it is back.
+    const readsAgain = async (times) => {
+      const told = ({ reason }) => reason === 'access_changed'
+      if (kind.rejoins) {
+        await heard.system.count(times, told, 'the word to read again')
+        const subscribed = ({ status }) => status === 'SUBSCRIBED'
+        await heard.statuses.count(times + 1, subscribed, 'SUBSCRIBED again', 30_000)
+      } else {
+        await heard.system.first(told, 'the word to read again')
+        heard = await subscribe(client, `membership ${times}`)
+        everything.push(heard.changes)
+      }
+    }
     await tables.query('insert into org_members (organization_id, user_id) values ($1, $2)', [
       ANN.organization,
       BEN.user,
     ])
+    await readsAgain(1)
     const during = await tables.insertTask(ANN)
-    await changes.first(about(during), 'a row of the new membership')
+    await heard.changes.first(about(during), 'a row of the new membership')
     await tables.query('delete from org_members where organization_id = $1 and user_id = $2', [
       ANN.organization,
       BEN.user,
     ])
     const afterwards = await tables.insertTask(ANN)
+    await readsAgain(2)
     const fence = await tables.insertTask(BEN)
-    await changes.first(about(fence), 'the fence')
-    assert.ok(!changes.items.some(about(afterwards)), 'not seen any more')
+    await heard.changes.first(about(fence), 'the fence')
+    const shown = everything.some((changes) => changes.items.some(about(afterwards)))
+    assert.ok(!shown, 'not seen any more')
   })
 
   test('setAuth on a live socket changes whose rows come', async () => {
