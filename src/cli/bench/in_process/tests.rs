@@ -81,6 +81,7 @@ async fn what_arrives_in_outboxes_is_counted_and_everybody_leaves() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while audience.books().delivered.load(Ordering::Relaxed) < 18 {
         assert!(Instant::now() < deadline, "{audience:?}");
+        // A counter rings for nobody.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (tally, books) = sessions.finish(audience, written()).await.unwrap();

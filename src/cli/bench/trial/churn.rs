@@ -68,6 +68,7 @@ pub async fn run(stage: &mut Stage<'_>, connections: u64) -> anyhow::Result<Chur
     let relay = Relay::rowcast(stage.database, log, stage.jwt_secret, most).await?;
     stage.progress.step("warming up");
     come_and_go(stage, &relay, WARM_UP).await?;
+    // What the relay gives back late is not to be taken for what was there before.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (rss_before, descriptors_before) = (relay.child.rss_bytes()?, relay.child.descriptors()?);
     stage.progress.step("coming and going");
