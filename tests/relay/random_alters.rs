@@ -323,8 +323,10 @@ async fn no_event_says_anything_that_its_statement_did_not() {
             partial += u64::from(!seen.change()["errors"].is_null());
         }
     }
+    // Rounds in which nothing may be hidden are exact, as is said above; the draw has to hold some
+    // (four in ten alter nothing).
     assert!(
-        exact * 4 > rounds,
+        rounds < 60 || exact * 10 > rounds,
         "seed {seed}: {exact} of {rounds} rounds without a resync"
     );
     assert!(
