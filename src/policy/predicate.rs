@@ -8,6 +8,8 @@
 
 mod audience;
 
+mod claims;
+
 mod tables;
 
 use std::fmt;
