@@ -27,6 +27,7 @@ use crate::router;
 
 const HTML: &str = include_str!("inspect/page.html");
 const CSS: &str = include_str!("inspect/page.css");
+const ICON: &str = include_str!("inspect/icon.svg");
 const JS: &str = include_str!("inspect/page.js");
 
 /// How often a page is told what is new.
@@ -99,6 +100,7 @@ pub(super) fn routes(inspector: Inspector, readiness: Readiness, metrics: Arc<Me
             "/inspect/page.js",
             get(|| asset("text/javascript; charset=utf-8", JS)),
         )
+        .route("/inspect/icon.svg", get(|| asset("image/svg+xml", ICON)))
         .route("/inspect/now.json", get(now))
         .route("/inspect/events", get(events))
         .route("/inspect/findings.json", get(found))
