@@ -3,6 +3,9 @@
 -- mean the same policies, rights, columns, types and functions. xmin is in it where a row could be
 -- changed and changed back between two looks.
 --   $1 publication   $2 roles that clients act as
+-- and, as settings of the session that need not be there, arrays of numbers:
+--   rowcast.explained    tables to be described as if they were published
+--   rowcast.looked_into  tables that rules look into, rowcast.called functions that they call
 -- search_path must be empty, so that pg_get_expr qualifies every name outside pg_catalog.
 with recursive
 published as (
@@ -14,6 +17,14 @@ published as (
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
   where p.pubname = $1
+  union all
+  select e.oid, null
+  from unnest(nullif(current_setting('rowcast.explained', true), '')::oid[]) as e(oid)
+  where not exists (
+    select from pg_publication_tables p
+    join pg_namespace n on n.nspname = p.schemaname
+    join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+    where p.pubname = $1 and c.oid = e.oid)
 ),
 -- A partition published on its own is judged by its ancestors' policies too.
 judged as (
@@ -29,6 +40,8 @@ lookups(oid) as (
   join pg_policy p on p.polrelid = t.oid and p.polcmd in ('r', '*')
   join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
     and d.refclassid = 'pg_class'::regclass and d.refobjid <> t.oid
+  union
+  select e.oid from unnest(nullif(current_setting('rowcast.looked_into', true), '')::oid[]) as e(oid)
   union
   select d.refobjid from lookups l
   join pg_policy p on p.polrelid = l.oid and p.polcmd in ('r', '*')
@@ -84,6 +97,8 @@ functions(oid) as (
   from pg_depend d
   where d.classid = 'pg_policy'::regclass and d.refclassid = 'pg_proc'::regclass
     and d.objid in (select p.oid from policies p where p.polrelid in (select oid from tables))
+  union
+  select e.oid from unnest(nullif(current_setting('rowcast.called', true), '')::oid[]) as e(oid)
 )
 select jsonb_build_object(
   'database', (select jsonb_build_object(

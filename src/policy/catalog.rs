@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::rule::TableRule;
 use crate::datum::{Collation, Encoding, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid, Xid};
 
@@ -48,6 +49,8 @@ pub struct Catalog {
     /// Whether some setting of the database or a role moves `pg_catalog` back in the search path,
     /// so that names in unpinned function bodies could mean something else than they seem to.
     pub unusual_search_path: bool,
+    /// Why rules are not in force, a sentence each.
+    pub unruled: Vec<String>,
 }
 
 /// A role that clients act as.
@@ -102,6 +105,9 @@ pub struct Table {
     pub leaves: Option<Vec<Leaf>>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
+    /// The operator's rules for it.
+    #[serde(skip)]
+    pub rules: Vec<TableRule>,
     /// What each role may do.
     pub rights: Vec<Rights>,
 }
@@ -130,6 +136,12 @@ impl Table {
         self.written_by
             .iter()
             .any(|writer| xid.widen(*writer) == xid)
+    }
+
+    /// What the operator's rules for a role say, as far as that is known.
+    pub fn rules_for(&self, role: &str) -> impl Iterator<Item = &Policy> {
+        let rules = self.rules.iter().filter(move |rule| rule.applies_to(role));
+        rules.filter_map(|rule| rule.policy.as_ref().ok())
     }
 
     /// The name as SQL, quoted.
@@ -228,7 +240,7 @@ pub struct Column {
 }
 
 /// A policy that applies to SELECT.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Policy {
     /// Its name.
     pub name: String,
@@ -396,6 +408,7 @@ impl Catalog {
             casts: document.casts,
             operators: document.operators,
             unusual_search_path,
+            unruled: Vec::new(),
             request_settings,
         })
     }

@@ -11,6 +11,8 @@
 
 pub mod catalog;
 
+pub mod rule;
+
 pub mod reader;
 
 pub mod watch;

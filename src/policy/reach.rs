@@ -38,6 +38,11 @@ pub(super) fn reach<'c>(
         denied: None,
     };
     walk.enter(table)?;
+    // Rules are asked beside the policies, so what they look into is no part of those.
+    let rules: Vec<&Policy> = table.rules_for(role).collect();
+    let refused = unexecutable(catalog, &rules, role);
+    walk.denied = walk.denied.take().or(refused);
+    walk.read(rules.iter().filter_map(|rule| rule.tree.as_deref()))?;
     walk.denied.map_or(Ok(walk.found), Err)
 }
 
@@ -85,6 +90,14 @@ impl<'c> Walk<'c, '_> {
         let refused = unexecutable(self.catalog, &policies, self.role);
         self.denied = self.denied.take().or(refused);
         self.active.push(table.oid);
+        self.read(trees.into_iter())?;
+        self.active.pop();
+        self.done.insert(table.oid);
+        Ok(())
+    }
+
+    /// Looks at the tables that conditions read.
+    fn read<'t>(&mut self, trees: impl Iterator<Item = &'t str>) -> Result<(), String> {
         for tree in trees {
             // What cannot be read is refused by the compiler.
             let Ok(tree) = node_tree::read(tree) else {
@@ -106,8 +119,6 @@ impl<'c> Walk<'c, '_> {
                 self.enter(other)?;
             }
         }
-        self.active.pop();
-        self.done.insert(table.oid);
         Ok(())
     }
 }
@@ -172,7 +183,14 @@ pub(super) fn looked_into<'c>(catalog: &'c Catalog, table: &'c Table) -> Vec<&'c
     const PG_CLASS: u32 = 1259;
     let (mut found, mut open): (Vec<&Table>, Vec<&Table>) = (Vec::new(), vec![table]);
     while let Some(one) = open.pop() {
-        let depends = one.policies.iter().flat_map(|policy| &policy.depends);
+        // Rules count where the table itself is judged.
+        let rules = one.rules.iter().filter_map(|rule| rule.policy.as_ref().ok());
+        let rules = rules.filter(|_| one.oid == table.oid);
+        let depends = one
+            .policies
+            .iter()
+            .chain(rules)
+            .flat_map(|policy| &policy.depends);
         for (_, oid, _) in depends.filter(|(class, ..)| class.0 == PG_CLASS) {
             let Some(other) = catalog.tables.get(oid).map(Arc::as_ref) else {
                 continue;

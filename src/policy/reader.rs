@@ -4,6 +4,7 @@
 //! read says which changes of the stream it is not older than.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio_postgres::{Client, Statement, Transaction};
 use tracing::debug;
 
 use super::catalog::{Catalog, Function};
+use super::rule::{self, Analysed, Rule};
 use crate::change::Relation;
 use crate::pg::connect::{ConnectError, Database};
 use crate::pg::refusal::Retry;
@@ -157,6 +159,9 @@ pub struct CatalogReader {
     held: HashMap<Oid, Instant>,
     /// Resolved bodies by function and version, so that each is analysed once.
     bodies: HashMap<(Oid, String), Option<String>>,
+    /// The operator's rules, and what they come to.
+    rules: Vec<Rule>,
+    analysed: Vec<Analysed>,
 }
 
 #[derive(Debug)]
@@ -188,7 +193,16 @@ impl CatalogReader {
             told: None,
             held: HashMap::new(),
             bodies: HashMap::new(),
+            rules: Vec::new(),
+            analysed: Vec::new(),
         }
+    }
+
+    /// Holds the operator's rules against each catalog.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Vec<Rule>) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Adds a role to those that are read; whether it was not among them.
@@ -296,6 +310,14 @@ impl CatalogReader {
             return Ok((current, took));
         }
         let names: Vec<&String> = roles.iter().collect();
+        if !same {
+            self.analyse_rules(&names).await?;
+        }
+        let rules = self.analysed.iter().map(|rule| &rule.rule);
+        let mut ruled = DefaultHasher::new();
+        format!("{:?}", rules.collect::<Vec<_>>()).hash(&mut ruled);
+        let ruled = ruled.finish();
+        let connection = self.connected().await?;
         let row = connection
             .client
             .query_one(&connection.document, &[&publication, &names])
@@ -305,7 +327,7 @@ impl CatalogReader {
         let behind =
             look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
         let covered = told.covers(before.as_ref()) && behind == told;
-        let hash = format!("{hash} {:?}", behind.trigger);
+        let hash = format!("{hash} {:?} {ruled}", behind.trigger);
         let looked = Looked {
             snapshot: mark.snapshot.clone(),
             fingerprint,
@@ -341,7 +363,36 @@ impl CatalogReader {
         let read_at: Lsn = read_at.parse().unwrap_or_default();
         let mut catalog = Catalog::parse(text, hash, read_at)?;
         self.resolve_bodies(&mut catalog).await?;
+        rule::install(&mut catalog, &self.analysed);
         Ok(catalog)
+    }
+
+    /// Has PostgreSQL resolve the rules, and the next document hold what they name.
+    async fn analyse_rules(&mut self, roles: &[&String]) -> Result<(), CatalogError> {
+        if self.rules.is_empty() {
+            return Ok(());
+        }
+        let rules = std::mem::take(&mut self.rules);
+        let analysed = match self.connected().await {
+            Ok(connection) => rule::analyse(&mut connection.client, &rules, roles).await,
+            Err(error) => {
+                self.rules = rules;
+                return Err(error);
+            }
+        };
+        self.rules = rules;
+        self.analysed = analysed?;
+        let objects = |class: u32| {
+            let named = self.analysed.iter().flat_map(|rule| rule.names(Oid(class)));
+            let named: BTreeSet<String> = named.map(|oid| oid.0.to_string()).collect();
+            format!("{{{}}}", named.into_iter().collect::<Vec<_>>().join(","))
+        };
+        let (tables, functions) = (objects(1259), objects(1255));
+        let client = &self.connected().await?.client;
+        let told = "select set_config('rowcast.looked_into', $1, false), \
+                    set_config('rowcast.called', $2, false)";
+        client.query(told, &[&tables, &functions]).await?;
+        Ok(())
     }
 
     /// Has PostgreSQL resolve the bodies of SQL functions that are kept as text: the function is
