@@ -27,6 +27,8 @@ pub mod compile;
 
 pub mod predicate;
 
+mod scope;
+
 pub mod ask;
 
 pub mod access;
