@@ -56,8 +56,11 @@ pub struct Scope {
     /// SQL functions that may be inlined. Whoever gives them has checked that the role may execute
     /// them and that their `proconfig`, if any, does not matter to the body.
     pub functions: HashMap<Oid, Function>,
-    /// The tables that sub-selects may look into.
-    pub tables: HashMap<Oid, Arc<Looked>>,
+    /// The tables that sub-selects may look into, by the role that looks: inside a SECURITY DEFINER
+    /// body that is the function's owner.
+    pub tables: HashMap<(Oid, Oid), Arc<Looked>>,
+    /// As whom the policies run.
+    pub role: Oid,
     /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
     pub settings: HashMap<String, Setting>,
 }
@@ -225,6 +228,8 @@ enum Around {
 
 struct Compiler<'s> {
     scope: &'s Scope,
+    /// As whom the function or policy in hand runs.
+    role: Oid,
     columns: Vec<Arc<ColumnRef>>,
     references: BTreeSet<Reference>,
     /// The arguments of the functions being inlined, innermost last.
@@ -244,6 +249,7 @@ impl<'s> Compiler<'s> {
     fn new(scope: &'s Scope) -> Self {
         Self {
             scope,
+            role: scope.role,
             columns: Vec::new(),
             references: BTreeSet::new(),
             calls: Vec::new(),
@@ -275,6 +281,11 @@ impl<'s> Compiler<'s> {
         if kept && self.calls.is_empty() {
             self.references.insert(reference);
         }
+    }
+
+    /// A table as the role in force has it.
+    fn table(&self, oid: Oid) -> Option<&'s Arc<Looked>> {
+        self.scope.tables.get(&(self.role, oid))
     }
 
     fn type_of(&self, oid: Oid, collation: Oid) -> Result<Type, Refusal> {

@@ -29,6 +29,8 @@ pub mod compile;
 
 pub mod predicate;
 
+mod scope;
+
 pub mod ask;
 
 pub mod access;

@@ -8,9 +8,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::access::{applicable, security_applies, unexecutable};
 use super::catalog::{Catalog, Policy, Rights, Table};
 use super::node_tree::{self, Node, Tree};
+use super::scope::{applicable, security_applies, unexecutable};
 use crate::pg::Oid;
 
 /// What `selectedCols` adds to a column's number.

@@ -123,7 +123,7 @@ impl Compiler<'_> {
             return Err(Refusal::new("VAR with more to it than its column"));
         }
         let columns = match around {
-            Around::Looked(_, table) => self.scope.tables.get(&table).map(|table| &table.columns),
+            Around::Looked(_, table) => self.table(table).map(|table| &table.columns),
             _ => Some(&self.scope.columns),
         };
         let column = columns.and_then(|columns| columns.get(&number)).cloned();

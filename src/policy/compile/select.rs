@@ -177,7 +177,7 @@ impl Compiler<'_> {
             return Err(Refusal::new("a function that looks into a table"));
         }
         let oid = self.from(query)?;
-        let table = self.scope.tables.get(&oid);
+        let table = self.table(oid);
         let table = table.ok_or_else(|| Refusal::new(format!("table {oid} is not known")))?;
         if let Some(reason) = &table.refused {
             return Err(Refusal::new(reason.clone()));
