@@ -8,11 +8,12 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::ask::image::{self, Asked};
-use super::catalog::{Catalog, Column, Policy, Table};
+use super::ask::parts::{Judged, Parts, columns_read, combined, question};
+use super::catalog::{Catalog, Policy, Table};
 use super::consults::consults;
 use super::predicate::{Predicate, Verdict};
 use super::reach::{looked_into, reach};
-use super::scope::{PG_CLASS, PG_PROC, applicable, compiled, security_applies, unexecutable};
+use super::scope::{PG_PROC, applicable, compiled, security_applies, unexecutable};
 use crate::change::{ColumnSet, Relation};
 use crate::lookup::Wanted;
 use crate::pg::Oid;
@@ -35,6 +36,9 @@ pub struct Access {
     /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
     /// the table is to be told.
     pub hides_all: bool,
+    /// The table's own rules as SQL, for who reads its rows; row-level security has the policies
+    /// hold there.
+    pub narrowed: Option<String>,
     readable: HashSet<String>,
     /// The table's columns by their numbers, and whether the role may read each.
     columns: Vec<(i16, bool)>,
@@ -53,11 +57,14 @@ pub enum Rules {
     Judged {
         /// The compiled policies; all must say yes.
         predicates: SmallVec<[Arc<Predicate>; 1]>,
-        /// Whether there are others, so that PostgreSQL has to say yes as well.
+        /// Whether something of them is not compiled and undecided there, so that PostgreSQL is
+        /// asked where the rest does not decide.
         asked: bool,
         /// The query that asks all policies, compiled or not: also for the rows that a compiled
         /// one cannot decide. `None` where they cannot be asked.
         query: Option<Arc<str>>,
+        /// What asks only those that are not decided; `None` where all are to be asked.
+        parts: Option<Arc<Parts>>,
     },
 }
 
@@ -74,6 +81,7 @@ impl Access {
             consults: Some(Vec::new()),
             lookups: Vec::new(),
             hides_all: false,
+            narrowed: None,
             readable: HashSet::new(),
             columns: Vec::new(),
             rows: 0,
@@ -101,6 +109,11 @@ impl Access {
             .map(|number| (number, rights.columns.contains(&number)))
             .collect();
         access.judge(catalog, table, role);
+        let rules = table
+            .rules_for(role)
+            .filter_map(|rule| rule.condition.as_deref());
+        let rules: Vec<String> = rules.map(|rule| format!("({rule})")).collect();
+        access.narrowed = (!rules.is_empty()).then(|| rules.join(" and "));
         access.rows = match &access.rules {
             Rules::Nothing(_) => 0,
             Rules::Everything => 1,
@@ -153,6 +166,7 @@ impl Access {
         let mut questions: Vec<Asked<'_>> = Vec::new();
         let mut asked = false;
         let mut unaskable = None;
+        let (mut parts, mut askable_in_parts) = (Vec::new(), true);
         if !catalog.roles.get(role).is_some_and(|role| role.settable) {
             // A membership may exist without the right to SET ROLE from 16 on.
             let option = if catalog.major < 16 {
@@ -182,10 +196,20 @@ impl Access {
                 self.rules = Rules::Nothing(format!("role {role:?} does not exist"));
                 return;
             };
-            if !security_applies(catalog, judged, rights) {
+            let applies = judged.rules.iter().filter(|rule| rule.applies_to(role));
+            let unruled = applies.filter_map(|rule| rule.policy.as_ref().err()).next();
+            if let Some(unruled) = unruled {
+                let reason = format!("a rule of this relay is not in force: {unruled}");
+                self.rules = Rules::Nothing(reason);
+                return;
+            }
+            // Without row-level security the rules alone decide.
+            let open = !security_applies(catalog, judged, rights);
+            let policies = applicable(judged, rights).filter(|_| !open);
+            let applicable: Vec<&Policy> = policies.chain(judged.rules_for(role)).collect();
+            if open && applicable.is_empty() {
                 continue;
             }
-            let applicable: Vec<&Policy> = applicable(judged, rights).collect();
             if let Some(refused) = unexecutable(catalog, &applicable, role) {
                 self.rules = Rules::Nothing(refused);
                 return;
@@ -193,11 +217,7 @@ impl Access {
             unaskable = unaskable
                 .or_else(|| unstored(judged, &applicable))
                 .or_else(|| miscast(catalog, judged, &applicable));
-            questions.push(Asked {
-                table: judged,
-                condition: condition(&applicable),
-                reads: columns_read(judged, &applicable),
-            });
+            questions.push(question(judged, &applicable, open));
             let consulted = consults(catalog, judged, &applicable);
             self.consults = self.consults.take().zip(consulted).map(|(mut all, some)| {
                 all.extend(some);
@@ -205,22 +225,25 @@ impl Access {
             });
             // A policy with only a WITH CHECK permits nothing to be read.
             let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
-            self.hides_all |= !applicable.iter().any(permits);
-            match compiled(catalog, judged, &applicable, (role, &looked_into)) {
-                Ok(predicate) => {
-                    let constant = predicate.is_constant();
-                    self.hides_all |= matches!(
-                        constant,
-                        Some(Verdict::False | Verdict::Null | Verdict::Error)
-                    );
-                    self.look(predicate.lookups());
-                    predicates.push(Arc::new(predicate));
-                }
-                Err(refusals) => {
-                    asked = true;
-                    self.asked_because.extend(refusals);
-                }
+            self.hides_all |= !open && !applicable.iter().any(permits);
+            let done = compiled(catalog, judged, &applicable, (role, &looked_into));
+            let decides_all = done.iter().any(|one| one.decides_all);
+            let predicate = combined(&done, open);
+            self.look(predicate.lookups());
+            self.hides_all |= matches!(
+                predicate.is_constant(),
+                Some(Verdict::False | Verdict::Null | Verdict::Error)
+            );
+            predicates.push(Arc::new(predicate));
+            asked |= done.iter().any(|one| !one.refused.is_empty());
+            askable_in_parts &= !decides_all;
+            if let Some(table) = catalog.tables.get(&judged.oid) {
+                parts.push(Judged::new(table, open, &done));
             }
+            self.asked_because.extend(done.into_iter().flat_map(|one| {
+                let name = &one.policy.name;
+                one.refused.into_iter().map(|reason| (name.clone(), reason))
+            }));
         }
         self.reads = questions
             .iter()
@@ -244,31 +267,19 @@ impl Access {
                 predicates,
                 asked,
                 query: None,
+                parts: None,
             },
             None => Rules::Judged {
                 predicates,
                 asked,
                 query: Some(image::query(&questions).into()),
+                parts: (asked && askable_in_parts)
+                    .then(|| Parts::new(parts))
+                    .flatten()
+                    .map(Arc::new),
             },
         };
     }
-}
-
-/// The columns that the policies read, from what PostgreSQL noted as their dependencies.
-fn columns_read<'a>(table: &'a Table, policies: &[&Policy]) -> Vec<&'a Column> {
-    let depends = |column: &Column| {
-        policies
-            .iter()
-            .flat_map(|policy| &policy.depends)
-            .any(|(class, object, number)| {
-                class.0 == PG_CLASS && *object == table.oid && *number == i32::from(column.number)
-            })
-    };
-    table
-        .columns
-        .iter()
-        .filter(|column| depends(column))
-        .collect()
 }
 
 /// Whether a policy reads a row as a whole, for which no column dependency stands.
@@ -316,29 +327,6 @@ fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Str
         })
 }
 
-/// (all restrictive) and (any permissive), in SQL. Without a permissive policy nothing is visible.
-///
-/// In the order in which PostgreSQL itself puts them, since it stops at what decides and a policy
-/// behind that may raise an error: the restrictive ones by name, then the permissive ones by name
-/// backwards (its cache of policies is built front to back).
-fn condition(policies: &[&Policy]) -> String {
-    let parts = |permissive: bool| -> Vec<String> {
-        policies
-            .iter()
-            .filter(|policy| policy.permissive == permissive)
-            .filter_map(|policy| Some(format!("({})", policy.condition.as_ref()?)))
-            .collect()
-    };
-    let (mut all, mut any) = (parts(false), parts(true));
-    any.reverse();
-    all.push(if any.is_empty() {
-        "false".to_owned()
-    } else {
-        format!("({})", any.join(" or "))
-    });
-    format!("({})", all.join(" and "))
-}
-
 /// What decides which rows a role may see, as one number: not how the policies are called, how they
 /// are laid out, or who wrote them when.
 fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
@@ -349,6 +337,14 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         };
         let applies = security_applies(catalog, judged, rights);
         (judged.oid.0, applies).hash(&mut hasher);
+        if judged.oid == table.oid || table.ancestors.contains(&judged.oid) {
+            let mut rules: Vec<u64> = judged
+                .rules_for(role)
+                .map(|rule| said(catalog, rule, role))
+                .collect();
+            rules.sort_unstable();
+            rules.hash(&mut hasher);
+        }
         if !applies {
             continue;
         }
@@ -444,11 +440,16 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
                     &table.identity,
                     &table.published_columns
                 ),
-                &table.policies,
+                (&table.policies, &table.rules),
             )
         )
         .hash(&mut hasher);
-        let depends = table.policies.iter().flat_map(|policy| &policy.depends);
+        let rules = table
+            .rules
+            .iter()
+            .filter_map(|rule| rule.policy.as_ref().ok());
+        let saying = table.policies.iter().chain(rules);
+        let depends = saying.flat_map(|policy| &policy.depends);
         let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
         for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
             format!("{function:?}").hash(&mut hasher);

@@ -9,6 +9,8 @@ mod node;
 
 mod operators;
 
+mod parts;
+
 mod select;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,17 +22,29 @@ use super::node_tree::{self, Tree};
 use crate::datum::{Datum, Type, Types};
 use crate::pg::Oid;
 
+pub(super) use parts::in_parts;
+
 /// Why an expression is not compiled. It is asked of PostgreSQL instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The first thing met that is not compiled, for people to read.
     pub reason: String,
+    /// Whether PostgreSQL raises an error for every statement with it, whatever else decides.
+    pub always_fails: bool,
 }
 
 impl Refusal {
     pub(super) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
+            always_fails: false,
+        }
+    }
+
+    fn always(reason: impl Into<String>) -> Self {
+        Self {
+            always_fails: true,
+            ..Self::new(reason)
         }
     }
 }
@@ -360,7 +374,7 @@ fn folded(expr: Expr) -> Result<Expr, Refusal> {
     }
     match expr.outcome(Inputs::default()) {
         Ok(datum) => Ok(Expr::Const(Constant(datum))),
-        Err(_) => Err(Refusal::new("a constant that raises an error")),
+        Err(_) => Err(Refusal::always("a constant that raises an error")),
     }
 }
 

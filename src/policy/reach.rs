@@ -184,7 +184,10 @@ pub(super) fn looked_into<'c>(catalog: &'c Catalog, table: &'c Table) -> Vec<&'c
     let (mut found, mut open): (Vec<&Table>, Vec<&Table>) = (Vec::new(), vec![table]);
     while let Some(one) = open.pop() {
         // Rules count where the table itself is judged.
-        let rules = one.rules.iter().filter_map(|rule| rule.policy.as_ref().ok());
+        let rules = one
+            .rules
+            .iter()
+            .filter_map(|rule| rule.policy.as_ref().ok());
         let rules = rules.filter(|_| one.oid == table.oid);
         let depends = one
             .policies

@@ -34,7 +34,10 @@ impl Rule {
     /// The table as SQL, quoted.
     #[must_use]
     pub fn sql_name(&self) -> String {
-        let (schema, table) = (quote_identifier(&self.schema), quote_identifier(&self.table));
+        let (schema, table) = (
+            quote_identifier(&self.schema),
+            quote_identifier(&self.table),
+        );
         format!("{schema}.{table}")
     }
 }
@@ -192,9 +195,20 @@ mod tests {
         let name = |text| table_name(text).map(|(schema, table)| format!("{schema}|{table}"));
         assert_eq!(name("public.Jobs").as_deref(), Some("public|jobs"));
         assert_eq!(name(r#""My S"."a.""b""#).as_deref(), None);
-        assert_eq!(name(r#""My S"."a.""b""""#).as_deref(), Some(r#"My S|a."b""#));
+        assert_eq!(
+            name(r#""My S"."a.""b""""#).as_deref(),
+            Some(r#"My S|a."b""#)
+        );
         assert_eq!(name(r#"public."Jobs""#).as_deref(), Some("public|Jobs"));
-        for wrong in ["jobs", "", ".jobs", "public.", "a.b.c", "public.jobs x", r#""a"b.c"#] {
+        for wrong in [
+            "jobs",
+            "",
+            ".jobs",
+            "public.",
+            "a.b.c",
+            "public.jobs x",
+            r#""a"b.c"#,
+        ] {
             assert_eq!(table_name(wrong), None, "{wrong}");
         }
     }

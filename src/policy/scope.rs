@@ -4,22 +4,36 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::ask::parts::stands_alone;
 use super::catalog::{Catalog, Column, Policy, Rights, Table};
 use super::compile::{self, Function, Reference, Scope, compile};
-use super::predicate::Predicate;
+use super::expr::Expr;
+use crate::datum::Trouble;
 use crate::pg::Oid;
 
 /// The numbers of catalogs, as `pg_depend` names them.
 pub(super) const PG_CLASS: u32 = 1259;
 pub(super) const PG_PROC: u32 = 1255;
 
-/// The policies as one predicate, or the names of those that are not compiled and why.
-pub(super) fn compiled(
+/// What became of a policy.
+pub(super) struct Done<'p> {
+    pub(super) policy: &'p Policy,
+    /// What it says; undecided where that is not compiled.
+    pub(super) expr: Expr,
+    /// Why PostgreSQL has to be asked about it, or about parts of it.
+    pub(super) refused: Vec<String>,
+    /// Whether it, or a part of it, makes statements fail whatever else decides, as far as can be
+    /// told: then everything is to be asked.
+    pub(super) decides_all: bool,
+}
+
+/// The policies that say something about what may be read, each compiled as far as it can be.
+pub(super) fn compiled<'p>(
     catalog: &Catalog,
     table: &Table,
-    policies: &[&Policy],
+    policies: &[&'p Policy],
     (role, looked_into): (&str, &[&Table]),
-) -> Result<Predicate, Vec<(String, String)>> {
+) -> Vec<Done<'p>> {
     let mut scope = scope(catalog, table, policies, looked_into);
     let number = catalog.roles.get(role).map_or(Oid(0), |role| role.oid);
     let tables = looked_into
@@ -27,37 +41,45 @@ pub(super) fn compiled(
         .map(|table| ((number, table.oid), looked(catalog, table, role)));
     scope.tables = tables.collect();
     scope.role = number;
-    let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-    for policy in policies {
-        // With only a WITH CHECK it says nothing about what may be read.
-        let Some(tree) = &policy.tree else { continue };
-        if catalog.request_settings {
-            let reason = "a setting of the database or a role begins with \"request.\"".to_owned();
-            refused.push((policy.name.clone(), reason));
-            continue;
-        }
-        let expr = compile(tree, &scope)
-            .map_err(|refusal| refusal.reason)
-            .and_then(|compiled| {
-                if compiled.references == dependencies(table, policy) {
-                    Ok(compiled.expr)
-                } else {
-                    Err(
-                        "what its tree names is not what PostgreSQL noted that it depends on"
-                            .to_owned(),
-                    )
-                }
-            });
-        match expr {
-            Ok(expr) if policy.permissive => permissive.push(expr),
-            Ok(expr) => restrictive.push(expr),
-            Err(reason) => refused.push((policy.name.clone(), reason)),
-        }
+    // With only a WITH CHECK it says nothing about what may be read.
+    let saying = policies.iter().filter(|policy| policy.tree.is_some());
+    saying
+        .map(|policy| done(catalog, table, policy, &scope))
+        .collect()
+}
+
+fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope) -> Done<'p> {
+    let refused = |expr: Expr, refused: Vec<String>, decides_all: bool| Done {
+        policy,
+        expr,
+        decides_all: decides_all || !refused.is_empty() && !stands_alone(catalog, policy),
+        refused,
+    };
+    let opaque = || Expr::Fail(Trouble::Undecided);
+    let tree = policy.tree.as_deref().unwrap_or_default();
+    if catalog.request_settings {
+        let reason = "a setting of the database or a role begins with \"request.\"".to_owned();
+        return refused(opaque(), vec![reason], false);
     }
-    if refused.is_empty() {
-        Ok(Predicate::new(permissive, restrictive))
-    } else {
-        Err(refused)
+    let noted = dependencies(table, policy);
+    match compile(tree, scope) {
+        Ok(compiled) if compiled.references == noted => {
+            return refused(compiled.expr, Vec::new(), false);
+        }
+        Ok(_) => {
+            let reason = "what its tree names is not what PostgreSQL noted that it depends on";
+            return refused(opaque(), vec![reason.to_owned()], false);
+        }
+        Err(refusal) if refusal.always_fails => {
+            return refused(opaque(), vec![refusal.reason], true);
+        }
+        Err(refusal) => match compile::in_parts(tree, scope) {
+            Some(parts) if parts.references.is_subset(&noted) => {
+                refused(parts.expr, parts.refused, false)
+            }
+            Some(_) => refused(opaque(), vec![refusal.reason], false),
+            None => refused(opaque(), vec![refusal.reason], true),
+        },
     }
 }
 

@@ -342,7 +342,10 @@ impl Relay {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn require_rls_refuses_a_table_without_it_also_once_it_is_switched_off() {
-    let mut relay = Relay::with(NOTES, "notes", |config| config.require_rls = true).await;
+    let mut relay = Relay::with(NOTES, "notes", |config| {
+        config.require = rowcast::config::Require::Rls;
+    })
+    .await;
     // The fence has no row-level security: it has to get some, with a policy that shows all.
     relay
         .run("alter table fence enable row level security; create policy p on fence using (true)")

@@ -104,7 +104,8 @@ fn config(settings: Settings) -> Config {
         default_role: "authenticated".to_owned(),
         role_claim: "role".to_owned(),
         api_keys: BTreeMap::new(),
-        require_rls: true,
+        require: crate::policy::rule::Require::Rls,
+        rules: Vec::new(),
         delete_without_identity: DeleteWithoutIdentity::Suppress,
         leave: Leaves::Asked,
         // The example's database goes with the demo.

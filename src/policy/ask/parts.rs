@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::image::{self, Asked};
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
+use crate::datum::{Datum, Trouble};
 use crate::lookup::Lookups;
 use crate::pg::Oid;
 use crate::policy::catalog::{Catalog, Column, Policy, Table};
+use crate::policy::expr::Expr;
 use crate::policy::predicate::{Predicate, Verdict};
+use crate::policy::scope::Done;
 
 /// Queries that are kept for a table and role; where there would be more all policies are asked.
 const KEPT: usize = 64;
@@ -44,6 +47,35 @@ pub(in crate::policy) struct Judged {
 pub(in crate::policy) struct Part {
     pub(in crate::policy) policy: Policy,
     pub(in crate::policy) predicate: Arc<Predicate>,
+}
+
+impl Judged {
+    pub(in crate::policy) fn new(table: &Arc<Table>, open: bool, done: &[Done<'_>]) -> Self {
+        let part = |one: &Done<'_>| Part {
+            policy: one.policy.clone(),
+            predicate: Arc::new(Predicate::new(vec![one.expr.clone()], Vec::new())),
+        };
+        Self {
+            table: Arc::clone(table),
+            open,
+            policies: done.iter().map(part).collect(),
+        }
+    }
+}
+
+/// Policies as one predicate, undecided where something of them is not compiled.
+pub(in crate::policy) fn combined(done: &[Done<'_>], open: bool) -> Predicate {
+    if done.iter().any(|one| one.decides_all) {
+        return Predicate::new(vec![Expr::Fail(Trouble::Undecided)], Vec::new());
+    }
+    let of = |permissive: bool| {
+        let policies = done
+            .iter()
+            .filter(move |one| one.policy.permissive == permissive);
+        policies.map(|one| one.expr.clone())
+    };
+    let always = open.then(|| Expr::constant(Datum::Bool(true)));
+    Predicate::new(of(true).chain(always).collect(), of(false).collect())
 }
 
 impl Parts {

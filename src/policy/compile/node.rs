@@ -198,7 +198,7 @@ impl Compiler<'_> {
             }
             // PostgreSQL 15 cannot plan `x = x` where x reads no column: it raises an error.
             if two.0 == two.1 && !two.0.reads_row() {
-                return Err(Refusal::new("an expression compared with itself"));
+                return Err(Refusal::always("an expression compared with itself"));
             }
             return Ok((Expr::Compare(comparison, two), BOOL));
         }

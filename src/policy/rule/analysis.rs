@@ -185,7 +185,10 @@ async fn resolve(
         let alter = format!("alter table pg_temp.{name} {dropped}");
         transaction.execute(&alter, &[]).await?;
     }
-    let policy = format!("create policy rule on pg_temp.{name} using ({}\n)", rule.using);
+    let policy = format!(
+        "create policy rule on pg_temp.{name} using ({}\n)",
+        rule.using
+    );
     transaction.execute(&policy, &[]).await?;
     let row = transaction.query_one(POLICY, &[&rule.table]).await?;
     let (stand_in, tree): (u32, String) = (row.try_get(0)?, row.try_get(2)?);
