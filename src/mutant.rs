@@ -148,6 +148,8 @@ mutants! {
         AffectedIsAfterOnly,
         OwnPoliciesAreForgotten,
         OwnPoliciesAreRestrictive,
+        OuterJoinIsInner,
+        KeysAreForgotten,
     }
 }
 

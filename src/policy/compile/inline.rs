@@ -175,7 +175,7 @@ impl Compiler<'_> {
             security_definer: function.security_definer,
         });
         let frames = std::mem::replace(&mut self.frames, vec![Around::Nothing]);
-        let output = self.output.take();
+        let output = std::mem::take(&mut self.output);
         let tests = std::mem::take(&mut self.tests);
         let body = self.query(query, depth);
         self.tests = tests;
@@ -229,9 +229,9 @@ impl Compiler<'_> {
 
     pub(super) fn parameter(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
         if node.number::<u8>("paramkind")? == 2 {
-            let output = self.output.clone();
-            let output = output.filter(|_| node.number::<u32>("paramid") == Ok(1));
-            let output = output.ok_or_else(|| Refusal::new("PARAM of several columns"))?;
+            let number = node.number::<usize>("paramid")?.checked_sub(1);
+            let output = number.and_then(|number| self.output.get(number)).cloned();
+            let output = output.ok_or_else(|| Refusal::new("PARAM of another sub-select"))?;
             if node.oid("paramtype")? != output.oid {
                 return Err(Refusal::new("PARAM of another type"));
             }
