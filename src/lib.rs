@@ -54,6 +54,8 @@ pub mod admin;
 
 pub mod config;
 
+pub mod doctor;
+
 pub mod app;
 
 pub mod cli;

@@ -62,10 +62,7 @@ impl Lag {
                 };
                 warned = true;
                 if limit == "-1" {
-                    warn!(
-                        "max_slot_wal_keep_size is -1: while Rowcast does not run, its slot keeps \
-                         WAL without bound; alter system set max_slot_wal_keep_size = '10GB'"
-                    );
+                    warn!("{}", source::UNBOUNDED);
                 }
             }
         }

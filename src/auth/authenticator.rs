@@ -133,6 +133,12 @@ impl Authenticator {
         }
     }
 
+    /// Fetches the issuer's keys once and says how many there are, or why there are none; `None`
+    /// where there is no issuer.
+    pub async fn issuer_keys(&self) -> Option<Result<usize, String>> {
+        Some(self.jwks.as_ref()?.count().await)
+    }
+
     /// Verifies a token at `now` (Unix seconds), fetching the issuer's keys anew if it names one
     /// that is unknown; that takes 5 s at most. Cancel safe.
     ///

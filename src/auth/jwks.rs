@@ -15,6 +15,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::keys::KeySet;
+use crate::pg::refusal::with_causes;
 use crate::retry::Backoff;
 
 /// More than any issuer's keys take; what is larger is none.
@@ -118,6 +119,13 @@ impl Jwks {
                 Err(())
             }
         }
+    }
+
+    /// How many keys the issuer has, fetched now.
+    pub(super) async fn count(&self) -> Result<usize, String> {
+        let keys = self.request().await;
+        keys.map(|keys| keys.len())
+            .map_err(|error| with_causes(&error))
     }
 
     async fn request(&self) -> Result<KeySet, FetchError> {

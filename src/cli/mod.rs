@@ -4,6 +4,10 @@ pub mod bench;
 
 pub mod demo;
 
+mod doctor;
+
+mod explain;
+
 mod health;
 
 mod log;
@@ -43,10 +47,12 @@ pub const EXIT_SOFTWARE: u8 = 70;
         DATABASE_URL=postgres://localhost/app rowcast setup --print --table public.todos\n  \
         DATABASE_URL=postgres://localhost/app JWT_SECRET=… rowcast serve\n  \
         JWT_SECRET=… rowcast token --sub 3fa85f64-5717-4562-b3fc-2c963f66afa6\n  \
+        DATABASE_URL=… JWT_SECRET=… rowcast doctor --table public.todos\n  \
         JWT_SECRET=… rowcast tail todos --role service_role\n  \
         rowcast bench --subscribers 1000 --rate 1000 --duration 10s\n\n\
         Exit codes: 64 wrong arguments or settings, 69 PostgreSQL unreachable or unfit, 70 a part \
-        of the daemon ended, 1 anything else."
+        of the daemon ended, 1 anything else; `doctor` ends with 1 where there are warnings only and 2 \
+        where there are errors."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -59,6 +65,8 @@ enum Command {
     Serve(serve::Arguments),
     /// Make in a database what the relay needs, or print the SQL, or undo it
     Setup(setup::Arguments),
+    /// Find out why subscribers receive nothing, too little or too late, and say what mends it
+    Doctor(doctor::Arguments),
     /// Show what it does: a database of its own, a page with two users, tokens to paste
     Demo(demo::Options),
     /// Print a token for trying things out
@@ -67,6 +75,8 @@ enum Command {
     Tail(tail::Arguments),
     /// Measure the relay, and check that everybody gets what is theirs and nothing else
     Bench(bench::Arguments),
+    /// Say what becomes of each policy, and why somebody sees a row or not
+    Explain(explain::Arguments),
     /// Ask a running relay whether it is ready; exit code 0 or 1
     Health(health::Arguments),
     /// Show what a log on disk holds, and verify its checksums
@@ -108,6 +118,10 @@ pub fn main() -> ExitCode {
             })
         }
         Command::Log(arguments) => log::run(&arguments),
+        Command::Doctor(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, doctor::run(arguments))
+        }
         Command::Setup(arguments) => {
             logging::for_a_tool();
             block_on(Threads::One, setup::run(arguments))
@@ -115,6 +129,10 @@ pub fn main() -> ExitCode {
         Command::Tail(arguments) => {
             logging::for_a_tool();
             block_on(Threads::One, tail::run(arguments))
+        }
+        Command::Explain(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, explain::run(arguments))
         }
         Command::Health(arguments) => block_on(Threads::One, health::run(arguments)),
         Command::Bench(arguments) => {

@@ -38,7 +38,7 @@ enum Form {
 }
 
 /// One flag for every setting, and one more for the file of every secret.
-struct Settings(Vec<(String, String)>);
+pub(super) struct Settings(pub(super) Vec<(String, String)>);
 
 impl Args for Settings {
     fn augment_args(mut command: Command) -> Command {

@@ -13,9 +13,9 @@ use super::{Config, Rule, Secret, rules};
 pub struct ConfigError(pub(super) String);
 
 /// Names in the environment that begin like a setting and belong to something else: the first to
-/// `--config`, then those of `rowcast setup`, `rowcast tail` and `rowcast demo`; the others to the
+/// `--config`, then those of `rowcast setup`, `rowcast tail`, `rowcast doctor` and `rowcast demo`; the others to the
 /// tests.
-const OTHER_VARIABLES: [&str; 13] = [
+const OTHER_VARIABLES: [&str; 15] = [
     "ROWCAST_CONFIG",
     "ROWCAST_RELAY_PASSWORD",
     "ROWCAST_RELAY_PASSWORD_FILE",
@@ -23,6 +23,8 @@ const OTHER_VARIABLES: [&str; 13] = [
     "ROWCAST_URL",
     "ROWCAST_TOKEN",
     "ROWCAST_TOKEN_FILE",
+    "ROWCAST_LIVE_DATABASE_URL",
+    "ROWCAST_LIVE_DATABASE_URL_FILE",
     "ROWCAST_DEMO_DATABASE_URL",
     "ROWCAST_SEED",
     "ROWCAST_CASES",

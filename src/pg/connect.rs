@@ -348,6 +348,13 @@ impl Database {
     }
 }
 
+/// Whether a session is with PostgreSQL itself. A pooler that drops the options of the start-up
+/// would hand a session's settings to whoever is served next on the same connection.
+pub(crate) async fn is_direct(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    let direct = "select source = 'client' from pg_catalog.pg_settings where name = 'bytea_output'";
+    client.query_one(direct, &[]).await?.try_get(0)
+}
+
 impl Endpoint {
     pub(crate) fn unreachable(&self, problem: impl fmt::Display) -> ConnectError {
         ConnectError::Unreachable {

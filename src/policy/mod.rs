@@ -35,6 +35,8 @@ pub mod ask;
 
 pub mod access;
 
+pub mod explain;
+
 pub mod generated;
 
 pub use compile::{Compiled, Refusal, Scope, compile};

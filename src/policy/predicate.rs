@@ -8,6 +8,8 @@
 
 mod audience;
 
+mod claims;
+
 mod looking;
 
 mod routes;
@@ -26,6 +28,7 @@ use looking::{Looking, positive};
 use routes::{Graph, Route};
 use tables::Table;
 
+use super::explain::Found;
 use super::expr::select::Opened;
 use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use crate::auth::Principal;
@@ -188,6 +191,16 @@ impl Predicate {
         slots.sort_unstable();
         slots.dedup();
         slots
+    }
+
+    /// How those are found who may see a row.
+    #[must_use]
+    pub fn found(&self) -> Found {
+        match self.plan.scans() {
+            _ if self.plan.is_of_row() => Found::Row,
+            true => Found::Scan,
+            false => Found::Index,
+        }
     }
 
     /// What is read of other tables.

@@ -46,6 +46,26 @@ pub(super) fn reach<'c>(
     walk.denied.map_or(Ok(walk.found), Err)
 }
 
+/// The same of one policy by itself, whether or not it applies to the role: the tables, and what
+/// PostgreSQL would raise for every query with it.
+pub(super) fn alone<'c>(
+    catalog: &'c Catalog,
+    table: &Table,
+    policy: &Policy,
+    role: &str,
+) -> (Vec<&'c Table>, Option<String>) {
+    let mut walk = Walk {
+        catalog,
+        role,
+        active: vec![table.oid],
+        done: BTreeSet::new(),
+        found: Vec::new(),
+        denied: unexecutable(catalog, &[policy], role),
+    };
+    let raised = walk.read(policy.tree.as_deref().into_iter()).err();
+    (walk.found, raised.or(walk.denied))
+}
+
 struct Walk<'c, 'r> {
     catalog: &'c Catalog,
     role: &'r str,

@@ -162,6 +162,8 @@ pub struct CatalogReader {
     /// The operator's rules, and what they come to.
     rules: Vec<Rule>,
     analysed: Vec<Analysed>,
+    /// Tables that are described though they are not published.
+    described: Vec<Oid>,
 }
 
 #[derive(Debug)]
@@ -195,7 +197,15 @@ impl CatalogReader {
             bodies: HashMap::new(),
             rules: Vec::new(),
             analysed: Vec::new(),
+            described: Vec::new(),
         }
+    }
+
+    /// Has these tables described as if they were published.
+    #[must_use]
+    pub fn describing(mut self, tables: Vec<Oid>) -> Self {
+        self.described = tables;
+        self
     }
 
     /// Holds the operator's rules against each catalog.
@@ -357,7 +367,12 @@ impl CatalogReader {
             .connected()
             .await?
             .client
-            .query_one("select pg_current_wal_insert_lsn()::text", &[])
+            .query_one(
+                // Only who explains policies reads the catalog of a standby.
+                "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() \
+                 else pg_current_wal_insert_lsn() end)::text",
+                &[],
+            )
             .await?
             .try_get(0)?;
         let read_at: Lsn = read_at.parse().unwrap_or_default();
@@ -454,6 +469,11 @@ impl CatalogReader {
                      set statement_timeout = '30s'; set default_transaction_read_only = off",
                 )
                 .await?;
+            let described: Vec<String> =
+                self.described.iter().map(|oid| oid.0.to_string()).collect();
+            let described = format!("{{{}}}", described.join(","));
+            let describe = "select set_config('rowcast.explained', $1, false)";
+            client.query(describe, &[&described]).await?;
             let sql = include_str!("../../sql/catalog.sql");
             let document = client
                 .prepare(&format!(

@@ -41,6 +41,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
 pub use outbox::{Carrier, Outbox, Overflow, Ruling, Verdict, Voice};
+pub use resolve::undelivered_delete;
 
 use crate::auth::Principal;
 use crate::encode::Body;

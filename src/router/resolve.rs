@@ -644,6 +644,15 @@ fn unjudged_delete(
             .iter()
             .map(|condition| condition.column.as_str()),
     );
+    undelivered_delete(table, needed)
+}
+
+/// What to say where DELETEs of a table do not reach those for whom these columns decide; `None`
+/// where they do.
+pub fn undelivered_delete<'a>(
+    table: &Table,
+    needed: impl Iterator<Item = &'a str>,
+) -> Option<String> {
     let missing = not_carried(table, needed);
     if missing.is_empty() {
         return None;

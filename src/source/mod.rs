@@ -303,6 +303,42 @@ pub async fn pass_over(database: &Database, slot: &str) -> Result<Lsn, SourceErr
     slot::advance(&client, slot).await
 }
 
+/// What keeps this login from streaming this slot, and somebody has to mend: the same that
+/// [`Source::open`] refuses with. Nothing is changed.
+///
+/// # Errors
+/// Where the database cannot be asked.
+pub async fn faults(client: &Client, slot: &str) -> Result<Vec<SourceError>, SourceError> {
+    slot::faults(client, slot).await
+}
+
+/// Why the server has given the slot up, so that the next [`Source::open`] makes it anew; `None`
+/// where it has not.
+///
+/// # Errors
+/// Where the database cannot be asked.
+pub async fn lost(client: &Client, slot: &str) -> Result<Option<String>, SourceError> {
+    slot::lost(client, slot).await
+}
+
+/// Opens a replication session and ends it again: whether the server, and whatever stands before it,
+/// lets this login have one. Says after how long the server gives a silent receiver up; `None` where
+/// it never does.
+///
+/// # Errors
+/// Where it does not.
+pub async fn try_session(database: &Database) -> Result<Option<Duration>, SourceError> {
+    let (client, endpoint) = database.connect_somewhere("rowcast doctor").await?;
+    drop(client);
+    let mut session = Walsender::open(database, &endpoint, "rowcast doctor", "UTF8").await?;
+    identify(&mut session).await?;
+    server_timeout(&mut session).await
+}
+
+/// What is said where the server bounds no slot's WAL.
+pub const UNBOUNDED: &str = "max_slot_wal_keep_size is -1: while Rowcast does not run, its slot keeps \
+     WAL without bound; alter system set max_slot_wal_keep_size = '10GB'";
+
 /// Bytes of WAL that the slot keeps from being recycled; `None` where there is no such slot.
 ///
 /// # Errors

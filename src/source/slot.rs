@@ -136,12 +136,17 @@ async fn check_publication(client: &Client, publication: &str) -> Result<(), Sou
     }
 }
 
-/// Checks the server, the role and the publication, and finds or makes the slot.
-pub(super) async fn prepare(
-    client: &Client,
-    slot: &str,
-    publication: &str,
-) -> Result<Prepared, SourceError> {
+/// What the server and the role have to be for a stream.
+pub(super) struct Server {
+    version_num: i32,
+    /// In what the texts of the stream are asked for.
+    encoding: &'static str,
+    /// What stands in the way.
+    pub(super) faults: Vec<SourceError>,
+}
+
+/// Looks at the server and the role.
+pub(super) async fn server(client: &Client) -> Result<Server, SourceError> {
     let row = client
         .query_one(
             "select current_setting('server_version_num')::int4, \
@@ -157,22 +162,22 @@ pub(super) async fn prepare(
             &[],
         )
         .await?;
-    let server_version_num: i32 = row.try_get(0)?;
-    if server_version_num < OLDEST_SERVER {
-        return Err(SourceError::TooOld {
+    let version_num: i32 = row.try_get(0)?;
+    let mut faults = Vec::new();
+    if version_num < OLDEST_SERVER {
+        faults.push(SourceError::TooOld {
             version: row.try_get(1)?,
         });
     }
     let level: String = row.try_get(2)?;
     if level != "logical" {
-        return Err(SourceError::WalLevel { level });
+        faults.push(SourceError::WalLevel { level });
     }
     if !row.try_get::<_, Option<bool>>(4)?.unwrap_or(false) {
-        return Err(SourceError::NoReplication {
+        faults.push(SourceError::NoReplication {
             role: row.try_get(3)?,
         });
     }
-    check_publication(client, publication).await?;
     let encoding: String = row.try_get(5)?;
     // Such a database holds bytes that nobody has checked, and the server would end the stream at
     // the first that are no text.
@@ -181,6 +186,58 @@ pub(super) async fn prepare(
     } else {
         "UTF8"
     };
+    Ok(Server {
+        version_num,
+        encoding,
+        faults,
+    })
+}
+
+/// What stands in the way of a stream of this slot, as far as can be said without making it. A slot
+/// that the server has given up is made anew, and stands in nobody's way.
+pub(super) async fn faults(client: &Client, slot: &str) -> Result<Vec<SourceError>, SourceError> {
+    let mut faults = server(client).await?.faults;
+    match find(client, slot).await {
+        Ok(_) => {}
+        Err(fault @ (SourceError::OtherPlugin { .. } | SourceError::OtherDatabase { .. })) => {
+            faults.push(fault);
+        }
+        // Somebody is making it.
+        Err(SourceError::Disconnected { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(faults)
+}
+
+/// Why the server has given the slot up; `None` where it has not.
+pub(super) async fn lost(client: &Client, slot: &str) -> Result<Option<String>, SourceError> {
+    match find(client, slot).await {
+        Ok(Found::Lost(reason)) => Ok(Some(reason)),
+        Ok(Found::Missing | Found::There { .. })
+        | Err(
+            SourceError::OtherPlugin { .. }
+            | SourceError::OtherDatabase { .. }
+            | SourceError::Disconnected { .. },
+        ) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks the server, the role and the publication, and finds or makes the slot.
+pub(super) async fn prepare(
+    client: &Client,
+    slot: &str,
+    publication: &str,
+) -> Result<Prepared, SourceError> {
+    let Server {
+        version_num: server_version_num,
+        encoding,
+        faults,
+    } = server(client).await?;
+    if let Some(fault) = faults.into_iter().next() {
+        return Err(fault);
+    }
+    check_publication(client, publication).await?;
     let failover = server_version_num >= FIRST_FAILOVER;
     let mut needs_failover = false;
     let found = match find(client, slot).await? {

@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 
 use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, EXIT_USAGE, fail, secret};
 use crate::config::{self, Config, Given, Secret};
-use crate::pg::connect::Database;
+use crate::pg::connect::{Database, is_direct};
 use crate::pg::quote_identifier;
 use crate::pg::refusal::with_causes;
 use carry_out::Outcome;
@@ -269,7 +269,7 @@ fn configuration(arguments: &Arguments) -> Result<Config, Fault> {
 
 /// Whether a text is one name or several with commas between them, each of so many parts, as SQL
 /// writes them.
-fn are_sql_names(text: &str, parts: &RangeInclusive<usize>) -> bool {
+pub(super) fn are_sql_names(text: &str, parts: &RangeInclusive<usize>) -> bool {
     let mut rest = text.trim_start();
     let mut count = 1;
     loop {
@@ -441,11 +441,7 @@ struct Session {
 
 impl Session {
     async fn open(client: Client, plan: &Plan) -> Result<Self, Fault> {
-        // A pooler that drops the options of the start-up would hand this session's settings to
-        // whoever is served next on the same connection.
-        let direct =
-            "select source = 'client' from pg_catalog.pg_settings where name = 'bytea_output'";
-        if !client.query_one(direct, &[]).await?.try_get::<_, bool>(0)? {
+        if !is_direct(&client).await? {
             return Err(Fault::unavailable(
                 "a connection pooler answers: setup needs a session of its own, so DATABASE_URL \
                  must lead to PostgreSQL itself",

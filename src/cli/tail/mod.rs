@@ -4,7 +4,7 @@ mod channel;
 
 mod holder;
 
-mod print;
+pub(super) mod print;
 
 mod target;
 

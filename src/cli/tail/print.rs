@@ -298,7 +298,7 @@ fn shown(json: &str) -> String {
 /// those that turn the direction of writing, as JSON writes them (`\u001b`). White space becomes a
 /// space. JSON stays the same JSON: it holds such characters raw in strings only, where their
 /// escapes mean the same, and line breaks only between its tokens.
-pub(super) fn harmless(text: &str) -> String {
+pub(in crate::cli) fn harmless(text: &str) -> String {
     let mut harmless = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -177,6 +177,14 @@ pub(in crate::policy) fn question<'a>(
     }
 }
 
+/// One policy by itself, as it is asked.
+#[must_use]
+pub fn asks<'a>(table: &'a Table, policy: &Policy) -> Asked<'a> {
+    let mut alone = policy.clone();
+    alone.permissive = false;
+    question(table, &[&alone], true)
+}
+
 /// The columns that the policies read, from what PostgreSQL noted as their dependencies.
 pub(in crate::policy) fn columns_read<'a>(
     table: &'a Table,

@@ -262,6 +262,26 @@ impl Plan {
         }
     }
 
+    /// Whether everybody has to be judged, for some row at least.
+    pub(super) fn scans(&self) -> bool {
+        match self {
+            Self::Row(expr) => matches!(expr, Expr::Fail(Trouble::Undecided)),
+            Self::Probe(..) | Self::Claim(_) | Self::Members(_) => false,
+            Self::Or(all) => all.iter().any(Self::scans),
+            Self::And(all) => all.iter().all(Self::scans),
+            Self::Scan => true,
+        }
+    }
+
+    /// Whether the row alone decides.
+    pub(super) fn is_of_row(&self) -> bool {
+        match self {
+            Self::Row(_) => !self.scans(),
+            Self::Or(all) | Self::And(all) => all.iter().all(Self::is_of_row),
+            Self::Probe(..) | Self::Claim(_) | Self::Members(_) | Self::Scan => false,
+        }
+    }
+
     pub(super) fn slots(&self, found: &mut Vec<usize>) {
         match self {
             Self::Probe(slot, _) | Self::Claim(slot) => found.push(*slot),

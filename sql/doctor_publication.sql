@@ -1,0 +1,79 @@
+-- What `rowcast doctor` looks at of a publication: $1 its name, $2 names of tables that are meant, as
+-- SQL. Of pg_publication and pg_publication_rel by way of JSON, as their columns differ from version to
+-- version.
+with publication as (
+  select p.*, pg_catalog.to_jsonb(p) as said from pg_catalog.pg_publication p where p.pubname = $1::text
+),
+listed as materialized (
+  select c.oid, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name
+  from pg_catalog.pg_publication_tables t
+  join pg_catalog.pg_namespace n on n.nspname = t.schemaname
+  join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+  where t.pubname = $1::text
+),
+-- The tables that rows are in. Not by pg_partition_tree: it locks them all.
+tree(root, oid) as (
+  with recursive tree(root, oid) as (
+    select l.oid, l.oid from listed l
+    union all
+    select tree.root, i.inhrelid from tree
+    join pg_catalog.pg_class c on c.oid = tree.oid and c.relkind = 'p'
+    join pg_catalog.pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending)
+  select root, oid from tree
+),
+elsewhere as (
+  select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as name
+  from pg_catalog.pg_publication_tables t
+  join pg_catalog.pg_namespace n on n.nspname = t.schemaname
+  join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+  where t.pubname = 'supabase_realtime' and $1::text <> 'supabase_realtime'
+    and c.oid not in (select tree.oid from tree)
+)
+select pg_catalog.jsonb_build_object(
+  'insert', p.pubinsert, 'update', p.pubupdate, 'delete', p.pubdelete, 'truncate', p.pubtruncate,
+  'via_root', p.pubviaroot, 'everything', p.puballtables,
+  'items', coalesce((
+    select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+      'oid', c.oid::pg_catalog.int8,
+      'name', pg_catalog.format('%I.%I', n.nspname, c.relname), 'partitioned', c.relkind = 'p',
+      'filter', pg_catalog.to_jsonb(r) ->> 'prqual' is not null,
+      'columns', pg_catalog.to_jsonb(r) ->> 'prattrs' is not null) order by n.nspname, c.relname)
+    from pg_catalog.pg_publication_rel r
+    join pg_catalog.pg_class c on c.oid = r.prrelid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where r.prpubid = p.oid), '[]'),
+  -- PostgreSQL refuses UPDATE and DELETE of these; a deferrable primary key is no identity.
+  'unidentified', coalesce((
+    select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(t.root::pg_catalog.int8, pg_catalog.format('%I.%I', n.nspname, c.relname))
+      order by n.nspname, c.relname)
+    from tree t
+    join pg_catalog.pg_class c on c.oid = t.oid and c.relkind = 'r'
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where case c.relreplident
+        when 'f' then false
+        when 'n' then true
+        else not exists (
+          select from pg_catalog.pg_index i
+          where i.indrelid = c.oid and i.indisvalid and i.indisunique and i.indimmediate and i.indpred is null
+            and case c.relreplident when 'd' then i.indisprimary else i.indisreplident end) end), '[]'),
+  'leaves', coalesce((
+    select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(t.root::pg_catalog.int8, pg_catalog.format('%I.%I', n.nspname, c.relname))
+      order by n.nspname, c.relname)
+    from tree t
+    join pg_catalog.pg_class c on c.oid = t.oid and c.relkind = 'r'
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where t.oid <> t.root), '[]'),
+  'elsewhere', coalesce((select pg_catalog.jsonb_agg(e.name order by e.name) from elsewhere e), '[]'),
+  'meant', coalesce((
+    select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+      'text', m.text, 'oid', c.oid::pg_catalog.int8, 'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
+      'kind', c.relkind, 'persistence', c.relpersistence, 'partition', c.relispartition,
+      'system', c.oid < 16384, 'row_security', c.relrowsecurity,
+      'folded', exists (
+        select from pg_catalog.pg_class f join pg_catalog.pg_namespace fn on fn.oid = f.relnamespace
+        where c.oid is null and lower(pg_catalog.format('%s.%s', fn.nspname, f.relname)) = lower(replace(m.text, '"', ''))))
+      order by m.place)
+    from pg_catalog.unnest($2::text[]) with ordinality m(text, place)
+    left join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(m.text)
+    left join pg_catalog.pg_namespace n on n.oid = c.relnamespace), '[]'))
+from publication p

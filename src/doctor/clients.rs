@@ -1,0 +1,101 @@
+//! The roles that clients act as.
+
+use std::collections::BTreeSet;
+
+use super::server::Facts;
+use super::token::Holder;
+use super::{Finding, Severity};
+use crate::config::Config;
+use crate::pg::quote_identifier;
+use crate::policy::catalog::Catalog;
+
+/// The roles that clients can be expected to act as.
+pub(super) fn named(config: &Config, holder: Option<&Holder>) -> BTreeSet<String> {
+    let usual = ["anon", "authenticated", "service_role"].map(str::to_owned);
+    let mut roles: BTreeSet<String> = usual.into_iter().collect();
+    roles.insert(config.default_role.clone());
+    roles.extend(config.api_keys.values().cloned());
+    roles.extend(holder.map(|holder| holder.role.clone()));
+    roles
+}
+
+/// Whether it matters that a role is there: a token, a key or a setting names it.
+fn is_meant(role: &str, config: &Config, holder: Option<&Holder>) -> bool {
+    role == config.default_role
+        || config.api_keys.values().any(|of_key| of_key == role)
+        || holder.is_some_and(|holder| holder.role == role)
+}
+
+pub(super) fn membership_sql(role: &str, login: &str, major: u16) -> String {
+    let option = if major < 16 {
+        ""
+    } else {
+        " with inherit true, set true"
+    };
+    format!(
+        "grant {} to {}{option}",
+        quote_identifier(role),
+        quote_identifier(login)
+    )
+}
+
+pub(super) fn findings(
+    catalog: &Catalog,
+    facts: &Facts,
+    config: &Config,
+    holder: Option<&Holder>,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for role in named(config, holder) {
+        let from_token = holder.is_some_and(|holder| holder.role == role);
+        let Some(known) = catalog.roles.get(&role) else {
+            if is_meant(&role, config, holder) {
+                found.push(
+                    Finding::error(
+                        if from_token {
+                            "token_role"
+                        } else {
+                            "role_missing"
+                        },
+                        if from_token {
+                            format!("the token is of role {role}, which does not exist")
+                        } else {
+                            format!(
+                                "tokens without a role are of role {role}, which does not exist"
+                            )
+                        },
+                    )
+                    .role(role.as_str())
+                    .sql(format!("create role {} nologin", quote_identifier(&role)))
+                    .sql(membership_sql(&role, &facts.login, catalog.major))
+                    .advice(
+                        "Or correct the claim role of the token, ROWCAST_DEFAULT_ROLE or \
+                         ROWCAST_ROLE_CLAIM.",
+                    ),
+                );
+            }
+            continue;
+        };
+        if !known.bypass && !known.settable {
+            found.push(
+                Finding::warning(
+                    "role_membership",
+                    format!(
+                        "the relay's login {} may not become {role}: what has to be asked of \
+                         PostgreSQL for that role cannot be, and subscriptions are refused or rows \
+                         hidden",
+                        facts.login
+                    ),
+                )
+                .of_severity(if from_token {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                })
+                .role(role.as_str())
+                .sql(membership_sql(&role, &facts.login, catalog.major)),
+            );
+        }
+    }
+    found
+}

@@ -1,0 +1,151 @@
+//! What is asked of PostgreSQL instead of compiled, and what a question costs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::server::Facts;
+use super::table::{Seen, Tables};
+use super::{Finding, Severity};
+use crate::config::Config;
+use crate::pg::quote_identifier;
+use crate::policy::access::Rules;
+
+/// A question that takes longer holds up those behind it.
+const SLOW: Duration = Duration::from_millis(20);
+
+/// How long one trial may take.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// How long all of them may.
+const ALL: Duration = Duration::from_secs(5);
+
+pub(super) async fn findings(
+    client: &Client,
+    tables: &Tables<'_>,
+    facts: &Facts,
+    config: &Config,
+) -> Vec<Finding> {
+    let began = Instant::now();
+    let mut found = Vec::new();
+    for seen in &tables.seen {
+        let mut reasons: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, reason) in seen
+            .accesses
+            .iter()
+            .flat_map(|(_, access)| &access.asked_because)
+        {
+            reasons.insert(name, reason);
+        }
+        if reasons.is_empty() {
+            continue;
+        }
+        let took = if began.elapsed() < ALL {
+            trial(client, seen).await
+        } else {
+            None
+        };
+        found.push(asked(seen, &reasons, took, (facts, config)));
+    }
+    found
+}
+
+/// How long a question about one empty row takes; `None` where there is none to be asked, and the
+/// limit where it took longer than that.
+async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
+    let (role, query) = seen
+        .accesses
+        .iter()
+        .find_map(|(role, access)| match &access.rules {
+            Rules::Judged {
+                asked: true,
+                query: Some(query),
+                ..
+            } => Some((*role, query)),
+            _ => None,
+        })?;
+    let statement = client.prepare(query).await.ok()?;
+    let limit = LIMIT.as_millis();
+    // As the relay asks: in a transaction that is given up, under the client's role and claims.
+    client
+        .batch_execute(&format!(
+            "begin read only; set local statement_timeout = {limit}; set local role {}",
+            quote_identifier(role)
+        ))
+        .await
+        .ok();
+    let claims = serde_json::json!({
+        "role": role,
+        "sub": "00000000-0000-4000-8000-000000000000"
+    });
+    let mut best = None;
+    for _ in 0..3 {
+        let settled = client
+            .execute(
+                "select pg_catalog.set_config('request.jwt.claims', $1, true)",
+                &[&claims.to_string()],
+            )
+            .await;
+        if settled.is_err() {
+            break;
+        }
+        let began = Instant::now();
+        let answered = client.query(&statement, &[&vec!["{}"]]).await;
+        let took = began.elapsed();
+        match answered {
+            Ok(_) => best = Some(best.map_or(took, |known: Duration| known.min(took))),
+            Err(error) => {
+                let timed_out = error.code().is_some_and(|code| code.code() == "57014");
+                best = timed_out.then_some(LIMIT);
+                break;
+            }
+        }
+    }
+    // The session is of no use otherwise, and the next statement says so.
+    let _ended = client.batch_execute("rollback").await;
+    best
+}
+
+fn asked(
+    seen: &Seen<'_>,
+    reasons: &BTreeMap<&str, &str>,
+    took: Option<Duration>,
+    (facts, config): (&Facts, &Config),
+) -> Finding {
+    let name = seen.table.sql_name();
+    let reasons: Vec<String> = reasons
+        .iter()
+        .map(|(policy, reason)| format!("{policy} ({reason})"))
+        .collect();
+    let cost = match took {
+        Some(took) => format!(
+            "a question took {:.1} ms here, {:.1} ms of it the way to the database and back",
+            took.as_secs_f64() * 1e3,
+            facts.round_trip.min(took).as_secs_f64() * 1e3
+        ),
+        None => "what a question costs could not be tried".to_owned(),
+    };
+    let slow = took.is_some_and(|took| took >= SLOW.min(config.ask_timeout));
+    let (code, severity) = if slow {
+        ("policy_slow", Severity::Warning)
+    } else {
+        ("policy_asked", Severity::Note)
+    };
+    Finding::note(
+        code,
+        format!(
+            "policies of {name} are asked of PostgreSQL for each change and each user in question: {}; \
+             {cost}",
+            reasons.join("; ")
+        ),
+    )
+    .of_severity(severity)
+    .table(name.as_str())
+    .advice(if slow {
+        "Give the tables that the policies read an index over what they compare, or write the policies \
+         so that they are compiled (docs/policies.md)."
+    } else {
+        "Policies that are compiled cost no question: docs/policies.md says which."
+    })
+}

@@ -1,0 +1,114 @@
+//! The tables that policies read: whether the relay can keep them in memory.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::Finding;
+use crate::config::Config;
+use crate::lookup::Wanted;
+use crate::lookup::keep::{self, Cause};
+use crate::pg::quote_identifier;
+use crate::policy::catalog::Catalog;
+
+pub(super) async fn findings(
+    client: &Client,
+    catalog: &Catalog,
+    wanted: &[Wanted],
+    (publication, config, login): (&str, &Config, &str),
+) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut found: Vec<Finding> = catalog
+        .tables
+        .values()
+        .filter(|table| table.lookup)
+        .filter_map(|table| {
+            let why = table.unfollowed.as_deref()?;
+            let name = table.sql_name();
+            let finding = Finding::warning(
+                "lookup_kind",
+                format!(
+                    "policies read {name}, which {why}: they are asked of PostgreSQL, row by row"
+                ),
+            )
+            .table(name.as_str());
+            Some(if why == "is unlogged" {
+                finding.sql(format!("alter table {name} set logged"))
+            } else {
+                finding.advice("Let policies read a table that is in the log.")
+            })
+        })
+        .collect();
+    let settings = keep::Settings {
+        publication: publication.to_owned(),
+        lookup_publication: config.lookup_publication(),
+        max_bytes: config.max_lookup_bytes,
+        look_every: Duration::MAX,
+        checkpoint: None,
+        checkpoint_every: Duration::MAX,
+    };
+    let lookups = quote_identifier(&settings.lookup_publication);
+    let exists = client
+        .query_one(
+            "select exists (select from pg_catalog.pg_publication where pubname = $1)",
+            &[&settings.lookup_publication],
+        )
+        .await?
+        .try_get::<_, bool>(0)?;
+    let login = quote_identifier(login);
+    for (name, refusal) in keep::examine(client, wanted, &settings).await? {
+        let text = format!(
+            "policies that read {name} are asked of PostgreSQL, row by row: {}",
+            refusal.text
+        );
+        let known = catalog
+            .tables
+            .values()
+            .find(|table| table.sql_name() == *name);
+        let schema = known.map(|table| quote_identifier(&table.schema));
+        let (code, sql) = match refusal.cause {
+            Cause::Privilege => (
+                "lookup_privilege",
+                schema
+                    .map(|schema| format!("grant usage on schema {schema} to {login}"))
+                    .into_iter()
+                    .chain([format!("grant select on table {name} to {login}")])
+                    .chain(
+                        known
+                            .filter(|table| table.row_security)
+                            .map(|_| shown(&name, &login)),
+                    )
+                    .collect(),
+            ),
+            Cause::RowSecurity => ("lookup_row_security", vec![shown(&name, &login)]),
+            Cause::Publication if exists => (
+                "lookup_unpublished",
+                vec![format!("alter publication {lookups} add table {name}")],
+            ),
+            Cause::Publication => (
+                "lookup_unpublished",
+                vec![format!(
+                    "create publication {lookups} for table {name} with (publish_via_partition_root = true)"
+                )],
+            ),
+            Cause::Identity => (
+                "lookup_identity",
+                vec![format!("alter table {name} replica identity full")],
+            ),
+            Cause::Narrowed => ("lookup_narrowed", Vec::new()),
+            Cause::Kind => ("lookup_kind", Vec::new()),
+            _ => ("lookup_refused", Vec::new()),
+        };
+        let mut finding = Finding::warning(code, text).table(&*name);
+        finding.sql = sql;
+        found.push(
+            finding
+                .advice("`rowcast setup --lookups`, under a login that owns it, does all of it."),
+        );
+    }
+    Ok(found)
+}
+
+/// The policy by which the relay's login reads past row-level security on one table.
+fn shown(name: &str, login: &str) -> String {
+    format!("create policy \"rowcast reads lookups\" on {name} for select to {login} using (true)")
+}

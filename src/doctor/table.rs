@@ -1,0 +1,659 @@
+//! The tables: who may see something of each, and what stands in the way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use super::publication::Listed;
+use super::token::{self, Holder};
+use super::{Finding, Severity, clients};
+use crate::config::{Config, DeleteWithoutIdentity, Require};
+use crate::lookup::Wanted;
+use crate::pg::{Oid, quote_identifier};
+use crate::policy::access::{Access, Rules};
+use crate::policy::catalog::{Catalog, Function, Policy, Rights, Table};
+
+/// `pg_proc` and `pg_class`, as `pg_depend` numbers them.
+const PG_PROC: u32 = 1255;
+const PG_CLASS: u32 = 1259;
+
+/// A function as SQL names it.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// With its schema and its arguments' types.
+    signature: String,
+    schema: String,
+}
+
+/// The functions that policies call, by number.
+pub(super) async fn functions(
+    client: &Client,
+    catalog: &Catalog,
+) -> Result<BTreeMap<Oid, Named>, tokio_postgres::Error> {
+    let oids: Vec<u32> = catalog.functions.keys().map(|oid| oid.0).collect();
+    let rows = client
+        .query(
+            "select p.oid, p.oid::pg_catalog.regprocedure::pg_catalog.text, n.nspname::pg_catalog.text \
+               from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace \
+              where p.oid = any ($1)",
+            &[&oids],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let named = Named {
+                signature: row.try_get(1)?,
+                schema: row.try_get(2)?,
+            };
+            Ok((Oid(row.try_get(0)?), named))
+        })
+        .collect()
+}
+
+/// A table, and what each role may see of it.
+pub(super) struct Seen<'c> {
+    pub(super) table: &'c Table,
+    /// Whether it was named.
+    named: bool,
+    /// By role, without those that row-level security does not hold for.
+    pub(super) accesses: Vec<(&'c str, Access)>,
+}
+
+/// All tables that are examined.
+pub(super) struct Tables<'c> {
+    catalog: &'c Catalog,
+    config: &'c Config,
+    holder: Option<&'c Holder>,
+    login: &'c str,
+    pub(super) seen: Vec<Seen<'c>>,
+}
+
+/// Why a role sees nothing of a table.
+struct Blind {
+    code: &'static str,
+    text: String,
+    sql: Vec<String>,
+    advice: Option<String>,
+    /// Whether that is how somebody may want it: not every role is to see every table.
+    may_be_meant: bool,
+}
+
+impl<'c> Tables<'c> {
+    pub(super) const fn new(
+        catalog: &'c Catalog,
+        config: &'c Config,
+        holder: Option<&'c Holder>,
+        login: &'c str,
+    ) -> Self {
+        Self {
+            catalog,
+            config,
+            holder,
+            login,
+            seen: Vec::new(),
+        }
+    }
+
+    pub(super) fn examine(&mut self, table: &'c Arc<Table>, named: bool) {
+        let roles = self.catalog.roles.values().filter(|role| !role.bypass);
+        let mut accesses: Vec<_> = roles
+            .map(|role| {
+                (
+                    role.name.as_str(),
+                    Access::new(self.catalog, table, &role.name),
+                )
+            })
+            .collect();
+        accesses.sort_by_key(|(role, _)| *role);
+        self.seen.push(Seen {
+            table,
+            named,
+            accesses,
+        });
+    }
+
+    /// The role whose clients matter first: the token's, else that of tokens without a role.
+    fn focus(&self) -> &str {
+        self.holder
+            .map_or(self.config.default_role.as_str(), |holder| &holder.role)
+    }
+
+    /// What compiled policies read of other tables.
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        let mut all: BTreeMap<Oid, Wanted> = BTreeMap::new();
+        let accesses = self.seen.iter().flat_map(|seen| &seen.accesses);
+        for wanted in accesses.flat_map(|(_, access)| &access.lookups) {
+            all.entry(wanted.table)
+                .and_modify(|known| known.merge(wanted))
+                .or_insert_with(|| wanted.clone());
+        }
+        all.into_values().collect()
+    }
+
+    pub(super) fn findings(
+        &self,
+        functions: &BTreeMap<Oid, Named>,
+        listed: &Listed,
+    ) -> Vec<Finding> {
+        let mut found = Vec::new();
+        for seen in &self.seen {
+            self.security(seen, &mut found);
+            self.sight(seen, functions, &mut found);
+            self.old_rows(seen, listed, &mut found);
+            self.token(seen, &mut found);
+        }
+        self.helpers(functions, &mut found);
+        found
+    }
+
+    /// Row-level security that is off.
+    fn security(&self, seen: &Seen<'c>, found: &mut Vec<Finding>) {
+        let table = seen.table;
+        let mut ancestors = table
+            .ancestors
+            .iter()
+            .filter_map(|oid| self.catalog.tables.get(oid));
+        if table.row_security || ancestors.any(|one| one.row_security) {
+            return;
+        }
+        let name = table.sql_name();
+        let enable = format!("alter table {name} enable row level security");
+        if !table.policies.is_empty() {
+            let names: Vec<&str> = table.policies.iter().map(|one| one.name.as_str()).collect();
+            found.push(
+                Finding::error(
+                    "rls_off_policies",
+                    format!(
+                        "{name} has policies ({}) and row-level security is off: they do nothing, and \
+                         every role that may SELECT from it sees every row",
+                        names.join(", ")
+                    ),
+                )
+                .table(name)
+                .sql(enable),
+            );
+            return;
+        }
+        let readers: Vec<&str> = seen
+            .accesses
+            .iter()
+            .filter(|(_, access)| matches!(access.rules, Rules::Everything))
+            .map(|(role, _)| *role)
+            .collect();
+        let lacking = |(role, _): &(&str, _)| self.config.require.lacks(table, role).is_some();
+        if self.config.require != Require::None && seen.accesses.iter().all(lacking) {
+            found.push(
+                Finding::error(
+                    "rls_off",
+                    format!(
+                        "table {}.{} has no row-level security, which this relay requires: nobody can \
+                         subscribe to it",
+                        table.schema, table.name
+                    ),
+                )
+                .table(name)
+                .sql(enable)
+                .sql(policy_sql(table, self.focus()))
+                .advice("Or set require = \"none\"."),
+            );
+        } else if !readers.is_empty() {
+            found.push(
+                Finding::warning(
+                    "rls_off",
+                    format!(
+                        "{name} has no row-level security: every client of {} sees every row",
+                        readers.join(", ")
+                    ),
+                )
+                .table(name)
+                .sql(enable)
+                .sql(policy_sql(table, self.focus()))
+                .advice("Leave it where everybody is to see all; require hides such tables."),
+            );
+        }
+    }
+
+    /// Who sees nothing.
+    fn sight(&self, seen: &Seen<'c>, functions: &BTreeMap<Oid, Named>, found: &mut Vec<Finding>) {
+        let table = seen.table;
+        let name = table.sql_name();
+        let blind: Vec<(&str, Blind)> = seen
+            .accesses
+            .iter()
+            .filter_map(|(role, access)| Some((*role, self.blind(table, role, access, functions)?)))
+            .collect();
+        let nobody = blind.len() == seen.accesses.len();
+        for (role, why) in &blind {
+            let in_focus = *role == self.focus();
+            let of_token = self.holder.is_some() && in_focus;
+            let severity = if !why.may_be_meant {
+                if in_focus || nobody {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                }
+            } else if in_focus && nobody || of_token && seen.named {
+                Severity::Error
+            } else if of_token {
+                Severity::Note
+            } else {
+                continue;
+            };
+            let mut finding = Finding::error(why.code, why.text.clone())
+                .of_severity(severity)
+                .table(name.as_str())
+                .role(*role);
+            finding.sql.clone_from(&why.sql);
+            finding.advice.clone_from(&why.advice);
+            found.push(finding);
+        }
+        for (role, access) in &seen.accesses {
+            let sees = !blind.iter().any(|(other, _)| other == role);
+            if sees && *role == self.focus() {
+                found.extend(columns(table, role, access));
+            }
+        }
+    }
+
+    fn blind(
+        &self,
+        table: &Table,
+        role: &str,
+        access: &Access,
+        functions: &BTreeMap<Oid, Named>,
+    ) -> Option<Blind> {
+        let name = table.sql_name();
+        let quoted = quote_identifier(role);
+        let rights = table.rights.iter().find(|rights| rights.role == role)?;
+        let usage = format!(
+            "grant usage on schema {} to {quoted}",
+            quote_identifier(&table.schema)
+        );
+        let select = format!("grant select on table {name} to {quoted}");
+        let reads = !rights.columns.is_empty();
+        let blind = |code, text: String, sql: Vec<String>| Blind {
+            code,
+            text,
+            sql,
+            advice: None,
+            may_be_meant: false,
+        };
+        if !reads {
+            let mut sql = vec![select];
+            if !rights.usage {
+                sql.insert(0, usage);
+            }
+            return Some(Blind {
+                may_be_meant: true,
+                ..blind(
+                    "table_grant",
+                    format!(
+                        "clients of {role} may not SELECT from {name}: their subscriptions are refused"
+                    ),
+                    sql,
+                )
+            });
+        }
+        if !rights.usage {
+            return Some(blind(
+                "schema_usage",
+                format!(
+                    "clients of {role} may SELECT from {name}, but not use its schema: their \
+                     subscriptions are refused"
+                ),
+                vec![usage],
+            ));
+        }
+        match &access.rules {
+            Rules::Nothing(reason) => Some(self.refused((table, rights), reason, functions)),
+            Rules::Everything => None,
+            Rules::Judged { .. } if access.hides_all => Some(self.unpermitted(table, rights)),
+            Rules::Judged { .. } => None,
+        }
+    }
+
+    /// The table itself and those whose partition it is.
+    fn judged<'t>(&'t self, table: &'t Table) -> impl Iterator<Item = &'t Table> {
+        let ancestors = table
+            .ancestors
+            .iter()
+            .filter_map(|oid| self.catalog.tables.get(oid));
+        std::iter::once(table).chain(ancestors.map(Arc::as_ref))
+    }
+
+    /// Nothing can be subscribed to, by the reason that clients are told.
+    fn refused(
+        &self,
+        (table, rights): (&Table, &Rights),
+        reason: &str,
+        functions: &BTreeMap<Oid, Named>,
+    ) -> Blind {
+        let name = table.sql_name();
+        let role = &rights.role;
+        let quoted = quote_identifier(role);
+        let text = format!("clients of {role} cannot subscribe to {name}: {reason}");
+        let mut blind = Blind {
+            code: "policy_unaskable",
+            text,
+            sql: Vec::new(),
+            advice: None,
+            may_be_meant: false,
+        };
+        if reason.starts_with("infinite recursion") {
+            blind.code = "policy_recursion";
+            blind.advice = Some(
+                "Let one of the policies call a SECURITY DEFINER function instead of reading the \
+                 table."
+                    .to_owned(),
+            );
+        } else if reason.starts_with("permission denied for function") {
+            blind.code = "function_execute";
+            blind.sql = self
+                .called(table)
+                .filter(|function| !function.execute.iter().any(|allowed| allowed == role))
+                .filter_map(|function| functions.get(&function.oid))
+                .map(|named| format!("grant execute on function {} to {quoted}", named.signature))
+                .collect();
+        } else if reason.starts_with("permission denied") {
+            blind.code = "lookup_grant";
+            for other in self.looked_into(table) {
+                let Some(of) = other.rights.iter().find(|of| of.role == *role) else {
+                    continue;
+                };
+                if !of.usage {
+                    blind.sql.push(format!(
+                        "grant usage on schema {} to {quoted}",
+                        quote_identifier(&other.schema)
+                    ));
+                }
+                if of.columns.len() < other.columns.len() {
+                    blind.sql.push(format!(
+                        "grant select on table {} to {quoted}",
+                        other.sql_name()
+                    ));
+                }
+            }
+            blind.advice = Some(
+                "A policy reads other tables with the client's own rights; a SECURITY DEFINER \
+                 function reads them with its owner's."
+                    .to_owned(),
+            );
+        } else if reason.contains("may not become") {
+            blind.code = "role_membership";
+            blind.sql = vec![clients::membership_sql(
+                role,
+                self.login,
+                self.catalog.major,
+            )];
+        } else if reason.contains("which the publication leaves out") {
+            blind.code = "policy_column_unpublished";
+            blind.advice = Some("Publish all of its columns.".to_owned());
+        }
+        blind
+    }
+
+    /// Row-level security is on, and no policy lets the role see anything.
+    fn unpermitted(&self, table: &Table, rights: &Rights) -> Blind {
+        let role = &rights.role;
+        let permits = |policy: &Policy| policy.permissive && policy.condition.is_some();
+        let judged = self.judged(table).find(|one| {
+            let of = one.rights.iter().find(|of| of.role == *role);
+            let applies =
+                |policy: &&Policy| of.is_some_and(|of| of.policies.contains(&policy.name));
+            one.row_security && !one.policies.iter().filter(applies).any(permits)
+        });
+        let Some(judged) = judged else {
+            return Blind {
+                code: "policy_false",
+                text: format!(
+                    "the policies of {} say no to {role} whatever the row and the token are",
+                    table.sql_name()
+                ),
+                sql: Vec::new(),
+                advice: Some("Read them: \\d+ in psql, or pg_policies.".to_owned()),
+                may_be_meant: true,
+            };
+        };
+        let name = judged.sql_name();
+        let of = judged.rights.iter().find(|of| of.role == *role);
+        let restricted = of.is_some_and(|of| !of.policies.is_empty());
+        // One for other roles may only have to be widened.
+        let others: Vec<&Policy> = judged.policies.iter().filter(|one| permits(one)).collect();
+        let (code, what) = if restricted {
+            (
+                "policy_restrictive_only",
+                "only restrictive policies for SELECT, which can only take away".to_owned(),
+            )
+        } else if others.is_empty() {
+            ("policy_missing", "no policy for SELECT".to_owned())
+        } else {
+            let names: Vec<&str> = others.iter().map(|one| one.name.as_str()).collect();
+            (
+                "policy_missing",
+                format!(
+                    "policies for SELECT only for other roles ({})",
+                    names.join(", ")
+                ),
+            )
+        };
+        Blind {
+            code,
+            text: format!(
+                "{name} has row-level security and for {role} {what}: its clients see no row"
+            ),
+            sql: vec![policy_sql(judged, role)],
+            advice: (!others.is_empty()).then(|| {
+                "Or let an existing policy hold for the role as well: alter policy … to …"
+                    .to_owned()
+            }),
+            may_be_meant: true,
+        }
+    }
+
+    /// The functions that policies of a table call, and of the tables that these look into.
+    fn called(&self, table: &Table) -> impl Iterator<Item = &'c Function> {
+        let mut tables: Vec<&Table> = self.judged(table).collect();
+        tables.extend(self.looked_into(table));
+        let policies = tables.into_iter().flat_map(|one| &one.policies);
+        let depends = policies.flat_map(|policy| &policy.depends);
+        let oids: BTreeSet<Oid> = depends
+            .filter(|(class, ..)| class.0 == PG_PROC)
+            .map(|(_, oid, _)| *oid)
+            .collect();
+        let catalog = self.catalog;
+        oids.into_iter()
+            .filter_map(|oid| catalog.functions.get(&oid))
+    }
+
+    /// The tables that policies of a table look into, and those of these.
+    fn looked_into<'t>(&'t self, table: &'t Table) -> Vec<&'t Table> {
+        let (mut found, mut open): (Vec<&Table>, Vec<&Table>) =
+            (Vec::new(), self.judged(table).collect());
+        while let Some(one) = open.pop() {
+            let depends = one.policies.iter().flat_map(|policy| &policy.depends);
+            for (_, oid, _) in depends.filter(|(class, ..)| class.0 == PG_CLASS) {
+                let Some(other) = self.catalog.tables.get(oid) else {
+                    continue;
+                };
+                let known = found.iter().any(|known| known.oid == *oid);
+                if *oid != table.oid && !known {
+                    found.push(other);
+                    open.push(other);
+                }
+            }
+        }
+        found.sort_by_key(|one| one.oid);
+        found
+    }
+
+    /// Whether DELETEs carry what decides about them.
+    fn old_rows(&self, seen: &Seen<'c>, listed: &Listed, found: &mut Vec<Finding>) {
+        let table = seen.table;
+        let keys = self.config.delete_without_identity == DeleteWithoutIdentity::Key;
+        if !self.catalog.deletes || keys || listed.is_unidentified(table.oid) {
+            return;
+        }
+        let reads: BTreeSet<&str> = seen
+            .accesses
+            .iter()
+            .filter(|(_, access)| !access.hides_all)
+            .flat_map(|(_, access)| access.reads.iter().map(String::as_str))
+            .collect();
+        let Some(text) = crate::router::undelivered_delete(table, reads.into_iter()) else {
+            return;
+        };
+        let text = text
+            .split(". To have it")
+            .next()
+            .unwrap_or(&text)
+            .to_owned();
+        let name = table.sql_name();
+        let mut finding = Finding::warning("identity_too_little", text).table(name.as_str());
+        for leaf in listed.leaves(table.oid.0) {
+            finding = finding.sql(format!("alter table {leaf} replica identity full"));
+        }
+        found.push(
+            finding
+                .sql(format!("alter table {name} replica identity full"))
+                .advice("`rowcast setup --only identity` takes an index instead where one does: it costs less."),
+        );
+    }
+
+    /// What the policies make of the token.
+    fn token(&self, seen: &Seen<'c>, found: &mut Vec<Finding>) {
+        let Some(holder) = self.holder else { return };
+        let of_role = seen.accesses.iter().find(|(role, _)| *role == holder.role);
+        let Some((_, access)) = of_role.filter(|(_, access)| !access.hides_all) else {
+            return;
+        };
+        let Rules::Judged { predicates, .. } = &access.rules else {
+            return;
+        };
+        let name = seen.table.sql_name();
+        let fails = |projection: &crate::policy::predicate::Projection| {
+            projection.fails() && !projection.is_undecided()
+        };
+        let mut projections = predicates.iter().map(|one| one.project(&holder.principal));
+        let mut claims: BTreeSet<String> = predicates.iter().flat_map(|one| one.claims()).collect();
+        if projections.any(|one| fails(&one)) {
+            found.push(token::raising(&name, holder.has_odd_subject()));
+            return;
+        }
+        if access.asked_because.is_empty() {
+            claims.retain(|claim| !claim.is_empty());
+        }
+        let missing = holder.lacks(&claims);
+        if !missing.is_empty() {
+            found.push(token::lacking(&name, &missing));
+        }
+    }
+
+    /// Functions that mean what whoever calls them has in the search path.
+    fn helpers(&self, functions: &BTreeMap<Oid, Named>, found: &mut Vec<Finding>) {
+        let mut all: BTreeMap<Oid, &Function> = BTreeMap::new();
+        for seen in &self.seen {
+            all.extend(
+                self.called(seen.table)
+                    .map(|function| (function.oid, function)),
+            );
+        }
+        for (oid, function) in all {
+            let mut settings = function.config.iter().flatten();
+            let pinned = settings.any(|setting| setting.starts_with("search_path="));
+            let unresolved = function.language == "sql" && function.body.is_none();
+            if pinned || !(function.definer || unresolved) {
+                continue;
+            }
+            let Some(named) = functions.get(&oid) else {
+                continue;
+            };
+            let mut path: Vec<String> = vec![quote_identifier(&named.schema)];
+            if named.schema != "public" {
+                path.push("public".to_owned());
+            }
+            path.push("pg_temp".to_owned());
+            let text = if function.definer {
+                "is SECURITY DEFINER and has no search_path of its own: whoever calls it can have its \
+                 names mean something else"
+            } else {
+                "has no search_path of its own, and names what only some path finds: it cannot be \
+                 compiled, and is asked of PostgreSQL"
+            };
+            found.push(
+                Finding::warning(
+                    "function_search_path",
+                    format!("{}, which policies call, {text}", named.signature),
+                )
+                .sql(format!(
+                    "alter function {} set search_path = {}",
+                    named.signature,
+                    path.join(", ")
+                ))
+                .advice("Put there what its body needs, and nothing that others may create in."),
+            );
+        }
+    }
+}
+
+/// Columns that the role may not read.
+fn columns(table: &Table, role: &str, access: &Access) -> Option<Finding> {
+    let hidden: Vec<&str> = table
+        .columns
+        .iter()
+        .map(|column| column.name.as_str())
+        .filter(|column| !access.may_read(column))
+        .collect();
+    (!hidden.is_empty()).then(|| {
+        let name = table.sql_name();
+        Finding::note(
+            "column_grants",
+            format!(
+                "clients of {role} may not read {} of {name}: they receive rows without, and cannot \
+                 filter by it",
+                hidden.join(", ")
+            ),
+        )
+        .table(name.as_str())
+        .role(role)
+        .sql(format!(
+            "grant select on table {name} to {}",
+            quote_identifier(role)
+        ))
+        .advice("Leave it where that is meant.")
+    })
+}
+
+/// Columns that hold whose a row is, by what they are usually called.
+const OWNERS: [&str; 9] = [
+    "user_id",
+    "owner",
+    "owner_id",
+    "person",
+    "person_id",
+    "created_by",
+    "author_id",
+    "profile_id",
+    "account_id",
+];
+
+/// `uuid`
+const UUID: Oid = Oid(2950);
+
+/// A policy that shows people their own rows, where a column says whose they are; else a line that
+/// has to be filled in.
+fn policy_sql(table: &Table, role: &str) -> String {
+    let owner = OWNERS
+        .iter()
+        .find_map(|name| table.column(name).filter(|column| column.type_oid == UUID));
+    let (name, role) = (table.sql_name(), quote_identifier(role));
+    match owner {
+        Some(column) => format!(
+            "create policy \"own rows\" on {name} for select to {role} using ({} = (select auth.uid()))",
+            quote_identifier(&column.name)
+        ),
+        None => {
+            format!("-- create policy \"who sees what\" on {name} for select to {role} using (…)")
+        }
+    }
+}
