@@ -61,7 +61,7 @@ impl Totals {
     }
 
     pub(super) fn add(&mut self, other: &Self) {
-        self.tables += 1;
+        self.tables += other.tables;
         self.policies += other.policies;
         self.native += other.native;
         self.hybrid += other.hybrid;

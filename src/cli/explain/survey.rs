@@ -40,7 +40,7 @@ pub(super) async fn report(
     mut notes: Vec<String>,
 ) -> Result<Report, Trouble> {
     let database = Database::parse(config.database_url.expose())
-        .map_err(|error| Trouble::Usage(format!("DATABASE_URL: {error}.")))?;
+        .map_err(|error| Trouble::Usage(error.to_string()))?;
     let client = database
         .connect("rowcast explain")
         .await
@@ -212,7 +212,10 @@ async fn roles(
 }
 
 fn one(catalog: &Catalog, table: &Arc<catalog::Table>, roles: &[String], published: bool) -> Table {
-    let mut totals = Totals::default();
+    let mut totals = Totals {
+        tables: 1,
+        ..Totals::default()
+    };
     let policies = table.policies.iter().map(|policy| {
         let applies = |role: &&String| {
             let mut rights = table.rights.iter();
