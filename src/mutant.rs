@@ -152,6 +152,17 @@ mutants! {
 }
 
 mutants! {
+    /// Faults of functions whose body takes the place of the call.
+    FunctionMutant {
+        DefinerIsCaller,
+        StrictIsForgotten,
+        FirstRowRaises,
+        EndIsNull,
+        IfTakesElse,
+    }
+}
+
+mutants! {
     /// Faults of the encoder of values.
     EncoderMutant {
         EscapeIsForgotten,

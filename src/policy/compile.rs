@@ -1,6 +1,8 @@
 //! From PostgreSQL's own syntax tree to an [`Expr`]: a whitelist by object identifier, and a
 //! [`Refusal`] for everything else.
 
+mod call;
+
 mod constant;
 
 mod inline;
@@ -15,6 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use super::body::{Body, Context};
 use super::expr::{ColumnRef, Constant, Expr, Inputs};
 use super::node_tree::{self, Tree};
 use crate::datum::{Datum, Type, Types};
@@ -25,12 +28,22 @@ use crate::pg::Oid;
 pub struct Refusal {
     /// The first thing met that is not compiled, for people to read.
     pub reason: String,
+    /// Whether PostgreSQL raises an error whenever it comes to that, whatever the row.
+    pub denied: bool,
 }
 
 impl Refusal {
     pub(super) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
+            denied: false,
+        }
+    }
+
+    pub(super) fn denied(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            denied: true,
         }
     }
 }
@@ -53,14 +66,14 @@ pub struct Scope {
     pub columns: HashMap<i16, Column>,
     /// Enums, domains and collations.
     pub types: Types,
-    /// SQL functions that may be inlined. Whoever gives them has checked that the role may execute
-    /// them and that their `proconfig`, if any, does not matter to the body.
+    /// The functions whose bodies may take their place.
     pub functions: HashMap<Oid, Function>,
     /// The tables that sub-selects may look into, by the role that looks: inside a SECURITY DEFINER
     /// body that is the function's owner.
     pub tables: HashMap<(Oid, Oid), Arc<Looked>>,
-    /// As whom the policies run.
-    pub role: Oid,
+    /// As whom the policies run, and by which search path names are resolved in the bodies of
+    /// functions that have none of their own.
+    pub context: Context,
     /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
     pub settings: HashMap<String, Setting>,
 }
@@ -74,6 +87,8 @@ pub struct Looked {
     pub columns: HashMap<i16, Column>,
     /// Why it cannot be looked into natively.
     pub refused: Option<String>,
+    /// The columns that the role may read, by `attnum`; `None` for all there are.
+    pub readable: Option<BTreeSet<i16>>,
     /// The policies of the table that apply to the role; `None` where no row-level security does.
     pub policies: Option<Vec<OwnPolicy>>,
 }
@@ -104,21 +119,31 @@ pub struct Column {
     pub collation: Oid,
 }
 
-/// A SQL function (`pg_proc`).
+/// A function (`pg_proc`).
 #[derive(Debug, Clone)]
 pub struct Function {
+    /// Its name, for people to read.
+    pub name: String,
     /// `proargtypes`
     pub arguments: Vec<Oid>,
     /// `prorettype`
     pub result: Oid,
+    /// `proretset`
+    pub set: bool,
     /// `proisstrict`
     pub strict: bool,
-    /// `prosecdef`
-    pub security_definer: bool,
+    /// The owner, by number and name, where that is whom it runs as (`prosecdef`).
+    pub definer: Option<(Oid, Arc<str>)>,
     /// Whether there is a `proconfig`.
     pub configured: bool,
-    /// `prosqlbody::text`, or that of the body once analysed.
-    pub body: String,
+    /// Its own `search_path`.
+    pub path: Option<Arc<str>>,
+    /// Its own `row_security`.
+    pub row_security: Option<bool>,
+    /// The roles that may not execute it.
+    pub barred: BTreeSet<Oid>,
+    /// What it does, by how it runs, or why that is not known.
+    pub bodies: HashMap<Context, Result<Body, String>>,
 }
 
 /// What `current_setting` reads.
@@ -228,12 +253,20 @@ enum Around {
 
 struct Compiler<'s> {
     scope: &'s Scope,
-    /// As whom the function or policy in hand runs.
-    role: Oid,
+    /// How the function or policy in hand runs.
+    context: Context,
+    /// The owner of the innermost SECURITY DEFINER function around.
+    user: Option<Arc<str>>,
+    /// Whether row-level security may not leave out anything (`row_security = off`).
+    unfiltered: bool,
+    /// The functions around, those around the policies in hand included.
+    within: Vec<Oid>,
+    /// The tables whose policies are being applied to the query in hand, by role.
+    applied: Vec<(Oid, Oid)>,
     columns: Vec<Arc<ColumnRef>>,
     references: BTreeSet<Reference>,
     /// The arguments of the functions being inlined, innermost last.
-    calls: Vec<inline::Call>,
+    calls: Vec<Vec<Typed>>,
     /// The operands of the simple CASEs and array coercions around, innermost last.
     tests: Vec<Typed>,
     /// The queries around, within the innermost function or policy; the innermost last.
@@ -249,7 +282,11 @@ impl<'s> Compiler<'s> {
     fn new(scope: &'s Scope) -> Self {
         Self {
             scope,
-            role: scope.role,
+            context: scope.context.clone(),
+            user: None,
+            unfiltered: false,
+            within: Vec::new(),
+            applied: Vec::new(),
             columns: Vec::new(),
             references: BTreeSet::new(),
             calls: Vec::new(),
@@ -285,7 +322,7 @@ impl<'s> Compiler<'s> {
 
     /// A table as the role in force has it.
     fn table(&self, oid: Oid) -> Option<&'s Arc<Looked>> {
-        self.scope.tables.get(&(self.role, oid))
+        self.scope.tables.get(&(self.context.role, oid))
     }
 
     fn type_of(&self, oid: Oid, collation: Oid) -> Result<Type, Refusal> {

@@ -14,7 +14,7 @@ use super::scope::{applicable, security_applies, unexecutable};
 use crate::pg::Oid;
 
 /// What `selectedCols` adds to a column's number.
-const OFFSET: i64 = 7;
+pub(super) const OFFSET: i64 = 7;
 
 /// ACL_SELECT
 const SELECT: u32 = 2;
@@ -138,7 +138,7 @@ fn permitted(table: &Table, rights: &Rights, columns: &[i64]) -> Result<(), Stri
 }
 
 /// The tables that a tree reads, and which columns, as it notes for the check of rights.
-fn tables_in(tree: &Tree, found: &mut Vec<(Oid, Vec<i64>)>) {
+pub(super) fn tables_in(tree: &Tree, found: &mut Vec<(Oid, Vec<i64>)>) {
     match tree {
         Tree::List(items) => items.iter().for_each(|item| tables_in(item, found)),
         Tree::Node(node) => {
@@ -165,25 +165,4 @@ fn rights_of(node: &Node) -> Option<(Oid, Vec<i64>)> {
         _ => Vec::new(),
     };
     (oid.0 != 0 && required & SELECT != 0).then_some((oid, columns))
-}
-
-/// All tables that policies of these look into, whoever asks: what PostgreSQL noted.
-pub(super) fn looked_into<'c>(catalog: &'c Catalog, table: &'c Table) -> Vec<&'c Table> {
-    const PG_CLASS: u32 = 1259;
-    let (mut found, mut open): (Vec<&Table>, Vec<&Table>) = (Vec::new(), vec![table]);
-    while let Some(one) = open.pop() {
-        let depends = one.policies.iter().flat_map(|policy| &policy.depends);
-        for (_, oid, _) in depends.filter(|(class, ..)| class.0 == PG_CLASS) {
-            let Some(other) = catalog.tables.get(oid).map(Arc::as_ref) else {
-                continue;
-            };
-            let known = found.iter().any(|known| known.oid == *oid);
-            if *oid != table.oid && !known {
-                found.push(other);
-                open.push(other);
-            }
-        }
-    }
-    found.sort_by_key(|table| table.oid);
-    found
 }

@@ -4,7 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::catalog::{Catalog, Column, Policy, Rights, Table};
+use super::catalog::{self, Catalog, Column, Policy, Rights, Table};
+use super::closure::Closure;
 use super::compile::{self, Function, Reference, Scope, compile};
 use super::predicate::Predicate;
 use crate::pg::Oid;
@@ -13,20 +14,22 @@ use crate::pg::Oid;
 pub(super) const PG_CLASS: u32 = 1259;
 pub(super) const PG_PROC: u32 = 1255;
 
+/// Why policies are not compiled.
+pub(super) enum Uncompiled {
+    /// These have to be asked, by name, and why.
+    Asked(Vec<(String, String)>),
+    /// PostgreSQL raises an error for every query of the role.
+    Denied(String),
+}
+
 /// The policies as one predicate, or the names of those that are not compiled and why.
 pub(super) fn compiled(
     catalog: &Catalog,
     table: &Table,
     policies: &[&Policy],
-    (role, looked_into): (&str, &[&Table]),
-) -> Result<Predicate, Vec<(String, String)>> {
-    let mut scope = scope(catalog, table, policies, looked_into);
-    let number = catalog.roles.get(role).map_or(Oid(0), |role| role.oid);
-    let tables = looked_into
-        .iter()
-        .map(|table| ((number, table.oid), looked(catalog, table, role)));
-    scope.tables = tables.collect();
-    scope.role = number;
+    role: &str,
+) -> Result<Predicate, Uncompiled> {
+    let scope = scope(catalog, table, role);
     let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for policy in policies {
         // With only a WITH CHECK it says nothing about what may be read.
@@ -36,18 +39,14 @@ pub(super) fn compiled(
             refused.push((policy.name.clone(), reason));
             continue;
         }
-        let expr = compile(tree, &scope)
-            .map_err(|refusal| refusal.reason)
-            .and_then(|compiled| {
-                if compiled.references == dependencies(table, policy) {
-                    Ok(compiled.expr)
-                } else {
-                    Err(
-                        "what its tree names is not what PostgreSQL noted that it depends on"
-                            .to_owned(),
-                    )
-                }
-            });
+        let expr = match compile(tree, &scope) {
+            Ok(compiled) if compiled.references == dependencies(table, policy) => Ok(compiled.expr),
+            Ok(_) => Err(
+                "what its tree names is not what PostgreSQL noted that it depends on".to_owned(),
+            ),
+            Err(refusal) if refusal.denied => return Err(Uncompiled::Denied(refusal.reason)),
+            Err(refusal) => Err(refusal.reason),
+        };
         match expr {
             Ok(expr) if policy.permissive => permissive.push(expr),
             Ok(expr) => restrictive.push(expr),
@@ -57,48 +56,66 @@ pub(super) fn compiled(
     if refused.is_empty() {
         Ok(Predicate::new(permissive, restrictive))
     } else {
-        Err(refused)
+        Err(Uncompiled::Asked(refused))
     }
 }
 
-/// What the policies of a table may be compiled against. Only functions that they name themselves
-/// are inlined: whether the role may execute those is checked, and their change is noticed.
-fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy], looked_into: &[&Table]) -> Scope {
-    let others = looked_into.iter().flat_map(|table| &table.policies);
-    let named: BTreeSet<Oid> = policies
-        .iter()
-        .copied()
-        .chain(others)
-        .flat_map(|policy| &policy.depends)
-        .filter(|(class, _, _)| class.0 == PG_PROC)
-        .map(|(_, function, _)| *function)
-        .collect();
-    let columns = table.columns.iter().map(column).collect();
-    let functions = catalog
-        .functions
-        .values()
-        .filter(|function| named.contains(&function.oid))
-        .filter(|function| function.language == "sql" && function.kind == 'f' && !function.set)
-        .filter_map(|function| {
-            let inlined = Function {
-                arguments: function.arguments.clone(),
-                result: function.returns,
-                strict: function.strict,
-                security_definer: function.definer,
-                configured: function.config.is_some(),
-                body: function.body.clone()?,
-            };
-            Some((function.oid, inlined))
-        })
-        .collect();
+/// What the policies of a table may be compiled against for a role.
+fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
+    let context = catalog.context(role);
+    let closure = Closure::of(catalog, table, &context);
+    let looked = closure.tables.iter().filter_map(|(role, oid)| {
+        let table = catalog.tables.get(oid)?;
+        let name = &catalog.role(*role)?.name;
+        Some(((*role, *oid), looked(catalog, table, name)))
+    });
+    let mut functions: HashMap<Oid, Function> = HashMap::new();
+    for (oid, context) in &closure.functions {
+        let Some(known) = catalog.functions.get(oid) else {
+            continue;
+        };
+        let function = functions
+            .entry(*oid)
+            .or_insert_with(|| function(catalog, known));
+        if let Some(body) = known.does(context) {
+            function.bodies.insert(context.clone(), body.cloned());
+        }
+    }
     Scope {
         major: catalog.major,
-        columns,
+        columns: table.columns.iter().map(column).collect(),
         types: catalog.native.clone(),
         functions,
-        tables: HashMap::new(),
-        role: Oid(0),
+        tables: looked.collect(),
+        context,
         settings: HashMap::new(),
+    }
+}
+
+fn function(catalog: &Catalog, known: &catalog::Function) -> Function {
+    let barred = catalog
+        .roles
+        .values()
+        .filter(|role| !known.execute.contains(&role.name));
+    let owner = catalog
+        .role(known.owner)
+        .map(|owner| Arc::from(owner.name.as_str()));
+    Function {
+        name: known.name.clone(),
+        arguments: known.arguments.clone(),
+        result: known.returns,
+        set: known.set,
+        strict: known.strict,
+        definer: known
+            .definer
+            .then(|| (known.owner, owner.unwrap_or_default())),
+        configured: known.config.is_some(),
+        path: known.path().map(Arc::from),
+        row_security: known
+            .row_security()
+            .map(|set| ["on", "true", "yes", "1"].contains(&set.to_lowercase().as_str())),
+        barred: barred.map(|role| role.oid).collect(),
+        bodies: HashMap::new(),
     }
 }
 
@@ -143,6 +160,7 @@ fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> 
         .iter()
         .filter(|column| column.generated.is_none());
     Arc::new(compile::Looked {
+        readable: known.map(|rights| rights.columns.iter().copied().collect()),
         name: table.name.clone(),
         columns: carried.map(column).collect(),
         refused: refused.or_else(|| known.is_none().then(unknown)),

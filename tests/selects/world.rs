@@ -172,7 +172,12 @@ impl World {
             .unwrap();
         let sql = include_str!("../../sql/catalog.sql");
         let roles = vec!["authenticated"];
-        let row = self.client.query_one(sql, &[&"p", &roles]).await.unwrap();
+        let none = Vec::<u32>::new();
+        let row = self
+            .client
+            .query_one(sql, &[&"p", &roles, &none, &none])
+            .await
+            .unwrap();
         self.client
             .batch_execute("reset search_path")
             .await

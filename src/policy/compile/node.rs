@@ -115,7 +115,7 @@ impl Compiler<'_> {
         let around = self.frames.iter().rev().nth(level).copied();
         let around = around
             .filter(|around| *around != Around::Nothing && node.number::<u32>("varno") == Ok(1));
-        let around = around.filter(|_| number > 0 && self.calls.is_empty());
+        let around = around.filter(|_| number > 0);
         let around =
             around.ok_or_else(|| Refusal::new("VAR of another relation or a system column"))?;
         // What newer versions add: an outer join that makes it NULL, OLD or NEW of a RETURNING.

@@ -44,8 +44,20 @@ const TABLE: [&str; 11] = [
     "selectedCols",
 ];
 
+/// The fields of `select f(…)`.
+const CALL: [&str; 8] = [
+    "commandType",
+    "canSetTag",
+    "hasTargetSRFs",
+    "hasSubLinks",
+    "jointree",
+    "targetList",
+    "stmt_location",
+    "stmt_len",
+];
+
 /// What a sub-link asks of its sub-select.
-enum Link {
+pub(super) enum Link {
     Exists,
     /// One value from each row.
     Values,
@@ -54,16 +66,21 @@ enum Link {
 }
 
 /// A sub-select without what is asked of it.
-struct Rows {
+pub(super) struct Rows {
     table: Oid,
     depth: u32,
-    condition: Vec<Expr>,
+    pub(super) condition: Vec<Expr>,
     value: Option<Typed>,
-    several: Several,
+    pub(super) several: Several,
 }
 
 impl Rows {
-    fn asked(self, result: Asked) -> Expr {
+    /// Gives them another value.
+    pub(super) fn put(&mut self, value: Typed) {
+        self.value = Some(value);
+    }
+
+    pub(super) fn asked(self, result: Asked) -> Expr {
         Expr::Select(Box::new(Select {
             table: self.table,
             depth: self.depth,
@@ -75,7 +92,15 @@ impl Rows {
     }
 }
 
-fn value(rows: &mut Rows) -> Result<Typed, Refusal> {
+/// What is evaluated after the arguments of the function that it asks.
+fn after(guards: Vec<Expr>, asked: Expr) -> Expr {
+    if guards.is_empty() {
+        return asked;
+    }
+    Expr::Body(guards, false, Box::new(asked))
+}
+
+pub(super) fn value(rows: &mut Rows) -> Result<Typed, Refusal> {
     let value = rows.value.take();
     value.ok_or_else(|| Refusal::new("a sub-select without a value"))
 }
@@ -85,7 +110,7 @@ impl Compiler<'_> {
         let kind = node.number::<u8>("subLinkType")?;
         let query = node.field("subselect")?;
         let tested = *node.field("testexpr")? != Tree::Null;
-        if kind == 4 && !tested && self.is_plain(query)? {
+        if kind == 4 && !tested && self.is_plain(query)? && self.called(query)?.is_none() {
             self.frames.push(Around::Nothing);
             let query = self.query(query, depth);
             self.frames.pop();
@@ -96,11 +121,11 @@ impl Compiler<'_> {
         }
         match (kind, tested) {
             (0, false) => {
-                let rows = self.rows(query, &Link::Exists, depth)?;
-                Ok((rows.asked(Asked::Exists), BOOL))
+                let (rows, guards) = self.rows_or_call(query, &Link::Exists, depth)?;
+                Ok((after(guards, rows.asked(Asked::Exists)), BOOL))
             }
             (1 | 2, true) => {
-                let mut rows = self.rows(query, &Link::Values, depth)?;
+                let (mut rows, guards) = self.rows_or_call(query, &Link::Values, depth)?;
                 let value = value(&mut rows)?;
                 let test = node.field("testexpr")?.node(self.scope.major)?;
                 if test.name != "OPEXPR" {
@@ -122,14 +147,14 @@ impl Compiler<'_> {
                 self.operands(&compared, left.oid, right.oid)?;
                 let two = Box::new((left.expr, right.expr));
                 let asked = Asked::Any(compared.comparison, kind == 1, two);
-                Ok((rows.asked(asked), BOOL))
+                Ok((after(guards, rows.asked(asked)), BOOL))
             }
             (4, false) => {
-                let mut rows = self.rows(query, &Link::Scalar, depth)?;
+                let (mut rows, guards) = self.rows_or_call(query, &Link::Scalar, depth)?;
                 let value = value(&mut rows)?;
                 let several = rows.several;
                 let asked = Asked::Scalar(several, Box::new(value.expr));
-                Ok((rows.asked(asked), value.oid))
+                Ok((after(guards, rows.asked(asked)), value.oid))
             }
             _ => Err(Refusal::new("SUBLINK of another kind")),
         }
@@ -148,21 +173,63 @@ impl Compiler<'_> {
             return Ok(None);
         }
         let compared = self.comparison(node.oid("opno")?, node)?;
-        let mut rows = self.rows(link.field("subselect")?, &Link::Values, depth)?;
+        let query = link.field("subselect")?;
+        let (mut rows, guards) = self.rows_or_call(query, &Link::Values, depth)?;
         let value = value(&mut rows)?;
         self.operands(&compared, left.oid, value.oid)?;
         let all = !node.flag("useOr")?;
         let two = Box::new((left.expr.clone(), value.expr));
-        Ok(Some(rows.asked(Asked::Any(compared.comparison, all, two))))
+        let asked = rows.asked(Asked::Any(compared.comparison, all, two));
+        Ok(Some(after(guards, asked)))
+    }
+
+    /// The call in `select f(…)` of a function that returns a set.
+    fn called<'t>(&self, query: &'t Tree) -> Result<Option<&'t Node>, Refusal> {
+        let query = query.node(self.scope.major)?;
+        if query.name != "QUERY" || !query.has_only(&CALL) || !query.flag("hasTargetSRFs")? {
+            return Ok(None);
+        }
+        let from = query.field("jointree")?.node(self.scope.major)?;
+        let everything = from.has_only(&[]);
+        let [target] = query.field("targetList")?.items()? else {
+            return Ok(None);
+        };
+        let target = target.node(self.scope.major)?;
+        if !everything || target.name != "TARGETENTRY" || target.flag("resjunk")? {
+            return Ok(None);
+        }
+        let call = target.field("expr")?.node(self.scope.major)?;
+        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+    }
+
+    /// The rows of a sub-select, and what is evaluated before them.
+    fn rows_or_call(
+        &mut self,
+        query: &Tree,
+        link: &Link,
+        depth: usize,
+    ) -> Result<(Rows, Vec<Expr>), Refusal> {
+        let Some(call) = self.called(query)? else {
+            return Ok((self.rows(query, link, depth)?, Vec::new()));
+        };
+        self.frames.push(Around::Nothing);
+        let rows = self.rows_of_call(call, depth);
+        self.frames.pop();
+        rows
     }
 
     /// Whether a sub-select reads no table.
-    fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
+    pub(super) fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
         let query = query.node(self.scope.major)?;
         Ok(query.name == "QUERY" && query.field("rtable")?.items()?.is_empty())
     }
 
-    fn rows(&mut self, query: &Tree, link: &Link, depth: usize) -> Result<Rows, Refusal> {
+    pub(super) fn rows(
+        &mut self,
+        query: &Tree,
+        link: &Link,
+        depth: usize,
+    ) -> Result<Rows, Refusal> {
         let query = query.node(self.scope.major)?;
         let beyond = query.name != "QUERY"
             || query.number::<u8>("commandType")? != 1
@@ -173,9 +240,6 @@ impl Compiler<'_> {
                 "a sub-select with more to it than one table and conditions on its rows",
             ));
         }
-        if !self.calls.is_empty() {
-            return Err(Refusal::new("a function that looks into a table"));
-        }
         let oid = self.from(query)?;
         let table = self.table(oid);
         let table = table.ok_or_else(|| Refusal::new(format!("table {oid} is not known")))?;
@@ -185,6 +249,7 @@ impl Compiler<'_> {
         if self.looked >= MAX_DEPTH {
             return Err(Refusal::new("sub-selects inside each other too deeply"));
         }
+        self.secured(oid, table)?;
         self.refer(Reference::Table(oid));
         let around = Around::Looked(self.looked, oid);
         self.looked += 1;
@@ -322,6 +387,8 @@ impl Compiler<'_> {
         let Some(policies) = &table.policies else {
             return Ok(Vec::new());
         };
+        self.applying(table, around)?;
+        let calls = std::mem::take(&mut self.calls);
         let frames = std::mem::replace(&mut self.frames, vec![around]);
         let references = std::mem::take(&mut self.references);
         let tests = std::mem::take(&mut self.tests);
@@ -331,11 +398,13 @@ impl Compiler<'_> {
             for policy in policies {
                 self.references = BTreeSet::new();
                 let tree = crate::policy::node_tree::read(&policy.tree)?;
-                let expr = self.boolean(&tree, depth + 1).map_err(|refusal| {
-                    Refusal::new(format!(
+                self.permitted(&tree)?;
+                let expr = self.boolean(&tree, depth + 1).map_err(|refusal| Refusal {
+                    reason: format!(
                         "policy {} of {}: {}",
                         policy.name, table.name, refusal.reason
-                    ))
+                    ),
+                    ..refusal
                 })?;
                 if self.references != policy.depends {
                     return Err(Refusal::new(format!(
@@ -352,6 +421,8 @@ impl Compiler<'_> {
             Ok(())
         };
         let outcome = compiled();
+        self.calls = calls;
+        self.applied.pop();
         self.frames = frames;
         self.references = references;
         self.tests = tests;
