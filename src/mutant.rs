@@ -150,6 +150,10 @@ mutants! {
         OwnPoliciesAreRestrictive,
         OuterJoinIsInner,
         KeysAreForgotten,
+        DistinctIsForgotten,
+        FilterIsForgotten,
+        MaxIsMin,
+        OrderIsReversed,
     }
 }
 

@@ -254,6 +254,8 @@ struct Compiler<'s> {
     looked: u32,
     /// What the sub-select gives whose comparison is in hand.
     output: Vec<Typed>,
+    /// The aggregates of the sub-select in hand, where it may have some.
+    folding: Option<select::Folding>,
     nodes: usize,
 }
 
@@ -269,6 +271,7 @@ impl<'s> Compiler<'s> {
             frames: vec![Around::Own],
             looked: 0,
             output: Vec::new(),
+            folding: None,
             nodes: 0,
         }
     }

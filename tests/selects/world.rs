@@ -359,6 +359,9 @@ impl World {
             Rules::Everything => panic!("row-level security is on"),
             Rules::Judged { asked: true, .. } => {
                 for (_, reason) in &access.asked_because {
+                    if std::env::var_os("ROWCAST_REFUSED").is_some() {
+                        eprintln!("{reason}: {:#?}", case.sql);
+                    }
                     *counts.refused.entry(reason.clone()).or_default() += 1;
                 }
                 return;

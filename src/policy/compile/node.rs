@@ -106,7 +106,13 @@ impl Compiler<'_> {
                 Ok((arg.expr, arg.oid))
             }
             "COERCEVIAIO" => self.through_text(node, depth),
-            "SUBLINK" => self.sublink(node, depth),
+            "SUBLINK" => {
+                let folding = self.folding.take();
+                let sublink = self.sublink(node, depth);
+                self.folding = folding;
+                sublink
+            }
+            "AGGREF" => self.aggregate(node, depth),
             "SQLVALUEFUNCTION" => self.value_function(node),
             other => Err(Refusal::new(format!("{other} is not compiled"))),
         }

@@ -1,15 +1,19 @@
 //! Sub-selects over tables.
 
+mod fold;
+
 mod from;
 
 mod own;
 
 mod set;
 
+pub(super) use fold::Folding;
+
 use super::{Around, Compiler, Refusal, Typed};
 use crate::datum::Datum;
 use crate::pg::Oid;
-use crate::policy::expr::select::{Asked, Select, Several, Step};
+use crate::policy::expr::select::{Asked, Select, Several, Sort, Step};
 use crate::policy::expr::{Constant, Expr};
 use crate::policy::node_tree::{Node, Tree};
 
@@ -20,7 +24,7 @@ const BOOL: Oid = Oid(16);
 const MAX_DEPTH: u32 = 24;
 
 /// The fields of `select … from … where …`.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "commandType",
     "canSetTag",
     "hasSubLinks",
@@ -30,6 +34,7 @@ const FIELDS: [&str; 12] = [
     "targetList",
     "cteList",
     "distinctClause",
+    "sortClause",
     "limitCount",
     "stmt_location",
     "stmt_len",
@@ -50,6 +55,8 @@ struct Rows {
     from: Vec<Step>,
     values: Vec<Typed>,
     several: Several,
+    /// Which of several is the first, where that counts.
+    order: Vec<Sort>,
 }
 
 impl Rows {
@@ -94,7 +101,16 @@ impl Compiler<'_> {
             let body = Expr::Body(Vec::new(), false, Box::new(query.expr));
             return Ok((body, query.oid));
         }
+        let folds = query.node(self.scope.major)?.flag("hasAggs")?;
         match (kind, tested) {
+            (0, false) if folds => {
+                let query = query.node(self.scope.major)?;
+                self.fold(query, Link::Exists, depth)
+            }
+            (4, false) if folds => {
+                let query = query.node(self.scope.major)?;
+                self.fold(query, Link::Scalar, depth)
+            }
             (0, false) => {
                 let rows = self.rows(query, Link::Exists, depth)?;
                 let exist = rows.into_iter().map(|rows| rows.asked(Asked::Exists));
@@ -119,8 +135,12 @@ impl Compiler<'_> {
                     return Err(Refusal::new("a value by UNION"));
                 };
                 let value = rows.value()?;
-                let several = rows.several;
-                let asked = Asked::Scalar(several, Box::new(value.expr));
+                let expr = Box::new(value.expr);
+                let asked = if rows.order.is_empty() {
+                    Asked::Scalar(rows.several, expr)
+                } else {
+                    Asked::First(std::mem::take(&mut rows.order), expr)
+                };
                 Ok((rows.asked(asked), value.oid))
             }
             _ => Err(Refusal::new("SUBLINK of another kind")),
@@ -199,26 +219,52 @@ impl Compiler<'_> {
             (Link::Scalar, Some(1), _) => Several::First,
             _ => return Err(Refusal::new("LIMIT where it decides which rows count")),
         };
-        let (from, values) = self.within(query, depth, |compiler| {
-            let mut values = Vec::new();
+        let sorted = !query.field("sortClause")?.items()?.is_empty();
+        if sorted && !distinct.is_empty() {
+            return Err(Refusal::new("ORDER BY of a DISTINCT"));
+        }
+        let (from, (values, order)) = self.within(query, depth, |compiler| {
+            let (mut values, mut targets) = (Vec::new(), Vec::new());
             for target in query.field("targetList")?.items()? {
                 let target = target.node(compiler.scope.major)?;
-                if target.name != "TARGETENTRY" || target.flag("resjunk")? {
-                    return Err(Refusal::new("a sub-select with another order or grouping"));
+                let unseen = target.flag("resjunk")?;
+                if target.name != "TARGETENTRY" || unseen && !sorted {
+                    return Err(Refusal::new("a sub-select with another grouping"));
                 }
                 let expr = target.field("expr")?;
+                let reference = target.number::<u32>("ressortgroupref")?;
                 match link {
                     // Nothing but their names counts: PostgreSQL does not compute them either.
                     Link::Exists => compiler.named(expr, depth)?,
-                    Link::Values | Link::Scalar => values.push(compiler.expr(expr, depth)?),
+                    Link::Values | Link::Scalar => {
+                        let value = compiler.expr(expr, depth)?;
+                        if reference != 0 {
+                            targets.push((reference, expr, value.clone()));
+                        }
+                        if !unseen {
+                            values.push(value);
+                        }
+                    }
                 }
             }
-            Ok(values)
+            let order = match (link, limit) {
+                (Link::Scalar, Some(_)) => compiler.order(query, &targets)?,
+                // In which order they come does not count, but that of an error might.
+                _ => {
+                    let calm = |expr: &Expr| matches!(expr, Expr::Inner(..));
+                    if !targets.iter().all(|(_, _, typed)| calm(&typed.expr)) && sorted {
+                        return Err(Refusal::new("ORDER BY of what is computed"));
+                    }
+                    Vec::new()
+                }
+            };
+            Ok((values, order))
         })?;
         Ok(Rows {
             from,
             values,
             several,
+            order,
         })
     }
 

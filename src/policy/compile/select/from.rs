@@ -257,7 +257,8 @@ impl Compiler<'_> {
         depth: usize,
     ) -> Result<(Vec<Step>, Vec<Result<Typed, Refusal>>), Refusal> {
         let query = query.node(self.scope.major)?;
-        let beyond = |field: &&str| !matches!(*field, "distinctClause" | "limitCount");
+        let beyond =
+            |field: &&str| !matches!(*field, "distinctClause" | "sortClause" | "limitCount");
         let fields: Vec<&str> = FIELDS.iter().copied().filter(beyond).collect();
         plain(query, &fields)?;
         self.within(query, depth, |compiler| {
