@@ -148,6 +148,12 @@ mutants! {
         AffectedIsAfterOnly,
         OwnPoliciesAreForgotten,
         OwnPoliciesAreRestrictive,
+        OuterJoinIsInner,
+        KeysAreForgotten,
+        DistinctIsForgotten,
+        FilterIsForgotten,
+        MaxIsMin,
+        OrderIsReversed,
     }
 }
 

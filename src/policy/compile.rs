@@ -15,6 +15,7 @@ mod select;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::body::{Body, Context};
@@ -241,14 +242,25 @@ struct Typed {
 }
 
 /// A query around.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Around {
     /// That of the table itself.
     Own,
     /// One without a table.
     Nothing,
-    /// A sub-select, by its depth, over that table.
-    Looked(u32, Oid),
+    /// A sub-select, with what its FROM has.
+    From(Rc<[Origin]>),
+}
+
+/// Where the columns of an entry of FROM come from.
+#[derive(Debug, Clone)]
+enum Origin {
+    /// A table, by its depth.
+    Table(u32, Oid),
+    /// A join, by the expressions of its columns, which are read where the join stands.
+    Join(Rc<Tree>),
+    /// A sub-select.
+    Columns(Rc<[Result<Typed, Refusal>]>),
 }
 
 struct Compiler<'s> {
@@ -271,10 +283,12 @@ struct Compiler<'s> {
     tests: Vec<Typed>,
     /// The queries around, within the innermost function or policy; the innermost last.
     frames: Vec<Around>,
-    /// The sub-selects over tables around, in all.
+    /// The tables of sub-selects around, in all.
     looked: u32,
     /// What the sub-select gives whose comparison is in hand.
-    output: Option<Typed>,
+    output: Vec<Typed>,
+    /// The aggregates of the sub-select in hand, where it may have some.
+    folding: Option<select::Folding>,
     nodes: usize,
 }
 
@@ -293,7 +307,8 @@ impl<'s> Compiler<'s> {
             tests: Vec::new(),
             frames: vec![Around::Own],
             looked: 0,
-            output: None,
+            output: Vec::new(),
+            folding: None,
             nodes: 0,
         }
     }

@@ -8,6 +8,10 @@
 
 mod audience;
 
+mod looking;
+
+mod routes;
+
 mod tables;
 
 use std::fmt;
@@ -18,7 +22,9 @@ use smallvec::SmallVec;
 
 use audience::Plan;
 pub use audience::{Audience, Members, Probe};
-use tables::{Looking, Table, positive};
+use looking::{Looking, positive};
+use routes::{Graph, Route};
+use tables::Table;
 
 use super::expr::select::Opened;
 use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
@@ -79,6 +85,8 @@ pub struct Predicate {
     plan: Plan,
     /// What sub-selects look into.
     tables: Vec<Table>,
+    /// Whom a change of one of them concerns.
+    routes: Vec<Route>,
     lookups: Vec<Wanted>,
 }
 
@@ -105,6 +113,7 @@ impl Predicate {
             whole: Expr::NULL,
             plan: Plan::Scan,
             tables: Vec::new(),
+            routes: Vec::new(),
             lookups: Vec::new(),
         };
         let mut looking = Looking::default();
@@ -112,6 +121,12 @@ impl Predicate {
         lowered.whole = lowered.lower(&whole);
         let mut tables = looking.tables;
         lowered.plan = Plan::of(&lowered.whole, &mut tables);
+        for expr in lowered.parts.iter().chain([&lowered.whole]) {
+            Graph::of_changes().routes(expr, &mut lowered.routes);
+        }
+        for path in lowered.routes.iter().filter_map(|one| one.path.as_ref()) {
+            path.index(&mut tables, false);
+        }
         lowered.lookups = tables.iter().map(Table::wanted).collect();
         lowered.tables = tables;
         lowered
@@ -168,10 +183,8 @@ impl Predicate {
     pub fn probed_slots(&self) -> Vec<usize> {
         let mut slots = Vec::new();
         self.plan.slots(&mut slots);
-        let mut selects = Vec::new();
-        tables::selects(&self.whole, &mut selects);
-        let found = selects.into_iter().filter_map(tables::slot_of);
-        slots.extend(found.map(|(_, slot)| slot));
+        let paths = self.routes.iter().filter_map(|one| one.path.as_ref());
+        slots.extend(paths.map(|path| path.slot));
         slots.sort_unstable();
         slots.dedup();
         slots
@@ -238,7 +251,8 @@ fn reads(expr: &Expr) -> Reads {
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
             reads.lookups = true;
-            reads.frames &= !bit(select.depth);
+            let own = select.depths().into_iter().map(bit);
+            reads.frames &= !own.fold(0, |all, one| all | one);
         }
         _ => {}
     }

@@ -364,6 +364,9 @@ impl World {
             Rules::Everything => panic!("row-level security is on"),
             Rules::Judged { asked: true, .. } => {
                 for (_, reason) in &access.asked_because {
+                    if std::env::var_os("ROWCAST_REFUSED").is_some() {
+                        eprintln!("{reason}: {:#?}", case.sql);
+                    }
                     *counts.refused.entry(reason.clone()).or_default() += 1;
                 }
                 return;
@@ -448,11 +451,13 @@ impl World {
             if gone.is_none() && come.is_none() {
                 continue;
             }
+            // The state before and the one behind tell as much.
+            let lookups = if self.seed % 2 == 0 { before } else { after };
             let answer = predicate.affected(
                 wanted.table,
                 gone.map(|row| &**row),
                 come.map(|row| &**row),
-                new,
+                lookups,
             );
             for (who, projection) in projections.iter().enumerate() {
                 let besides = projection.is_undecided() || projection.fails();

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::select::{Link, Rows, value};
+use super::select::{Folding, Link, Rows};
 use super::{Around, Compiler, Function, Looked, MAX_CALLS, Refusal, Typed};
 use crate::datum::{Datum, Trouble, Type, UserType};
 use crate::mutant::FunctionMutant;
@@ -17,15 +17,27 @@ use crate::policy::reach::{OFFSET, tables_in};
 
 const BOOL: Oid = Oid(16);
 
+/// How many tables an argument may look into, where it does.
+const ROOM: u32 = 6;
+
 /// What is put aside while a function's body is compiled.
 struct Caller {
     context: Context,
     user: Option<Arc<str>>,
     unfiltered: bool,
     frames: Vec<Around>,
-    output: Option<Typed>,
+    output: Vec<Typed>,
+    folding: Option<Folding>,
+    looked: u32,
     tests: Vec<Typed>,
     applied: Vec<(Oid, Oid)>,
+}
+
+impl Expr {
+    /// Whether it looks into a table.
+    fn looks(&self) -> bool {
+        matches!(self, Self::Select(_)) || self.children().into_iter().any(Self::looks)
+    }
 }
 
 impl Looked {
@@ -67,7 +79,7 @@ impl Compiler<'_> {
     }
 
     /// Refuses a table of which row-level security would leave out rows where it may not.
-    pub(super) fn secured(&self, _: Oid, table: &Looked) -> Result<(), Refusal> {
+    pub(super) fn secured(&self, table: &Looked) -> Result<(), Refusal> {
         if self.unfiltered && table.policies.is_some() {
             return Err(Refusal::denied(format!(
                 "query would be affected by row-level security policy for table {}",
@@ -79,10 +91,7 @@ impl Compiler<'_> {
 
     /// Notes that the policies of a table are applied to the query in hand: PostgreSQL does not do
     /// that once more inside, where one of them looks into a table.
-    pub(super) fn applying(&mut self, table: &Looked, around: Around) -> Result<(), Refusal> {
-        let Around::Looked(_, oid) = around else {
-            return Ok(());
-        };
+    pub(super) fn applying(&mut self, oid: Oid, table: &Looked) -> Result<(), Refusal> {
         let one = (self.context.role, oid);
         let policies = table.policies.iter().flatten();
         let mut looking = policies.filter(|policy| policy.tree.contains("{SUBLINK"));
@@ -136,6 +145,11 @@ impl Compiler<'_> {
         let user = function.definer.as_ref().map(|(_, name)| Arc::clone(name));
         let user = user.or_else(|| self.user.clone());
         let unfiltered = function.row_security.map_or(self.unfiltered, |on| !on);
+        let looked = self.looked;
+        // Its tables have other places than those that its arguments look into.
+        if args.iter().any(|arg| arg.expr.looks()) {
+            self.looked += ROOM;
+        }
         self.calls.push(args);
         self.within.push(oid);
         Caller {
@@ -143,7 +157,9 @@ impl Compiler<'_> {
             user: std::mem::replace(&mut self.user, user),
             unfiltered: std::mem::replace(&mut self.unfiltered, unfiltered),
             frames: std::mem::replace(&mut self.frames, vec![Around::Nothing]),
-            output: self.output.take(),
+            output: std::mem::take(&mut self.output),
+            folding: self.folding.take(),
+            looked,
             tests: std::mem::take(&mut self.tests),
             applied: std::mem::take(&mut self.applied),
         }
@@ -157,6 +173,8 @@ impl Compiler<'_> {
         self.unfiltered = caller.unfiltered;
         self.frames = caller.frames;
         self.output = caller.output;
+        self.folding = caller.folding;
+        self.looked = caller.looked;
         self.tests = caller.tests;
         self.applied = caller.applied;
     }
@@ -280,21 +298,37 @@ impl Compiler<'_> {
         }
         let frames = std::mem::take(&mut self.frames);
         let before = self.nodes;
-        let rows = self.rows(query, &Link::Scalar, depth);
+        let value = self.one_of(query, several, depth);
         self.frames = frames;
-        let mut rows = rows?;
-        let value = value(&mut rows)?;
-        let several = if FunctionMutant::FirstRowRaises.active() {
-            Several::Raise
-        } else {
-            several
-        };
-        let expr = rows.asked(Asked::Scalar(several, Box::new(value.expr)));
+        let (expr, oid) = value?;
         Ok(Typed {
             expr,
-            oid: value.oid,
+            oid,
             nodes: self.nodes - before,
         })
+    }
+
+    fn one_of(
+        &mut self,
+        query: &Tree,
+        several: Several,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let node = query.node(self.scope.major)?;
+        if node.name == "QUERY" && node.flag("hasAggs")? {
+            return self.fold(node, Link::Scalar, depth);
+        }
+        let mut rows = self.rows(query, Link::Scalar, depth)?;
+        let (Some(mut rows), true) = (rows.pop(), rows.is_empty()) else {
+            return Err(Refusal::new("a value by UNION"));
+        };
+        let value = rows.value()?;
+        let several = match several {
+            _ if FunctionMutant::FirstRowRaises.active() => Several::Raise,
+            Several::First => Several::First,
+            _ => rows.several,
+        };
+        Ok((rows.one(several, value.expr), value.oid))
     }
 
     /// The rows of a call of a function that returns a set, and what has to be evaluated before.
@@ -302,7 +336,7 @@ impl Compiler<'_> {
         &mut self,
         node: &Node,
         depth: usize,
-    ) -> Result<(Rows, Vec<Expr>), Refusal> {
+    ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
         let oid = node.oid("funcid")?;
         if node.flag("funcvariadic")? {
             return Err(Refusal::new(format!("function {oid} is variadic")));
@@ -320,23 +354,29 @@ impl Compiler<'_> {
         }
         let guards: Vec<Expr> = args.iter().map(|arg| arg.expr.clone()).collect();
         let caller = self.enter(oid, &function, args);
-        let rows = self.set(&function, result, depth);
+        let rows = self.rows_of_body(&function, result, depth);
         self.leave(caller);
         let mut rows = rows.map_err(|refusal| Refusal {
             reason: format!("function {}: {}", function.name, refusal.reason),
             ..refusal
         })?;
         if function.strict && !FunctionMutant::StrictIsForgotten.active() {
-            let known = guards
-                .iter()
-                .map(|arg| Expr::IsNull(Box::new(arg.clone()), true));
-            rows.condition.extend(known);
+            for step in rows.iter_mut().filter_map(|rows| rows.from.last_mut()) {
+                let args = guards.iter().cloned();
+                let known = args.map(|arg| Expr::IsNull(Box::new(arg), true));
+                step.condition.extend(known);
+            }
         }
         let fails = |guard: &Expr| !matches!(guard, Expr::Const(_));
         Ok((rows, guards.into_iter().filter(fails).collect()))
     }
 
-    fn set(&mut self, function: &Function, result: Oid, depth: usize) -> Result<Rows, Refusal> {
+    fn rows_of_body(
+        &mut self,
+        function: &Function,
+        result: Oid,
+        depth: usize,
+    ) -> Result<Vec<Rows>, Refusal> {
         let tree = match function.bodies.get(&self.context) {
             Some(Ok(Body::Query(tree))) => tree,
             Some(Ok(Body::Program(_))) => return Err(Refusal::new("returns rows one by one")),
@@ -350,12 +390,13 @@ impl Compiler<'_> {
             return Err(Refusal::new("a set that is not of a table's rows"));
         }
         self.frames = Vec::new();
-        let mut rows = self.rows(query, &Link::Values, depth)?;
-        let value = value(&mut rows)?;
-        if !self.same_text(value.oid, result) {
-            return Err(Refusal::new("has a body of another type"));
+        let rows = self.rows(query, Link::Values, depth)?;
+        for one in &rows {
+            match one.values.as_slice() {
+                [value] if self.same_text(value.oid, result) => {}
+                _ => return Err(Refusal::new("has a body of another type")),
+            }
         }
-        rows.put(value);
         Ok(rows)
     }
 
@@ -522,23 +563,25 @@ impl Compiler<'_> {
         if !variables.iter().all(|variable| distinct.insert(*variable)) {
             return Err(Refusal::new("INTO the same variable twice"));
         }
-        let [variable] = variables else {
-            return Err(Refusal::new("INTO several variables"));
-        };
         let plain = self.is_plain(query)?;
         let several = if strict {
             Several::Raise
         } else {
             Several::First
         };
-        let value = self.scalar(query, several, depth)?;
-        let found = if plain {
+        let mut values = Vec::with_capacity(variables.len());
+        for at in 0..variables.len() {
+            let only = self.only_target(query, (at, variables.len()))?;
+            values.push(self.scalar(&only, several, depth)?);
+        }
+        let found = if plain || query.node(self.scope.major)?.flag("hasAggs")? {
             Expr::constant(Datum::Bool(true))
         } else {
             let frames = std::mem::take(&mut self.frames);
-            let rows = self.rows(query, &Link::Exists, depth);
+            let rows = self.rows(query, Link::Exists, depth);
             self.frames = frames;
-            rows?.asked(Asked::Exists)
+            let exist = rows?.into_iter().map(|rows| rows.asked(Asked::Exists));
+            Expr::Or(exist.collect())
         };
         let mut guards = Vec::new();
         if strict && !plain {
@@ -549,7 +592,9 @@ impl Compiler<'_> {
             );
             guards.push(none);
         }
-        guards.extend(self.assign(*variable, value)?);
+        for (variable, value) in variables.iter().zip(values) {
+            guards.extend(self.assign(*variable, value)?);
+        }
         if let Some(at) = program.found {
             let truth = Typed {
                 expr: found,
@@ -561,6 +606,37 @@ impl Compiler<'_> {
             }
         }
         Ok(guards)
+    }
+
+    /// A query with only one of its columns.
+    fn only_target(&self, query: &Tree, (at, of): (usize, usize)) -> Result<Tree, Refusal> {
+        let mut node = query.node(self.scope.major)?.clone();
+        let targets = node.field("targetList")?.items()?;
+        let junk = |target: &Tree| match target.node(self.scope.major) {
+            Ok(target) => target.flag("resjunk"),
+            Err(refusal) => Err(refusal),
+        };
+        let mut seen = 0;
+        let mut kept = Vec::new();
+        for target in targets {
+            let junk = junk(target)?;
+            if junk || seen == at {
+                kept.push(target.clone());
+            }
+            seen += usize::from(!junk);
+        }
+        // Fewer variables than columns, or more, are not an error to PL/pgSQL.
+        if seen != of {
+            return Err(Refusal::new(
+                "INTO another number of variables than columns",
+            ));
+        }
+        for (label, value) in &mut node.fields {
+            if label == "targetList" {
+                *value = Tree::List(std::mem::take(&mut kept));
+            }
+        }
+        Ok(Tree::Node(node))
     }
 
     /// A value as one of another type, as PL/pgSQL assigns it.

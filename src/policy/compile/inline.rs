@@ -160,9 +160,9 @@ impl Compiler<'_> {
 
     pub(super) fn parameter(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
         if node.number::<u8>("paramkind")? == 2 {
-            let output = self.output.clone();
-            let output = output.filter(|_| node.number::<u32>("paramid") == Ok(1));
-            let output = output.ok_or_else(|| Refusal::new("PARAM of several columns"))?;
+            let number = node.number::<usize>("paramid")?.checked_sub(1);
+            let output = number.and_then(|number| self.output.get(number)).cloned();
+            let output = output.ok_or_else(|| Refusal::new("PARAM of another sub-select"))?;
             if node.oid("paramtype")? != output.oid {
                 return Err(Refusal::new("PARAM of another type"));
             }
