@@ -150,6 +150,21 @@ mutants! {
         OwnPoliciesAreRestrictive,
         OuterJoinIsInner,
         KeysAreForgotten,
+        DistinctIsForgotten,
+        FilterIsForgotten,
+        MaxIsMin,
+        OrderIsReversed,
+    }
+}
+
+mutants! {
+    /// Faults of functions whose body takes the place of the call.
+    FunctionMutant {
+        DefinerIsCaller,
+        StrictIsForgotten,
+        FirstRowRaises,
+        EndIsNull,
+        IfTakesElse,
     }
 }
 

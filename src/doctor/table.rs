@@ -561,7 +561,7 @@ impl<'c> Tables<'c> {
         for (oid, function) in all {
             let mut settings = function.config.iter().flatten();
             let pinned = settings.any(|setting| setting.starts_with("search_path="));
-            let unresolved = function.language == "sql" && function.body.is_none();
+            let unresolved = function.language == "sql" && function.known().next().is_none();
             if pinned || !(function.definer || unresolved) {
                 continue;
             }

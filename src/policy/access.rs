@@ -1,7 +1,7 @@
 //! What one role may see of one table: its rights, and the policies that apply to it, compiled
 //! where that is exact and put as a question where it is not.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -9,11 +9,13 @@ use smallvec::SmallVec;
 
 use super::ask::image::{self, Asked};
 use super::ask::parts::{Judged, Parts, columns_read, combined, question};
-use super::catalog::{Catalog, Policy, Table};
+use super::body::Body;
+use super::catalog::{Catalog, Function, Policy, Table};
+use super::closure::{Closure, beyond};
 use super::consults::consults;
 use super::predicate::{Predicate, Verdict};
-use super::reach::{looked_into, reach};
-use super::scope::{PG_PROC, applicable, compiled, security_applies, unexecutable};
+use super::reach::reach;
+use super::scope::{applicable, compiled, security_applies, unexecutable};
 use crate::change::{ColumnSet, Relation};
 use crate::lookup::Wanted;
 use crate::pg::Oid;
@@ -185,13 +187,10 @@ impl Access {
             .iter()
             .filter_map(|oid| catalog.tables.get(oid));
         for judged in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
-            let looked_into = match reach(catalog, judged, role) {
-                Ok(found) => found,
-                Err(raised) => {
-                    self.rules = Rules::Nothing(raised);
-                    return;
-                }
-            };
+            if let Err(raised) = reach(catalog, judged, role) {
+                self.rules = Rules::Nothing(raised);
+                return;
+            }
             let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
                 self.rules = Rules::Nothing(format!("role {role:?} does not exist"));
                 return;
@@ -226,7 +225,11 @@ impl Access {
             // A policy with only a WITH CHECK permits nothing to be read.
             let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
             self.hides_all |= !open && !applicable.iter().any(permits);
-            let done = compiled(catalog, judged, &applicable, (role, &looked_into));
+            let done = compiled(catalog, judged, &applicable, role);
+            if let Some(raised) = done.iter().find_map(|one| one.denied.clone()) {
+                self.rules = Rules::Nothing(raised);
+                return;
+            }
             let decides_all = done.iter().any(|one| one.decides_all);
             let predicate = combined(&done, open);
             self.look(predicate.lookups());
@@ -331,20 +334,38 @@ fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Str
 /// are laid out, or who wrote them when.
 fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for judged in judged(catalog, table) {
-        let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
+    let context = catalog.context(role);
+    let mut looked: BTreeSet<(Oid, Oid)> = BTreeSet::new();
+    for judged in partitioned(catalog, table) {
+        looked.insert((context.role, judged.oid));
+        let closure = Closure::of(catalog, judged, &context);
+        looked.extend(closure.tables);
+        for (oid, context) in closure.functions {
+            let Some(function) = catalog.functions.get(&oid) else {
+                continue;
+            };
+            let acting = catalog.role(context.role).map(|role| role.name.as_str());
+            (oid.0, &context.path, acting).hash(&mut hasher);
+            does(function, function.does(&context), role).hash(&mut hasher);
+        }
+    }
+    for judged in partitioned(catalog, table) {
+        let rules = judged.rules_for(role);
+        let rules = rules.map(|rule| rule.tree.as_deref().map(without_places));
+        let mut rules: Vec<Option<String>> = rules.collect();
+        rules.sort_unstable();
+        (judged.oid.0, rules).hash(&mut hasher);
+    }
+    for (acting, oid) in looked {
+        let (Some(acting), Some(judged)) = (catalog.role(acting), catalog.tables.get(&oid)) else {
+            continue;
+        };
+        let mut rights = judged.rights.iter();
+        let Some(rights) = rights.find(|rights| rights.role == acting.name) else {
             continue;
         };
         let applies = security_applies(catalog, judged, rights);
-        (judged.oid.0, applies).hash(&mut hasher);
-        if judged.oid == table.oid || table.ancestors.contains(&judged.oid) {
-            let mut rules: Vec<u64> = judged
-                .rules_for(role)
-                .map(|rule| said(catalog, rule, role))
-                .collect();
-            rules.sort_unstable();
-            rules.hash(&mut hasher);
-        }
+        (&acting.name, judged.oid.0, applies).hash(&mut hasher);
         if !applies {
             continue;
         }
@@ -352,7 +373,12 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         let applicable = applicable.filter(|policy| rights.policies.contains(&policy.name));
         // By what they say, not by name.
         let mut policies: Vec<u64> = applicable
-            .map(|policy| said(catalog, policy, role))
+            .map(|policy| {
+                let mut hasher = DefaultHasher::new();
+                let tree = policy.tree.as_deref().map(without_places);
+                (policy.permissive, tree).hash(&mut hasher);
+                hasher.finish()
+            })
             .collect();
         policies.sort_unstable();
         policies.hash(&mut hasher);
@@ -360,20 +386,17 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     hasher.finish()
 }
 
-/// What a policy says, and what the functions do that it calls.
-fn said(catalog: &Catalog, policy: &Policy, role: &str) -> u64 {
+/// What a function does, and whether the role may have it done.
+fn does(function: &Function, body: Option<Result<&Body, String>>, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let tree = policy.tree.as_deref().map(without_places);
-    (policy.permissive, tree).hash(&mut hasher);
-    let depends = policy.depends.iter();
-    let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
-    for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
-        let body = function.body.as_deref().map(without_places);
-        let flags = (function.strict, function.definer, function.set);
-        (&function.source, &function.language, body, flags).hash(&mut hasher);
-        let allowed = function.execute.iter().any(|allowed| allowed == role);
-        (&function.config, allowed).hash(&mut hasher);
-    }
+    let body = body.and_then(Result::ok);
+    let trees: Vec<String> = body
+        .map(|body| body.trees().into_iter().map(without_places).collect())
+        .unwrap_or_default();
+    (&function.source, &function.language, trees).hash(&mut hasher);
+    (function.strict, function.definer, function.set).hash(&mut hasher);
+    let allowed = function.execute.iter().any(|allowed| allowed == role);
+    (&function.config, allowed).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -411,12 +434,23 @@ pub fn fingerprints<'a>(
     })
 }
 
-/// The table and those that it is a partition of, and what policies of theirs look into.
-fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
+/// The table and those that it is a partition of.
+fn partitioned<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
     let ancestors = table.ancestors.iter();
     let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
-    let judged = std::iter::once(table).chain(ancestors.map(Arc::as_ref));
-    judged.flat_map(|table| std::iter::once(table).chain(looked_into(catalog, table)))
+    std::iter::once(table).chain(ancestors.map(Arc::as_ref))
+}
+
+/// The same, and what policies of theirs look into, directly or through functions.
+fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
+    partitioned(catalog, table)
+        .flat_map(|table| std::iter::once(table).chain(beyond(catalog, table).0))
+}
+
+/// The functions that policies of a table call, directly or through each other.
+pub fn functions<'a>(catalog: &'a Catalog, table: &'a Table) -> Vec<&'a Function> {
+    let all = partitioned(catalog, table).flat_map(|table| beyond(catalog, table).1);
+    all.collect()
 }
 
 /// What decides for all roles alike.
@@ -444,16 +478,6 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
             )
         )
         .hash(&mut hasher);
-        let rules = table
-            .rules
-            .iter()
-            .filter_map(|rule| rule.policy.as_ref().ok());
-        let saying = table.policies.iter().chain(rules);
-        let depends = saying.flat_map(|policy| &policy.depends);
-        let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
-        for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
-            format!("{function:?}").hash(&mut hasher);
-        }
         let columns = table.columns.iter().map(|column| column.type_oid);
         for oid in columns {
             // Of a domain also what it is over: an enum's labels are there.
@@ -465,15 +489,31 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
             format!("{:?}", (catalog.types.get(&oid), base, cast, operators)).hash(&mut hasher);
         }
     }
+    for function in functions(catalog, table) {
+        format!("{function:?}").hash(&mut hasher);
+    }
     hasher
 }
 
 /// And what decides for one.
 fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    // Inside SECURITY DEFINER functions it is their owners' rights that count.
+    let definers = functions(catalog, table).into_iter();
+    let definers = definers.filter(|function| function.definer);
+    let owners = definers.filter_map(|function| catalog.role(function.owner));
+    let mut acting: BTreeSet<&str> = owners.map(|owner| owner.name.as_str()).collect();
+    acting.insert(role);
     for table in judged(catalog, table) {
-        let rights = table.rights.iter().find(|rights| rights.role == role);
-        format!("{rights:?}").hash(&mut hasher);
+        let rights = table.rights.iter();
+        for rights in rights.filter(|rights| acting.contains(rights.role.as_str())) {
+            format!("{rights:?}").hash(&mut hasher);
+        }
     }
-    format!("{:?}", (catalog.roles.get(role), catalog.request_settings)).hash(&mut hasher);
+    for name in acting {
+        let known = catalog.roles.get(name);
+        let path = known.and_then(|known| catalog.paths.get(&known.oid));
+        format!("{:?}", (known, path)).hash(&mut hasher);
+    }
+    (role, catalog.request_settings).hash(&mut hasher);
     hasher.finish()
 }

@@ -9,7 +9,7 @@ use super::access::Access;
 use super::ask::parts::columns_read;
 use super::catalog::{Catalog, Policy, Table};
 use super::expr::Expr;
-use super::predicate::Predicate;
+use super::predicate::{Predicate, Verdict};
 use super::reach::alone;
 use super::scope::{Done, compiled};
 use crate::datum::Datum;
@@ -96,38 +96,52 @@ pub struct Explained<'c> {
     pub predicate: Predicate,
 }
 
-/// Works out what becomes of one policy or rule of a table for one role, whether or not it is among
-/// those that apply to it.
+/// Works out what becomes of policies or rules of a table for one role, whether or not they are
+/// among those that apply to it.
 #[must_use]
 pub fn explain<'c>(
     catalog: &'c Catalog,
-    table: &'c Table,
-    policy: &'c Policy,
+    table: &Table,
+    policies: &[&'c Policy],
+    role: &str,
+) -> Vec<Explained<'c>> {
+    let mut done = compiled(catalog, table, policies, role)
+        .into_iter()
+        .peekable();
+    let each = policies.iter().map(|policy| {
+        let done = done.next_if(|done| std::ptr::eq(done.policy, *policy));
+        one(catalog, table, (policy, done), role)
+    });
+    each.collect()
+}
+
+fn one<'c>(
+    catalog: &'c Catalog,
+    table: &Table,
+    (policy, done): (&'c Policy, Option<Done<'_>>),
     role: &str,
 ) -> Explained<'c> {
-    let (looked_into, denied) = alone(catalog, table, policy, role);
-    let done = compiled(catalog, table, &[policy], (role, &looked_into)).pop();
-    let (expr, mut reasons, whole) = match done {
-        Some(Done {
-            expr,
-            refused,
-            decides_all,
-            ..
-        }) => (expr, refused, decides_all),
+    let denied = alone(catalog, table, policy, role);
+    let (expr, mut reasons, whole, raises) = match done {
+        Some(done) => (done.expr, done.refused, done.decides_all, done.denied),
         // With only a WITH CHECK it says nothing about what may be read.
-        None => (Expr::constant(Datum::Bool(false)), Vec::new(), false),
+        None => {
+            let nothing = Expr::constant(Datum::Bool(false));
+            (nothing, Vec::new(), false, None)
+        }
     };
     let predicate = Predicate::new(vec![expr], Vec::new());
     let native = reasons.is_empty();
-    let opaque = predicate.is_constant() == Some(super::predicate::Verdict::Undecided);
-    let how = match denied {
-        Some(reason) => {
+    let opaque = predicate.is_constant() == Some(Verdict::Undecided);
+    let how = match (denied, raises) {
+        (Some(reason), _) => {
             reasons.insert(0, reason);
             How::Deny
         }
-        None if native => How::Native,
-        None if opaque || whole => How::Asked,
-        None => How::Hybrid,
+        (None, Some(_)) => How::Deny,
+        (None, None) if native => How::Native,
+        (None, None) if opaque || whole => How::Asked,
+        (None, None) => How::Hybrid,
     };
     let names = |table| catalog.tables.get(table).map(|table| table.sql_name());
     let lookups = predicate.lookups().iter().map(|wanted| Looked {

@@ -9,9 +9,14 @@
 //! [`predicate`] over row and claims, and are asked of PostgreSQL where it is not ([`ask`]). Every
 //! error on the way hides the row.
 
+pub mod body;
+
 pub mod catalog;
 
+mod plpgsql;
 pub mod rule;
+
+mod closure;
 
 pub mod reader;
 

@@ -264,8 +264,7 @@ fn reads(expr: &Expr) -> Reads {
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
             reads.lookups = true;
-            let places = select.places();
-            let own = places.iter().map(|place| bit(place.depth));
+            let own = select.depths().into_iter().map(bit);
             reads.frames &= !own.fold(0, |all, one| all | one);
         }
         _ => {}

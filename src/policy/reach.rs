@@ -14,7 +14,7 @@ use super::scope::{applicable, security_applies, unexecutable};
 use crate::pg::Oid;
 
 /// What `selectedCols` adds to a column's number.
-const OFFSET: i64 = 7;
+pub(super) const OFFSET: i64 = 7;
 
 /// ACL_SELECT
 const SELECT: u32 = 2;
@@ -46,14 +46,14 @@ pub(super) fn reach<'c>(
     walk.denied.map_or(Ok(walk.found), Err)
 }
 
-/// The same of one policy by itself, whether or not it applies to the role: the tables, and what
-/// PostgreSQL would raise for every query with it.
-pub(super) fn alone<'c>(
-    catalog: &'c Catalog,
+/// What PostgreSQL would raise for every query with one policy, whether or not it applies to the
+/// role.
+pub(super) fn alone(
+    catalog: &Catalog,
     table: &Table,
     policy: &Policy,
     role: &str,
-) -> (Vec<&'c Table>, Option<String>) {
+) -> Option<String> {
     let mut walk = Walk {
         catalog,
         role,
@@ -63,7 +63,7 @@ pub(super) fn alone<'c>(
         denied: unexecutable(catalog, &[policy], role),
     };
     let raised = walk.read(policy.tree.as_deref().into_iter()).err();
-    (walk.found, raised.or(walk.denied))
+    raised.or(walk.denied)
 }
 
 struct Walk<'c, 'r> {
@@ -169,7 +169,7 @@ fn permitted(table: &Table, rights: &Rights, columns: &[i64]) -> Result<(), Stri
 }
 
 /// The tables that a tree reads, and which columns, as it notes for the check of rights.
-fn tables_in(tree: &Tree, found: &mut Vec<(Oid, Vec<i64>)>) {
+pub(super) fn tables_in(tree: &Tree, found: &mut Vec<(Oid, Vec<i64>)>) {
     match tree {
         Tree::List(items) => items.iter().for_each(|item| tables_in(item, found)),
         Tree::Node(node) => {
@@ -196,35 +196,4 @@ fn rights_of(node: &Node) -> Option<(Oid, Vec<i64>)> {
         _ => Vec::new(),
     };
     (oid.0 != 0 && required & SELECT != 0).then_some((oid, columns))
-}
-
-/// All tables that policies of these look into, whoever asks: what PostgreSQL noted.
-pub(super) fn looked_into<'c>(catalog: &'c Catalog, table: &'c Table) -> Vec<&'c Table> {
-    const PG_CLASS: u32 = 1259;
-    let (mut found, mut open): (Vec<&Table>, Vec<&Table>) = (Vec::new(), vec![table]);
-    while let Some(one) = open.pop() {
-        // Rules count where the table itself is judged.
-        let rules = one
-            .rules
-            .iter()
-            .filter_map(|rule| rule.policy.as_ref().ok());
-        let rules = rules.filter(|_| one.oid == table.oid);
-        let depends = one
-            .policies
-            .iter()
-            .chain(rules)
-            .flat_map(|policy| &policy.depends);
-        for (_, oid, _) in depends.filter(|(class, ..)| class.0 == PG_CLASS) {
-            let Some(other) = catalog.tables.get(oid).map(Arc::as_ref) else {
-                continue;
-            };
-            let known = found.iter().any(|known| known.oid == *oid);
-            if *oid != table.oid && !known {
-                found.push(other);
-                open.push(other);
-            }
-        }
-    }
-    found.sort_by_key(|table| table.oid);
-    found
 }

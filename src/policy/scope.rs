@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::ask::parts::stands_alone;
-use super::catalog::{Catalog, Column, Policy, Rights, Table};
+use super::catalog::{self, Catalog, Column, Policy, Rights, Table};
+use super::closure::Closure;
 use super::compile::{self, Function, Reference, Scope, compile};
 use super::expr::Expr;
 use crate::datum::Trouble;
@@ -25,6 +26,8 @@ pub(super) struct Done<'p> {
     /// Whether it, or a part of it, makes statements fail whatever else decides, as far as can be
     /// told: then everything is to be asked.
     pub(super) decides_all: bool,
+    /// What PostgreSQL raises for every query of the role because of it.
+    pub(super) denied: Option<String>,
 }
 
 /// The policies that say something about what may be read, each compiled as far as it can be.
@@ -32,15 +35,9 @@ pub(super) fn compiled<'p>(
     catalog: &Catalog,
     table: &Table,
     policies: &[&'p Policy],
-    (role, looked_into): (&str, &[&Table]),
+    role: &str,
 ) -> Vec<Done<'p>> {
-    let mut scope = scope(catalog, table, policies, looked_into);
-    let number = catalog.roles.get(role).map_or(Oid(0), |role| role.oid);
-    let tables = looked_into
-        .iter()
-        .map(|table| ((number, table.oid), looked(catalog, table, role)));
-    scope.tables = tables.collect();
-    scope.role = number;
+    let scope = scope(catalog, table, role);
     // With only a WITH CHECK it says nothing about what may be read.
     let saying = policies.iter().filter(|policy| policy.tree.is_some());
     saying
@@ -52,6 +49,7 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
     let refused = |expr: Expr, refused: Vec<String>, decides_all: bool| Done {
         policy,
         expr,
+        denied: None,
         decides_all: decides_all || !refused.is_empty() && !stands_alone(catalog, policy),
         refused,
     };
@@ -63,16 +61,16 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
     }
     let noted = dependencies(table, policy);
     match compile(tree, scope) {
-        Ok(compiled) if compiled.references == noted => {
-            return refused(compiled.expr, Vec::new(), false);
-        }
+        Ok(compiled) if compiled.references == noted => refused(compiled.expr, Vec::new(), false),
         Ok(_) => {
             let reason = "what its tree names is not what PostgreSQL noted that it depends on";
-            return refused(opaque(), vec![reason.to_owned()], false);
+            refused(opaque(), vec![reason.to_owned()], false)
         }
-        Err(refusal) if refusal.always_fails => {
-            return refused(opaque(), vec![refusal.reason], true);
-        }
+        Err(refusal) if refusal.denied => Done {
+            denied: Some(refusal.reason.clone()),
+            ..refused(opaque(), vec![refusal.reason], true)
+        },
+        Err(refusal) if refusal.always_fails => refused(opaque(), vec![refusal.reason], true),
         Err(refusal) => match compile::in_parts(tree, scope) {
             Some(parts) if parts.references.is_subset(&noted) => {
                 refused(parts.expr, parts.refused, false)
@@ -83,44 +81,62 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
     }
 }
 
-/// What the policies of a table may be compiled against. Only functions that they name themselves
-/// are inlined: whether the role may execute those is checked, and their change is noticed.
-fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy], looked_into: &[&Table]) -> Scope {
-    let others = looked_into.iter().flat_map(|table| &table.policies);
-    let named: BTreeSet<Oid> = policies
-        .iter()
-        .copied()
-        .chain(others)
-        .flat_map(|policy| &policy.depends)
-        .filter(|(class, _, _)| class.0 == PG_PROC)
-        .map(|(_, function, _)| *function)
-        .collect();
-    let columns = table.columns.iter().map(column).collect();
-    let functions = catalog
-        .functions
-        .values()
-        .filter(|function| named.contains(&function.oid))
-        .filter(|function| function.language == "sql" && function.kind == 'f' && !function.set)
-        .filter_map(|function| {
-            let inlined = Function {
-                arguments: function.arguments.clone(),
-                result: function.returns,
-                strict: function.strict,
-                security_definer: function.definer,
-                configured: function.config.is_some(),
-                body: function.body.clone()?,
-            };
-            Some((function.oid, inlined))
-        })
-        .collect();
+/// What the policies of a table may be compiled against for a role.
+fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
+    let context = catalog.context(role);
+    let closure = Closure::of(catalog, table, &context);
+    let looked = closure.tables.iter().filter_map(|(role, oid)| {
+        let table = catalog.tables.get(oid)?;
+        let name = &catalog.role(*role)?.name;
+        Some(((*role, *oid), looked(catalog, table, name)))
+    });
+    let mut functions: HashMap<Oid, Function> = HashMap::new();
+    for (oid, context) in &closure.functions {
+        let Some(known) = catalog.functions.get(oid) else {
+            continue;
+        };
+        let function = functions
+            .entry(*oid)
+            .or_insert_with(|| function(catalog, known));
+        if let Some(body) = known.does(context) {
+            function.bodies.insert(context.clone(), body.cloned());
+        }
+    }
     Scope {
         major: catalog.major,
-        columns,
+        columns: table.columns.iter().map(column).collect(),
         types: catalog.native.clone(),
         functions,
-        tables: HashMap::new(),
-        role: Oid(0),
+        tables: looked.collect(),
+        context,
         settings: HashMap::new(),
+    }
+}
+
+fn function(catalog: &Catalog, known: &catalog::Function) -> Function {
+    let barred = catalog
+        .roles
+        .values()
+        .filter(|role| !known.execute.contains(&role.name));
+    let owner = catalog
+        .role(known.owner)
+        .map(|owner| Arc::from(owner.name.as_str()));
+    Function {
+        name: known.name.clone(),
+        arguments: known.arguments.clone(),
+        result: known.returns,
+        set: known.set,
+        strict: known.strict,
+        definer: known
+            .definer
+            .then(|| (known.owner, owner.unwrap_or_default())),
+        configured: known.config.is_some(),
+        path: known.path().map(Arc::from),
+        row_security: known
+            .row_security()
+            .map(|set| ["on", "true", "yes", "1"].contains(&set.to_lowercase().as_str())),
+        barred: barred.map(|role| role.oid).collect(),
+        bodies: HashMap::new(),
     }
 }
 
@@ -165,6 +181,7 @@ fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> 
         .iter()
         .filter(|column| column.generated.is_none());
     Arc::new(compile::Looked {
+        readable: known.map(|rights| rights.columns.iter().copied().collect()),
         name: table.name.clone(),
         columns: carried.map(column).collect(),
         refused: refused.or_else(|| known.is_none().then(unknown)),

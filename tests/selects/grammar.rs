@@ -140,7 +140,14 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..12) {
+    let policy = match random.random_range(0..14) {
+        12 => format!(
+            "(select count(*) from {table} x0 where x0.org = t.org and x0.u = auth.uid(){besides}) > 0"
+        ),
+        13 => format!(
+            "t.org = (select x0.org from {table} x0 where x0.u = auth.uid(){besides}
+             order by x0.org desc limit 1)"
+        ),
         0 => format!(
             "exists (select 1 from {table} x0 where x0.org = t.org and x0.u = auth.uid(){besides})"
         ),
@@ -284,9 +291,60 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
         ),
     };
     let truth = own(random, "boolean", around);
+    let least = boolean(
+        random,
+        Wish {
+            errors: false,
+            into: &[],
+        },
+        around,
+        0,
+    );
+    let condition = if from.contains("using (org") && random.random_bool(0.5) {
+        format!(
+            "{condition} and org = {}",
+            known(random, "int", &around[..outside])
+        )
+    } else {
+        condition
+    };
     around.truncate(outside);
     let distinct = one(random, &["", "", "", "distinct "]);
-    match random.random_range(0..21) {
+    let count = random.random_range(0..3);
+    match random.random_range(0..26) {
+        21 => {
+            let filter = one(random, &["", "", "filter (where LEAST)"]).replace("LEAST", &least);
+            let what = one(random, &["*", "COLUMN", "distinct COLUMN"]).replace("COLUMN", &column);
+            let op = one(random, &["=", ">", ">=", "<"]);
+            format!("(select count({what}) {filter} {from} where {condition}) {op} {count}")
+        }
+        22 => {
+            let function = one(random, &["bool_or", "bool_and", "every"]);
+            format!("(select {function}({truth}) {from} where {condition})")
+        }
+        23 if kind == "int" => {
+            let function = one(random, &["max", "min"]);
+            let otherwise = known(random, kind, around);
+            format!(
+                "(select coalesce({function}({column}), {otherwise}) {from} where {condition}) = {left}"
+            )
+        }
+        24 => format!(
+            "exists (select count(*) {from} where {condition} having count(*) > {count} or {truth_of})",
+            truth_of = format!("bool_or({truth})"),
+        ),
+        // Now and then the order leaves open which is the first.
+        23 | 25 => {
+            let direction = one(random, &["", "desc", "nulls first", "desc nulls last"]);
+            let then = if random.random_bool(0.7) {
+                &column
+            } else {
+                &truth
+            };
+            format!(
+                "(select {column} {from} where {condition} order by {then} {direction} limit 1) = {left}"
+            )
+        }
         0..=4 => {
             let what = one(random, &["1", "*", "x0.org", ""]);
             let what = if what == "x0.org" {

@@ -172,7 +172,12 @@ impl World {
             .unwrap();
         let sql = include_str!("../../sql/catalog.sql");
         let roles = vec!["authenticated"];
-        let row = self.client.query_one(sql, &[&"p", &roles]).await.unwrap();
+        let none = Vec::<u32>::new();
+        let row = self
+            .client
+            .query_one(sql, &[&"p", &roles, &none, &none])
+            .await
+            .unwrap();
         self.client
             .batch_execute("reset search_path")
             .await
@@ -359,6 +364,9 @@ impl World {
             Rules::Everything => panic!("row-level security is on"),
             Rules::Judged { asked: true, .. } => {
                 for (_, reason) in &access.asked_because {
+                    if std::env::var_os("ROWCAST_REFUSED").is_some() {
+                        eprintln!("{reason}: {:#?}", case.sql);
+                    }
                     *counts.refused.entry(reason.clone()).or_default() += 1;
                 }
                 return;

@@ -171,7 +171,12 @@ async fn one(
     policy: &Policy,
     (principal, relation, row): (&Principal, &Relation, Option<&change::Row>),
 ) -> Result<Judged, Trouble> {
-    let explained = explain(catalog, table, policy, &principal.role);
+    let explained = explain(catalog, table, &[policy], &principal.role).pop();
+    let Some(explained) = explained else {
+        return Err(Trouble::Database(
+            "the policy cannot be explained".to_owned(),
+        ));
+    };
     let (mut postgresql, mut relay) = ("unknown", "undecided");
     let mut values = BTreeMap::new();
     if let Some(row) = row {

@@ -227,14 +227,8 @@ fn one(catalog: &Catalog, table: &Arc<catalog::Table>, roles: &[String], publish
         let applies = roles.iter().filter(|role| rule.applies_to(role));
         Some((rule.policy.as_ref().ok()?, "rule", applies.collect()))
     });
-    let policies: Vec<Policy> = policies
-        .chain(rules)
-        .map(|(policy, kind, applies): (_, _, Vec<&String>)| {
-            let explained = policy_for(catalog, table, (policy, kind), &applies, roles);
-            totals.count(&explained);
-            explained
-        })
-        .collect();
+    let policies: Vec<Policy> = together(catalog, table, policies.chain(rules), roles);
+    policies.iter().for_each(|policy| totals.count(policy));
     Table {
         schema: table.schema.clone(),
         table: table.name.clone(),
@@ -251,35 +245,72 @@ fn one(catalog: &Catalog, table: &Arc<catalog::Table>, roles: &[String], publish
     }
 }
 
-/// A policy for the first role that it holds back, and for the others where it is something else.
-fn policy_for(
-    catalog: &Catalog,
-    table: &catalog::Table,
-    (policy, kind): (&catalog::Policy, &'static str),
-    applies: &[&String],
-    roles: &[String],
-) -> Policy {
+/// Each policy for the first role that it holds back, and for the others where it is something else.
+/// What is explained for the same role is compiled together.
+fn together<'c>(
+    catalog: &'c Catalog,
+    table: &'c catalog::Table,
+    policies: impl Iterator<Item = (&'c catalog::Policy, &'static str, Vec<&'c String>)>,
+    roles: &'c [String],
+) -> Vec<Policy> {
     let bypasses = |role: &str| catalog.roles.get(role).is_some_and(|role| role.bypass);
-    let held: Vec<&String> = applies
-        .iter()
-        .copied()
-        .filter(|role| kind == "rule" || !bypasses(role))
-        .collect();
-    let first = held.first().or(applies.first()).copied();
-    let role = first.or(roles.first()).cloned().unwrap_or_default();
-    let explained = explain(catalog, table, policy, &role);
-    let mut by_role = BTreeMap::new();
-    for other in held.iter().skip(1) {
-        let elsewhere = explain(catalog, table, policy, other);
-        if elsewhere.how != explained.how {
-            let one = ByRole {
-                status: elsewhere.how.as_str(),
-                reasons: elsewhere.reasons,
-            };
-            by_role.insert((*other).clone(), one);
+    let mut wanted = Vec::new();
+    let mut by_role: BTreeMap<&str, Vec<(usize, &catalog::Policy)>> = BTreeMap::new();
+    for (place, (policy, kind, applies)) in policies.enumerate() {
+        let held = applies
+            .iter()
+            .copied()
+            .filter(|role| kind == "rule" || !bypasses(role));
+        let mut held: Vec<&String> = held.collect();
+        if held.is_empty() {
+            held.extend(applies.first().copied().or(roles.first()));
+        }
+        for role in &held {
+            by_role.entry(role).or_default().push((place, policy));
+        }
+        wanted.push((kind, applies, held));
+    }
+    let mut explained: Vec<BTreeMap<&str, Explained<'_>>> = Vec::new();
+    explained.resize_with(wanted.len(), BTreeMap::new);
+    for (role, policies) in by_role {
+        let list: Vec<&catalog::Policy> = policies.iter().map(|(_, policy)| *policy).collect();
+        let all = explain(catalog, table, &list, role);
+        for ((place, _), one) in policies.iter().zip(all) {
+            if let Some(of) = explained.get_mut(*place) {
+                of.insert(role, one);
+            }
         }
     }
+    let each = wanted.into_iter().zip(explained);
+    each.filter_map(|((kind, applies, held), mut explained)| {
+        let role = *held.first()?;
+        let first = explained.remove(role.as_str())?;
+        Some(policy_of(first, kind, &applies, role, explained))
+    })
+    .collect()
+}
+
+fn policy_of(
+    explained: Explained<'_>,
+    kind: &'static str,
+    applies: &[&String],
+    role: &str,
+    others: BTreeMap<&str, Explained<'_>>,
+) -> Policy {
+    let others = others
+        .into_iter()
+        .filter(|(_, other)| other.how != explained.how);
+    let by_role = others
+        .map(|(role, other)| {
+            let one = ByRole {
+                status: other.how.as_str(),
+                reasons: other.reasons,
+            };
+            (role.to_owned(), one)
+        })
+        .collect();
     let Explained {
+        policy,
         level,
         how,
         mut reasons,
@@ -301,7 +332,7 @@ fn policy_for(
         kind,
         permissive: policy.permissive,
         applies_to: applies.iter().map(|role| (*role).clone()).collect(),
-        explained_for: role,
+        explained_for: role.to_owned(),
         using: policy.condition.clone(),
         level: level.map(|level| level.as_str()),
         status: how.as_str(),

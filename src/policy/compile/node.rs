@@ -106,7 +106,13 @@ impl Compiler<'_> {
                 Ok((arg.expr, arg.oid))
             }
             "COERCEVIAIO" => self.through_text(node, depth),
-            "SUBLINK" => self.sublink(node, depth),
+            "SUBLINK" => {
+                let folding = self.folding.take();
+                let sublink = self.sublink(node, depth);
+                self.folding = folding;
+                sublink
+            }
+            "AGGREF" => self.aggregate(node, depth),
             "SQLVALUEFUNCTION" => self.value_function(node),
             other => Err(Refusal::new(format!("{other} is not compiled"))),
         }
@@ -169,9 +175,6 @@ impl Compiler<'_> {
 
     /// The table whose column this is, where it is looked into, and the column.
     fn column_of(&mut self, node: &Node) -> Result<(Option<u32>, Column), Refusal> {
-        if !self.calls.is_empty() {
-            return Err(beyond());
-        }
         let number = node.number::<i16>("varattno")?;
         let level = node.number::<usize>("varlevelsup")?;
         let (place, table, columns) = match self.origin(node)? {

@@ -66,7 +66,7 @@ impl Walk<'_> {
                 Some(typed.expr)
             }
             Ok(_) => None,
-            Err(refusal) if refusal.always_fails => None,
+            Err(refusal) if refusal.always_fails || refusal.denied => None,
             Err(_) if self.folds(tree) => None,
             Err(refusal) => {
                 self.parts.refused.push(refusal.reason);

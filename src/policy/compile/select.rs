@@ -1,15 +1,19 @@
 //! Sub-selects over tables.
 
+mod fold;
+
 mod from;
 
 mod own;
 
 mod set;
 
+pub(super) use fold::Folding;
+
 use super::{Around, Compiler, Refusal, Typed};
 use crate::datum::Datum;
 use crate::pg::Oid;
-use crate::policy::expr::select::{Asked, Select, Several, Step};
+use crate::policy::expr::select::{Asked, Select, Several, Sort, Step};
 use crate::policy::expr::{Constant, Expr};
 use crate::policy::node_tree::{Node, Tree};
 
@@ -20,7 +24,7 @@ const BOOL: Oid = Oid(16);
 const MAX_DEPTH: u32 = 24;
 
 /// The fields of `select … from … where …`.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "commandType",
     "canSetTag",
     "hasSubLinks",
@@ -30,6 +34,7 @@ const FIELDS: [&str; 12] = [
     "targetList",
     "cteList",
     "distinctClause",
+    "sortClause",
     "limitCount",
     "stmt_location",
     "stmt_len",
@@ -37,7 +42,7 @@ const FIELDS: [&str; 12] = [
 
 /// What a sub-link asks of its sub-select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
+pub(super) enum Link {
     Exists,
     /// Values from each row.
     Values,
@@ -46,27 +51,48 @@ enum Link {
 }
 
 /// A sub-select without what is asked of it.
-struct Rows {
-    from: Vec<Step>,
-    values: Vec<Typed>,
-    several: Several,
+pub(super) struct Rows {
+    pub(super) from: Vec<Step>,
+    pub(super) values: Vec<Typed>,
+    pub(super) several: Several,
+    /// Which of several is the first, where that counts.
+    pub(super) order: Vec<Sort>,
 }
 
 impl Rows {
-    fn asked(self, result: Asked) -> Expr {
+    pub(super) fn asked(self, result: Asked) -> Expr {
         Expr::Select(Box::new(Select {
             from: self.from,
             result,
         }))
     }
 
+    /// A value of one of them.
+    pub(super) fn one(mut self, several: Several, value: Expr) -> Expr {
+        let value = Box::new(value);
+        let asked = if self.order.is_empty() {
+            Asked::Scalar(several, value)
+        } else {
+            Asked::First(std::mem::take(&mut self.order), value)
+        };
+        self.asked(asked)
+    }
+
     /// Its only value.
-    fn value(&mut self) -> Result<Typed, Refusal> {
+    pub(super) fn value(&mut self) -> Result<Typed, Refusal> {
         match (self.values.pop(), self.values.is_empty()) {
             (Some(value), true) => Ok(value),
             _ => Err(Refusal::new("a sub-select of several columns")),
         }
     }
+}
+
+/// What is evaluated after the arguments of the function that it asks.
+fn after(guards: Vec<Expr>, asked: Expr) -> Expr {
+    if guards.is_empty() {
+        return asked;
+    }
+    Expr::Body(guards, false, Box::new(asked))
 }
 
 /// Several sub-selects as one; a single one stays what it is.
@@ -85,7 +111,7 @@ impl Compiler<'_> {
         let kind = node.number::<u8>("subLinkType")?;
         let query = node.field("subselect")?;
         let tested = *node.field("testexpr")? != Tree::Null;
-        if kind == 4 && !tested && self.is_plain(query)? {
+        if kind == 4 && !tested && self.is_plain(query)? && self.called(query)?.is_none() {
             self.frames.push(Around::Nothing);
             let query = self.query(query, depth);
             self.frames.pop();
@@ -94,16 +120,26 @@ impl Compiler<'_> {
             let body = Expr::Body(Vec::new(), false, Box::new(query.expr));
             return Ok((body, query.oid));
         }
+        let folds = query.node(self.scope.major)?.flag("hasAggs")?;
         match (kind, tested) {
+            (0, false) if folds => {
+                let query = query.node(self.scope.major)?;
+                self.fold(query, Link::Exists, depth)
+            }
+            (4, false) if folds => {
+                let query = query.node(self.scope.major)?;
+                self.fold(query, Link::Scalar, depth)
+            }
             (0, false) => {
-                let rows = self.rows(query, Link::Exists, depth)?;
+                let (rows, guards) = self.rows_or_call(query, Link::Exists, depth)?;
                 let exist = rows.into_iter().map(|rows| rows.asked(Asked::Exists));
-                Ok((either(exist.collect(), Expr::Or), BOOL))
+                Ok((after(guards, either(exist.collect(), Expr::Or)), BOOL))
             }
             (1 | 2, true) => {
                 let all = kind == 1;
                 let mut any = Vec::new();
-                for mut rows in self.rows(query, Link::Values, depth)? {
+                let (found, guards) = self.rows_or_call(query, Link::Values, depth)?;
+                for mut rows in found {
                     let values = std::mem::take(&mut rows.values);
                     let around = std::mem::replace(&mut self.output, values);
                     let test = self.boolean(node.field("testexpr")?, depth);
@@ -111,17 +147,16 @@ impl Compiler<'_> {
                     any.push(rows.asked(Asked::Any(all, Box::new(test?))));
                 }
                 let join = if all { Expr::And } else { Expr::Or };
-                Ok((either(any, join), BOOL))
+                Ok((after(guards, either(any, join)), BOOL))
             }
             (4, false) => {
-                let mut rows = self.rows(query, Link::Scalar, depth)?;
+                let (mut rows, guards) = self.rows_or_call(query, Link::Scalar, depth)?;
                 let (Some(mut rows), true) = (rows.pop(), rows.is_empty()) else {
                     return Err(Refusal::new("a value by UNION"));
                 };
                 let value = rows.value()?;
                 let several = rows.several;
-                let asked = Asked::Scalar(several, Box::new(value.expr));
-                Ok((rows.asked(asked), value.oid))
+                Ok((after(guards, rows.one(several, value.expr)), value.oid))
             }
             _ => Err(Refusal::new("SUBLINK of another kind")),
         }
@@ -142,7 +177,9 @@ impl Compiler<'_> {
         let compared = self.comparison(node.oid("opno")?, node)?;
         let all = !node.flag("useOr")?;
         let mut any = Vec::new();
-        for mut rows in self.rows(link.field("subselect")?, Link::Values, depth)? {
+        let query = link.field("subselect")?;
+        let (found, guards) = self.rows_or_call(query, Link::Values, depth)?;
+        for mut rows in found {
             let value = rows.value()?;
             self.operands(&compared, left.oid, value.oid)?;
             self.spend(left.nodes)?;
@@ -151,20 +188,68 @@ impl Compiler<'_> {
             any.push(rows.asked(Asked::Any(all, test)));
         }
         let join = if all { Expr::And } else { Expr::Or };
-        Ok(Some(either(any, join)))
+        Ok(Some(after(guards, either(any, join))))
+    }
+
+    /// The call in `select f(…)` of a function that returns a set.
+    fn called<'t>(&self, query: &'t Tree) -> Result<Option<&'t Node>, Refusal> {
+        let query = query.node(self.scope.major)?;
+        let plain = [
+            "commandType",
+            "canSetTag",
+            "hasTargetSRFs",
+            "hasSubLinks",
+            "jointree",
+            "targetList",
+            "stmt_location",
+            "stmt_len",
+        ];
+        if query.name != "QUERY" || !query.has_only(&plain) || !query.flag("hasTargetSRFs")? {
+            return Ok(None);
+        }
+        let from = query.field("jointree")?.node(self.scope.major)?;
+        let [target] = query.field("targetList")?.items()? else {
+            return Ok(None);
+        };
+        let target = target.node(self.scope.major)?;
+        if !from.has_only(&[]) || target.name != "TARGETENTRY" || target.flag("resjunk")? {
+            return Ok(None);
+        }
+        let call = target.field("expr")?.node(self.scope.major)?;
+        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+    }
+
+    /// The rows of a sub-select, and what is evaluated before them.
+    fn rows_or_call(
+        &mut self,
+        query: &Tree,
+        link: Link,
+        depth: usize,
+    ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
+        let Some(call) = self.called(query)? else {
+            return Ok((self.rows(query, link, depth)?, Vec::new()));
+        };
+        let looked = self.looked;
+        self.frames.push(Around::Nothing);
+        let rows = self.rows_of_call(call, depth);
+        self.frames.pop();
+        self.looked = looked;
+        rows
     }
 
     /// Whether a sub-select reads no table.
-    fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
+    pub(super) fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
         let query = query.node(self.scope.major)?;
         Ok(query.name == "QUERY" && query.field("rtable")?.items()?.is_empty())
     }
 
     /// The sub-selects whose rows together are the result.
-    fn rows(&mut self, query: &Tree, link: Link, depth: usize) -> Result<Vec<Rows>, Refusal> {
-        if !self.calls.is_empty() {
-            return Err(Refusal::new("a function that looks into a table"));
-        }
+    pub(super) fn rows(
+        &mut self,
+        query: &Tree,
+        link: Link,
+        depth: usize,
+    ) -> Result<Vec<Rows>, Refusal> {
         let looked = self.looked;
         let rows = self.united(query, link, depth);
         self.looked = looked;
@@ -199,26 +284,52 @@ impl Compiler<'_> {
             (Link::Scalar, Some(1), _) => Several::First,
             _ => return Err(Refusal::new("LIMIT where it decides which rows count")),
         };
-        let (from, values) = self.within(query, depth, |compiler| {
-            let mut values = Vec::new();
+        let sorted = !query.field("sortClause")?.items()?.is_empty();
+        if sorted && !distinct.is_empty() {
+            return Err(Refusal::new("ORDER BY of a DISTINCT"));
+        }
+        let (from, (values, order)) = self.within(query, depth, |compiler| {
+            let (mut values, mut targets) = (Vec::new(), Vec::new());
             for target in query.field("targetList")?.items()? {
                 let target = target.node(compiler.scope.major)?;
-                if target.name != "TARGETENTRY" || target.flag("resjunk")? {
-                    return Err(Refusal::new("a sub-select with another order or grouping"));
+                let unseen = target.flag("resjunk")?;
+                if target.name != "TARGETENTRY" || unseen && !sorted {
+                    return Err(Refusal::new("a sub-select with another grouping"));
                 }
                 let expr = target.field("expr")?;
+                let reference = target.number::<u32>("ressortgroupref")?;
                 match link {
                     // Nothing but their names counts: PostgreSQL does not compute them either.
                     Link::Exists => compiler.named(expr, depth)?,
-                    Link::Values | Link::Scalar => values.push(compiler.expr(expr, depth)?),
+                    Link::Values | Link::Scalar => {
+                        let value = compiler.expr(expr, depth)?;
+                        if reference != 0 {
+                            targets.push((reference, expr, value.clone()));
+                        }
+                        if !unseen {
+                            values.push(value);
+                        }
+                    }
                 }
             }
-            Ok(values)
+            let order = match (link, limit) {
+                (Link::Scalar, Some(_)) => compiler.order(query, &targets)?,
+                // In which order they come does not count, but that of an error might.
+                _ => {
+                    let calm = |expr: &Expr| matches!(expr, Expr::Inner(..));
+                    if !targets.iter().all(|(_, _, typed)| calm(&typed.expr)) && sorted {
+                        return Err(Refusal::new("ORDER BY of what is computed"));
+                    }
+                    Vec::new()
+                }
+            };
+            Ok((values, order))
         })?;
         Ok(Rows {
             from,
             values,
             several,
+            order,
         })
     }
 

@@ -120,33 +120,32 @@ impl Walk<'_> {
             return self.uses(None);
         };
         let level = match function.language.as_str() {
-            "sql" => self.sql(function),
+            "sql" => Some(Level::D),
             "plpgsql" => plpgsql(&function.source),
             _ => None,
         };
+        let level = self.inside(function, level);
         self.uses(level);
     }
 
-    fn sql(&self, function: &Function) -> Option<Level> {
-        let Some(body) = &function.body else {
-            return Some(Level::D);
+    /// The level of a function with what its body uses, as far as that was resolved.
+    fn inside(&self, function: &Function, own: Option<Level>) -> Option<Level> {
+        let Some(body) = function.known().next() else {
+            return own;
         };
-        let reads = body.contains(":relid ") && !only_zero(body);
-        if WHO_ASKS.contains(&function.name.as_str()) && !reads {
+        let asks = WHO_ASKS.contains(&function.name.as_str());
+        if asks && function.language == "sql" && body.relations().is_empty() {
             return Some(Level::A);
         }
         if self.depth >= DEEPEST {
             return None;
         }
-        // What is inside is D at least, and more where it calls more.
-        let inside = of_tree(self.catalog, body, self.depth + 1)?;
-        Some(inside.max(Level::D))
+        let mut level = own?;
+        for tree in body.trees() {
+            level = level.max(of_tree(self.catalog, tree, self.depth + 1)?);
+        }
+        Some(level)
     }
-}
-
-fn only_zero(body: &str) -> bool {
-    let mut relations = body.split(":relid ").skip(1);
-    relations.all(|rest| rest.starts_with("0 "))
 }
 
 /// The tables among the things that a query reads from.

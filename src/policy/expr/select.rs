@@ -9,11 +9,14 @@
 
 mod chain;
 
+mod fold;
+
 use std::ops::ControlFlow;
 
 pub(super) use chain::field;
 pub(in crate::policy) use chain::{Frame, Opened};
 pub use chain::{Place, Source, Step};
+pub use fold::{Aggregate, Kind, Sort};
 
 use super::{Expr, Inputs, Outcome};
 use crate::datum::{Datum, Trouble};
@@ -39,6 +42,10 @@ pub enum Asked {
     Any(bool, Box<Expr>),
     /// The value of the only row.
     Scalar(Several, Box<Expr>),
+    /// `order by … limit 1`: the value of the first row.
+    First(Vec<Sort>, Box<Expr>),
+    /// Aggregates of all rows, and a value made of them, to which they are a row of that depth.
+    Folded(u32, Vec<Aggregate>, Box<Expr>),
 }
 
 /// What several rows mean to a sub-select that gives one value.
@@ -57,9 +64,24 @@ impl Select {
     pub(super) fn children(&self) -> Vec<&Expr> {
         let mut all = Vec::new();
         self.from.iter().for_each(|step| step.children(&mut all));
+        all.extend(self.asks());
+        all
+    }
+
+    /// The expressions that are asked of its rows.
+    pub(in crate::policy) fn asks(&self) -> Vec<&Expr> {
+        let mut all: Vec<&Expr> = Vec::new();
         match &self.result {
             Asked::Exists => {}
             Asked::Any(_, one) | Asked::Scalar(_, one) => all.push(one),
+            Asked::First(order, value) => {
+                all.extend(order.iter().map(|one| &one.by));
+                all.push(value);
+            }
+            Asked::Folded(_, aggregates, value) => {
+                all.extend(aggregates.iter().flat_map(Aggregate::children));
+                all.push(value);
+            }
         }
         all
     }
@@ -71,6 +93,21 @@ impl Select {
                 Asked::Exists => Asked::Exists,
                 Asked::Any(all, test) => Asked::Any(*all, Box::new(inner(test))),
                 Asked::Scalar(several, value) => Asked::Scalar(*several, Box::new(inner(value))),
+                Asked::First(order, value) => {
+                    let sorts = order.iter().map(|one| Sort {
+                        by: inner(&one.by),
+                        ..*one
+                    });
+                    let sorts = sorts.collect();
+                    Asked::First(sorts, Box::new(inner(value)))
+                }
+                Asked::Folded(depth, aggregates, value) => {
+                    let mut mapped = Vec::with_capacity(aggregates.len());
+                    for one in aggregates {
+                        mapped.push(one.map(&mut *inner));
+                    }
+                    Asked::Folded(*depth, mapped, Box::new(inner(value)))
+                }
             },
         }
     }
@@ -80,6 +117,15 @@ impl Select {
         let mut all = Vec::new();
         self.from.iter().for_each(|step| step.places(&mut all));
         all
+    }
+
+    /// The depths of its tables, and of the row of its aggregates.
+    pub(in crate::policy) fn depths(&self) -> Vec<u32> {
+        let mut depths: Vec<u32> = self.places().iter().map(|place| place.depth).collect();
+        if let Asked::Folded(depth, ..) = self.result {
+            depths.push(depth);
+        }
+        depths
     }
 
     /// `EXISTS` and `ANY`.
@@ -98,7 +144,7 @@ impl Select {
                 Ok(Some(SelectMutant::ExistsFlipped.active()))
             }
             Asked::Any(all, test) => self.any(*all, test, inputs),
-            Asked::Scalar(..) => Err(Trouble::Undecided),
+            Asked::Scalar(..) | Asked::First(..) | Asked::Folded(..) => Err(Trouble::Undecided),
         }
     }
 
@@ -127,8 +173,11 @@ impl Select {
 
     /// The value of a sub-select that gives one.
     pub(super) fn value(&self, inputs: Inputs<'_>) -> Outcome {
-        let Asked::Scalar(several, value) = &self.result else {
-            return Ok(self.truth(inputs)?.map(Datum::Bool));
+        let (several, value) = match &self.result {
+            Asked::Exists | Asked::Any(..) => return Ok(self.truth(inputs)?.map(Datum::Bool)),
+            Asked::Scalar(several, value) => (several, value),
+            Asked::First(order, value) => return self.sorted(order, value, inputs),
+            Asked::Folded(depth, all, value) => return self.folded(*depth, all, value, inputs),
         };
         let mut first: Option<Outcome> = None;
         let (mut differ, mut more) = (None, false);
@@ -171,7 +220,7 @@ impl Select {
         visit: &mut dyn FnMut(Inputs<'_>, u32) -> ControlFlow<()>,
     ) -> Result<(), Trouble> {
         let mut met = None;
-        let count = matches!(self.result, Asked::Scalar(..));
+        let count = matches!(self.result, Asked::Scalar(..) | Asked::Folded(..));
         let walk = chain::Walk { count };
         let _ = walk.chain(
             &self.from,
@@ -216,7 +265,7 @@ impl Expr {
             Self::Field(depth, _) | Self::Inner(depth, _) => of(*depth),
             Self::Select(select) => {
                 // A sub-select of that depth inside has a row of its own.
-                let own: Vec<u32> = select.places().iter().map(|place| place.depth).collect();
+                let own = select.depths();
                 // A plain reference: the type of a closure in a closure would have no end.
                 let outer: &dyn Fn(u32) -> bool = &|depth| of(depth) && !own.contains(&depth);
                 let mut children = select.children().into_iter();

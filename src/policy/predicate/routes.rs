@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::tables::Table;
 use crate::datum::Datum;
 use crate::policy::expr::select::{Asked, Select, Source, Step};
-use crate::policy::expr::{Comparison, Expr};
+use crate::policy::expr::{Comparison, Expr, Inputs};
 
 /// Where a value that a column must equal comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +73,9 @@ impl Graph {
             Expr::And(all) => all.iter().for_each(|one| self.demand(one)),
             Expr::IsBool(one, Some(true), false) => self.demand(one),
             Expr::Body(args, _, one) if self.passes(args) => self.demand(one),
-            Expr::Select(select) if matches!(select.result, Asked::Any(true, _)) => {}
+            // Of no rows an aggregate may be true, and a condition on all of them is.
+            Expr::Select(select)
+                if matches!(select.result, Asked::Any(true, _) | Asked::Folded(..)) => {}
             Expr::Select(select) if self.errors && select.result != Asked::Exists => {}
             Expr::Select(select) => {
                 let value = self.enter(select);
@@ -83,11 +85,35 @@ impl Graph {
                     self.equal.push((value, truth));
                 }
             }
-            Expr::Compare(Comparison::Eq, two) => {
-                let two = (self.value(&two.0), self.value(&two.1));
-                self.equal.push(two);
+            Expr::Compare(op, two) => {
+                self.outgrown(expr, &two.0);
+                self.outgrown(expr, &two.1);
+                if *op == Comparison::Eq {
+                    let two = (self.value(&two.0), self.value(&two.1));
+                    self.equal.push(two);
+                }
             }
             _ => {}
+        }
+    }
+
+    /// Adds the rows of an aggregate where the expression around is not true of none.
+    fn outgrown(&mut self, around: &Expr, inner: &Expr) {
+        let Expr::Select(select) = inner else {
+            return;
+        };
+        if !matches!(select.result, Asked::Folded(..)) {
+            return;
+        }
+        let mut none = (**select).clone();
+        none.from = vec![Step {
+            source: Source::Optional(Vec::new()),
+            condition: vec![Expr::constant(Datum::Bool(false))],
+        }];
+        let none = Expr::Select(Box::new(none));
+        let of_none = around.map(&mut |one| if one == inner { &none } else { one }.clone());
+        if let Ok(Some(false) | None) = of_none.truth(Inputs::default()) {
+            self.enter(select);
         }
     }
 
@@ -95,7 +121,10 @@ impl Graph {
     fn value(&mut self, expr: &Expr) -> Expr {
         match expr {
             Expr::Body(args, _, body) if self.passes(args) => self.value(body),
-            Expr::Select(select) if !self.errors && matches!(select.result, Asked::Scalar(..)) => {
+            Expr::Select(select)
+                if !self.errors
+                    && matches!(select.result, Asked::Scalar(..) | Asked::First(..)) =>
+            {
                 self.enter(select).unwrap_or_else(|| expr.clone())
             }
             other => other.clone(),
@@ -113,14 +142,14 @@ impl Graph {
         let select = self.renamed(select);
         self.join(&select.from);
         match select.result {
-            Asked::Scalar(_, value) => Some(self.value(&value)),
-            Asked::Exists | Asked::Any(..) => None,
+            Asked::Scalar(_, value) | Asked::First(_, value) => Some(self.value(&value)),
+            Asked::Exists | Asked::Any(..) | Asked::Folded(..) => None,
         }
     }
 
     /// The sub-select with depths that nothing else here has.
     fn renamed(&mut self, select: &Select) -> Select {
-        let first = select.places().iter().map(|place| place.depth).min();
+        let first = select.depths().into_iter().min();
         let first = first.unwrap_or_default();
         self.next += APART;
         shifted(select, first, self.next.saturating_sub(first))
@@ -252,9 +281,8 @@ impl Graph {
             let select = graph.renamed(select);
             graph.join(&select.from);
             graph.changes(&select.from, found);
-            match &select.result {
-                Asked::Exists => {}
-                Asked::Any(_, one) | Asked::Scalar(_, one) => graph.routes(one, found),
+            for one in select.asks() {
+                graph.routes(one, found);
             }
         } else {
             for inner in expr.children() {
@@ -326,5 +354,8 @@ fn shifted(select: &Select, first: u32, by: u32) -> Select {
     }
     let mut shifted = select.map(&mut |inner| expr(inner, first, by));
     shifted.from.iter_mut().for_each(|one| step(one, by));
+    if let Asked::Folded(depth, ..) = &mut shifted.result {
+        *depth += by;
+    }
     shifted
 }

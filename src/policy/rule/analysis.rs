@@ -62,16 +62,6 @@ pub(crate) struct Analysed {
     pub(crate) rule: TableRule,
 }
 
-impl Analysed {
-    /// The objects of a catalog that it names.
-    pub(crate) fn names(&self, class: Oid) -> impl Iterator<Item = Oid> {
-        let policy = self.rule.policy.as_ref().ok();
-        let depends = policy.into_iter().flat_map(|policy| &policy.depends);
-        let named = depends.filter(move |(of, ..)| *of == class);
-        named.map(|(_, object, _)| *object)
-    }
-}
-
 /// Resolves rules for clients of these roles. The session's search path has to be empty.
 ///
 /// # Errors

@@ -182,13 +182,14 @@ impl Compiler<'_> {
         if self.looked >= MAX_DEPTH {
             return Err(Refusal::new("sub-selects inside each other too deeply"));
         }
+        self.secured(table)?;
         self.refer(Reference::Table(oid));
         let origin = Origin::Table(self.looked, oid);
         let mut step = Step::table(oid, self.looked);
         self.looked += 1;
         // Its policies leave rows out before an outer join does.
         let around = Around::From(Rc::from([origin.clone()]));
-        step.condition = self.own(table, around, depth)?;
+        step.condition = self.own((oid, table), around, depth)?;
         Ok((origin, step))
     }
 
@@ -257,7 +258,8 @@ impl Compiler<'_> {
         depth: usize,
     ) -> Result<(Vec<Step>, Vec<Result<Typed, Refusal>>), Refusal> {
         let query = query.node(self.scope.major)?;
-        let beyond = |field: &&str| !matches!(*field, "distinctClause" | "limitCount");
+        let beyond =
+            |field: &&str| !matches!(*field, "distinctClause" | "sortClause" | "limitCount");
         let fields: Vec<&str> = FIELDS.iter().copied().filter(beyond).collect();
         plain(query, &fields)?;
         self.within(query, depth, |compiler| {

@@ -4,19 +4,22 @@ use std::collections::BTreeSet;
 
 use super::super::{Around, Compiler, Looked, Refusal};
 use crate::datum::Datum;
+use crate::pg::Oid;
 use crate::policy::expr::Expr;
 
 impl Compiler<'_> {
     /// What the policies of a table that is looked into let the role see.
     pub(super) fn own(
         &mut self,
-        table: &Looked,
+        (oid, table): (Oid, &Looked),
         around: Around,
         depth: usize,
     ) -> Result<Vec<Expr>, Refusal> {
         let Some(policies) = &table.policies else {
             return Ok(Vec::new());
         };
+        self.applying(oid, table)?;
+        let calls = std::mem::take(&mut self.calls);
         let frames = std::mem::replace(&mut self.frames, vec![around]);
         let references = std::mem::take(&mut self.references);
         let tests = std::mem::take(&mut self.tests);
@@ -26,11 +29,13 @@ impl Compiler<'_> {
             for policy in policies {
                 self.references = BTreeSet::new();
                 let tree = crate::policy::node_tree::read(&policy.tree)?;
-                let expr = self.boolean(&tree, depth + 1).map_err(|refusal| {
-                    Refusal::new(format!(
+                self.permitted(&tree)?;
+                let expr = self.boolean(&tree, depth + 1).map_err(|refusal| Refusal {
+                    reason: format!(
                         "policy {} of {}: {}",
                         policy.name, table.name, refusal.reason
-                    ))
+                    ),
+                    ..refusal
                 })?;
                 if self.references != policy.depends {
                     return Err(Refusal::new(format!(
@@ -47,6 +52,8 @@ impl Compiler<'_> {
             Ok(())
         };
         let outcome = compiled();
+        self.calls = calls;
+        self.applied.pop();
         self.frames = frames;
         self.references = references;
         self.tests = tests;

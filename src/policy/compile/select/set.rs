@@ -108,6 +108,7 @@ impl Compiler<'_> {
                 from: other.from.clone(),
                 values: other.values.clone(),
                 several: other.several,
+                order: Vec::new(),
             };
             let mut same = Vec::new();
             for (own, value) in rows.values.iter().zip(std::mem::take(&mut other.values)) {
