@@ -66,7 +66,8 @@ select pg_catalog.jsonb_build_object(
   'elsewhere', coalesce((select pg_catalog.jsonb_agg(e.name order by e.name) from elsewhere e), '[]'),
   'meant', coalesce((
     select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-      'text', m.text, 'oid', c.oid::pg_catalog.int8, 'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
+      'text', m.text, 'oid', c.oid::pg_catalog.int8,
+      'name', case when c.oid is null then m.text else pg_catalog.format('%I.%I', n.nspname, c.relname) end,
       'kind', c.relkind, 'persistence', c.relpersistence, 'partition', c.relispartition,
       'system', c.oid < 16384, 'row_security', c.relrowsecurity,
       'folded', exists (

@@ -1,4 +1,6 @@
-//! What operators ask: is it ready, and how does it fare.
+//! What operators ask: is it ready, how does it fare, and what is it doing.
+
+mod inspect;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -11,6 +13,7 @@ use axum::routing::get;
 use serde_json::json;
 use tokio::sync::watch;
 
+pub use self::inspect::{Findings, Inspector};
 use crate::metrics::Metrics;
 use crate::policy::watch::Delay;
 
@@ -85,14 +88,16 @@ struct Desk {
     metrics: Arc<Metrics>,
 }
 
-/// `/readyz` (200 or 503, and why), `/metrics` (OpenMetrics text, as Prometheus reads it) and
-/// `/healthz`.
-pub fn routes(readiness: Readiness, metrics: Arc<Metrics>) -> axum::Router {
+/// `/readyz` (200 or 503, and why), `/metrics` (OpenMetrics text, as Prometheus reads it),
+/// `/healthz`, and `/inspect`, a page for people.
+pub fn routes(readiness: Readiness, metrics: Arc<Metrics>, inspector: Inspector) -> axum::Router {
+    let page = inspect::routes(inspector, readiness.clone(), Arc::clone(&metrics));
     axum::Router::new()
         .route("/readyz", get(readyz))
         .route("/metrics", get(encoded))
         .route("/healthz", get(async || "ok"))
         .with_state(Desk { readiness, metrics })
+        .merge(page)
 }
 
 async fn readyz(State(desk): State<Desk>) -> Response {

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -21,7 +22,8 @@ use lobby::Lobby;
 
 use crate::admin::{self, Readiness};
 use crate::auth::Authenticator;
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::doctor::{self, Patient};
 use crate::metrics::Metrics;
 use crate::{auth, session, transport};
 
@@ -83,7 +85,8 @@ pub async fn run(
     let lobby = Lobby::open(waiting);
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::default();
-    let desk = admin::routes(readiness.clone(), Arc::clone(&metrics));
+    let inspector = admin::Inspector::new(findings(&config));
+    let desk = admin::routes(readiness.clone(), Arc::clone(&metrics), inspector.clone());
     let (stop_sockets, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let rest = stop_rest.clone();
     let mut operating = tokio::spawn(async move {
@@ -101,6 +104,7 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
     };
     let mut core = core?;
+    inspector.follow(core.router.clone());
     lobby.close().await;
     let front = transport::Front::new(
         core.router.clone(),
@@ -135,6 +139,24 @@ pub async fn run(
     stop_rest.cancel();
     info!("stopped");
     outcome
+}
+
+/// What the doctor finds under these settings.
+fn findings(config: &Config) -> admin::Findings {
+    let patient = Arc::new(Patient {
+        warnings: config::warnings(config),
+        config: config.clone(),
+        token: None,
+        tables: Vec::new(),
+    });
+    Arc::new(move || {
+        let patient = Arc::clone(&patient);
+        let examining = async move {
+            let report = doctor::examine(&patient).await;
+            serde_json::to_value(report).unwrap_or_default()
+        };
+        examining.boxed()
+    })
 }
 
 /// Two listeners on one socket: one for the time before there is something to serve.

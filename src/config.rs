@@ -23,7 +23,7 @@ pub use crate::policy::rule::{Require, Rule};
 pub use crate::router::{DeleteWithoutIdentity, Leaves};
 pub use crate::snapshot::Settings as SnapshotSettings;
 pub use crate::transport::{Origins, Proxies};
-pub use load::{ConfigError, Given, Loaded, load};
+pub use load::{ConfigError, Given, Loaded, load, warnings};
 pub use print::{markdown, toml_file};
 pub(crate) use value::duration as parse_duration;
 

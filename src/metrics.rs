@@ -1,5 +1,8 @@
 //! Every metric by name. Labels come from closed sets only: never a user, a topic or a table.
 
+pub mod recent;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -36,6 +39,19 @@ pub enum HiddenReason {
 }
 
 impl HiddenReason {
+    const ALL: [Self; 10] = [
+        Self::Policy,
+        Self::PolicyError,
+        Self::AskFailed,
+        Self::AskTimeout,
+        Self::CatalogChanged,
+        Self::UnchangedToast,
+        Self::DeleteWithoutIdentity,
+        Self::LeaveWithoutIdentity,
+        Self::Undecodable,
+        Self::TooLarge,
+    ];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Policy => "policy",
@@ -108,6 +124,8 @@ pub struct Metrics {
     /// Changes handed to a client's socket, counted once for each client.
     pub changes_delivered: Counter,
     hidden: Family<ReasonLabel, Counter>,
+    /// The last changes that were hidden, while somebody looks.
+    pub recent: Arc<recent::Recent>,
     closes: Family<ReasonLabel, Counter>,
     refusals: Family<ReasonLabel, Counter>,
     /// Seconds from a change's commit to its frame being written to the socket; changes of one
@@ -341,6 +359,7 @@ impl Metrics {
             changes_read,
             changes_delivered,
             hidden,
+            recent: Arc::default(),
             closes,
             refusals,
             commit_to_socket,
@@ -390,6 +409,16 @@ impl Metrics {
                 })
                 .inc_by(clients);
         }
+    }
+
+    /// How many changes were hidden so far, by reason, without reasons that never were one.
+    #[must_use]
+    pub fn hidden_so_far(&self) -> Vec<(&'static str, u64)> {
+        let counted = |reason: HiddenReason| {
+            let reason = reason.as_str();
+            Some((reason, self.hidden.get(&ReasonLabel { reason })?.get()))
+        };
+        HiddenReason::ALL.into_iter().filter_map(counted).collect()
     }
 
     /// Counts a closed client socket. `reason` is one of the session's close reasons.

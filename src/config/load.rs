@@ -383,7 +383,9 @@ fn sufficient(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn warnings(config: &Config) -> Vec<String> {
+/// Sentences about settings that work and should not be so.
+#[must_use]
+pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(secret) = config.jwt_secret.as_ref().map(Secret::expose) {
         if is_well_known(secret) {

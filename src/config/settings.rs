@@ -157,7 +157,7 @@ pub static SETTINGS: &[Setting] = &[
         "admin_listen",
         "ADDRESS",
         Some("127.0.0.1:4001"),
-        "Where /healthz, /readyz and /metrics are. Only this machine, because metrics are nobody \
+        "Where /healthz, /readyz, /metrics and /inspect are. Only this machine, because metrics are nobody \
          else's business.",
         |config, text| {
             config.admin_listen = value::address(text)?;

@@ -46,7 +46,8 @@ pub(super) async fn findings(
         } else {
             None
         };
-        found.push(asked(seen, &reasons, took, (facts, config)));
+        let name = tables.names.of(seen.table);
+        found.push(asked(&name, &reasons, took, (facts, config)));
     }
     found
 }
@@ -108,12 +109,11 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
 }
 
 fn asked(
-    seen: &Seen<'_>,
+    name: &str,
     reasons: &BTreeMap<&str, &str>,
     took: Option<Duration>,
     (facts, config): (&Facts, &Config),
 ) -> Finding {
-    let name = seen.table.sql_name();
     let reasons: Vec<String> = reasons
         .iter()
         .map(|(policy, reason)| format!("{policy} ({reason})"))
@@ -141,7 +141,7 @@ fn asked(
         ),
     )
     .of_severity(severity)
-    .table(name.as_str())
+    .table(name)
     .advice(if slow {
         "Give the tables that the policies read an index over what they compare, or write the policies \
          so that they are compiled (docs/policies.md)."

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::Finding;
+use super::names::Names;
 use crate::config::Config;
 use crate::lookup::Wanted;
 use crate::lookup::keep::{self, Cause};
@@ -16,6 +17,7 @@ pub(super) async fn findings(
     catalog: &Catalog,
     wanted: &[Wanted],
     (publication, config, login): (&str, &Config, &str),
+    names: &Names,
 ) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut found: Vec<Finding> = catalog
         .tables
@@ -23,7 +25,7 @@ pub(super) async fn findings(
         .filter(|table| table.lookup)
         .filter_map(|table| {
             let why = table.unfollowed.as_deref()?;
-            let name = table.sql_name();
+            let name = names.of(table);
             let finding = Finding::warning(
                 "lookup_kind",
                 format!(
@@ -63,7 +65,7 @@ pub(super) async fn findings(
         let known = catalog
             .tables
             .values()
-            .find(|table| table.sql_name() == *name);
+            .find(|table| names.of(table) == *name);
         let schema = known.map(|table| quote_identifier(&table.schema));
         let (code, sql) = match refusal.cause {
             Cause::Privilege => (

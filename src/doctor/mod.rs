@@ -13,6 +13,8 @@ mod finding;
 
 mod lookups;
 
+mod names;
+
 mod publication;
 
 mod server;
@@ -23,7 +25,6 @@ mod table;
 
 mod token;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -35,7 +36,6 @@ use crate::auth::{self, Authenticator};
 use crate::config::{Config, Secret};
 use crate::pg::connect::{ConnectError, Database};
 use crate::pg::refusal::{Retry, with_causes};
-use crate::policy::catalog::Catalog;
 use crate::policy::reader::CatalogReader;
 use crate::source::{self, SourceError};
 
@@ -134,7 +134,13 @@ pub async fn examine(patient: &Patient) -> Report {
     };
     let holder = examination.claims().await;
     if let Err(fault) = examination.database(holder.as_ref()).await {
-        examination.unseen.push(format!("the rest: {fault}"));
+        examination.findings.push(
+            Finding::error(
+                "unexamined",
+                format!("not everything could be looked at: {fault}"),
+            )
+            .advice("Run it again; the server's log may say more."),
+        );
     }
     let Examination {
         findings,
@@ -339,17 +345,18 @@ impl Examination<'_> {
             // The relay reads its catalog from a primary only, which was said.
             return Ok(());
         }
-        let names = (publication.to_owned(), config.slot.clone());
-        let mut reader = CatalogReader::new(database.clone(), names, roles.clone())
-            .with_rules(config.rules.clone());
+        let followed = (publication.to_owned(), config.slot.clone());
+        let mut reader =
+            CatalogReader::new(database.clone(), followed, roles).with_rules(config.rules.clone());
         let catalog = reader.look().await.map_err(|error| with_causes(&error))?;
         drop(reader);
+        let names = names::Names::read(client, &catalog).await.map_err(words)?;
         self.report.tables = catalog.tables.values().filter(|one| one.published).count();
         let listed = publication::Listed::read(client, publication, self.patient)
             .await
             .map_err(words)?;
         self.findings
-            .extend(listed.findings(&catalog, self.patient));
+            .extend(listed.findings(&catalog, &names, self.patient));
         self.findings
             .extend(clients::findings(&catalog, facts, config, holder));
         if !catalog.marked {
@@ -367,7 +374,7 @@ impl Examination<'_> {
         }
         let meant = listed.meant(&catalog);
         let functions = table::functions(client, &catalog).await.map_err(words)?;
-        let mut all = table::Tables::new(&catalog, config, holder, &facts.login);
+        let mut all = table::Tables::new(&catalog, config, holder, (facts, &names));
         for (one, named) in &meant {
             all.examine(one, *named);
         }
@@ -379,6 +386,7 @@ impl Examination<'_> {
                 &catalog,
                 &wanted,
                 (publication, config, &facts.login),
+                &names,
             )
             .await
             .map_err(words)?,
@@ -468,10 +476,4 @@ fn refusal(fault: &SourceError) -> Finding {
             .advice("Drop a slot that nobody needs, or raise max_replication_slots."),
         _ => Finding::error("source", text),
     }
-}
-
-/// The tables of a catalog by their names as SQL, for messages in a steady order.
-fn by_name(catalog: &Catalog) -> BTreeMap<String, &crate::policy::catalog::Table> {
-    let tables = catalog.tables.values();
-    tables.map(|one| (one.sql_name(), &**one)).collect()
 }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use super::{Finding, Patient, Severity, by_name, clients};
+use super::names::Names;
+use super::{Finding, Patient, Severity, clients};
 use crate::config::Config;
 use crate::pg::{Oid, quote_identifier};
 use crate::policy::catalog::{Catalog, Table};
@@ -156,7 +157,12 @@ impl Listed {
         of.map(|(_, leaf)| leaf.as_str())
     }
 
-    pub(super) fn findings(&self, catalog: &Catalog, patient: &Patient) -> Vec<Finding> {
+    pub(super) fn findings(
+        &self,
+        catalog: &Catalog,
+        names: &Names,
+        patient: &Patient,
+    ) -> Vec<Finding> {
         let mut found = Vec::new();
         let shown = &self.name;
         let name = quote_identifier(shown);
@@ -222,8 +228,7 @@ impl Listed {
                 .advice("A list of tables is safer: `rowcast setup --publication … --table …`."),
             );
         }
-        let published = by_name(catalog);
-        if !published.values().any(|table| table.published) {
+        if !catalog.tables.values().any(|table| table.published) {
             found.push(
                 Finding::error(
                     "publication_empty",
@@ -237,7 +242,7 @@ impl Listed {
         }
         for (root, leaf) in &self.unidentified {
             let root = catalog.tables.get(&Oid(*root));
-            let table = root.map_or_else(|| leaf.clone(), |root| root.sql_name());
+            let table = root.map_or_else(|| leaf.clone(), |root| names.of(root));
             found.push(
                 Finding::error(
                     "identity_missing",

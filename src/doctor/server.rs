@@ -31,7 +31,7 @@ pub(super) struct Facts {
     pub(super) login: String,
     pub(super) standby: bool,
     replicates: Option<bool>,
-    temporary: bool,
+    pub(super) temporary: bool,
     settings: HashMap<String, String>,
     pub(super) slots: i64,
     senders: i64,

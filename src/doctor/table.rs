@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+use super::names::Names;
 use super::publication::Listed;
+use super::server::Facts;
 use super::token::{self, Holder};
 use super::{Finding, Severity, clients};
 use crate::config::{Config, DeleteWithoutIdentity, Require};
@@ -65,7 +67,8 @@ pub(super) struct Tables<'c> {
     catalog: &'c Catalog,
     config: &'c Config,
     holder: Option<&'c Holder>,
-    login: &'c str,
+    facts: &'c Facts,
+    pub(super) names: &'c Names,
     pub(super) seen: Vec<Seen<'c>>,
 }
 
@@ -84,13 +87,14 @@ impl<'c> Tables<'c> {
         catalog: &'c Catalog,
         config: &'c Config,
         holder: Option<&'c Holder>,
-        login: &'c str,
+        (facts, names): (&'c Facts, &'c Names),
     ) -> Self {
         Self {
             catalog,
             config,
             holder,
-            login,
+            facts,
+            names,
             seen: Vec::new(),
         }
     }
@@ -123,6 +127,8 @@ impl<'c> Tables<'c> {
     pub(super) fn wanted(&self) -> Vec<Wanted> {
         let mut all: BTreeMap<Oid, Wanted> = BTreeMap::new();
         let accesses = self.seen.iter().flat_map(|seen| &seen.accesses);
+        // What is refused as a whole looks into nothing yet.
+        let accesses = accesses.filter(|(_, access)| !access.hides_all);
         for wanted in accesses.flat_map(|(_, access)| &access.lookups) {
             all.entry(wanted.table)
                 .and_modify(|known| known.merge(wanted))
@@ -157,7 +163,7 @@ impl<'c> Tables<'c> {
         if table.row_security || ancestors.any(|one| one.row_security) {
             return;
         }
-        let name = table.sql_name();
+        let name = self.names.of(table);
         let enable = format!("alter table {name} enable row level security");
         if !table.policies.is_empty() {
             let names: Vec<&str> = table.policies.iter().map(|one| one.name.as_str()).collect();
@@ -194,7 +200,7 @@ impl<'c> Tables<'c> {
                 )
                 .table(name)
                 .sql(enable)
-                .sql(policy_sql(table, self.focus()))
+                .sql(policy_sql(table, &self.names.of(table), self.focus()))
                 .advice("Or set require = \"none\"."),
             );
         } else if !readers.is_empty() {
@@ -208,7 +214,7 @@ impl<'c> Tables<'c> {
                 )
                 .table(name)
                 .sql(enable)
-                .sql(policy_sql(table, self.focus()))
+                .sql(policy_sql(table, &self.names.of(table), self.focus()))
                 .advice("Leave it where everybody is to see all; require hides such tables."),
             );
         }
@@ -217,7 +223,7 @@ impl<'c> Tables<'c> {
     /// Who sees nothing.
     fn sight(&self, seen: &Seen<'c>, functions: &BTreeMap<Oid, Named>, found: &mut Vec<Finding>) {
         let table = seen.table;
-        let name = table.sql_name();
+        let name = self.names.of(table);
         let blind: Vec<(&str, Blind)> = seen
             .accesses
             .iter()
@@ -251,7 +257,7 @@ impl<'c> Tables<'c> {
         for (role, access) in &seen.accesses {
             let sees = !blind.iter().any(|(other, _)| other == role);
             if sees && *role == self.focus() {
-                found.extend(columns(table, role, access));
+                found.extend(columns((table, name.clone()), role, access));
             }
         }
     }
@@ -263,7 +269,7 @@ impl<'c> Tables<'c> {
         access: &Access,
         functions: &BTreeMap<Oid, Named>,
     ) -> Option<Blind> {
-        let name = table.sql_name();
+        let name = self.names.of(table);
         let quoted = quote_identifier(role);
         let rights = table.rights.iter().find(|rights| rights.role == role)?;
         let usage = format!(
@@ -329,7 +335,7 @@ impl<'c> Tables<'c> {
         reason: &str,
         functions: &BTreeMap<Oid, Named>,
     ) -> Blind {
-        let name = table.sql_name();
+        let name = self.names.of(table);
         let role = &rights.role;
         let quoted = quote_identifier(role);
         let text = format!("clients of {role} cannot subscribe to {name}: {reason}");
@@ -370,7 +376,7 @@ impl<'c> Tables<'c> {
                 if of.columns.len() < other.columns.len() {
                     blind.sql.push(format!(
                         "grant select on table {} to {quoted}",
-                        other.sql_name()
+                        self.names.of(other)
                     ));
                 }
             }
@@ -383,7 +389,7 @@ impl<'c> Tables<'c> {
             blind.code = "role_membership";
             blind.sql = vec![clients::membership_sql(
                 role,
-                self.login,
+                &self.facts.login,
                 self.catalog.major,
             )];
         } else if reason.contains("which the publication leaves out") {
@@ -408,14 +414,14 @@ impl<'c> Tables<'c> {
                 code: "policy_false",
                 text: format!(
                     "the policies of {} say no to {role} whatever the row and the token are",
-                    table.sql_name()
+                    self.names.of(table)
                 ),
                 sql: Vec::new(),
                 advice: Some("Read them: \\d+ in psql, or pg_policies.".to_owned()),
                 may_be_meant: true,
             };
         };
-        let name = judged.sql_name();
+        let name = self.names.of(judged);
         let of = judged.rights.iter().find(|of| of.role == *role);
         let restricted = of.is_some_and(|of| !of.policies.is_empty());
         // One for other roles may only have to be widened.
@@ -442,7 +448,7 @@ impl<'c> Tables<'c> {
             text: format!(
                 "{name} has row-level security and for {role} {what}: its clients see no row"
             ),
-            sql: vec![policy_sql(judged, role)],
+            sql: vec![policy_sql(judged, &name, role)],
             advice: (!others.is_empty()).then(|| {
                 "Or let an existing policy hold for the role as well: alter policy … to …"
                     .to_owned()
@@ -508,7 +514,7 @@ impl<'c> Tables<'c> {
             .next()
             .unwrap_or(&text)
             .to_owned();
-        let name = table.sql_name();
+        let name = self.names.of(table);
         let mut finding = Finding::warning("identity_too_little", text).table(name.as_str());
         for leaf in listed.leaves(table.oid.0) {
             finding = finding.sql(format!("alter table {leaf} replica identity full"));
@@ -530,7 +536,7 @@ impl<'c> Tables<'c> {
         let Rules::Judged { predicates, .. } = &access.rules else {
             return;
         };
-        let name = seen.table.sql_name();
+        let name = self.names.of(seen.table);
         let fails = |projection: &crate::policy::predicate::Projection| {
             projection.fails() && !projection.is_undecided()
         };
@@ -561,7 +567,10 @@ impl<'c> Tables<'c> {
         for (oid, function) in all {
             let mut settings = function.config.iter().flatten();
             let pinned = settings.any(|setting| setting.starts_with("search_path="));
-            let unresolved = function.language == "sql" && function.known().next().is_none();
+            // Without temporary objects none is resolved, which is said once.
+            let unresolved = function.language == "sql"
+                && function.known().next().is_none()
+                && self.facts.temporary;
             if pinned || !(function.definer || unresolved) {
                 continue;
             }
@@ -597,7 +606,7 @@ impl<'c> Tables<'c> {
 }
 
 /// Columns that the role may not read.
-fn columns(table: &Table, role: &str, access: &Access) -> Option<Finding> {
+fn columns((table, name): (&Table, String), role: &str, access: &Access) -> Option<Finding> {
     let hidden: Vec<&str> = table
         .columns
         .iter()
@@ -605,7 +614,6 @@ fn columns(table: &Table, role: &str, access: &Access) -> Option<Finding> {
         .filter(|column| !access.may_read(column))
         .collect();
     (!hidden.is_empty()).then(|| {
-        let name = table.sql_name();
         Finding::note(
             "column_grants",
             format!(
@@ -642,11 +650,11 @@ const UUID: Oid = Oid(2950);
 
 /// A policy that shows people their own rows, where a column says whose they are; else a line that
 /// has to be filled in.
-fn policy_sql(table: &Table, role: &str) -> String {
+fn policy_sql(table: &Table, name: &str, role: &str) -> String {
     let owner = OWNERS
         .iter()
         .find_map(|name| table.column(name).filter(|column| column.type_oid == UUID));
-    let (name, role) = (table.sql_name(), quote_identifier(role));
+    let role = quote_identifier(role);
     match owner {
         Some(column) => format!(
             "create policy \"own rows\" on {name} for select to {role} using ({} = (select auth.uid()))",

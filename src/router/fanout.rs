@@ -8,6 +8,8 @@ mod delivery;
 
 mod memberships;
 
+mod picture;
+
 mod rules;
 
 mod truncate;
@@ -171,6 +173,8 @@ struct Watched {
     /// or would have been when it was watched first.
     computed: bool,
     shapes: HashMap<(u64, ColumnSet), Arc<Shape>>,
+    /// The changes that were judged since it is watched.
+    changes: u64,
 }
 
 /// Rows up to `until`, described by a version not newer than `version`, may fall under the old
@@ -481,7 +485,9 @@ impl Fanout {
             };
             if let Some(hidden) = hidden {
                 let watching = watched.groups.values().map(|group| group.members().count());
-                self.metrics.hidden(hidden, watching.sum::<usize>() as u64);
+                let watching = watching.sum::<usize>() as u64;
+                self.metrics.hidden(hidden, watching);
+                self.note_hidden(change, "", hidden, watching);
             }
             self.expel_table(oid, reason);
             return;

@@ -310,6 +310,11 @@ impl Group {
         self.members.is_empty()
     }
 
+    /// Users whom no policy can tell apart count once.
+    pub(super) fn audience(&self) -> usize {
+        self.kin.len()
+    }
+
     pub(super) fn member(&self, key: MemberKey) -> Option<&Member> {
         self.members.get(key.0)
     }

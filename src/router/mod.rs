@@ -11,6 +11,8 @@ mod layout;
 
 mod resolve;
 
+pub mod picture;
+
 mod allowance;
 
 pub mod fanout;
@@ -36,7 +38,7 @@ mod live;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
@@ -247,6 +249,8 @@ pub enum Command {
         /// Who went.
         session: SessionId,
     },
+    /// [`Router::picture`].
+    Picture(oneshot::Sender<picture::Picture>),
 }
 
 impl Router {
@@ -290,6 +294,17 @@ impl Router {
             .send(Command::Leave { session, channel })
             .await
             .map_err(|_| Stopped)
+    }
+
+    /// What is in force now: tables, subscriptions, audiences. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn picture(&self) -> Result<picture::Picture, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.commands.send(Command::Picture(answer)).await;
+        sent.map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
     }
 
     /// Forgets a session and all its channels.

@@ -10,8 +10,10 @@ mod slot;
 
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::cli::stop_signal;
 use crate::config::Secret;
@@ -22,6 +24,9 @@ use crate::pg::{quote_identifier, quote_literal};
 
 /// What marks the tables that this makes.
 const COMMENT: &str = "Made by rowcast doctor --live, which drops it again.";
+
+/// The advisory lock of whoever uses such a table.
+const LOCK: i64 = 0x726f_7763_6173_7401;
 
 /// How the tables' names begin.
 const PREFIX: &str = "doctor_live_";
@@ -84,6 +89,21 @@ impl Stage {
         format!("rowcast.{}", quote_identifier(&self.table))
     }
 
+    /// Drops the table, and the schema where it was made for that and nothing else is in it.
+    async fn drop_all(&self, with_table: bool) -> Result<(), tokio_postgres::Error> {
+        if with_table {
+            let drop = format!("drop table if exists {}", self.name());
+            self.writer.batch_execute(&drop).await?;
+        }
+        if self.made_schema
+            && let Err(error) = self.writer.batch_execute("drop schema rowcast").await
+            && error.code() != Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)
+        {
+            return Err(error);
+        }
+        Ok(())
+    }
+
     async fn write(&self, id: i64) -> Result<(), tokio_postgres::Error> {
         let insert = format!("insert into {} (id, mark) values ($1, $2)", self.name());
         self.writer.execute(&insert, &[&id, &self.mark]).await?;
@@ -111,6 +131,12 @@ pub(super) async fn watch(
         .advice("Mend what stands above first.");
         return (live, vec![finding]);
     };
+    // From here on an interrupt is noted and waits until there is nothing to clean up.
+    let stop = stop_signal();
+    tokio::pin!(stop);
+    if stop.as_mut().now_or_never().is_some() {
+        return (live, vec![interrupted()]);
+    }
     let url = writer.unwrap_or_else(|| patient.config.database_url.clone());
     let stage = set_up(&url, publication, login, patient, &mut live).await;
     let stage = match stage {
@@ -160,16 +186,17 @@ pub(super) async fn watch(
                 Finding::error("live_silent", format!("the row did not arrive within {} s", PATIENCE.as_secs()))
                     .advice("The relay's log says what it waits for."),
             ]),
-            () = stop_signal() => vec![Finding::warning(
-                "live_interrupted",
-                "it was interrupted before the row arrived",
-            )],
+            () = &mut stop => vec![interrupted()],
         }
     };
     live.begin();
-    let (Staged::Ready(stage) | Staged::Broken(stage, _)) = &stage;
+    let (stage, made) = match &stage {
+        Staged::Ready(stage) => (stage, true),
+        // All of it in one transaction, which was given up.
+        Staged::Broken(stage, _) => (stage, false),
+    };
     let mut found = found;
-    match clean(&stage.writer, stage.made_schema).await {
+    match stage.drop_all(made).await {
         Ok(()) => live.done("dropped what was made"),
         Err(error) => found.push(
             Finding::warning(
@@ -184,6 +211,13 @@ pub(super) async fn watch(
         ),
     }
     (live, found)
+}
+
+fn interrupted() -> Finding {
+    Finding::warning(
+        "live_interrupted",
+        "it was interrupted before the row arrived",
+    )
 }
 
 /// How far the table came.
@@ -246,8 +280,7 @@ async fn set_up(
         made_schema,
         writer,
     };
-    // What a killed one left behind.
-    clean(&stage.writer, false).await.map_err(words)?;
+    sweep(&stage.writer).await.map_err(words)?;
     let (name, role) = (stage.name(), quote_identifier(&stage.role));
     let add = match everything {
         Some(true) => String::new(),
@@ -278,14 +311,18 @@ async fn set_up(
     Ok(Staged::Ready(stage))
 }
 
-/// Drops all tables that this ever made, and the schema where it was made for that.
-async fn clean(writer: &Client, with_schema: bool) -> Result<(), tokio_postgres::Error> {
-    let _nothing_open = writer.batch_execute("rollback").await;
+/// Drops what killed ones left behind, unless somebody else is at it just now.
+async fn sweep(writer: &Client) -> Result<(), tokio_postgres::Error> {
+    // Held for as long as the session is: it says that its table is still needed.
+    let alone = format!("select pg_catalog.pg_try_advisory_lock({LOCK})");
+    if !writer.query_one(&alone, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(());
+    }
     let rows = writer
         .query(
             "select pg_catalog.format('%I.%I', n.nspname, c.relname) \
                from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-              where n.nspname = 'rowcast' and c.relname like 'doctor\\_live\\_%' \
+              where n.nspname = 'rowcast' and c.relname like 'doctor\\_live\\_%' and c.relkind = 'r' \
                 and pg_catalog.obj_description(c.oid, 'pg_class') = $1 \
                 and pg_catalog.pg_has_role(current_user, c.relowner, 'usage')",
             &[&COMMENT],
@@ -293,19 +330,8 @@ async fn clean(writer: &Client, with_schema: bool) -> Result<(), tokio_postgres:
         .await?;
     for row in rows {
         let name: String = row.try_get(0)?;
-        writer
-            .batch_execute(&format!("drop table if exists {name}"))
-            .await?;
-    }
-    let ours = writer
-        .query_one(
-            "select coalesce(pg_catalog.obj_description(pg_catalog.to_regnamespace('rowcast')::oid, \
-             'pg_namespace') = $1, false)",
-            &[&COMMENT],
-        )
-        .await?;
-    if with_schema && ours.try_get::<_, bool>(0)? {
-        writer.batch_execute("drop schema rowcast").await?;
+        let drop = format!("drop table if exists {name}");
+        writer.batch_execute(&drop).await?;
     }
     Ok(())
 }

@@ -107,6 +107,7 @@ impl Fanout {
                     .iter()
                     .any(|column| column.generated.is_some()),
                 shapes: HashMap::new(),
+                changes: 0,
             });
             let group = watched
                 .groups

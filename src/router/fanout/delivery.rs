@@ -14,7 +14,7 @@ use crate::auth::{Claims, Principal};
 use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
 use crate::encode::{Body, OldRecord, Shape};
 use crate::log::{Cursor, Entry, Epoch, Offset};
-use crate::metrics::{HiddenReason, Metrics};
+use crate::metrics::{HiddenReason, Metrics, recent};
 use crate::mutant::LeaveMutant;
 use crate::pg::Lsn;
 use crate::policy::access::Rules;
@@ -38,6 +38,7 @@ impl Fanout {
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
+        watched.changes += 1;
         let in_doubt = watched.doubt.is_some_and(|doubt| {
             entry.batch.commit_lsn <= doubt.until && change.relation.version <= doubt.version
         });
@@ -46,8 +47,9 @@ impl Fanout {
                 .groups
                 .values()
                 .map(|group| group.watching(&change.kind));
-            self.metrics
-                .hidden(HiddenReason::CatalogChanged, clients.sum::<usize>() as u64);
+            let clients = clients.sum::<usize>() as u64;
+            self.metrics.hidden(HiddenReason::CatalogChanged, clients);
+            self.note_hidden(change, "", HiddenReason::CatalogChanged, clients);
             let reason = if self.replay.is_some() {
                 Resync::SchemaChanged
             } else {
@@ -130,9 +132,9 @@ impl Fanout {
                 let old = self.old_record(place, found.sees_old);
                 self.hand_out(place, role, &found.told, old, None);
             }
-            Sight::Hidden => self.metrics.hidden(HiddenReason::Policy, clients),
+            Sight::Hidden => self.hide(place, role, HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
-            Sight::Raised => self.metrics.hidden(HiddenReason::PolicyError, clients),
+            Sight::Raised => self.hide(place, role, HiddenReason::PolicyError, clients),
             Sight::Undecided => {
                 match self.question(place, role, (&found.principal, Version::New)) {
                     Some(question) => self.ask(place, role, found, question).await,
@@ -140,6 +142,12 @@ impl Fanout {
                 }
             }
         }
+    }
+
+    /// Counts a change that does not go to clients who asked for it, and notes it for who looks.
+    fn hide(&self, place: &Place<'_>, role: &str, reason: HiddenReason, clients: u64) {
+        self.metrics.hidden(reason, clients);
+        self.note_hidden(place.change, role, reason, clients);
     }
 
     pub(super) const fn unjudged_keys(&self) -> bool {
@@ -174,14 +182,13 @@ impl Fanout {
     ) {
         let clients = found.told.len() as u64;
         if !delete || (found.unclear && self.unjudged_keys()) {
-            self.metrics.hidden(HiddenReason::UnchangedToast, clients);
+            self.hide(place, role, HiddenReason::UnchangedToast, clients);
             self.read_again(place, role, found, Resync::Undecided, undecided);
         } else if self.unjudged_keys() {
             self.hand_out(place, role, &found.told, OldRecord::Key, None);
         } else {
             // The join said so.
-            self.metrics
-                .hidden(HiddenReason::DeleteWithoutIdentity, clients);
+            self.hide(place, role, HiddenReason::DeleteWithoutIdentity, clients);
         }
     }
 
@@ -305,14 +312,34 @@ impl Fanout {
             awaited
         };
         awaited.extend(place.take_open(found.kin));
-        question.answer = self.answer_about_policies(awaited, true);
+        let recent = &self.metrics.recent;
+        let subject = recent
+            .is_watched()
+            .then(|| self.subject(place.change, role));
+        question.answer = self.answer_about_policies(awaited, true, subject);
         self.asker.ask(question).await;
     }
 
     /// What acts on an answer about a row; `counts` where a no keeps a change from somebody.
-    fn answer_about_policies(&self, awaited: Vec<Awaited>, counts: bool) -> Reply {
+    fn answer_about_policies(
+        &self,
+        awaited: Vec<Awaited>,
+        counts: bool,
+        subject: Option<recent::Subject>,
+    ) -> Reply {
         let metrics = Arc::clone(&self.metrics);
         Reply::new(move |answer| {
+            let hidden = match answer {
+                Answer::Visible => None,
+                Answer::Hidden => Some(HiddenReason::Policy),
+                Answer::Raised => Some(HiddenReason::PolicyError),
+                Answer::TimedOut => Some(HiddenReason::AskTimeout),
+                Answer::Failed => Some(HiddenReason::AskFailed),
+            };
+            if let (Some(subject), Some(reason)) = (subject, hidden) {
+                let waiting = awaited.iter().map(|one| one.waiting.len() as u64);
+                metrics.recent.note(|| subject, reason, waiting.sum());
+            }
             let (voice, no) = match answer {
                 Answer::Visible => (Voice::Yes, None),
                 Answer::Hidden => (Voice::No, Some(HiddenReason::Policy)),

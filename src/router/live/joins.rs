@@ -63,6 +63,12 @@ impl Live {
                 self.join(join, joining, false, &told.unwrap_or_default(), None);
             }
             Command::Leave { session, channel } => self.leave(session, channel),
+            Command::Picture(answer) => {
+                let lookups = self.looking_up.keeping.status();
+                let picture = self.fanout.picture(&lookups);
+                // Whoever asked may be gone.
+                let _gone = answer.send(picture);
+            }
             Command::Disconnect { session } => {
                 let channels: Vec<ChannelId> = self
                     .fanout

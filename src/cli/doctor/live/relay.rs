@@ -39,19 +39,20 @@ pub(super) fn role(patient: &Patient) -> String {
 }
 
 /// A token whose holder alone sees the row.
-fn token(stage: &Stage, patient: &Patient) -> Result<String, Finding> {
+fn token(stage: &Stage, patient: &Patient) -> Result<String, Box<Finding>> {
     let Some(secret) = &patient.config.jwt_secret else {
-        return Err(Finding::note(
+        let finding = Finding::note(
             "live_token",
             "without JWT_SECRET no token can be made to subscribe with: the row is not watched \
              through the relay",
         )
-        .advice("Set JWT_SECRET for this command; tail shows what a user's own token receives."));
+        .advice("Set JWT_SECRET for this command; tail shows what a user's own token receives.");
+        return Err(Box::new(finding));
     };
     let claims = token::claims(Some(&stage.mark), &stage.role, &[]);
     claims
         .and_then(|claims| token::sign(claims, Duration::from_secs(300), secret))
-        .map_err(|error| Finding::error("live_token", error))
+        .map_err(|error| Box::new(Finding::error("live_token", error)))
 }
 
 pub(super) async fn watch(stage: &Stage, patient: &Patient, live: &mut Live) -> Vec<Finding> {
@@ -67,7 +68,7 @@ async fn subscribe_and_write(
     patient: &Patient,
     live: &mut Live,
 ) -> Result<Option<Finding>, Finding> {
-    let token = token(stage, patient)?;
+    let token = token(stage, patient).map_err(|finding| *finding)?;
     let address = reachable(patient.config.listen);
     let mut socket = timeout(CONNECT, connect(&address.to_string(), &token))
         .await

@@ -58,9 +58,9 @@ async fn decode(stage: &Stage, patient: &Patient, live: &mut Live) -> Result<(),
         let row = session
             .query_one(
                 "select exists (select from pg_catalog.pg_logical_slot_peek_binary_changes($1::text::name, \
-                 null, null, 'proto_version', '1', 'publication_names', $2) c \
-                 where pg_catalog.substr(c.data, 1, 1) = '\\x49'::bytea \
-                   and pg_catalog.position(pg_catalog.convert_to($3, 'UTF8') in c.data) > 0)",
+                 null, null, 'proto_version', '1', 'publication_names', $2::text) c \
+                 where substr(c.data, 1, 1) = '\\x49'::bytea \
+                   and position(convert_to($3::text, 'UTF8') in c.data) > 0)",
                 &[&slot, &publication, &stage.mark],
             )
             .await

@@ -142,7 +142,7 @@ impl Fanout {
             match self.question(place, role, about) {
                 Some(mut question) => {
                     // Nothing is kept from who could not see the row before.
-                    question.answer = self.answer_about_policies(policies, false);
+                    question.answer = self.answer_about_policies(policies, false, None);
                     self.asker.ask(question).await;
                 }
                 None => conclude(policies, Voice::Failed, None, &self.metrics),
@@ -155,7 +155,7 @@ impl Fanout {
         for (_, (principal, awaited)) in std::mem::take(&mut place.open) {
             match self.question(place, role, (&principal, Version::New)) {
                 Some(mut question) => {
-                    question.answer = self.answer_about_policies(awaited, false);
+                    question.answer = self.answer_about_policies(awaited, false, None);
                     self.asker.ask(question).await;
                 }
                 None => conclude(awaited, Voice::Failed, None, &self.metrics),

@@ -1,0 +1,116 @@
+//! Tokens, keys and roles.
+
+use serde_json::{Value, json};
+
+use crate::harness::{ANN, Place, token};
+
+/// After any test.
+const LATER: u64 = 4_102_444_800;
+
+async fn finds(place: &Place, token: &str, codes: &[&str]) -> Value {
+    let found = place
+        .doctor_with(&["--table", "app.note"], &[("ROWCAST_TOKEN", token)])
+        .await;
+    found.is(codes);
+    found.report
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_or_shows_nothing_is_said_why() {
+    let place = Place::good().await;
+    let ann = json!({ "role": "authenticated", "sub": ANN, "exp": LATER });
+    let with = |name: &str, value: Value| {
+        let mut claims = ann.clone();
+        claims[name] = value;
+        token(&claims)
+    };
+    finds(&place, &token(&ann), &[]).await;
+    finds(&place, &with("exp", json!(1_000)), &["token_expired"]).await;
+    finds(&place, &with("exp", Value::Null), &["token_no_expiry"]).await;
+    finds(
+        &place,
+        &with("nbf", json!(LATER - 1)),
+        &["token_not_yet_valid"],
+    )
+    .await;
+    finds(&place, &with("role", json!(7)), &["token_role_claim"]).await;
+    finds(&place, "no token at all", &["token_malformed"]).await;
+    let foreign = rowcast::auth::mint("another secret that is also thirty-two bytes long", &ann);
+    finds(&place, &foreign.unwrap(), &["token_signature"]).await;
+    finds(&place, &with("sub", json!("ann")), &["token_claim_invalid"]).await;
+    finds(&place, &with("sub", Value::Null), &["token_claim_missing"]).await;
+    // Of a role that exists and may read nothing of the table.
+    finds(&place, &with("role", json!("anon")), &["table_grant"]).await;
+    // What the token says does not appear, whatever is wrong with it.
+    let report = finds(
+        &place,
+        &with("sub", json!("a very private name")),
+        &["token_claim_invalid"],
+    )
+    .await;
+    assert!(!report.to_string().contains("private"), "{report:#}");
+}
+
+#[tokio::test]
+async fn a_role_that_does_not_exist_is_found_and_made() {
+    let place = Place::good().await;
+    let role = format!("clients of {}", place.relay);
+    let of_role = token(&json!({ "role": role, "sub": ANN, "exp": LATER }));
+    let report = finds(&place, &of_role, &["token_role"]).await;
+    for statement in report["findings"][0]["sql"].as_array().unwrap() {
+        place.run(statement.as_str().unwrap()).await;
+    }
+    // It is there now, and has no rights yet.
+    let report = finds(&place, &of_role, &["table_grant"]).await;
+    for statement in report["findings"][0]["sql"].as_array().unwrap() {
+        place.run(statement.as_str().unwrap()).await;
+    }
+    let report = finds(&place, &of_role, &["policy_missing"]).await;
+    for statement in report["findings"][0]["sql"].as_array().unwrap() {
+        place.run(statement.as_str().unwrap()).await;
+    }
+    // Its policy calls what only authenticated may reach.
+    place
+        .run(&format!("grant usage on schema auth to \"{role}\""))
+        .await;
+    finds(&place, &of_role, &[]).await;
+    place
+        .doctor_with(&[], &[("ROWCAST_DEFAULT_ROLE", "nobody at all")])
+        .await
+        .is(&["role_missing"]);
+}
+
+#[tokio::test]
+async fn keys_that_cannot_verify_anything_are_found() {
+    let place = Place::good().await;
+    place
+        .doctor_with(&[], &[("JWT_SECRET", "short")])
+        .await
+        .is(&["jwt_secret_weak"]);
+    place
+        .doctor_with(&[], &[("JWT_SECRET", "")])
+        .await
+        .is(&["jwt_none"]);
+    // Nobody listens there.
+    place
+        .doctor_with(&[], &[("JWKS_URL", "http://127.0.0.1:9/keys?key=hidden")])
+        .await
+        .is(&["jwks_unreachable"]);
+}
+
+#[tokio::test]
+async fn a_relay_that_requires_row_level_security_refuses_tables_without() {
+    let place = Place::good().await;
+    place
+        .run("drop policy mine on app.note; alter table app.note disable row level security")
+        .await;
+    let required = &[("ROWCAST_REQUIRE_RLS", "true")];
+    let found = place.doctor_with(&[], required).await;
+    found.is(&["rls_off"]);
+    assert_eq!(found.code, 2, "nobody can subscribe to it");
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.doctor_with(&[], required).await.is_well();
+    place.delivers("note").await;
+}

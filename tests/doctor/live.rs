@@ -1,0 +1,120 @@
+//! `--live`: a row of its own, watched.
+
+use std::process::Stdio;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::harness::{DEADLINE, Place, signal};
+
+/// Whatever it made is gone.
+async fn left_nothing(place: &Place) {
+    let left = "select count(*)::text from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+                where c.relname like 'doctor\\_live%'";
+    assert_eq!(place.text(left).await, "0");
+    let slots = "select count(*)::text from pg_replication_slots where slot_name like 'rowcast\\_doctor%' \
+                 and database = current_database()";
+    assert_eq!(place.text(slots).await, "0");
+}
+
+#[tokio::test]
+async fn a_row_arrives_through_the_relay_and_nothing_is_left() {
+    let place = Place::good().await;
+    let more = &[
+        ("ROWCAST_LISTEN", place.address()),
+        ("ROWCAST_LIVE_DATABASE_URL", place.url.as_str()),
+    ];
+    let found = place.doctor_with(&["--live"], more).await;
+    let live = &found.report["live"];
+    assert_eq!(live["arrived"], true, "{:#}", found.report);
+    assert_eq!(live["way"], "relay");
+    assert!(live["steps"].as_array().unwrap().len() >= 6, "{live:#}");
+    // Late is what a busy machine may be.
+    assert!(
+        found.codes().iter().all(|code| *code == "live_late"),
+        "{:#}",
+        found.report
+    );
+    left_nothing(&place).await;
+    // The schema of the event trigger stays.
+    assert_eq!(
+        place.text("select to_regnamespace('rowcast')::text").await,
+        "rowcast"
+    );
+}
+
+#[tokio::test]
+async fn without_a_relay_a_row_is_found_in_the_stream() {
+    let mut place = Place::good().await;
+    place.stop().await;
+    let more = &[("ROWCAST_LIVE_DATABASE_URL", place.url.as_str())];
+    let found = place.doctor_with(&["--live"], more).await;
+    found.is(&["slot_unread"]);
+    let live = &found.report["live"];
+    assert_eq!(
+        (&live["arrived"], &live["way"]),
+        (&true.into(), &"slot".into()),
+        "{:#}",
+        found.report
+    );
+    left_nothing(&place).await;
+}
+
+#[tokio::test]
+async fn a_row_that_does_not_arrive_is_said_and_nothing_is_left() {
+    let mut place = Place::good().await;
+    place.stop().await;
+    place
+        .run("alter publication rowcast set (publish = 'delete')")
+        .await;
+    let more = &[("ROWCAST_LIVE_DATABASE_URL", place.url.as_str())];
+    let found = place.doctor_with(&["--live"], more).await;
+    found.is(&["live_silent", "publication_operations", "slot_unread"]);
+    assert_eq!(found.report["live"]["arrived"], false);
+    left_nothing(&place).await;
+}
+
+#[tokio::test]
+async fn a_login_that_may_not_make_the_table_is_told_so() {
+    let place = Place::good().await;
+    let found = place
+        .doctor_with(&["--live"], &[("ROWCAST_LISTEN", place.address())])
+        .await;
+    found.is(&["live_rights"]);
+    left_nothing(&place).await;
+}
+
+#[tokio::test]
+async fn an_interrupted_one_cleans_up() {
+    let mut place = Place::good().await;
+    place.stop().await;
+    // The row never comes, so that it waits.
+    place
+        .run("alter publication rowcast set (publish = 'delete')")
+        .await;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_rowcast"))
+        .args(["doctor", "--live"])
+        .env_clear()
+        .envs(place.environment())
+        .env("ROWCAST_LIVE_DATABASE_URL", &place.url)
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let there = "select exists (select from pg_class where relname like 'doctor\\_live%')::text";
+    let made = async {
+        while place.text(there).await != "true" {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, made).await.expect("it makes its table");
+    signal(&child, "INT");
+    let status = timeout(DEADLINE, child.wait())
+        .await
+        .expect("it ends")
+        .unwrap();
+    assert_eq!(status.code(), Some(2), "the publication is still broken");
+    left_nothing(&place).await;
+}

@@ -1,0 +1,21 @@
+//! `rowcast doctor`: a set-up that is well is broken in many ways, one at a time. Each time it finds
+//! just that, its SQL mends it, and the row arrives through the relay.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod claims;
+
+mod connecting;
+
+mod harness;
+
+mod live;
+
+mod server;
+
+mod ways;

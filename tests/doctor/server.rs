@@ -1,0 +1,133 @@
+//! The server itself, and the slot: clusters of their own where that takes one.
+
+use rowcast::pg::throwaway::Throwaway;
+
+use crate::harness::{Place, cluster, connect, options};
+
+/// A cluster of its own, and a database on it that is set up.
+async fn own() -> (Throwaway, Place) {
+    let cluster = Throwaway::start(options()).await.expect("a cluster");
+    let url = cluster.fresh_database().await.unwrap();
+    (cluster, Place::prepared(Place::at(url).await).await)
+}
+
+#[tokio::test]
+async fn a_server_without_logical_replication_is_found_and_mended() {
+    let (mut cluster, mut place) = own().await;
+    cluster.configure(&["wal_level = replica"]).unwrap();
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    let found = place.doctor(&[]).await;
+    found.is(&["slot_missing", "wal_level"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn limits_of_the_server_are_found_and_mended() {
+    let (mut cluster, mut place) = own().await;
+    for (lines, code) in [
+        (&["max_slot_wal_keep_size = -1"][..], "slot_wal_unbounded"),
+        (&["max_wal_senders = 0"], "wal_senders_exhausted"),
+        (&["max_connections = 12"], "connections_few"),
+    ] {
+        cluster.configure(lines).unwrap();
+        cluster.restart().await.unwrap();
+        place.admin = connect(&place.url).await;
+        let found = place.doctor(&[]).await;
+        let mut expected = vec![code, "slot_missing"];
+        expected.sort_unstable();
+        found.is(&expected);
+        for statement in found.sql() {
+            place.run(&statement).await;
+        }
+        cluster.restart().await.unwrap();
+        place.admin = connect(&place.url).await;
+        place.doctor(&[]).await.is(&["slot_missing"]);
+    }
+    // All of them are another's.
+    cluster.configure(&["max_replication_slots = 1"]).unwrap();
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    place
+        .run("select pg_create_physical_replication_slot('another')")
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["slot_missing", "slots_exhausted"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_nobody_reads_is_found() {
+    let mut place = Place::good().await;
+    place.stop().await;
+    place.doctor(&[]).await.is(&["slot_unread"]);
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn a_slot_of_another_database_is_found_and_mended() {
+    let mut place = Place::prepared(Place::empty().await).await;
+    let other = Place::at(cluster().await.fresh_database().await.unwrap()).await;
+    other
+        .run(&format!(
+            "select pg_create_logical_replication_slot('{}', 'pgoutput')",
+            place.relay
+        ))
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["slot_other_database"]);
+    for statement in found.sql() {
+        other.run(&statement).await;
+    }
+    place.doctor(&[]).await.is(&["slot_missing"]);
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+/// The server gives a slot up that keeps too much.
+#[tokio::test]
+async fn a_slot_that_the_server_gave_up_is_found_and_mended() {
+    let (mut cluster, mut place) = own().await;
+    cluster
+        .configure(&[
+            "max_slot_wal_keep_size = '1MB'",
+            "max_wal_size = '64MB'",
+            "min_wal_size = '32MB'",
+        ])
+        .unwrap();
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    place.start().await;
+    place.stop().await;
+    for _ in 0..8 {
+        place
+            .run("select pg_switch_wal(); create table app.filler (id int); drop table app.filler")
+            .await;
+    }
+    place.run("checkpoint").await;
+    let found = place.doctor(&[]).await;
+    found.is(&["slot_lost"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}

@@ -1,0 +1,235 @@
+//! Ways to break what is in the database.
+
+use crate::harness::{Place, TABLES};
+
+/// A way to break it.
+struct Way {
+    /// What somebody did, as a superuser; `RELAY` stands for the relay's login and slot.
+    sql: &'static str,
+    /// With what the doctor is called.
+    arguments: &'static [&'static str],
+    /// What it finds.
+    codes: &'static [&'static str],
+    /// A table of which rows were missed.
+    table: &'static str,
+}
+
+async fn heals(way: Way) {
+    let place = Place::good().await;
+    place.run(&way.sql.replace("RELAY", &place.relay)).await;
+    let found = place.doctor(way.arguments).await;
+    found.is(way.codes);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.doctor(way.arguments).await.is_well();
+    place.delivers(way.table).await;
+}
+
+macro_rules! ways {
+    ($($name:ident: $sql:expr, $arguments:expr, $codes:expr, $table:expr;)*) => {
+        $(#[tokio::test]
+        async fn $name() {
+            heals(Way { sql: $sql, arguments: $arguments, codes: $codes, table: $table }).await;
+        })*
+    };
+}
+
+ways! {
+    a_publication_that_is_gone_is_found_and_mended:
+        "drop publication rowcast", &[], &["publication_missing"], "note";
+    a_table_that_is_not_published_is_found_and_mended:
+        "alter publication rowcast drop table app.note",
+        &["--table", "app.note"], &["table_unpublished"], "note";
+    operations_that_are_not_published_are_found_and_mended:
+        "alter publication rowcast set (publish = 'truncate')",
+        &[], &["publication_operations"], "note";
+    partitions_that_are_published_as_themselves_are_found_and_mended:
+        "alter publication rowcast set (publish_via_partition_root = false)",
+        &["--table", "app.part"], &["publication_partitions"], "part";
+    a_table_that_may_not_be_read_is_found_and_mended:
+        "revoke select on app.note from authenticated", &[], &["table_grant"], "note";
+    a_schema_that_may_not_be_used_is_found_and_mended:
+        "revoke usage on schema app from authenticated", &[], &["schema_usage"], "judged";
+    policies_that_do_nothing_are_found_and_mended:
+        "alter table app.note disable row level security", &[], &["rls_off_policies"], "note";
+    a_table_without_policies_is_found_and_mended:
+        "drop policy mine on app.note", &[], &["policy_missing"], "note";
+    policies_for_other_roles_only_are_found_and_mended:
+        "alter policy mine on app.note to service_role", &[], &["policy_missing"], "note";
+    restrictive_policies_only_are_found_and_mended:
+        "drop policy mine on app.note;
+         create policy narrow on app.note as restrictive for select using (true)",
+        &[], &["policy_restrictive_only"], "note";
+    an_open_table_is_found_and_mended:
+        "drop policy mine on app.note; alter table app.note disable row level security",
+        &[], &["rls_off"], "note";
+    a_role_that_the_relay_may_not_become_is_found_and_mended:
+        "revoke authenticated from RELAY", &[], &["role_membership"], "plan";
+    an_identity_that_carries_too_little_is_found_and_mended:
+        "alter table app.note replica identity default", &[], &["identity_too_little"], "note";
+    a_partitions_identity_that_carries_too_little_is_found_and_mended:
+        "alter table app.part_north replica identity default", &[], &["identity_too_little"], "part";
+    a_table_without_an_identity_is_found_and_mended:
+        "alter table app.note replica identity nothing", &[], &["identity_missing"], "note";
+    a_function_that_may_not_be_called_is_found_and_mended:
+        "revoke execute on function rules.mine(uuid) from public",
+        &[], &["function_execute"], "judged";
+    a_lookup_that_the_client_may_not_read_is_found_and_mended:
+        "revoke select on app.member from authenticated", &[], &["lookup_grant"], "plan";
+    a_lookup_that_is_not_published_is_found_and_mended:
+        "alter publication RELAY_lookups drop table app.member", &[], &["lookup_unpublished"], "plan";
+    a_lookup_whose_policies_keep_the_relay_out_is_found_and_mended:
+        "alter table app.member enable row level security;
+         create policy own on app.member for select to authenticated using (person = auth.uid())",
+        &[], &["lookup_row_security"], "plan";
+    a_lookup_without_an_identity_is_found_and_mended:
+        "alter table app.member replica identity nothing", &[], &["lookup_identity"], "plan";
+    a_definer_function_without_a_path_of_its_own_is_found_and_mended:
+        "alter function rules.mine(uuid) security definer", &[], &["function_search_path"], "judged";
+    a_login_that_may_not_replicate_is_found_and_mended:
+        "alter role RELAY noreplication", &[], &["login_replication"], "note";
+    a_login_without_temporary_objects_is_found_and_mended:
+        "do $$ begin execute format('revoke temporary on database %I from public', current_database()); end $$",
+        &[], &["login_temporary"], "judged";
+    a_login_with_too_few_sessions_is_found_and_mended:
+        "alter role RELAY connection limit 6", &[], &["login_connection_limit"], "note";
+    a_login_whose_statements_are_broken_off_is_found_and_mended:
+        "alter role RELAY set statement_timeout = '900ms'", &[], &["login_timeout"], "note";
+}
+
+#[tokio::test]
+async fn a_set_up_that_is_well_has_no_finding_and_delivers() {
+    let place = Place::good().await;
+    let found = place.doctor(&[]).await;
+    found.is_well();
+    assert_eq!(found.report["tables"], 4);
+    assert_eq!(found.report["publication"], "rowcast");
+    for table in TABLES {
+        place.delivers(table).await;
+    }
+}
+
+/// What PostgreSQL has from 15 on.
+#[tokio::test]
+async fn rows_and_columns_that_a_publication_leaves_out_are_found_and_mended() {
+    let place = Place::good().await;
+    let version: i32 = place
+        .text("select current_setting('server_version_num')")
+        .await
+        .parse()
+        .unwrap();
+    if version < 150_000 {
+        return;
+    }
+    for (how, code) in [
+        ("where (id > 1000)", "publication_row_filter"),
+        ("(id, person)", "publication_columns"),
+    ] {
+        place
+            .run(&format!(
+                "alter publication rowcast drop table app.note; \
+                 alter publication rowcast add table app.note {how}"
+            ))
+            .await;
+        let found = place.doctor(&[]).await;
+        found.is(&[code]);
+        for statement in found.sql() {
+            place.run(&statement).await;
+        }
+        place.doctor(&[]).await.is_well();
+    }
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn a_cycle_of_policies_is_found() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create policy more on app.plan for select to authenticated \
+             using (exists (select from app.plan p where p.team = 1))",
+        )
+        .await;
+    place.doctor(&[]).await.is(&["policy_recursion"]);
+    place.run("drop policy more on app.plan").await;
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
+async fn a_table_that_is_none_is_named() {
+    let place = Place::good().await;
+    place.run("create view app.seen as select id from app.note; create table app.\"Big\" (id int primary key)").await;
+    for (table, code) in [
+        ("app.nothing", "table_missing"),
+        ("app.big", "table_missing"),
+        ("app.seen", "table_kind"),
+        ("app.\"Big\"", "table_unpublished"),
+        ("app.part_north", "table_partition"),
+    ] {
+        place.doctor(&["--table", table]).await.is(&[code]);
+    }
+}
+
+#[tokio::test]
+async fn tables_that_only_the_other_publication_has_are_found_and_mended() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create table app.late (id bigint primary key, person uuid not null); \
+             alter table app.late replica identity full; \
+             alter table app.late enable row level security; \
+             grant select on app.late to authenticated; \
+             create policy mine on app.late for select to authenticated using (person = auth.uid()); \
+             create publication supabase_realtime for table app.late, app.note",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["publication_other"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
+async fn columns_that_a_role_may_not_read_are_noted_and_no_fault() {
+    let place = Place::good().await;
+    place
+        .run("revoke select on app.note from authenticated; grant select (id, person) on app.note to authenticated")
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["column_grants"]);
+    assert_eq!(found.code, 0);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
+async fn what_is_asked_is_said_with_what_it_costs() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create policy later on app.note for select to authenticated \
+             using (now() > '2000-01-01' and body = 'b')",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.note"]).await;
+    let asked = found.report["findings"].as_array().unwrap();
+    let asked = asked
+        .iter()
+        .find(|one| one["code"] == "policy_asked")
+        .expect("it is asked");
+    let text = asked["text"].as_str().unwrap();
+    assert!(
+        text.contains("later (") && text.contains(" ms here"),
+        "{text}"
+    );
+    assert_eq!(
+        found.code, 1,
+        "body is not in the identity: {:#}",
+        found.report
+    );
+}
