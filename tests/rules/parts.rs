@@ -62,6 +62,20 @@ async fn nothing_is_asked_where_a_compiled_restrictive_policy_hides_the_row() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restrictive_policy_that_is_null_hides_what_is_asked_and_asks_nothing() {
+    let policies = "create policy null_hides on t as restrictive using (other = 'x');
+         create policy asked on t as restrictive using (opaque(owner) or owner = 'ben');
+         create policy other on t using (opaque(flag));";
+    let insert = "insert into t values (1, 'ben', 'yes', null), (2, 'yes', 'yes', null)";
+    assert_eq!(asked_for(policies, insert, &[]).await, 0);
+    let insert = "insert into t values (1, 'ben', 'yes', 'x'), (2, 'yes', 'yes', 'x'), (3, null, 'yes', 'x')";
+    assert_eq!(
+        asked_for(policies, insert, &["INSERT 1", "INSERT 2"]).await,
+        3
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_asked_where_the_compiled_operands_of_one_policy_decide() {
     let policy = format!("create policy p on t using (({OWN} or opaque(flag)) and other = 'x');");
     let insert = "insert into t values (1, 'ann', 'raise', 'x'), (2, 'ben', 'yes', 'y'), (3, 'ben', 'yes', null)";

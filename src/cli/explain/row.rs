@@ -37,6 +37,16 @@ pub(super) async fn judge(
     principal: &Principal,
     key: &str,
 ) -> Result<Row, Trouble> {
+    let ancestors = table.ancestors.iter();
+    let mut ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
+    if let Some(root) = ancestors.find(|one| one.row_security || !one.rules.is_empty()) {
+        let sentence = format!(
+            "{} is a partition, and the policies of {} hold for its rows as well: ask about that.",
+            table.sql_name(),
+            root.sql_name()
+        );
+        return Err(Trouble::Usage(sentence));
+    }
     let key = condition(table, key)?;
     // One snapshot for all of it: the row may be changing.
     client

@@ -16,7 +16,7 @@ use crate::policy::explain::{Explained, How, explain, found};
 use crate::policy::reader::CatalogReader;
 
 /// Roles that policies name are explained up to so many.
-const MOST_ROLES: usize = 32;
+const MOST_ROLES: usize = 16;
 
 const SERVER: &str = "select current_setting('server_version_num')::int, pg_is_in_recovery(), \
      current_user::text, has_database_privilege(current_database(), 'temporary'), \

@@ -68,11 +68,16 @@ pub(in crate::policy) fn combined(done: &[Done<'_>], open: bool) -> Predicate {
     if done.iter().any(|one| one.decides_all) {
         return Predicate::new(vec![Expr::Fail(Trouble::Undecided)], Vec::new());
     }
+    let asked = done.iter().any(|one| !one.refused.is_empty());
     let of = |permissive: bool| {
         let policies = done
             .iter()
             .filter(move |one| one.policy.permissive == permissive);
-        policies.map(|one| one.expr.clone())
+        policies.map(move |one| match asked {
+            // Here NULL hides as false does, and false decides where something else does not.
+            true => Expr::IsBool(Box::new(one.expr.clone()), Some(true), false),
+            false => one.expr.clone(),
+        })
     };
     let always = open.then(|| Expr::constant(Datum::Bool(true)));
     Predicate::new(of(true).chain(always).collect(), of(false).collect())
@@ -108,7 +113,9 @@ impl Parts {
                     (Verdict::True, true) => permitted = true,
                     (Verdict::Undecided, true) => asked |= bit,
                     (Verdict::Undecided, false) => open |= bit,
-                    _ => {}
+                    (_, true) | (Verdict::True, false) => {}
+                    // It hides the row, or raises an error, whatever the others say.
+                    (Verdict::False | Verdict::Null | Verdict::Error, false) => return None,
                 }
                 bit = bit.wrapping_shl(1);
             }

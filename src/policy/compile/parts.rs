@@ -63,7 +63,9 @@ impl Walk<'_> {
         match compiler.expr(tree, 0) {
             Ok(typed) if typed.oid.0 == 16 => {
                 self.parts.references.append(&mut compiler.references);
-                Some(typed.expr)
+                // What is not true does not become true by ANDs and ORs: NULL is as good as false,
+                // which decides where something else does not.
+                Some(Expr::IsBool(Box::new(typed.expr), Some(true), false))
             }
             Ok(_) => None,
             Err(refusal) if refusal.always_fails || refusal.denied => None,
