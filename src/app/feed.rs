@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Fault, chain};
 use crate::admin::{Readiness, SourceState};
@@ -21,6 +22,9 @@ use crate::source::{self, Opened, Source, SourceError, SourceEvent, choose_publi
 
 /// How long the log may take at the end to store what it has taken: a second relay waits.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often PostgreSQL is asked how far the stream is, while somebody waits for a place in it.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// Carries changes from the source into the log.
 pub(super) struct Feed {
@@ -117,9 +121,11 @@ impl Feed {
             };
             let beside = opened.beside;
             if matches!(ended, Ended::Wished) {
+                debug!("the stream begins anew, with the lookups' publication");
                 // So that the slot is free, and stands where all is stored.
                 opened.source.acknowledge(*self.log.stored().borrow());
                 opened.source.close().await;
+                debug!("the slot is free");
             } else {
                 drop(opened);
             }
@@ -201,11 +207,17 @@ impl Feed {
         self.flowing();
         let source = &mut opened.source;
         let mut stored = self.log.stored();
+        let mut asked: Option<Instant> = None;
         loop {
             let safe = *stored.borrow_and_update();
             source.acknowledge(safe);
             if lookups.is_due(safe) {
                 return Ended::Wished;
+            }
+            let awaited = lookups.is_awaited();
+            if awaited && asked.is_none_or(|at| at.elapsed() >= ASK_EVERY) {
+                source.ask();
+                asked = Some(Instant::now());
             }
             let event = tokio::select! {
                 event = source.next() => match event {
@@ -214,6 +226,7 @@ impl Feed {
                 },
                 Ok(()) = stored.changed() => continue,
                 () = lookups.wished() => continue,
+                () = tokio::time::sleep(ASK_EVERY), if awaited => continue,
             };
             match event {
                 SourceEvent::Batch(batch) => {
@@ -228,7 +241,7 @@ impl Feed {
                     }
                 }
                 SourceEvent::Progress(position) => {
-                    self.log.pass(position);
+                    self.log.pass(position, lookups.is_awaited());
                     // Even a stream that is stuck says up to where.
                     if pace.stuck.attempts == 0 {
                         pace.backoff.reset();

@@ -209,7 +209,7 @@ impl Log for MemoryLog {
         self.lock().open = Open::default();
     }
 
-    fn pass(&self, lsn: Lsn) {
+    fn pass(&self, lsn: Lsn, _at_once: bool) {
         {
             let mut inner = self.lock();
             if lsn <= inner.appended {

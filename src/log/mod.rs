@@ -105,8 +105,9 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// reconnect.
     fn abandon(&self);
 
-    /// Notes that no transaction is to be taken that commits before `lsn` and has not been.
-    fn pass(&self, lsn: Lsn);
+    /// Notes that no transaction is to be taken that commits before `lsn` and has not been. A log that
+    /// outlives the process stores it now and then, or `at_once` where somebody waits for that.
+    fn pass(&self, lsn: Lsn, at_once: bool);
 
     /// The end of the last transaction taken, or what was passed since; older ones that come again
     /// are skipped.

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub(super) use self::joins::Unparked;
+pub(super) use self::joins::{Unmirrored, Unparked};
 use self::lookups::Looking;
 use self::returns::Returns;
 use self::seen::{first_mark, looked};
@@ -70,6 +70,8 @@ pub struct Live {
     held: Option<Held>,
     /// Joins that need a catalog which the stream has yet to come to.
     waiting: Vec<(Instant, Unparked)>,
+    /// Joins that need mirrors which are about to be made.
+    unmirrored: Vec<Unmirrored>,
     looking_up: Looking,
     /// A look at what can be read by now, for those who wait for it.
     looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
@@ -128,6 +130,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         takings: Takings::new(snapshots),
         held: None,
         waiting: Vec::new(),
+        unmirrored: Vec::new(),
         looking_up: Looking::new(keeping),
         looking: None,
     };
@@ -152,6 +155,7 @@ impl Live {
                 self.end_wait();
             }
             self.look_for_waiting();
+            self.look_for_mirrored();
             let waits = self.held.as_ref().is_some_and(|held| held.wait.is_some());
             let behind = *tail.borrow_and_update() > self.next && !waits;
             if behind || self.returns.is_arriving() {
@@ -342,7 +346,10 @@ impl Live {
 
     /// Whether something is to happen once the stream has come to a place, whatever comes there.
     fn waits_for_the_stream(&self) -> bool {
-        self.fanout.has_lost_leaves() || self.fanout.is_behind() || !self.waiting.is_empty()
+        self.fanout.has_lost_leaves()
+            || self.fanout.is_behind()
+            || !self.waiting.is_empty()
+            || !self.unmirrored.is_empty()
     }
 
     /// Takes those joins up for which the catalog is there by now, or for which the stream takes too

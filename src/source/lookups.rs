@@ -122,6 +122,12 @@ impl Reading {
         due
     }
 
+    /// Whether there is a wish that has not been followed.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.wishes.borrow().number > self.coverage.borrow().answered
+    }
+
     /// Returns when there is another wish. Cancel safe.
     pub async fn wished(&mut self) {
         if self.wishes.changed().await.is_err() {

@@ -28,9 +28,10 @@ mod replication;
 mod slot;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -58,6 +59,7 @@ pub struct Source {
     events: mpsc::Receiver<Result<Vec<SourceEvent>, SourceError>>,
     ready: VecDeque<SourceEvent>,
     acknowledged: watch::Sender<Lsn>,
+    asked: Arc<Notify>,
     task: JoinHandle<()>,
     /// Up to where the caller has everything stored, as far as it said.
     stored: Lsn,
@@ -139,11 +141,12 @@ impl Source {
             .map_err(|error| starting(error, slot))?;
         let (sender, events) = mpsc::channel(READ_AHEAD);
         let (acknowledged, to_acknowledge) = watch::channel(prepared.confirmed);
+        let asked = Arc::new(Notify::new());
         let pump = Pump::new(
             session,
             Assembler::new(prepared.xid, slot),
             sender,
-            to_acknowledge,
+            (to_acknowledge, Arc::clone(&asked)),
             server_timeout,
         );
         let (slot, publication) = (slot.to_owned(), publication.to_owned());
@@ -153,6 +156,7 @@ impl Source {
                 events,
                 ready: VecDeque::new(),
                 acknowledged,
+                asked,
                 task,
                 stored: Lsn(0),
                 delivered: prepared.confirmed,
@@ -206,6 +210,12 @@ impl Source {
     pub fn acknowledge(&mut self, end_lsn: Lsn) {
         self.stored = self.stored.max(end_lsn);
         self.pass_on();
+    }
+
+    /// Has PostgreSQL say up to where it has read its log, as a [`SourceEvent::Progress`]: where nothing
+    /// that is published changes it says so only now and then.
+    pub fn ask(&self) {
+        self.asked.notify_one();
     }
 
     fn pass_on(&self) {

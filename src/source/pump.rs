@@ -2,9 +2,10 @@
 //! whether or not anybody takes the events.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::assemble::{Assembler, SourceEvent};
@@ -34,6 +35,8 @@ pub(super) struct Pump {
     events: mpsc::Sender<Result<Vec<SourceEvent>, SourceError>>,
     /// Up to where the owner of the source has everything stored.
     acknowledged: watch::Receiver<Lsn>,
+    /// Somebody wants to hear how far the server is.
+    asked: Arc<Notify>,
     /// Decoded and not yet taken; while there is any, the socket is not read.
     pending: Vec<SourceEvent>,
     period: Duration,
@@ -47,7 +50,7 @@ impl Pump {
         session: Walsender,
         assembler: Assembler,
         events: mpsc::Sender<Result<Vec<SourceEvent>, SourceError>>,
-        acknowledged: watch::Receiver<Lsn>,
+        (acknowledged, asked): (watch::Receiver<Lsn>, Arc<Notify>),
         server_timeout: Option<Duration>,
     ) -> Self {
         let period = server_timeout.map_or(STATUS_PERIOD, |timeout| timeout / 3);
@@ -57,6 +60,7 @@ impl Pump {
             assembler,
             events,
             acknowledged,
+            asked,
             pending: Vec::new(),
             period,
             last_status: now,
@@ -111,6 +115,7 @@ impl Pump {
                     }
                     self.next_status = soon;
                 }
+                () = self.asked.notified(), if !blocked => self.status(true).await?,
                 () = sleep_until(self.next_status) => {
                     // A healthy server has nothing to say for as long as it hears of us.
                     let ask = !blocked && self.last_heard.elapsed() >= self.period / 2;

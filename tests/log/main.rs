@@ -223,6 +223,25 @@ async fn a_directory_of_another_format_is_refused_and_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_passed_is_stored_at_once_where_somebody_waits_also_when_it_is_said_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = DiskLog::open(options(directory.path())).unwrap();
+    log.begin(origin(1), Lsn(0)).await;
+    let mut stored = log.stored();
+    for place in [1_u64, 2, 3] {
+        let lsn = Lsn(place * 16);
+        // Nobody waits: it may be stored later.
+        log.pass(lsn, false);
+        log.pass(lsn, true);
+        let wait = stored.wait_for(|stored| *stored >= lsn);
+        tokio::time::timeout(Duration::from_secs(30), wait)
+            .await
+            .expect("it is stored")
+            .expect("the log lives");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_sets_what_was_passed_back_and_goes_on_also_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let epoch = {
@@ -230,7 +249,7 @@ async fn a_promotion_sets_what_was_passed_back_and_goes_on_also_after_a_restart(
         log.begin(origin(1), Lsn(0)).await;
         append(&log, Transaction::new(1, 2)).await;
         assert_eq!(log.committed(), Transaction::new(1, 2).end_lsn());
-        log.pass(Lsn(16 * 16));
+        log.pass(Lsn(16 * 16), true);
         assert_eq!(log.appended(), Lsn(16 * 16));
         // The new timeline began before that, and its transactions lie there too.
         log.follow(origin(2), Lsn(3 * 16)).await;

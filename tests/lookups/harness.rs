@@ -263,7 +263,7 @@ async fn feed(database: Database, slot: String, log: Arc<dyn Log>, mut reading: 
             };
             match event {
                 Ok(SourceEvent::Batch(batch)) => log.append(batch).await.unwrap(),
-                Ok(SourceEvent::Progress(lsn)) => log.pass(lsn),
+                Ok(SourceEvent::Progress(lsn)) => log.pass(lsn, false),
                 Err(error) => break Some(error),
             }
         };

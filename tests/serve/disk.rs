@@ -125,6 +125,8 @@ async fn a_full_disk_stops_the_acknowledgement_and_nothing_else_until_there_is_r
         rounds += 7;
     }
     let kept = u64::try_from(rounds - 1).unwrap();
+    // Clients need not wait for the file.
+    until("stored", async || held(&seen).1 >= kept).await;
     assert_eq!(held(&seen).1, kept, "all of it, once");
     daemon.terminate().await;
 }

@@ -118,6 +118,8 @@ struct Inner {
     lost: Option<Offset>,
     /// When what was passed was written last.
     passed_at: Instant,
+    /// What was last passed and stored, as far as it lies behind what was committed.
+    passed: Lsn,
 }
 
 /// The transaction whose last batch is still to come.
@@ -197,6 +199,7 @@ impl DiskLog {
                 open: None,
                 lost: None,
                 passed_at: Instant::now(),
+                passed: Lsn(0),
             }),
             tail: watch::Sender::new(next),
             stored: watch::Sender::new(appended),
@@ -397,6 +400,7 @@ impl Inner {
         }
         self.written = self.next;
         (self.begun, self.appended, self.committed) = (from, from, from);
+        self.passed = from;
         self.origin = Some(origin.clone());
         (self.next, State::new(self.epoch, from, Some(origin)))
     }
@@ -460,15 +464,17 @@ impl Log for DiskLog {
         }
     }
 
-    fn pass(&self, lsn: Lsn) {
+    fn pass(&self, lsn: Lsn, at_once: bool) {
         let mut inner = self.shared.lock();
-        if inner.open.is_some() || lsn <= inner.appended {
+        let stored = inner.passed.max(inner.committed);
+        if inner.open.is_some() || lsn < inner.appended || lsn <= stored {
             return;
         }
         inner.appended = lsn;
-        // On an idle database this is all that comes, and nobody is in a hurry.
-        if inner.passed_at.elapsed() >= PASS_EVERY {
+        // On an idle database this is all that comes.
+        if at_once || inner.passed_at.elapsed() >= PASS_EVERY {
             inner.passed_at = Instant::now();
+            inner.passed = lsn;
             let _ended = self.send(Command::Pass(lsn));
         }
     }
@@ -520,6 +526,7 @@ impl Log for DiskLog {
                 let mut inner = self.shared.lock();
                 inner.origin = Some(origin.clone());
                 inner.appended = inner.appended.min(from);
+                inner.passed = inner.appended;
                 let state = State::new(inner.epoch, inner.begun, Some(origin));
                 let from = inner.appended;
                 // Where the thread has ended, the next batch says so.

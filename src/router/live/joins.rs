@@ -26,6 +26,11 @@ const MAX_PARKED: usize = 4096;
 /// How long a join waits for PostgreSQL.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// How long a join waits for the mirrors of what its rules read, which a stream that has much to
+/// catch up with delays. Past this rows are judged by asking, and once there is a mirror the channel is
+/// told that its audience may have changed meanwhile.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A join whose question to PostgreSQL was answered.
 pub(in crate::router) struct Unparked {
     join: Join,
@@ -36,6 +41,15 @@ pub(in crate::router) struct Unparked {
     readings: Vec<(Probe, Reading)>,
     /// Whether there was an answer at all.
     answered: bool,
+    /// Since when it waits for mirrors, or has.
+    since: Option<Instant>,
+}
+
+/// A join to tables whose rules read what is not mirrored yet.
+pub(in crate::router) struct Unmirrored {
+    unparked: Unparked,
+    since: Instant,
+    lookups: Vec<Oid>,
 }
 
 impl Live {
@@ -46,7 +60,7 @@ impl Live {
                 // With a new token a channel's filters mean what they meant.
                 let known = self.fanout.channel(join.outbox.session(), join.channel);
                 let told = known.map(|channel| channel.readings.clone());
-                self.join(join, joining, false, &told.unwrap_or_default());
+                self.join(join, joining, false, &told.unwrap_or_default(), None);
             }
             Command::Leave { session, channel } => self.leave(session, channel),
             Command::Disconnect { session } => {
@@ -89,10 +103,17 @@ impl Live {
         self.fanout.leave(session, channel);
     }
 
-    fn join(&mut self, mut join: Join, joining: u64, role_read: bool, told: &Readings) {
+    fn join(
+        &mut self,
+        mut join: Join,
+        joining: u64,
+        role_read: bool,
+        told: &Readings,
+        since: Option<Instant>,
+    ) {
         if self.fanout.is_behind() {
             // Who comes now falls under what holds now.
-            return self.wait(join, joining, role_read, told.clone());
+            return self.wait(join, joining, role_read, told.clone(), since);
         }
         let whose = (join.outbox.session(), join.channel);
         let resolved = self
@@ -107,11 +128,32 @@ impl Live {
                 Err(Unresolved::Unread(_)) => false,
             };
         if stale {
-            self.park(join, joining, Vec::new(), told);
+            self.park(join, joining, Vec::new(), told, since);
             return;
         }
         match resolved {
             Ok(resolved) => {
+                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+                let lookups = self.awaited_by(&join, tables);
+                if !lookups.is_empty() && self.unmirrored.len() < MAX_PARKED {
+                    let since = since.unwrap_or_else(Instant::now);
+                    if since.elapsed() < MIRROR_PATIENCE {
+                        let unparked = Unparked {
+                            join,
+                            joining,
+                            role_read,
+                            told: told.clone(),
+                            readings: Vec::new(),
+                            answered: true,
+                            since: Some(since),
+                        };
+                        return self.unmirrored.push(Unmirrored {
+                            unparked,
+                            since,
+                            lookups,
+                        });
+                    }
+                }
                 let (notices, refusals) = (resolved.notices.clone(), resolved.refusals.clone());
                 let (session, channel) = (join.outbox.session(), join.channel);
                 let Some(known) = self.fanout.channel(session, channel) else {
@@ -240,7 +282,7 @@ impl Live {
                     holder: None,
                 });
             }
-            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told),
+            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told, since),
         }
     }
 
@@ -388,7 +430,14 @@ impl Live {
     }
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
-    fn park(&mut self, join: Join, joining: u64, unread: Vec<Probe>, told: &Readings) {
+    fn park(
+        &mut self,
+        join: Join,
+        joining: u64,
+        unread: Vec<Probe>,
+        told: &Readings,
+        since: Option<Instant>,
+    ) {
         if self.parked.len() >= MAX_PARKED {
             debug!("too many joins wait for the database");
             self.unavailable(&join);
@@ -404,6 +453,7 @@ impl Live {
                 readings: Vec::new(),
                 answered: false,
                 join,
+                since,
             };
             let answering = answer(&watch, &asker, &mut unparked, unread);
             // Clients give up a join after ten seconds and try again: better they hear why.
@@ -414,7 +464,14 @@ impl Live {
     }
 
     /// Lets a join wait until the stream has come to the newest catalog.
-    fn wait(&mut self, join: Join, joining: u64, role_read: bool, told: Readings) {
+    fn wait(
+        &mut self,
+        join: Join,
+        joining: u64,
+        role_read: bool,
+        told: Readings,
+        since: Option<Instant>,
+    ) {
         if self.waiting.len() >= MAX_PARKED {
             debug!("too many joins wait for the stream");
             return self.unavailable(&join);
@@ -426,8 +483,49 @@ impl Live {
             told,
             readings: Vec::new(),
             answered: true,
+            since,
         };
         self.waiting.push((Instant::now(), unparked));
+    }
+
+    /// The lookups without a mirror yet that the rules read by which a new channel would be judged.
+    /// One that goes on is told what changes of them once they have one.
+    fn awaited_by(&mut self, join: &Join, tables: impl Iterator<Item = Oid> + Clone) -> Vec<Oid> {
+        let known = self
+            .fanout
+            .channel(join.outbox.session(), join.channel)
+            .is_some_and(|channel| channel.settled || channel.away || channel.reader.is_some());
+        let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
+        if known || returning {
+            return Vec::new();
+        }
+        self.look_into();
+        let mut awaited = self.looking_up.awaited();
+        let role = &join.principal.role;
+        awaited.retain(|lookup| {
+            let mut tables = tables.clone();
+            self.fanout.reads_one_of(&mut tables, role, &[*lookup])
+        });
+        awaited
+    }
+
+    /// Takes those joins up whose lookups are mirrored by now, or will not be, or not soon.
+    pub(super) fn look_for_mirrored(&mut self) {
+        if self.unmirrored.is_empty() {
+            return;
+        }
+        let awaited = self.looking_up.awaited();
+        let (waiting, ready) = std::mem::take(&mut self.unmirrored)
+            .into_iter()
+            .partition(|one| {
+                one.since.elapsed() < MIRROR_PATIENCE
+                    && one.lookups.iter().any(|lookup| awaited.contains(lookup))
+            });
+        self.unmirrored = waiting;
+        let ready: Vec<Unmirrored> = ready;
+        for one in ready {
+            self.unpark(one.unparked);
+        }
     }
 
     fn unavailable(&mut self, join: &Join) {
@@ -445,6 +543,7 @@ impl Live {
             mut told,
             readings,
             answered,
+            since,
         } = unparked;
         for (probe, reading) in readings {
             if Reading::lasts(&probe) {
@@ -464,9 +563,9 @@ impl Live {
         }
         if answered {
             if !self.adopt() {
-                return self.wait(join, joining, role_read, told);
+                return self.wait(join, joining, role_read, told, since);
             }
-            self.join(join, joining, role_read, &told);
+            self.join(join, joining, role_read, &told, since);
         } else {
             warn!("a join could not be decided: the database does not answer");
             self.unavailable(&join);

@@ -69,7 +69,7 @@ impl Looking {
     }
 
     /// The tables of which there is to be a mirror and is none yet; none where that takes long.
-    fn awaited(&mut self) -> Vec<Oid> {
+    pub(super) fn awaited(&mut self) -> Vec<Oid> {
         let lookups = self.keeping.lookups();
         let statuses = self.keeping.status().into_iter();
         let awaited: Vec<Oid> = statuses
@@ -187,6 +187,11 @@ impl Live {
             .copied()
             .filter(|table| now.get(*table).is_none())
             .collect();
+        let new: Vec<Oid> = others
+            .iter()
+            .copied()
+            .filter(|table| before.get(*table).is_none())
+            .collect();
         self.fanout.states = States::of(now);
         self.fanout.memberships.replace(now, &others);
         for table in others {
@@ -196,10 +201,19 @@ impl Live {
                     self.looking_up.unnoted.insert(table, moment);
                 }
             } else {
+                let unnoted = self.looking_up.unnoted.remove(&table);
+                let mut moment = unnoted;
                 if let Some(since) = self.looking_up.keeping.complete_from(table) {
                     self.fanout.memberships.known_from(table, since);
+                    // Nor is it known whether it changed before: who did not wait for it is told.
+                    let unseen = Moment {
+                        offset: Offset(since.0.saturating_sub(1)),
+                        xid: Xid(u64::MAX),
+                        early: false,
+                    };
+                    moment = moment.or_else(|| new.contains(&table).then_some(unseen));
                 }
-                if let Some(moment) = self.looking_up.unnoted.remove(&table) {
+                if let Some(moment) = moment {
                     self.fanout.tell_readers(&[table], moment);
                 }
             }

@@ -48,10 +48,13 @@ async fn each(sql: &Client, queries: &[String]) -> Vec<Result<Rows, Error>> {
     results
 }
 
+/// The select of a session that has done nothing yet: what a function's query raises while it is
+/// planned, as `auth.uid()` does of a `sub` that is no uuid, it does not raise where somebody before
+/// had it planned.
 fn select(who: &Who, ids: &[i32]) -> String {
     let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
     format!(
-        "savepoint oracle; select set_config('role', '{}', true), \
+        "savepoint oracle; discard plans; select set_config('role', '{}', true), \
          set_config('request.jwt.claims', {}, true); \
          select id, coalesce(({}), false), 'row' from t where id in ({})",
         who.role,
