@@ -191,18 +191,37 @@ impl World {
                 self.client.batch_execute(&insert).await.unwrap();
             }
         }
-        if random.random_bool(0.8) {
-            self.client.batch_execute("grant select on m, g to anon").await.unwrap();
+        let granted = random.random_bool(0.8);
+        if granted {
+            self.client
+                .batch_execute("grant select on m, g to anon")
+                .await
+                .unwrap();
         }
         for one in sql {
             self.client.batch_execute(one).await.ok()?;
         }
         // Beside what decides PostgreSQL may come upon what these raise.
-        let raising = ["strict v", "raise", "true; end if; end", "select x.s into", "begin"];
-        let errors = sql.iter().any(|one| raising.iter().any(|part| one.contains(part)));
-        let several = sql.iter().filter(|one| one.starts_with("create policy p")).count() > 1;
+        let raising = [
+            "strict v",
+            "raise",
+            "true; end if; end",
+            "select x.s into",
+            "begin",
+        ];
+        let errors = sql
+            .iter()
+            .any(|one| raising.iter().any(|part| one.contains(part)));
+        let several = sql
+            .iter()
+            .filter(|one| one.starts_with("create policy p"))
+            .count()
+            > 1;
         let joined = sql.iter().any(|one| one.contains("s = 'admin' or f_"));
-        Some(self.noted("random", sql, path, errors && (several || joined)).await)
+        Some(
+            self.noted("random", sql, path, errors && (several || joined))
+                .await,
+        )
     }
 
     pub async fn case(
