@@ -219,8 +219,13 @@ impl World {
             > 1;
         let joined = sql.iter().any(|one| one.contains("s = 'admin' or f_"));
         Some(
-            self.noted("random", sql, path, errors && (several || joined))
-                .await,
+            self.noted(
+                "random",
+                sql,
+                path,
+                (errors || !granted) && (several || joined),
+            )
+            .await,
         )
     }
 
