@@ -34,8 +34,8 @@ enum Gap {
     Closed,
     /// Nothing.
     Unknown,
-    /// None of them is younger than `before`.
-    Before { before: Xid, noticed: Instant },
+    /// None of them is younger than `before`; since when the server was seen to wait for no standby.
+    Before { before: Xid, since: Option<Instant> },
 }
 
 /// Why there is no place to go on from.
@@ -67,7 +67,7 @@ impl Horizon {
         if self.gap == Gap::Unknown {
             self.gap = Gap::Before {
                 before: xid,
-                noticed: Instant::now(),
+                since: None,
             };
         }
     }
@@ -83,10 +83,15 @@ impl Horizon {
         floor: Lsn,
         synchronous: bool,
     ) -> Result<Offset, NoPlace> {
-        if let Gap::Before { before, noticed } = self.gap
-            && (snapshot.xmin() >= before || !synchronous && noticed.elapsed() >= SETTLED)
-        {
-            self.gap = Gap::Closed;
+        if let Gap::Before { before, since } = self.gap {
+            // Those who were held up by a standby go on only some time after nobody waits for it.
+            let since = (!synchronous).then(|| since.unwrap_or_else(Instant::now));
+            let settled = since.is_some_and(|since| since.elapsed() >= SETTLED);
+            self.gap = if snapshot.xmin() >= before || settled {
+                Gap::Closed
+            } else {
+                Gap::Before { before, since }
+            };
         }
         loop {
             match log.read(self.visible, ENTRIES).await {
@@ -238,16 +243,21 @@ mod tests {
         horizon.bound(Xid(16));
         let early = horizon.first_unseen(&log, &long, Lsn(0), false).await;
         assert_eq!(early, Err(NoPlace::Trimmed));
-        let Gap::Before { before, noticed } = horizon.gap else {
-            panic!("the bound is known");
-        };
-        horizon.gap = Gap::Before {
-            before,
-            noticed: noticed.checked_sub(SETTLED).unwrap(),
-        };
+        later(&mut horizon);
         let synchronous = horizon.first_unseen(&log, &long, Lsn(0), true).await;
         assert_eq!(synchronous, Err(NoPlace::Trimmed), "it may hang");
+        let released = horizon.first_unseen(&log, &long, Lsn(0), false).await;
+        assert_eq!(released, Err(NoPlace::Trimmed), "it may not have woken yet");
+        later(&mut horizon);
         let late = horizon.first_unseen(&log, &long, Lsn(0), false).await;
         assert_eq!(late, Ok(Offset(0)));
+    }
+
+    /// As if [`SETTLED`] had gone by.
+    fn later(horizon: &mut Horizon) {
+        let Gap::Before { since, .. } = &mut horizon.gap else {
+            panic!("the bound is known");
+        };
+        *since = since.map(|since| since.checked_sub(SETTLED).unwrap());
     }
 }
