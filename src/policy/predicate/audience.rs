@@ -213,11 +213,11 @@ impl Plan {
             Expr::Slot(slot) => Self::Claim(*slot),
             Expr::And(all) => Self::And(each(all)),
             Expr::Or(all) => Self::Or(each(all)),
-            Expr::Select(_) => Self::members(expr, tables),
             Expr::Compare(Comparison::Eq, two) => match Self::equal(&two.0, &two.1) {
                 Self::Scan => Self::members(expr, tables),
                 found => found,
             },
+            Expr::Select(_) | Expr::Compare(..) => Self::members(expr, tables),
             // One of them is true.
             Expr::Coalesce(all) => Self::Or(each(all)),
             Expr::Case(whens, otherwise) => {
