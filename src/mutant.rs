@@ -165,6 +165,9 @@ mutants! {
         FirstRowRaises,
         EndIsNull,
         IfTakesElse,
+        NothingIsFound,
+        UnusedRaisesNothing,
+        RowSecurityIsForgotten,
     }
 }
 

@@ -285,6 +285,8 @@ struct Compiler<'s> {
     user: Option<Arc<str>>,
     /// Whether row-level security may not leave out anything (`row_security = off`).
     unfiltered: bool,
+    /// The arguments of the functions in FROM of the query in hand: they are evaluated before it.
+    before: Vec<Expr>,
     /// The functions around, those around the policies in hand included.
     within: Vec<Oid>,
     /// The tables whose policies are being applied to the query in hand, by role.
@@ -313,6 +315,7 @@ impl<'s> Compiler<'s> {
             context: scope.context.clone(),
             user: None,
             unfiltered: false,
+            before: Vec::new(),
             within: Vec::new(),
             applied: Vec::new(),
             columns: Vec::new(),

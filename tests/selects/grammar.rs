@@ -140,7 +140,12 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..14) {
+    let policy = match random.random_range(0..16) {
+        // Of several rows it raises an error.
+        14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
+        15 => format!(
+            "(select count(distinct x0.org) from {table} x0 where x0.u = auth.uid(){besides}) = 1"
+        ),
         12 => format!(
             "(select count(*) from {table} x0 where x0.org = t.org and x0.u = auth.uid(){besides}) > 0"
         ),
@@ -311,10 +316,14 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
     around.truncate(outside);
     let distinct = one(random, &["", "", "", "distinct "]);
     let count = random.random_range(0..3);
-    match random.random_range(0..26) {
-        21 => {
+    match random.random_range(0..31) {
+        21 | 28..=30 => {
             let filter = one(random, &["", "", "filter (where LEAST)"]).replace("LEAST", &least);
-            let what = one(random, &["*", "COLUMN", "distinct COLUMN"]).replace("COLUMN", &column);
+            let what = one(
+                random,
+                &["*", "COLUMN", "distinct COLUMN", "distinct COLUMN"],
+            );
+            let what = what.replace("COLUMN", &column);
             let op = one(random, &["=", ">", ">=", "<"]);
             format!("(select count({what}) {filter} {from} where {condition}) {op} {count}")
         }
@@ -359,7 +368,7 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
         8 | 9 => format!("{left} not in (select {column} {from} where {condition})"),
         10 => format!("{left} <> all (select {column} {from} where {condition})"),
         11 => format!("{left} = any (array(select {column} {from} where {condition}))"),
-        12 => {
+        12 | 26 | 27 => {
             let limit = one(random, &["", "limit 1"]);
             format!("(select {distinct}{column} {from} where {condition} {limit}) = {left}")
         }

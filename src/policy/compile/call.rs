@@ -80,7 +80,8 @@ impl Compiler<'_> {
 
     /// Refuses a table of which row-level security would leave out rows where it may not.
     pub(super) fn secured(&self, table: &Looked) -> Result<(), Refusal> {
-        if self.unfiltered && table.policies.is_some() {
+        let forgotten = FunctionMutant::RowSecurityIsForgotten.active();
+        if self.unfiltered && table.policies.is_some() && !forgotten {
             return Err(Refusal::denied(format!(
                 "query would be affected by row-level security policy for table {}",
                 table.name
@@ -316,9 +317,9 @@ impl Compiler<'_> {
     ) -> Result<(Expr, Oid), Refusal> {
         let node = query.node(self.scope.major)?;
         if node.name == "QUERY" && node.flag("hasAggs")? {
-            return self.fold(node, Link::Scalar, depth);
+            return self.folded(node, Link::Scalar, depth);
         }
-        let mut rows = self.rows(query, Link::Scalar, depth)?;
+        let (mut rows, before) = self.rows_or_call(query, Link::Scalar, depth)?;
         let (Some(mut rows), true) = (rows.pop(), rows.is_empty()) else {
             return Err(Refusal::new("a value by UNION"));
         };
@@ -328,7 +329,7 @@ impl Compiler<'_> {
             Several::First => Several::First,
             _ => rows.several,
         };
-        Ok((rows.one(several, value.expr), value.oid))
+        Ok((guarded(before, rows.one(several, value.expr)), value.oid))
     }
 
     /// The rows of a call of a function that returns a set, and what has to be evaluated before.
@@ -386,11 +387,17 @@ impl Compiler<'_> {
         let tree = node_tree::read(tree)?;
         let query = only_statement(&tree)?;
         self.permitted(query)?;
-        if self.is_plain(query)? {
+        let node = query.node(self.scope.major)?;
+        if node.name == "QUERY" && node.flag("hasAggs")? || self.is_plain(query)? {
             return Err(Refusal::new("a set that is not of a table's rows"));
         }
         self.frames = Vec::new();
-        let rows = self.rows(query, Link::Values, depth)?;
+        let (rows, before) = self.rows_or_call(query, Link::Values, depth)?;
+        if !before.is_empty() {
+            return Err(Refusal::new(
+                "a set of another function's rows, by arguments",
+            ));
+        }
         for one in &rows {
             match one.values.as_slice() {
                 [value] if self.same_text(value.oid, result) => {}
@@ -578,9 +585,10 @@ impl Compiler<'_> {
             Expr::constant(Datum::Bool(true))
         } else {
             let frames = std::mem::take(&mut self.frames);
-            let rows = self.rows(query, Link::Exists, depth);
+            let rows = self.rows_or_call(query, Link::Exists, depth);
             self.frames = frames;
-            let exist = rows?.into_iter().map(|rows| rows.asked(Asked::Exists));
+            // What is evaluated before is so for the values.
+            let exist = rows?.0.into_iter().map(|rows| rows.asked(Asked::Exists));
             Expr::Or(exist.collect())
         };
         let mut guards = Vec::new();
@@ -595,7 +603,8 @@ impl Compiler<'_> {
         for (variable, value) in variables.iter().zip(values) {
             guards.extend(self.assign(*variable, value)?);
         }
-        if let Some(at) = program.found {
+        let noticed = !FunctionMutant::NothingIsFound.active();
+        if let Some(at) = program.found.filter(|_| noticed) {
             let truth = Typed {
                 expr: found,
                 oid: BOOL,
@@ -687,7 +696,7 @@ impl Compiler<'_> {
 
 /// What raises an error does so whether or not its value is used.
 fn guarded(guards: Vec<Expr>, rest: Expr) -> Expr {
-    if guards.is_empty() {
+    if guards.is_empty() || FunctionMutant::UnusedRaisesNothing.active() {
         return rest;
     }
     Expr::Body(guards, false, Box::new(rest))

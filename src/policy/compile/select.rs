@@ -124,11 +124,11 @@ impl Compiler<'_> {
         match (kind, tested) {
             (0, false) if folds => {
                 let query = query.node(self.scope.major)?;
-                self.fold(query, Link::Exists, depth)
+                self.folded(query, Link::Exists, depth)
             }
             (4, false) if folds => {
                 let query = query.node(self.scope.major)?;
-                self.fold(query, Link::Scalar, depth)
+                self.folded(query, Link::Scalar, depth)
             }
             (0, false) => {
                 let (rows, guards) = self.rows_or_call(query, Link::Exists, depth)?;
@@ -219,15 +219,31 @@ impl Compiler<'_> {
         Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
     }
 
+    /// A sub-select with aggregates, behind what is evaluated before it.
+    pub(super) fn folded(
+        &mut self,
+        query: &Node,
+        link: Link,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let around = std::mem::take(&mut self.before);
+        let folded = self.fold(query, link, depth);
+        let before = std::mem::replace(&mut self.before, around);
+        folded.map(|(expr, oid)| (after(before, expr), oid))
+    }
+
     /// The rows of a sub-select, and what is evaluated before them.
-    fn rows_or_call(
+    pub(super) fn rows_or_call(
         &mut self,
         query: &Tree,
         link: Link,
         depth: usize,
     ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
         let Some(call) = self.called(query)? else {
-            return Ok((self.rows(query, link, depth)?, Vec::new()));
+            let around = std::mem::take(&mut self.before);
+            let rows = self.rows(query, link, depth);
+            let before = std::mem::replace(&mut self.before, around);
+            return Ok((rows?, before));
         };
         let looked = self.looked;
         self.frames.push(Around::Nothing);

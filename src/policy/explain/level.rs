@@ -163,18 +163,11 @@ fn relations(rtable: &Tree) -> usize {
 fn plpgsql(source: &str) -> Option<Level> {
     let words = words(source);
     let has = |word: &str| words.iter().any(|one| one == word);
-    if [
-        "loop",
-        "while",
-        "foreach",
-        "exception",
-        "execute",
-        "perform",
-        "raise",
-    ]
-    .into_iter()
-    .any(has)
-    {
+    let caught = words
+        .windows(2)
+        .any(|two| matches!(two, [a, b] if a != "raise" && b == "exception"));
+    let dynamic = ["loop", "while", "foreach", "execute", "perform"];
+    if caught || dynamic.into_iter().any(has) {
         return None;
     }
     let returns = words.iter().filter(|word| *word == "return").count();

@@ -39,6 +39,9 @@ const JOIN: &str = "alias eref rtekind jointype joinmergedcols joinaliasvars joi
 const CTE: &str = "alias eref rtekind ctename ctelevelsup self_reference coltypes coltypmods \
     colcollations lateral inh inFromCl requiredPerms checkAsUser selectedCols insertedCols \
     updatedCols extraUpdatedCols securityQuals";
+/// The same of a function in FROM.
+const CALLED: &str = "alias eref rtekind functions funcordinality lateral inh inFromCl \
+    requiredPerms checkAsUser selectedCols insertedCols updatedCols extraUpdatedCols securityQuals";
 
 /// Name, major versions, fields. PostgreSQL 14 writes some names without their "Expr".
 const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
@@ -175,6 +178,24 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
     ("RTE", 14..=14, SUBQUERY),
     ("RTE", 14..=14, JOIN),
     ("RTE", 14..=14, CTE),
+    ("RTE", 14..=14, CALLED),
+    ("RANGETBLENTRY", 15..=15, CALLED),
+    (
+        "RANGETBLENTRY",
+        16..=16,
+        "alias eref rtekind functions funcordinality lateral inh inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        17..=18,
+        "alias eref rtekind functions funcordinality lateral inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLFUNCTION",
+        ALL,
+        "funcexpr funccolcount funccolnames funccoltypes funccoltypmods funccolcollations \
+         funcparams",
+    ),
     ("RANGETBLENTRY", 15..=15, TABLE),
     ("RANGETBLENTRY", 15..=15, SUBQUERY),
     ("RANGETBLENTRY", 15..=15, JOIN),

@@ -122,6 +122,7 @@ impl Members {
 
     /// Visits the rows of the last table, by what they are found by, for each way to it; with that
     /// value in the column where one is given. `None` where a visit ends it.
+    #[allow(clippy::type_complexity, reason = "a name would not say more")]
     fn walk<'m>(
         &'m self,
         rows: &mut Vec<&'m Looked>,
@@ -213,11 +214,11 @@ impl Plan {
             Expr::Slot(slot) => Self::Claim(*slot),
             Expr::And(all) => Self::And(each(all)),
             Expr::Or(all) => Self::Or(each(all)),
-            Expr::Select(_) => Self::members(expr, tables),
             Expr::Compare(Comparison::Eq, two) => match Self::equal(&two.0, &two.1) {
                 Self::Scan => Self::members(expr, tables),
                 found => found,
             },
+            Expr::Select(_) | Expr::Compare(..) => Self::members(expr, tables),
             // One of them is true.
             Expr::Coalesce(all) => Self::Or(each(all)),
             Expr::Case(whens, otherwise) => {

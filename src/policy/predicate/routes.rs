@@ -73,9 +73,11 @@ impl Graph {
             Expr::And(all) => all.iter().for_each(|one| self.demand(one)),
             Expr::IsBool(one, Some(true), false) => self.demand(one),
             Expr::Body(args, _, one) if self.passes(args) => self.demand(one),
-            // Of no rows an aggregate may be true, and a condition on all of them is.
-            Expr::Select(select)
-                if matches!(select.result, Asked::Any(true, _) | Asked::Folded(..)) => {}
+            // Of no rows a condition on all of them is true, and what aggregates come to may be.
+            Expr::Select(select) if matches!(select.result, Asked::Any(true, _)) => {}
+            Expr::Select(select) if matches!(select.result, Asked::Folded(..)) => {
+                self.outgrown(expr, expr);
+            }
             Expr::Select(select) if self.errors && select.result != Asked::Exists => {}
             Expr::Select(select) => {
                 let value = self.enter(select);
@@ -111,7 +113,11 @@ impl Graph {
             condition: vec![Expr::constant(Datum::Bool(false))],
         }];
         let none = Expr::Select(Box::new(none));
-        let of_none = around.map(&mut |one| if one == inner { &none } else { one }.clone());
+        let of_none = if std::ptr::eq(around, inner) {
+            none
+        } else {
+            around.map(&mut |one| if one == inner { &none } else { one }.clone())
+        };
         if let Ok(Some(false) | None) = of_none.truth(Inputs::default()) {
             self.enter(select);
         }

@@ -20,14 +20,17 @@ use crate::policy::plpgsql;
 const MAX_SOURCE: usize = 64 * 1024;
 
 /// How long one look at the catalog may analyse bodies; what is left is for the next.
-const TURN: Duration = Duration::from_secs(3);
+const TURN: Duration = Duration::from_secs(1);
 
 /// Functions that call each other, one inside the other.
 const MAX_ROUNDS: usize = 20;
 
 /// A migration must not wait for it, nor it for a migration.
-const LIMITS: &str = "select set_config('search_path', $1, true), \
-     set_config('lock_timeout', '200ms', true), set_config('statement_timeout', '2s', true)";
+const LIMITS: &str = "select pg_catalog.set_config('lock_timeout', '200ms', true), \
+     pg_catalog.set_config('statement_timeout', '2s', true)";
+
+/// In force for the analysis only: operators that somebody put there must not be the relay's.
+const PATH: &str = "select pg_catalog.set_config('search_path', $1, true)";
 
 /// What is known of bodies.
 #[derive(Debug, Default)]
@@ -318,11 +321,11 @@ async fn analyse(
     function: &Function,
     path: &str,
 ) -> Result<Body, Failure> {
-    transaction.execute(LIMITS, &[&path]).await?;
+    transaction.execute(LIMITS, &[]).await?;
     if function.language == "sql" {
         let (tree, _) = made(
             transaction,
-            function,
+            (function, path),
             (&function.signature, &function.result, &function.source),
         )
         .await?;
@@ -332,7 +335,7 @@ async fn analyse(
         }
         return Ok(Body::Query(tree));
     }
-    Statements::of(transaction, function).await
+    Statements::of(transaction, (function, path)).await
 }
 
 /// Makes the function once more with a resolved body, and reads that and its argument types. The
@@ -340,7 +343,7 @@ async fn analyse(
 /// than this one command, whatever the source says, and what stands in it is not run.
 async fn made(
     transaction: &Transaction<'_>,
-    function: &Function,
+    (function, path): (&Function, &str),
     (arguments, result, body): (&str, &str, &str),
 ) -> Result<(Arc<str>, Vec<u32>), Failure> {
     let create = format!(
@@ -348,7 +351,9 @@ async fn made(
         quote_identifier(&function.name),
         body.trim_end().trim_end_matches(';'),
     );
+    transaction.execute(PATH, &[&path]).await?;
     transaction.execute(&create, &[]).await?;
+    transaction.execute(PATH, &[&""]).await?;
     let row = transaction
         .query_one(
             "select prosqlbody::text, proargtypes::oid[] from pg_catalog.pg_proc \
@@ -365,6 +370,7 @@ async fn made(
 struct Statements<'t> {
     transaction: &'t Transaction<'t>,
     function: &'t Function,
+    path: &'t str,
     /// The names of the variables, arguments first; empty where they have none.
     names: Vec<String>,
     /// The same with their types, as SQL.
@@ -373,7 +379,10 @@ struct Statements<'t> {
 }
 
 impl<'t> Statements<'t> {
-    async fn of(transaction: &'t Transaction<'t>, function: &'t Function) -> Result<Body, Failure> {
+    async fn of(
+        transaction: &'t Transaction<'t>,
+        (function, path): (&'t Function, &'t str),
+    ) -> Result<Body, Failure> {
         let refused = |reason: String| Failure::Refused(reason);
         if function.unusual_arguments {
             return Err(refused(
@@ -409,6 +418,7 @@ impl<'t> Statements<'t> {
         let mut statements = Self {
             transaction,
             function,
+            path,
             names,
             arguments,
             types: Vec::new(),
@@ -485,7 +495,7 @@ impl<'t> Statements<'t> {
         // Whatever it gives: that is made fit when it is assigned.
         let made = made(
             self.transaction,
-            self.function,
+            (self.function, self.path),
             (&self.arguments, "void", query),
         )
         .await?;

@@ -7,7 +7,7 @@ use super::super::{Around, Compiler, Origin, Reference, Refusal, Typed};
 use super::{FIELDS, MAX_DEPTH, plain};
 use crate::pg::Oid;
 use crate::policy::expr::Expr;
-use crate::policy::expr::select::{Source, Step};
+use crate::policy::expr::select::{Several, Source, Step};
 use crate::policy::node_tree::{Node, Tree};
 
 /// The fields of an entry of FROM, whatever it is. That the columns which are read may be read is
@@ -46,6 +46,20 @@ const CTE: [&str; 5] = [
     "coltypes",
     "coltypmods",
     "colcollations",
+];
+
+/// The fields of a function besides.
+const CALLED: [&str; 1] = ["functions"];
+
+/// The fields of one of its calls.
+const CALL: [&str; 7] = [
+    "funcexpr",
+    "funccolcount",
+    "funccolnames",
+    "funccoltypes",
+    "funccoltypmods",
+    "funccolcollations",
+    "funcparams",
 ];
 
 /// The entries of FROM: what their columns are, and the tables in each.
@@ -115,6 +129,21 @@ impl Compiler<'_> {
                         }
                     }
                     Origin::Columns(columns.into())
+                }
+                3 if entry.has_only(&[&ENTRY[..], &CALLED].concat()) => {
+                    let [call] = entry.field("functions")?.items()? else {
+                        return Err(refuse());
+                    };
+                    let call = call.node(self.scope.major)?;
+                    if call.name != "RANGETBLFUNCTION" || !call.has_only(&CALL) {
+                        return Err(refuse());
+                    }
+                    if nullable.contains(&(at + 1)) {
+                        return Err(Refusal::new("an outer join with a function"));
+                    }
+                    let (steps, column) = self.called_in(call.field("funcexpr")?, depth)?;
+                    entries.steps.insert(at + 1, steps);
+                    Origin::Columns(vec![Ok(column)].into())
                 }
                 2 if entry.has_only(&[&ENTRY[..], &JOIN].concat()) => {
                     Origin::Join(Rc::new(entry.field("joinaliasvars")?.clone()))
@@ -248,6 +277,25 @@ impl Compiler<'_> {
             }
         }
         Err(Refusal::new("WITH of another kind"))
+    }
+
+    /// The tables that a function in FROM looks into, and its column.
+    fn called_in(&mut self, call: &Tree, depth: usize) -> Result<(Vec<Step>, Typed), Refusal> {
+        let node = call.node(self.scope.major)?;
+        if node.name != "FUNCEXPR" || !node.flag("funcretset")? {
+            return Err(Refusal::new("a function in FROM that gives one value"));
+        }
+        let (rows, before) = self.rows_of_call(node, depth)?;
+        // What is evaluated before is so only once, whatever rows there are.
+        self.before.extend(before);
+        let mut rows = rows.into_iter();
+        match (rows.next(), rows.next()) {
+            (Some(mut rows), None) if rows.several == Several::Raise => {
+                let value = rows.value()?;
+                Ok((rows.from, value))
+            }
+            _ => Err(Refusal::new("a function in FROM of several sub-selects")),
+        }
     }
 
     /// The tables and columns of a sub-select in FROM that is as if its tables stood there.
