@@ -35,6 +35,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use self::arriving::Arriving;
+pub use self::catalog::examine;
 use self::checkpoint::{Checkpoint, Writing};
 use self::clerk::{Clerk, Order, Orders, Report};
 use self::follow::{Effect, Followed};
@@ -176,37 +177,6 @@ struct Kept {
     /// What the catalog said of the table when it was copied.
     identity: Arc<str>,
     order: u64,
-}
-
-/// Why tables could not be mirrored for this login, of those that are wanted, with their names as in
-/// SQL: what the keeper itself would find, without changing anything. A table that it would publish
-/// by itself is none of them.
-///
-/// # Errors
-/// PostgreSQL's.
-pub async fn examine(
-    client: &tokio_postgres::Client,
-    wanted: &[Wanted],
-    settings: &Settings,
-) -> Result<Vec<(Arc<str>, Refusal)>, tokio_postgres::Error> {
-    let oids: Vec<Oid> = wanted.iter().map(|one| one.table).collect();
-    let found = catalog::look(client, &oids, settings).await?;
-    let mut refused = Vec::new();
-    for one in wanted {
-        let Some(found) = found.get(&one.table) else {
-            continue;
-        };
-        match found.judge(one, settings) {
-            catalog::Verdict::Fits(_) => {}
-            catalog::Verdict::Refused(refusal) => refused.push((found.name(), refusal)),
-            catalog::Verdict::Unpublished => {
-                if !found.is_owned() {
-                    refused.push((found.name(), found.unpublished(settings)));
-                }
-            }
-        }
-    }
-    Ok(refused)
 }
 
 /// Makes the mirrors' keeper, which begins at `place`, and the task that looks and copies for it,

@@ -115,6 +115,37 @@ pub(super) async fn look(
     Ok(all)
 }
 
+/// Why tables could not be mirrored for this login, of those that are wanted, with their names as in
+/// SQL: what the keeper itself would find, without changing anything. A table that it would publish
+/// by itself is none of them.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn examine(
+    client: &Client,
+    wanted: &[Wanted],
+    settings: &Settings,
+) -> Result<Vec<(Arc<str>, Refusal)>, tokio_postgres::Error> {
+    let oids: Vec<Oid> = wanted.iter().map(|one| one.table).collect();
+    let found = look(client, &oids, settings).await?;
+    let mut refused = Vec::new();
+    for one in wanted {
+        let Some(found) = found.get(&one.table) else {
+            continue;
+        };
+        match found.judge(one, settings) {
+            Verdict::Fits(_) => {}
+            Verdict::Refused(refusal) => refused.push((found.name(), refusal)),
+            Verdict::Unpublished => {
+                if !found.is_owned() {
+                    refused.push((found.name(), found.unpublished(settings)));
+                }
+            }
+        }
+    }
+    Ok(refused)
+}
+
 impl Found {
     /// Its name as in SQL, with its schema.
     pub(super) fn name(&self) -> Arc<str> {
