@@ -100,7 +100,8 @@ impl Core {
             "streaming changes"
         );
 
-        let catalog = catalog(config, &database, &publication, &metrics, &mut tasks).await?;
+        let first = catalog(config, &database, &publication, &metrics, &mut tasks);
+        let catalog = Box::pin(first).await?;
         readiness.tell_of(catalog.delay());
         let (asker, answering) = asker(database.clone(), Arc::clone(&metrics), config.ask_timeout);
         tasks.spawn(async move {
