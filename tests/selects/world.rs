@@ -92,7 +92,8 @@ fn change(random: &mut StdRng) -> String {
     let row = if *table == "g" {
         format!("id = {}", random.random_range(1..=4))
     } else {
-        "ctid = (select ctid from m order by random() limit 1)".to_owned()
+        let salt = random.random_range(0..1_000);
+        format!("ctid = (select ctid from m order by md5(m::text || '{salt}') limit 1)")
     };
     match random.random_range(0..4) {
         0 => format!("delete from {table} where {row}"),
