@@ -313,10 +313,19 @@ impl World {
             sql.push(revoke);
         }
         let catalog = self.catalog().await;
-        let before = self.state().await;
-        let change = change(random);
-        self.client.batch_execute(&change).await.unwrap();
-        let after = self.state().await;
+        let mut before = self.state().await;
+        let mut turns = 0;
+        // Most changes change nothing of what is seen: those that do are looked for.
+        let (change, after) = loop {
+            let change = change(random);
+            self.client.batch_execute(&change).await.unwrap();
+            let after = self.state().await;
+            turns += 1;
+            if turns == 4 || after.truth != before.truth {
+                break (change, after);
+            }
+            before = after;
+        };
         for one in undo {
             self.client.batch_execute(&one).await.unwrap();
         }
