@@ -464,7 +464,11 @@ impl World {
                 continue;
             }
             // The state before and the one behind tell as much.
-            let lookups = if self.seed % 2 == 0 { before } else { after };
+            let lookups = if self.seed.is_multiple_of(2) {
+                before
+            } else {
+                after
+            };
             let answer = predicate.affected(
                 wanted.table,
                 gone.map(|row| &**row),
