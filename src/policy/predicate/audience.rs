@@ -126,7 +126,6 @@ impl Members {
 
     /// Visits the rows of the last table, by what they are found by, for each way to it; with that
     /// value in the column where one is given. `None` where a visit ends it.
-    #[allow(clippy::type_complexity, reason = "a name would not say more")]
     fn walk<'m>(
         &'m self,
         rows: &mut Vec<&'m Looked>,
