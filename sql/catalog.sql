@@ -3,6 +3,9 @@
 -- mean the same policies, rights, columns, types and functions. xmin is in it where a row could be
 -- changed and changed back between two looks.
 --   $1 publication   $2 roles that clients act as
+--   $3 functions that bodies of policies' functions call, and so on   $4 tables that those look into
+-- and, as a setting of the session that need not be there:
+--   rowcast.explained    tables to be described as if they were published
 -- search_path must be empty, so that pg_get_expr qualifies every name outside pg_catalog.
 with recursive
 published as (
@@ -14,6 +17,14 @@ published as (
   join pg_namespace n on n.nspname = p.schemaname
   join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
   where p.pubname = $1
+  union all
+  select e.oid, null
+  from unnest(nullif(current_setting('rowcast.explained', true), '')::oid[]) as e(oid)
+  where not exists (
+    select from pg_publication_tables p
+    join pg_namespace n on n.nspname = p.schemaname
+    join pg_class c on c.relnamespace = n.oid and c.relname = p.tablename
+    where p.pubname = $1 and c.oid = e.oid)
 ),
 -- A partition published on its own is judged by its ancestors' policies too.
 judged as (
@@ -29,6 +40,8 @@ lookups(oid) as (
   join pg_policy p on p.polrelid = t.oid and p.polcmd in ('r', '*')
   join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
     and d.refclassid = 'pg_class'::regclass and d.refobjid <> t.oid
+  union
+  select c.oid from pg_class c where c.oid = any ($4::oid[])
   union
   select d.refobjid from lookups l
   join pg_policy p on p.polrelid = l.oid and p.polcmd in ('r', '*')
@@ -56,7 +69,10 @@ leaves as (
 ),
 roles as (
   select r.oid, r.rolname, r.rolsuper or r.rolbypassrls as bypass
-  from pg_roles r where r.rolname = any ($2::text[])
+  from pg_roles r
+  where r.rolname = any ($2::text[])
+    -- Bodies of SECURITY DEFINER functions run as their owners.
+    or r.oid in (select p.proowner from functions f join pg_proc p on p.oid = f.oid where p.prosecdef)
 ),
 -- The types of all columns, and what those are made of.
 types(oid) as (
@@ -80,14 +96,20 @@ policies as not materialized (
   from pg_policy p where p.polcmd in ('r', '*')
 ),
 functions(oid) as (
-  select distinct d.refobjid
+  select d.refobjid
   from pg_depend d
   where d.classid = 'pg_policy'::regclass and d.refclassid = 'pg_proc'::regclass
     and d.objid in (select p.oid from policies p where p.polrelid in (select oid from tables))
+  union
+  select p.oid from pg_proc p where p.oid = any ($3::oid[])
 )
 select jsonb_build_object(
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
+    'oid', (select d.oid from pg_database d where d.datname = current_database()),
+    'login', (select r.oid from pg_roles r where r.rolname = session_user),
+    -- What a session begins with.
+    'search_path', (select s.reset_val from pg_settings s where s.name = 'search_path'),
     'deletes', coalesce((select p.pubdelete from pg_publication p where p.pubname = $1), false),
     'encoding', (select pg_encoding_to_char(d.encoding) from pg_database d where d.datname = current_database()),
     'collate', (select d.datcollate from pg_database d where d.datname = current_database()),
@@ -109,6 +131,14 @@ select jsonb_build_object(
       'settable', pg_has_role(session_user, r.oid,
         case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end)
     ) order by r.oid) from roles r), '[]'),
+  'schemas', coalesce((
+    select jsonb_object_agg(n.nspname, jsonb_build_object(
+      'usable', has_schema_privilege(n.oid, 'usage'),
+      'usage', coalesce((
+        select jsonb_agg(r.rolname order by r.oid) from roles r
+        where has_schema_privilege(r.oid, n.oid, 'usage')), '[]')) order by n.nspname)
+    from pg_namespace n
+    where exists (select from functions) and n.nspname not like 'pg\_temp\_%' and n.nspname not like 'pg\_toast%'), '{}'),
   'tables', coalesce((
     select jsonb_agg(jsonb_build_object(
       'oid', c.oid, 'schema', n.nspname, 'name', c.relname, 'published', t.published, 'published_columns', t.columns,
@@ -232,6 +262,11 @@ select jsonb_build_object(
       'source', p.prosrc, 'body', p.prosqlbody::text, 'kind', p.prokind, 'set', p.proretset,
       'strict', p.proisstrict, 'definer', p.prosecdef, 'config', p.proconfig,
       'arguments', p.proargtypes::oid[], 'returns', p.prorettype,
+      'argument_names', p.proargnames,
+      'argument_types', coalesce((
+        select jsonb_agg(format_type(a.type, null) order by a.at)
+        from unnest(p.proargtypes::oid[]) with ordinality as a(type, at)), '[]'),
+      'unusual_arguments', p.proargmodes is not null,
       'signature', pg_get_function_arguments(f.oid), 'result', pg_get_function_result(f.oid),
       'version', p.xmin::text, 'owner', p.proowner,
       'execute', coalesce((

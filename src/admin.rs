@@ -110,7 +110,10 @@ async fn readyz(State(desk): State<Desk>) -> Response {
     let reason = match state {
         SourceState::Waiting(reason) => Some(reason),
         // Some changes wait and others do not: no reason to send clients elsewhere.
-        SourceState::Streaming => desk.readiness.delay().map(|delay| delay.reason()),
+        SourceState::Streaming => {
+            let delay = desk.readiness.delay().map(|delay| delay.reason());
+            delay.or_else(|| unruled(&desk.metrics))
+        }
         SourceState::Draining => None,
     };
     let body = json!({
@@ -121,6 +124,14 @@ async fn readyz(State(desk): State<Desk>) -> Response {
         "connections": desk.metrics.connections.get(),
     });
     (status, Json(body)).into_response()
+}
+
+/// That rules are not in force; which and why is in the log, which tells names of tables.
+fn unruled(metrics: &Metrics) -> Option<String> {
+    let rules = metrics.rules_refused.get();
+    (rules > 0).then(|| {
+        format!("{rules} of the rules in the settings cannot be applied, the log says why")
+    })
 }
 
 async fn encoded(State(desk): State<Desk>) -> Response {

@@ -9,6 +9,8 @@ mod load;
 
 mod print;
 
+mod rules;
+
 mod value;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::policy::rule::{Require, Rule};
 pub use crate::router::{DeleteWithoutIdentity, Leaves};
 pub use crate::snapshot::Settings as SnapshotSettings;
 pub use crate::transport::{Origins, Proxies};
@@ -75,8 +78,10 @@ pub struct Config {
     pub role_claim: String,
     /// Opaque API keys (`sb_publishable_…`, `sb_secret_…`) and the role that each stands for.
     pub api_keys: BTreeMap<String, String>,
-    /// Refuse published tables without row-level security.
-    pub require_rls: bool,
+    /// What published tables must have.
+    pub require: Require,
+    /// Conditions that rows have to pass besides what PostgreSQL's policies say.
+    pub rules: Vec<Rule>,
     /// What a delete is answered with whose old row cannot be judged.
     pub delete_without_identity: DeleteWithoutIdentity,
     /// Who is told of rows that leave their view.
@@ -161,7 +166,8 @@ impl Config {
             default_role: String::new(),
             role_claim: String::new(),
             api_keys: BTreeMap::new(),
-            require_rls: false,
+            require: Require::None,
+            rules: Vec::new(),
             delete_without_identity: DeleteWithoutIdentity::Suppress,
             leave: Leaves::Asked,
             data: None,
@@ -209,7 +215,8 @@ impl fmt::Debug for Config {
             .field("default_role", &self.default_role)
             .field("role_claim", &self.role_claim)
             .field("api_keys", &self.api_keys.len())
-            .field("require_rls", &self.require_rls)
+            .field("require", &self.require)
+            .field("rules", &self.rules)
             .field("delete_without_identity", &self.delete_without_identity)
             .field("leave", &self.leave)
             .field("data", &self.data)

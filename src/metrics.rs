@@ -147,6 +147,8 @@ pub struct Metrics {
     pub slots_given_up: Counter,
     /// Times the catalog was read anew because it changed.
     pub catalog_reloads: Counter,
+    /// Rules of the settings that are not in force.
+    pub rules_refused: Gauge,
     /// How long the last look at the catalog took, in seconds.
     pub catalog_look: Gauge<f64, AtomicU64>,
     /// How long is paused between two looks at the catalog, in seconds.
@@ -200,6 +202,7 @@ impl Metrics {
         let histories = Counter::default();
         let slots_given_up = Counter::default();
         let catalog_reloads = Counter::default();
+        let rules_refused = Gauge::default();
         let catalog_look = Gauge::default();
         let catalog_interval = Gauge::default();
         let catalog_wait = Gauge::default();
@@ -284,6 +287,11 @@ impl Metrics {
             "Times the catalog was read anew because it changed",
             catalog_reloads.clone(),
         );
+        registry.register(
+            "rules_refused",
+            "Rules of the settings that are not in force, which hides their tables",
+            rules_refused.clone(),
+        );
         registry.register_with_unit(
             "catalog_look",
             "How long the last look at the catalog took",
@@ -363,6 +371,7 @@ impl Metrics {
             histories,
             slots_given_up,
             catalog_reloads,
+            rules_refused,
             catalog_look,
             catalog_interval,
             catalog_wait,
@@ -458,6 +467,7 @@ mod tests {
             "rowcast_slot_lag_bytes 0",
             "rowcast_questions_total 0",
             "rowcast_source_up 0",
+            "rowcast_rules_refused 0",
             "rowcast_catalog_look_seconds 0",
             "rowcast_catalog_interval_seconds 0",
             "rowcast_catalog_wait_seconds 0",

@@ -148,6 +148,27 @@ mutants! {
         AffectedIsAfterOnly,
         OwnPoliciesAreForgotten,
         OwnPoliciesAreRestrictive,
+        HopsAreForgotten,
+        OuterJoinIsInner,
+        KeysAreForgotten,
+        DistinctIsForgotten,
+        FilterIsForgotten,
+        MaxIsMin,
+        OrderIsReversed,
+    }
+}
+
+mutants! {
+    /// Faults of functions whose body takes the place of the call.
+    FunctionMutant {
+        DefinerIsCaller,
+        StrictIsForgotten,
+        FirstRowRaises,
+        EndIsNull,
+        IfTakesElse,
+        NothingIsFound,
+        UnusedRaisesNothing,
+        RowSecurityIsForgotten,
     }
 }
 

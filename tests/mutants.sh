@@ -4,4 +4,4 @@
 # ROWCAST_FILTERS set the sizes.
 set -eu
 cd "$(dirname "$0")/.."
-exec cargo test --features mutants --test expr --test values --test filters --test selects --test relay -- --nocapture every_mutant
+exec cargo test --features mutants --test expr --test values --test filters --test selects --test functions --test relay -- --nocapture every_mutant

@@ -100,7 +100,8 @@ impl Core {
             "streaming changes"
         );
 
-        let catalog = catalog(config, &database, &publication, &metrics, &mut tasks).await?;
+        let first = catalog(config, &database, &publication, &metrics, &mut tasks);
+        let catalog = Box::pin(first).await?;
         readiness.tell_of(catalog.delay());
         let (asker, answering) = asker(database.clone(), Arc::clone(&metrics), config.ask_timeout);
         tasks.spawn(async move {
@@ -151,7 +152,7 @@ impl Core {
                 memberships: config.data.as_ref().map(|data| data.join(MEMBERSHIPS)),
             },
             crate::router::Settings {
-                require_rls: config.require_rls,
+                require: config.require,
                 delete_without_identity: config.delete_without_identity,
                 leave: config.leave,
                 ask_timeout: config.ask_timeout,
@@ -300,7 +301,8 @@ async fn catalog(
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let (catalog, reading) = loop {
         let followed = (publication.to_owned(), config.slot.clone());
-        let reader = CatalogReader::new(database.clone(), followed, roles.clone());
+        let reader = CatalogReader::new(database.clone(), followed, roles.clone())
+            .with_rules(config.rules.clone());
         match watch(reader, Arc::clone(metrics), config.catalog_interval).await {
             Ok(watching) => break watching,
             Err(error) if error.retry() == Retry::Soon => {

@@ -6,6 +6,8 @@ pub mod demo;
 
 mod doctor;
 
+mod explain;
+
 mod health;
 
 mod log;
@@ -73,6 +75,8 @@ enum Command {
     Tail(tail::Arguments),
     /// Measure the relay, and check that everybody gets what is theirs and nothing else
     Bench(bench::Arguments),
+    /// Say what becomes of each policy, and why somebody sees a row or not
+    Explain(explain::Arguments),
     /// Ask a running relay whether it is ready; exit code 0 or 1
     Health(health::Arguments),
     /// Show what a log on disk holds, and verify its checksums
@@ -125,6 +129,10 @@ pub fn main() -> ExitCode {
         Command::Tail(arguments) => {
             logging::for_a_tool();
             block_on(Threads::One, tail::run(arguments))
+        }
+        Command::Explain(arguments) => {
+            logging::for_a_tool();
+            block_on(Threads::One, explain::run(arguments))
         }
         Command::Health(arguments) => block_on(Threads::One, health::run(arguments)),
         Command::Bench(arguments) => {

@@ -132,7 +132,8 @@ async fn relay(config: Config, json: bool) -> ExitCode {
     let ready = |addresses: app::Addresses| {
         tracing::info!(public = %addresses.public, admin = %addresses.admin, "ready");
     };
-    match app::run(config, axum::Router::new(), ready, super::stop_signal()).await {
+    let running = app::run(config, axum::Router::new(), ready, super::stop_signal());
+    match Box::pin(running).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) if json && tracing::enabled!(tracing::Level::ERROR) => {
             tracing::error!("{fault}");

@@ -5,12 +5,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::settings::{Form, SETTINGS, Setting};
-use super::{Config, Secret};
+use super::{Config, Rule, Secret, rules};
 
 /// A sentence that names the key and says what would be right. Never contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct ConfigError(String);
+pub struct ConfigError(pub(super) String);
 
 /// Names in the environment that begin like a setting and belong to something else: the first to
 /// `--config`, then those of `rowcast setup`, `rowcast tail`, `rowcast doctor` and `rowcast demo`; the others to the
@@ -132,15 +132,17 @@ type Layer = BTreeMap<&'static str, Entry>;
 /// # Errors
 /// A sentence about the first thing that is wrong.
 pub fn load(given: &Given, complete: bool) -> Result<Loaded, ConfigError> {
+    let (from_file, rules) = match &given.file {
+        Some((name, text)) => file(name, text)?,
+        None => (Layer::new(), Vec::new()),
+    };
     let layers = [
         flags(&given.flags)?,
         environment(&given.environment)?,
-        match &given.file {
-            Some((name, text)) => file(name, text)?,
-            None => Layer::new(),
-        },
+        from_file,
     ];
     let mut config = Config::blank();
+    config.rules = rules;
     let mut names = Vec::new();
     for setting in SETTINGS {
         if let Some(entry) = layers.iter().find_map(|layer| layer.get(setting.name)) {
@@ -263,7 +265,10 @@ fn from_kubernetes(variable: &str) -> bool {
         || after_port.is_some_and(|c| c.is_ascii_digit())
 }
 
-fn file(path: &str, text: &str) -> Result<Layer, ConfigError> {
+/// The rules, which only a file can hold.
+const RULE: &str = "rule";
+
+fn file(path: &str, text: &str) -> Result<(Layer, Vec<Rule>), ConfigError> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         // The error's own text quotes the line, which may hold a secret.
         let line = error
@@ -276,9 +281,13 @@ fn file(path: &str, text: &str) -> Result<Layer, ConfigError> {
         ))
     })?;
     let mut layer = Layer::new();
-    for (key, value) in &table {
+    for (key, value) in table.iter().filter(|(key, _)| *key != RULE) {
         let called = format!("`{key}` in {path}");
         let Some((setting, _)) = find(key, "") else {
+            if key == "require_rls" {
+                let now = "is now `require = \"rls\"`";
+                return Err(ConfigError(format!("{called} {now}.")));
+            }
             return Err(ConfigError(format!(
                 "{called} is no setting of Rowcast.{}",
                 did_you_mean(key, SETTINGS.iter().map(|setting| setting.name))
@@ -320,7 +329,8 @@ fn file(path: &str, text: &str) -> Result<Layer, ConfigError> {
             insert(&mut layer, setting, Entry { called, source })?;
         }
     }
-    Ok(layer)
+    let rules = table.get(RULE).map(|value| rules::read(value, path));
+    Ok((layer, rules.transpose()?.unwrap_or_default()))
 }
 
 /// Finds the setting called `name`, or the secret whose file `name` is for.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::settings::{Form, SETTINGS, Setting};
-use super::{Config, DeleteWithoutIdentity, Leaves, LogFormat};
+use super::{Config, DeleteWithoutIdentity, Leaves, LogFormat, rules};
 
 /// A `rowcast.toml` with every setting and its default, commented out; those whose names are in
 /// `given` stand with their value instead. Secrets are never in it.
@@ -52,6 +52,15 @@ pub fn toml_file(config: &Config, given: &[&str]) -> String {
             );
         }
     }
+    text.push_str(
+        "\n# Conditions that rows have to pass besides what PostgreSQL's policies say, one [[rule]] for\n\
+         # each. Names outside pg_catalog are written with their schema; without roles it is for all.\n",
+    );
+    if config.rules.is_empty() {
+        text.push_str(rules::EXAMPLE);
+    } else {
+        text.push_str(rules::printed(&config.rules).trim_start());
+    }
     text
 }
 
@@ -77,7 +86,7 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "max_lookup_bytes" => format!("{}B", config.max_lookup_bytes),
         "default_role" => config.default_role.clone(),
         "role_claim" => config.role_claim.clone(),
-        "require_rls" => config.require_rls.to_string(),
+        "require" => config.require.as_str().to_owned(),
         "delete_without_identity" => match config.delete_without_identity {
             DeleteWithoutIdentity::Suppress => "suppress".to_owned(),
             DeleteWithoutIdentity::Key => "key".to_owned(),

@@ -241,17 +241,17 @@ pub static SETTINGS: &[Setting] = &[
     )
     .form(Form::Table),
     setting(
-        "require_rls",
-        "BOOLEAN",
-        Some("false"),
-        "Refuse subscriptions to published tables without row-level security. Off, because \
-         publishing such a table is a decision of whoever owns it, as with Supabase.",
+        "require",
+        "none|rls|rls or rule",
+        Some("none"),
+        "What a published table must have, or it is hidden: row-level security (rls), that or a \
+         [[rule]] for the client's role (rls or rule). None, because publishing a table without is \
+         a decision of whoever owns it, as with Supabase.",
         |config, text| {
-            config.require_rls = value::boolean(text)?;
+            config.require = value::require(text)?;
             Ok(())
         },
-    )
-    .form(Form::Bare),
+    ),
     setting(
         "delete_without_identity",
         "suppress|key",

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{DeleteWithoutIdentity, Leaves, LogFormat, Origins, Proxies};
+use super::{DeleteWithoutIdentity, Leaves, LogFormat, Origins, Proxies, Require};
 
 /// What would have been right.
 pub(super) type Expected = String;
@@ -126,14 +126,6 @@ fn number_and_unit(text: &str, units: &[(&str, u64)]) -> Option<(u64, u64)> {
     Some((number, *factor))
 }
 
-pub(super) fn boolean(text: &str) -> Result<bool, Expected> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" | "1" => Ok(true),
-        "false" | "no" | "off" | "0" => Ok(false),
-        _ => Err("true or false".to_owned()),
-    }
-}
-
 /// A replication slot's name, by PostgreSQL's rule for them.
 pub(super) fn slot(text: &str) -> Result<String, Expected> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
@@ -230,6 +222,13 @@ pub(super) fn delete_without_identity(text: &str) -> Result<DeleteWithoutIdentit
         "key" => Ok(DeleteWithoutIdentity::Key),
         _ => Err("suppress or key".to_owned()),
     }
+}
+
+pub(super) fn require(text: &str) -> Result<Require, Expected> {
+    let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+    let all = [Require::None, Require::Rls, Require::RlsOrRule];
+    let meant = all.into_iter().find(|one| one.as_str() == words.join(" "));
+    meant.ok_or_else(|| "none, rls, or `rls or rule`".to_owned())
 }
 
 pub(super) fn leave(text: &str) -> Result<Leaves, Expected> {

@@ -346,7 +346,8 @@ impl Examination<'_> {
             return Ok(());
         }
         let followed = (publication.to_owned(), config.slot.clone());
-        let mut reader = CatalogReader::new(database.clone(), followed, roles);
+        let mut reader =
+            CatalogReader::new(database.clone(), followed, roles).with_rules(config.rules.clone());
         let catalog = reader.look().await.map_err(|error| with_causes(&error))?;
         drop(reader);
         let names = names::Names::read(client, &catalog).await.map_err(words)?;

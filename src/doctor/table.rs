@@ -10,7 +10,7 @@ use super::publication::Listed;
 use super::server::Facts;
 use super::token::{self, Holder};
 use super::{Finding, Severity, clients};
-use crate::config::{Config, DeleteWithoutIdentity};
+use crate::config::{Config, DeleteWithoutIdentity, Require};
 use crate::lookup::Wanted;
 use crate::pg::{Oid, quote_identifier};
 use crate::policy::access::{Access, Rules};
@@ -187,7 +187,8 @@ impl<'c> Tables<'c> {
             .filter(|(_, access)| matches!(access.rules, Rules::Everything))
             .map(|(role, _)| *role)
             .collect();
-        if self.config.require_rls {
+        let lacking = |(role, _): &(&str, _)| self.config.require.lacks(table, role).is_some();
+        if self.config.require != Require::None && seen.accesses.iter().all(lacking) {
             found.push(
                 Finding::error(
                     "rls_off",
@@ -200,7 +201,7 @@ impl<'c> Tables<'c> {
                 .table(name)
                 .sql(enable)
                 .sql(policy_sql(table, &self.names.of(table), self.focus()))
-                .advice("Or set require_rls = false."),
+                .advice("Or set require = \"none\"."),
             );
         } else if !readers.is_empty() {
             found.push(
@@ -214,7 +215,7 @@ impl<'c> Tables<'c> {
                 .table(name)
                 .sql(enable)
                 .sql(policy_sql(table, &self.names.of(table), self.focus()))
-                .advice("Leave it where everybody is to see all; require_rls refuses such tables."),
+                .advice("Leave it where everybody is to see all; require hides such tables."),
             );
         }
     }
@@ -567,8 +568,9 @@ impl<'c> Tables<'c> {
             let mut settings = function.config.iter().flatten();
             let pinned = settings.any(|setting| setting.starts_with("search_path="));
             // Without temporary objects none is resolved, which is said once.
-            let unresolved =
-                function.language == "sql" && function.body.is_none() && self.facts.temporary;
+            let unresolved = function.language == "sql"
+                && function.known().next().is_none()
+                && self.facts.temporary;
             if pinned || !(function.definer || unresolved) {
                 continue;
             }

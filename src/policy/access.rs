@@ -1,18 +1,21 @@
 //! What one role may see of one table: its rights, and the policies that apply to it, compiled
 //! where that is exact and put as a question where it is not.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::ask::image::{self, Asked};
-use super::catalog::{Catalog, Column, Policy, Rights, Table};
-use super::compile::{self, Function, Reference, Scope, compile};
+use super::ask::parts::{Judged, Parts, columns_read, combined, question};
+use super::body::Body;
+use super::catalog::{Catalog, Function, Policy, Table};
+use super::closure::{Closure, beyond};
 use super::consults::consults;
 use super::predicate::{Predicate, Verdict};
-use super::reach::{looked_into, reach};
+use super::reach::reach;
+use super::scope::{applicable, compiled, security_applies, unexecutable};
 use crate::change::{ColumnSet, Relation};
 use crate::lookup::Wanted;
 use crate::pg::Oid;
@@ -35,6 +38,9 @@ pub struct Access {
     /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
     /// the table is to be told.
     pub hides_all: bool,
+    /// The table's own rules as SQL, for who reads its rows; row-level security has the policies
+    /// hold there.
+    pub narrowed: Option<String>,
     readable: HashSet<String>,
     /// The table's columns by their numbers, and whether the role may read each.
     columns: Vec<(i16, bool)>,
@@ -53,17 +59,16 @@ pub enum Rules {
     Judged {
         /// The compiled policies; all must say yes.
         predicates: SmallVec<[Arc<Predicate>; 1]>,
-        /// Whether there are others, so that PostgreSQL has to say yes as well.
+        /// Whether something of them is not compiled and undecided there, so that PostgreSQL is
+        /// asked where the rest does not decide.
         asked: bool,
         /// The query that asks all policies, compiled or not: also for the rows that a compiled
         /// one cannot decide. `None` where they cannot be asked.
         query: Option<Arc<str>>,
+        /// What asks only those that are not decided; `None` where all are to be asked.
+        parts: Option<Arc<Parts>>,
     },
 }
-
-/// The numbers of catalogs, as `pg_depend` names them.
-const PG_CLASS: u32 = 1259;
-const PG_PROC: u32 = 1255;
 
 impl Access {
     /// Works out what `role` may see of `table`. A partition that is published on its own is
@@ -78,6 +83,7 @@ impl Access {
             consults: Some(Vec::new()),
             lookups: Vec::new(),
             hides_all: false,
+            narrowed: None,
             readable: HashSet::new(),
             columns: Vec::new(),
             rows: 0,
@@ -105,6 +111,11 @@ impl Access {
             .map(|number| (number, rights.columns.contains(&number)))
             .collect();
         access.judge(catalog, table, role);
+        let rules = table
+            .rules_for(role)
+            .filter_map(|rule| rule.condition.as_deref());
+        let rules: Vec<String> = rules.map(|rule| format!("({rule})")).collect();
+        access.narrowed = (!rules.is_empty()).then(|| rules.join(" and "));
         access.rows = match &access.rules {
             Rules::Nothing(_) => 0,
             Rules::Everything => 1,
@@ -157,6 +168,7 @@ impl Access {
         let mut questions: Vec<Asked<'_>> = Vec::new();
         let mut asked = false;
         let mut unaskable = None;
+        let (mut parts, mut askable_in_parts) = (Vec::new(), true);
         if !catalog.roles.get(role).is_some_and(|role| role.settable) {
             // A membership may exist without the right to SET ROLE from 16 on.
             let option = if catalog.major < 16 {
@@ -175,21 +187,28 @@ impl Access {
             .iter()
             .filter_map(|oid| catalog.tables.get(oid));
         for judged in std::iter::once(table).chain(ancestors.map(Arc::as_ref)) {
-            let looked_into = match reach(catalog, judged, role) {
-                Ok(found) => found,
-                Err(raised) => {
-                    self.rules = Rules::Nothing(raised);
-                    return;
-                }
-            };
+            if let Err(raised) = reach(catalog, judged, role) {
+                self.rules = Rules::Nothing(raised);
+                return;
+            }
             let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
                 self.rules = Rules::Nothing(format!("role {role:?} does not exist"));
                 return;
             };
-            if !security_applies(catalog, judged, rights) {
+            let applies = judged.rules.iter().filter(|rule| rule.applies_to(role));
+            let unruled = applies.filter_map(|rule| rule.policy.as_ref().err()).next();
+            if let Some(unruled) = unruled {
+                let reason = format!("a rule of this relay is not in force: {unruled}");
+                self.rules = Rules::Nothing(reason);
+                return;
+            }
+            // Without row-level security the rules alone decide.
+            let open = !security_applies(catalog, judged, rights);
+            let policies = applicable(judged, rights).filter(|_| !open);
+            let applicable: Vec<&Policy> = policies.chain(judged.rules_for(role)).collect();
+            if open && applicable.is_empty() {
                 continue;
             }
-            let applicable: Vec<&Policy> = applicable(judged, rights).collect();
             if let Some(refused) = unexecutable(catalog, &applicable, role) {
                 self.rules = Rules::Nothing(refused);
                 return;
@@ -197,11 +216,7 @@ impl Access {
             unaskable = unaskable
                 .or_else(|| unstored(judged, &applicable))
                 .or_else(|| miscast(catalog, judged, &applicable));
-            questions.push(Asked {
-                table: judged,
-                condition: condition(&applicable),
-                reads: columns_read(judged, &applicable),
-            });
+            questions.push(question(judged, &applicable, open));
             let consulted = consults(catalog, judged, &applicable);
             self.consults = self.consults.take().zip(consulted).map(|(mut all, some)| {
                 all.extend(some);
@@ -209,22 +224,29 @@ impl Access {
             });
             // A policy with only a WITH CHECK permits nothing to be read.
             let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
-            self.hides_all |= !applicable.iter().any(permits);
-            match compiled(catalog, judged, &applicable, (role, &looked_into)) {
-                Ok(predicate) => {
-                    let constant = predicate.is_constant();
-                    self.hides_all |= matches!(
-                        constant,
-                        Some(Verdict::False | Verdict::Null | Verdict::Error)
-                    );
-                    self.look(predicate.lookups());
-                    predicates.push(Arc::new(predicate));
-                }
-                Err(refusals) => {
-                    asked = true;
-                    self.asked_because.extend(refusals);
-                }
+            self.hides_all |= !open && !applicable.iter().any(permits);
+            let done = compiled(catalog, judged, &applicable, role);
+            if let Some(raised) = done.iter().find_map(|one| one.denied.clone()) {
+                self.rules = Rules::Nothing(raised);
+                return;
             }
+            let decides_all = done.iter().any(|one| one.decides_all);
+            let predicate = combined(&done, open);
+            self.look(predicate.lookups());
+            self.hides_all |= matches!(
+                predicate.is_constant(),
+                Some(Verdict::False | Verdict::Null | Verdict::Error)
+            );
+            predicates.push(Arc::new(predicate));
+            asked |= done.iter().any(|one| !one.refused.is_empty());
+            askable_in_parts &= !decides_all;
+            if let Some(table) = catalog.tables.get(&judged.oid) {
+                parts.push(Judged::new(table, open, &done));
+            }
+            self.asked_because.extend(done.into_iter().flat_map(|one| {
+                let name = &one.policy.name;
+                one.refused.into_iter().map(|reason| (name.clone(), reason))
+            }));
         }
         self.reads = questions
             .iter()
@@ -248,31 +270,19 @@ impl Access {
                 predicates,
                 asked,
                 query: None,
+                parts: None,
             },
             None => Rules::Judged {
                 predicates,
                 asked,
                 query: Some(image::query(&questions).into()),
+                parts: (asked && askable_in_parts)
+                    .then(|| Parts::new(parts))
+                    .flatten()
+                    .map(Arc::new),
             },
         };
     }
-}
-
-/// The columns that the policies read, from what PostgreSQL noted as their dependencies.
-fn columns_read<'a>(table: &'a Table, policies: &[&Policy]) -> Vec<&'a Column> {
-    let depends = |column: &Column| {
-        policies
-            .iter()
-            .flat_map(|policy| &policy.depends)
-            .any(|(class, object, number)| {
-                class.0 == PG_CLASS && *object == table.oid && *number == i32::from(column.number)
-            })
-    };
-    table
-        .columns
-        .iter()
-        .filter(|column| depends(column))
-        .collect()
 }
 
 /// Whether a policy reads a row as a whole, for which no column dependency stands.
@@ -320,239 +330,42 @@ fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Str
         })
 }
 
-/// The policies as one predicate, or the names of those that are not compiled and why.
-fn compiled(
-    catalog: &Catalog,
-    table: &Table,
-    policies: &[&Policy],
-    (role, looked_into): (&str, &[&Table]),
-) -> Result<Predicate, Vec<(String, String)>> {
-    let mut scope = scope(catalog, table, policies, looked_into);
-    let tables = looked_into
-        .iter()
-        .map(|table| (table.oid, looked(catalog, table, role)));
-    scope.tables = tables.collect();
-    let (mut permissive, mut restrictive, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-    for policy in policies {
-        // With only a WITH CHECK it says nothing about what may be read.
-        let Some(tree) = &policy.tree else { continue };
-        if catalog.request_settings {
-            let reason = "a setting of the database or a role begins with \"request.\"".to_owned();
-            refused.push((policy.name.clone(), reason));
-            continue;
-        }
-        let expr = compile(tree, &scope)
-            .map_err(|refusal| refusal.reason)
-            .and_then(|compiled| {
-                if compiled.references == dependencies(table, policy) {
-                    Ok(compiled.expr)
-                } else {
-                    Err(
-                        "what its tree names is not what PostgreSQL noted that it depends on"
-                            .to_owned(),
-                    )
-                }
-            });
-        match expr {
-            Ok(expr) if policy.permissive => permissive.push(expr),
-            Ok(expr) => restrictive.push(expr),
-            Err(reason) => refused.push((policy.name.clone(), reason)),
-        }
-    }
-    if refused.is_empty() {
-        Ok(Predicate::new(permissive, restrictive))
-    } else {
-        Err(refused)
-    }
-}
-
-/// What the policies of a table may be compiled against. Only functions that they name themselves
-/// are inlined: whether the role may execute those is checked, and their change is noticed.
-fn scope(catalog: &Catalog, table: &Table, policies: &[&Policy], looked_into: &[&Table]) -> Scope {
-    let others = looked_into.iter().flat_map(|table| &table.policies);
-    let named: BTreeSet<Oid> = policies
-        .iter()
-        .copied()
-        .chain(others)
-        .flat_map(|policy| &policy.depends)
-        .filter(|(class, _, _)| class.0 == PG_PROC)
-        .map(|(_, function, _)| *function)
-        .collect();
-    let columns = table.columns.iter().map(column).collect();
-    let functions = catalog
-        .functions
-        .values()
-        .filter(|function| named.contains(&function.oid))
-        .filter(|function| function.language == "sql" && function.kind == 'f' && !function.set)
-        .filter_map(|function| {
-            let inlined = Function {
-                arguments: function.arguments.clone(),
-                result: function.returns,
-                strict: function.strict,
-                security_definer: function.definer,
-                configured: function.config.is_some(),
-                body: function.body.clone()?,
-            };
-            Some((function.oid, inlined))
-        })
-        .collect();
-    Scope {
-        major: catalog.major,
-        columns,
-        types: catalog.native.clone(),
-        functions,
-        tables: HashMap::new(),
-        settings: HashMap::new(),
-    }
-}
-
-fn column(column: &Column) -> (i16, compile::Column) {
-    let known = compile::Column {
-        name: column.name.as_str().into(),
-        type_oid: column.type_oid,
-        type_modifier: column.modifier,
-        collation: column.collation,
-    };
-    (column.number, known)
-}
-
-/// A table that sub-selects look into, as the role has it.
-fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> {
-    let rights = table.rights.iter().find(|rights| rights.role == role);
-    let known = rights.filter(|_| catalog.roles.contains_key(role));
-    let secured = known.is_some_and(|rights| security_applies(catalog, table, rights));
-    let policies = known.filter(|_| secured).map(|rights| {
-        // Without a permissive one PostgreSQL does not look at the others.
-        let permits = |policy: &Policy| policy.permissive && policy.tree.is_some();
-        let permitting = applicable(table, rights).any(permits);
-        let own = |policy: &Policy| {
-            Some(compile::OwnPolicy {
-                name: policy.name.clone(),
-                permissive: policy.permissive,
-                tree: policy.tree.clone()?,
-                depends: dependencies(table, policy),
-            })
-        };
-        let policies = applicable(table, rights).filter(|_| permitting);
-        policies.filter_map(own).collect()
-    });
-    let refused = table
-        .unfollowed
-        .as_ref()
-        .map(|why| format!("{} {why}", table.name));
-    let unknown = || format!("role {role:?} does not exist");
-    // Old streams do not carry what is computed.
-    let carried = table
-        .columns
-        .iter()
-        .filter(|column| column.generated.is_none());
-    Arc::new(compile::Looked {
-        name: table.name.clone(),
-        columns: carried.map(column).collect(),
-        refused: refused.or_else(|| known.is_none().then(unknown)),
-        policies,
-    })
-}
-
-/// What PostgreSQL noted that a policy depends on, in the compiler's words. What it was made with
-/// (below 16384) is not always noted, and not compared.
-fn dependencies(table: &Table, policy: &Policy) -> BTreeSet<Reference> {
-    let mut references = BTreeSet::new();
-    for (class, object, column) in &policy.depends {
-        let user_made = object.0 >= 16384;
-        let column = i16::try_from(*column).unwrap_or(i16::MIN);
-        let own = *object == table.oid;
-        match class.0 {
-            PG_CLASS if own && column == 0 => {}
-            PG_CLASS if own => {
-                references.insert(Reference::Column(column));
-            }
-            PG_CLASS => {
-                references.insert(Reference::Table(*object));
-                if column != 0 {
-                    references.insert(Reference::Of(*object, column));
-                }
-            }
-            PG_PROC if user_made => {
-                references.insert(Reference::Function(*object));
-            }
-            2617 if user_made => {
-                references.insert(Reference::Operator(*object));
-            }
-            1247 if user_made => {
-                references.insert(Reference::Type(*object));
-            }
-            3456 if user_made => {
-                references.insert(Reference::Collation(*object));
-            }
-            _ => {}
-        }
-    }
-    references
-}
-
-/// The policies of a table that apply to a role.
-pub(super) fn applicable<'t>(
-    table: &'t Table,
-    rights: &'t Rights,
-) -> impl Iterator<Item = &'t Policy> {
-    let policies = table.policies.iter();
-    policies.filter(|policy| rights.policies.contains(&policy.name))
-}
-
-/// Whether row-level security decides for this role.
-pub(super) fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
-    let bypass = catalog
-        .roles
-        .get(&rights.role)
-        .is_some_and(|role| role.bypass);
-    table.row_security && !bypass && (!rights.owner || table.force_row_security)
-}
-
-/// A function that the role may not execute makes every SELECT fail: nothing is visible.
-pub(super) fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<String> {
-    policies
-        .iter()
-        .flat_map(|policy| &policy.depends)
-        .filter(|(class, _, _)| class.0 == PG_PROC)
-        .filter_map(|(_, function, _)| catalog.functions.get(function))
-        .find(|function| !function.execute.iter().any(|allowed| allowed == role))
-        .map(|function| format!("permission denied for function {}", function.name))
-}
-
-/// (all restrictive) and (any permissive), in SQL. Without a permissive policy nothing is visible.
-///
-/// In the order in which PostgreSQL itself puts them, since it stops at what decides and a policy
-/// behind that may raise an error: the restrictive ones by name, then the permissive ones by name
-/// backwards (its cache of policies is built front to back).
-fn condition(policies: &[&Policy]) -> String {
-    let parts = |permissive: bool| -> Vec<String> {
-        policies
-            .iter()
-            .filter(|policy| policy.permissive == permissive)
-            .filter_map(|policy| Some(format!("({})", policy.condition.as_ref()?)))
-            .collect()
-    };
-    let (mut all, mut any) = (parts(false), parts(true));
-    any.reverse();
-    all.push(if any.is_empty() {
-        "false".to_owned()
-    } else {
-        format!("({})", any.join(" or "))
-    });
-    format!("({})", all.join(" and "))
-}
-
 /// What decides which rows a role may see, as one number: not how the policies are called, how they
 /// are laid out, or who wrote them when.
 fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for judged in judged(catalog, table) {
-        let Some(rights) = judged.rights.iter().find(|rights| rights.role == role) else {
+    let context = catalog.context(role);
+    let mut looked: BTreeSet<(Oid, Oid)> = BTreeSet::new();
+    for judged in partitioned(catalog, table) {
+        looked.insert((context.role, judged.oid));
+        let closure = Closure::of(catalog, judged, &context);
+        looked.extend(closure.tables);
+        for (oid, context) in closure.functions {
+            let Some(function) = catalog.functions.get(&oid) else {
+                continue;
+            };
+            let acting = catalog.role(context.role).map(|role| role.name.as_str());
+            (oid.0, &context.path, acting).hash(&mut hasher);
+            does(function, function.does(&context), role).hash(&mut hasher);
+        }
+    }
+    for judged in partitioned(catalog, table) {
+        let rules = judged.rules_for(role);
+        let rules = rules.map(|rule| rule.tree.as_deref().map(without_places));
+        let mut rules: Vec<Option<String>> = rules.collect();
+        rules.sort_unstable();
+        (judged.oid.0, rules).hash(&mut hasher);
+    }
+    for (acting, oid) in looked {
+        let (Some(acting), Some(judged)) = (catalog.role(acting), catalog.tables.get(&oid)) else {
+            continue;
+        };
+        let mut rights = judged.rights.iter();
+        let Some(rights) = rights.find(|rights| rights.role == acting.name) else {
             continue;
         };
         let applies = security_applies(catalog, judged, rights);
-        (judged.oid.0, applies).hash(&mut hasher);
+        (&acting.name, judged.oid.0, applies).hash(&mut hasher);
         if !applies {
             continue;
         }
@@ -560,7 +373,12 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         let applicable = applicable.filter(|policy| rights.policies.contains(&policy.name));
         // By what they say, not by name.
         let mut policies: Vec<u64> = applicable
-            .map(|policy| said(catalog, policy, role))
+            .map(|policy| {
+                let mut hasher = DefaultHasher::new();
+                let tree = policy.tree.as_deref().map(without_places);
+                (policy.permissive, tree).hash(&mut hasher);
+                hasher.finish()
+            })
             .collect();
         policies.sort_unstable();
         policies.hash(&mut hasher);
@@ -568,20 +386,17 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     hasher.finish()
 }
 
-/// What a policy says, and what the functions do that it calls.
-fn said(catalog: &Catalog, policy: &Policy, role: &str) -> u64 {
+/// What a function does, and whether the role may have it done.
+fn does(function: &Function, body: Option<Result<&Body, String>>, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let tree = policy.tree.as_deref().map(without_places);
-    (policy.permissive, tree).hash(&mut hasher);
-    let depends = policy.depends.iter();
-    let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
-    for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
-        let body = function.body.as_deref().map(without_places);
-        let flags = (function.strict, function.definer, function.set);
-        (&function.source, &function.language, body, flags).hash(&mut hasher);
-        let allowed = function.execute.iter().any(|allowed| allowed == role);
-        (&function.config, allowed).hash(&mut hasher);
-    }
+    let body = body.and_then(Result::ok);
+    let trees: Vec<String> = body
+        .map(|body| body.trees().into_iter().map(without_places).collect())
+        .unwrap_or_default();
+    (&function.source, &function.language, trees).hash(&mut hasher);
+    (function.strict, function.definer, function.set).hash(&mut hasher);
+    let allowed = function.execute.iter().any(|allowed| allowed == role);
+    (&function.config, allowed).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -619,12 +434,23 @@ pub fn fingerprints<'a>(
     })
 }
 
-/// The table and those that it is a partition of, and what policies of theirs look into.
-fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
+/// The table and those that it is a partition of.
+fn partitioned<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
     let ancestors = table.ancestors.iter();
     let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
-    let judged = std::iter::once(table).chain(ancestors.map(Arc::as_ref));
-    judged.flat_map(|table| std::iter::once(table).chain(looked_into(catalog, table)))
+    std::iter::once(table).chain(ancestors.map(Arc::as_ref))
+}
+
+/// The same, and what policies of theirs look into, directly or through functions.
+fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
+    partitioned(catalog, table)
+        .flat_map(|table| std::iter::once(table).chain(beyond(catalog, table).0))
+}
+
+/// The functions that policies of a table call, directly or through each other.
+pub fn functions<'a>(catalog: &'a Catalog, table: &'a Table) -> Vec<&'a Function> {
+    let all = partitioned(catalog, table).flat_map(|table| beyond(catalog, table).1);
+    all.collect()
 }
 
 /// What decides for all roles alike.
@@ -648,15 +474,10 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
                     &table.identity,
                     &table.published_columns
                 ),
-                &table.policies,
+                (&table.policies, &table.rules),
             )
         )
         .hash(&mut hasher);
-        let depends = table.policies.iter().flat_map(|policy| &policy.depends);
-        let functions = depends.filter(|(class, _, _)| class.0 == PG_PROC);
-        for function in functions.filter_map(|(_, oid, _)| catalog.functions.get(oid)) {
-            format!("{function:?}").hash(&mut hasher);
-        }
         let columns = table.columns.iter().map(|column| column.type_oid);
         for oid in columns {
             // Of a domain also what it is over: an enum's labels are there.
@@ -668,15 +489,31 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
             format!("{:?}", (catalog.types.get(&oid), base, cast, operators)).hash(&mut hasher);
         }
     }
+    for function in functions(catalog, table) {
+        format!("{function:?}").hash(&mut hasher);
+    }
     hasher
 }
 
 /// And what decides for one.
 fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    // Inside SECURITY DEFINER functions it is their owners' rights that count.
+    let definers = functions(catalog, table).into_iter();
+    let definers = definers.filter(|function| function.definer);
+    let owners = definers.filter_map(|function| catalog.role(function.owner));
+    let mut acting: BTreeSet<&str> = owners.map(|owner| owner.name.as_str()).collect();
+    acting.insert(role);
     for table in judged(catalog, table) {
-        let rights = table.rights.iter().find(|rights| rights.role == role);
-        format!("{rights:?}").hash(&mut hasher);
+        let rights = table.rights.iter();
+        for rights in rights.filter(|rights| acting.contains(rights.role.as_str())) {
+            format!("{rights:?}").hash(&mut hasher);
+        }
     }
-    format!("{:?}", (catalog.roles.get(role), catalog.request_settings)).hash(&mut hasher);
+    for name in acting {
+        let known = catalog.roles.get(name);
+        let path = known.and_then(|known| catalog.paths.get(&known.oid));
+        format!("{:?}", (known, path)).hash(&mut hasher);
+    }
+    (role, catalog.request_settings).hash(&mut hasher);
     hasher.finish()
 }

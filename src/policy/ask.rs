@@ -13,6 +13,8 @@ mod desk;
 
 pub mod image;
 
+pub mod parts;
+
 mod queue;
 
 pub mod probe;

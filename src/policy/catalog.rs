@@ -1,10 +1,12 @@
 //! The part of PostgreSQL's catalog that decides who may see which rows, as one immutable value.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::body::{Body, Context};
+use super::rule::TableRule;
 use crate::datum::{Collation, Encoding, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid, Xid};
 
@@ -45,9 +47,22 @@ pub struct Catalog {
     /// Whether some setting of the database or a role sets what only requests should: then what
     /// policies read of a request is not known from its claims alone.
     pub request_settings: bool,
-    /// Whether some setting of the database or a role moves `pg_catalog` back in the search path,
-    /// so that names in unpinned function bodies could mean something else than they seem to.
-    pub unusual_search_path: bool,
+    /// Why rules are not in force, a sentence each.
+    pub unruled: Vec<String>,
+    /// The search path that a role has in a session of its own, by its number; none for roles whose
+    /// path is not known.
+    pub paths: HashMap<Oid, Arc<str>>,
+    /// The schemas, by name.
+    pub schemas: HashMap<String, Schema>,
+}
+
+/// A schema.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Schema {
+    /// Whether the relay's login may use it.
+    pub usable: bool,
+    /// The roles that may.
+    pub usage: Vec<String>,
 }
 
 /// A role that clients act as.
@@ -102,6 +117,9 @@ pub struct Table {
     pub leaves: Option<Vec<Leaf>>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
+    /// The operator's rules for it.
+    #[serde(skip)]
+    pub rules: Vec<TableRule>,
     /// What each role may do.
     pub rights: Vec<Rights>,
 }
@@ -130,6 +148,19 @@ impl Table {
         self.written_by
             .iter()
             .any(|writer| xid.widen(*writer) == xid)
+    }
+
+    /// What the operator's rules say, as far as that is known.
+    pub fn ruled(&self) -> impl Iterator<Item = &Policy> {
+        self.rules
+            .iter()
+            .filter_map(|rule| rule.policy.as_ref().ok())
+    }
+
+    /// What the operator's rules for a role say, as far as that is known.
+    pub fn rules_for(&self, role: &str) -> impl Iterator<Item = &Policy> {
+        let rules = self.rules.iter().filter(move |rule| rule.applies_to(role));
+        rules.filter_map(|rule| rule.policy.as_ref().ok())
     }
 
     /// The name as SQL, quoted.
@@ -228,7 +259,7 @@ pub struct Column {
 }
 
 /// A policy that applies to SELECT.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Policy {
     /// Its name.
     pub name: String,
@@ -285,19 +316,28 @@ pub struct Type {
     pub attributes: Option<Vec<(String, Oid)>>,
 }
 
-/// A function that a policy calls.
-#[derive(Debug, Deserialize)]
+/// A function that policies call, directly or through others.
+#[derive(Debug, Clone, Deserialize)]
 pub struct Function {
     /// Its number.
     pub oid: Oid,
+    /// Its schema.
+    pub schema: String,
     /// Its name.
     pub name: String,
     /// Its language.
     pub language: String,
     /// Its source text.
     pub source: String,
-    /// Its resolved body, where it has one.
-    pub body: Option<String>,
+    /// Its resolved body, where it was made with one (`prosqlbody`).
+    body: Option<String>,
+    /// The same.
+    #[serde(skip)]
+    atomic: Option<Body>,
+    /// What it does where it was not, by how it runs; why it is not known where PostgreSQL could
+    /// not say.
+    #[serde(skip)]
+    pub bodies: BTreeMap<Context, Result<Body, String>>,
     /// `pg_proc.prokind`.
     pub kind: char,
     /// Whether it returns a set.
@@ -314,6 +354,14 @@ pub struct Function {
     pub returns: Oid,
     /// Its arguments as SQL.
     pub signature: String,
+    /// `pg_proc.proargnames`
+    pub argument_names: Option<Vec<String>>,
+    /// Its argument types as SQL.
+    pub argument_types: Vec<String>,
+    /// Whether it has arguments that are results, or takes any number of them.
+    pub unusual_arguments: bool,
+    /// Its owner.
+    pub owner: Oid,
     /// What it returns, as SQL.
     pub result: String,
     /// `pg_proc.xmin`.
@@ -322,8 +370,88 @@ pub struct Function {
     pub execute: Vec<String>,
 }
 
+impl Function {
+    /// Its own search path.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        let settings = self.config.iter().flatten();
+        let mut paths = settings.filter_map(|setting| setting.strip_prefix("search_path="));
+        paths.next()
+    }
+
+    /// What it sets `row_security` to.
+    #[must_use]
+    pub fn row_security(&self) -> Option<&str> {
+        let settings = self.config.iter().flatten();
+        let mut set = settings.filter_map(|setting| setting.strip_prefix("row_security="));
+        set.next()
+    }
+
+    /// Why what it does cannot be told from its body.
+    #[must_use]
+    pub fn unusual(&self) -> Option<String> {
+        if self.kind != 'f' {
+            return Some("is an aggregate, a window function or a procedure".to_owned());
+        }
+        if !matches!(self.language.as_str(), "sql" | "plpgsql") {
+            return Some(format!("is written in {}", self.language));
+        }
+        self.unusual_setting()
+            .map(|setting| format!("sets {setting}"))
+    }
+
+    /// What it does where it runs so, or why that is not known; `None` where it was not analysed.
+    #[must_use]
+    pub fn does(&self, context: &Context) -> Option<Result<&Body, String>> {
+        if let Some(reason) = self.unusual() {
+            return Some(Err(reason));
+        }
+        if let Some(body) = &self.atomic {
+            return Some(Ok(body));
+        }
+        let body = self.bodies.get(context);
+        body.map(|body| body.as_ref().map_err(Clone::clone))
+    }
+
+    /// What it does, however it runs.
+    pub fn known(&self) -> impl Iterator<Item = &Body> {
+        self.atomic.iter().chain(self.bodies.values().flatten())
+    }
+
+    /// The same, where all of that is known.
+    #[must_use]
+    pub fn all_known(&self) -> Option<Vec<&Body>> {
+        let known: Vec<&Body> = self.known().collect();
+        let whole = self.unusual().is_none() && self.bodies.values().all(Result::is_ok);
+        (whole && !known.is_empty()).then_some(known)
+    }
+
+    /// A setting of its own that could change what it does in ways that are not known.
+    fn unusual_setting(&self) -> Option<&str> {
+        let mut settings = self.config.iter().flatten();
+        let name = |setting: &str| setting.split('=').next().unwrap_or_default().to_owned();
+        let unusual = settings
+            .find(|setting| !["search_path", "row_security"].contains(&name(setting).as_str()));
+        unusual.map(|setting| setting.split('=').next().unwrap_or_default())
+    }
+
+    /// How its body runs where it is called by what runs so.
+    #[must_use]
+    pub fn within(&self, caller: &Context) -> Context {
+        Context {
+            role: if self.definer {
+                self.owner
+            } else {
+                caller.role
+            },
+            path: self.path().map(Arc::from).or_else(|| caller.path.clone()),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Document {
+    schemas: HashMap<String, Schema>,
     database: Database,
     roles: Vec<Role>,
     tables: Vec<Table>,
@@ -342,6 +470,9 @@ struct Database {
     collate: String,
     ctype: String,
     provider: char,
+    search_path: Option<String>,
+    login: Oid,
+    oid: Oid,
     settings: Vec<(Oid, Oid, Option<Vec<String>>)>,
 }
 
@@ -352,12 +483,6 @@ impl Catalog {
     /// Where the text is not what that query returns.
     pub fn parse(text: &str, hash: String, read_at: Lsn) -> Result<Self, serde_json::Error> {
         let document: Document = serde_json::from_str(text)?;
-        let unusual_search_path = document
-            .database
-            .settings
-            .iter()
-            .flat_map(|(_, _, settings)| settings.iter().flatten())
-            .any(|setting| setting.starts_with("search_path=") && setting.contains("pg_catalog"));
         let request_settings = document
             .database
             .settings
@@ -365,9 +490,12 @@ impl Catalog {
             .flat_map(|(_, _, settings)| settings.iter().flatten())
             .any(|setting| setting.starts_with("request."));
         let native = native_types(&document);
+        let paths = paths(&document);
         Ok(Self {
             hash,
             native,
+            paths,
+            schemas: document.schemas,
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
@@ -391,19 +519,46 @@ impl Catalog {
             functions: document
                 .functions
                 .into_iter()
-                .map(|function| (function.oid, function))
+                .map(|mut function| {
+                    let body = function.body.take();
+                    function.atomic = body.map(|body| Body::Query(Arc::from(body)));
+                    (function.oid, function)
+                })
                 .collect(),
             casts: document.casts,
             operators: document.operators,
-            unusual_search_path,
+            unruled: Vec::new(),
             request_settings,
         })
     }
 
-    /// Whether the same roles have the rights of its tables' owners as in another one, as far as
-    /// both know the tables: no event trigger is told of `REASSIGN OWNED`.
+    /// A role by its number.
+    #[must_use]
+    pub fn role(&self, oid: Oid) -> Option<&Role> {
+        self.roles.values().find(|role| role.oid == oid)
+    }
+
+    /// How the policies of a role's queries run.
+    #[must_use]
+    pub fn context(&self, role: &str) -> Context {
+        let role = self.roles.get(role).map_or(Oid(0), |role| role.oid);
+        Context {
+            role,
+            path: self.paths.get(&role).cloned(),
+        }
+    }
+
+    /// Whether the same roles have the rights of its tables' owners as in another one, and functions
+    /// the same owners, as far as both know them: no event trigger is told of `REASSIGN OWNED`.
     #[must_use]
     pub fn is_owned_as(&self, other: &Self) -> bool {
+        let given = |(oid, function): (&Oid, &Function)| {
+            let known = other.functions.get(oid);
+            known.is_some_and(|known| known.owner != function.owner)
+        };
+        if self.functions.iter().any(given) {
+            return false;
+        }
         let owners = |table: &Table| -> Vec<(String, bool)> {
             let rights = table.rights.iter();
             rights.map(|one| (one.role.clone(), one.owner)).collect()
@@ -435,6 +590,36 @@ impl Catalog {
         }
         None
     }
+}
+
+/// The search path of each role, from what is set for it here, for it everywhere, for the database,
+/// and for the server.
+fn paths(document: &Document) -> HashMap<Oid, Arc<str>> {
+    let set = |database: Oid, role: Oid| -> Option<&str> {
+        let settings = &document.database.settings;
+        let rows = settings
+            .iter()
+            .filter(|row| (row.0, row.1) == (database, role));
+        let mut all = rows.flat_map(|row| row.2.iter().flatten());
+        all.find_map(|setting| setting.strip_prefix("search_path="))
+    };
+    let (here, everywhere) = (document.database.oid, Oid(0));
+    let path = |role: Oid| {
+        let own = set(here, role).or_else(|| set(everywhere, role));
+        let shared = own
+            .or_else(|| set(here, everywhere))
+            .or_else(|| set(everywhere, everywhere));
+        // What the server says to all is what it says to the relay's own login, unless that is
+        // told something of its own.
+        let login = document.database.login;
+        let hidden = set(here, login).is_some() || set(everywhere, login).is_some();
+        let server = document.database.search_path.as_deref().filter(|_| !hidden);
+        shared.or(server).map(Arc::from)
+    };
+    let roles = document.roles.iter();
+    roles
+        .filter_map(|role| Some((role.oid, path(role.oid)?)))
+        .collect()
 }
 
 /// The default collation of every database.

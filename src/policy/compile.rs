@@ -1,6 +1,8 @@
 //! From PostgreSQL's own syntax tree to an [`Expr`]: a whitelist by object identifier, and a
 //! [`Refusal`] for everything else.
 
+mod call;
+
 mod constant;
 
 mod inline;
@@ -9,28 +11,54 @@ mod node;
 
 mod operators;
 
+mod parts;
+
 mod select;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use super::body::{Body, Context};
 use super::expr::{ColumnRef, Constant, Expr, Inputs};
 use super::node_tree::{self, Tree};
 use crate::datum::{Datum, Type, Types};
 use crate::pg::Oid;
+
+pub(super) use parts::in_parts;
 
 /// Why an expression is not compiled. It is asked of PostgreSQL instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The first thing met that is not compiled, for people to read.
     pub reason: String,
+    /// Whether PostgreSQL raises an error for every statement with it, whatever else decides.
+    pub always_fails: bool,
+    /// Whether PostgreSQL raises an error whenever it comes to that, whatever the row.
+    pub denied: bool,
 }
 
 impl Refusal {
     pub(super) fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
+            always_fails: false,
+            denied: false,
+        }
+    }
+
+    fn always(reason: impl Into<String>) -> Self {
+        Self {
+            always_fails: true,
+            ..Self::new(reason)
+        }
+    }
+
+    pub(super) fn denied(reason: impl Into<String>) -> Self {
+        Self {
+            denied: true,
+            ..Self::new(reason)
         }
     }
 }
@@ -53,11 +81,14 @@ pub struct Scope {
     pub columns: HashMap<i16, Column>,
     /// Enums, domains and collations.
     pub types: Types,
-    /// SQL functions that may be inlined. Whoever gives them has checked that the role may execute
-    /// them and that their `proconfig`, if any, does not matter to the body.
+    /// The functions whose bodies may take their place.
     pub functions: HashMap<Oid, Function>,
-    /// The tables that sub-selects may look into.
-    pub tables: HashMap<Oid, Arc<Looked>>,
+    /// The tables that sub-selects may look into, by the role that looks: inside a SECURITY DEFINER
+    /// body that is the function's owner.
+    pub tables: HashMap<(Oid, Oid), Arc<Looked>>,
+    /// As whom the policies run, and by which search path names are resolved in the bodies of
+    /// functions that have none of their own.
+    pub context: Context,
     /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
     pub settings: HashMap<String, Setting>,
 }
@@ -71,6 +102,8 @@ pub struct Looked {
     pub columns: HashMap<i16, Column>,
     /// Why it cannot be looked into natively.
     pub refused: Option<String>,
+    /// The columns that the role may read, by `attnum`; `None` for all there are.
+    pub readable: Option<BTreeSet<i16>>,
     /// The policies of the table that apply to the role; `None` where no row-level security does.
     pub policies: Option<Vec<OwnPolicy>>,
 }
@@ -101,21 +134,31 @@ pub struct Column {
     pub collation: Oid,
 }
 
-/// A SQL function (`pg_proc`).
+/// A function (`pg_proc`).
 #[derive(Debug, Clone)]
 pub struct Function {
+    /// Its name, for people to read.
+    pub name: String,
     /// `proargtypes`
     pub arguments: Vec<Oid>,
     /// `prorettype`
     pub result: Oid,
+    /// `proretset`
+    pub set: bool,
     /// `proisstrict`
     pub strict: bool,
-    /// `prosecdef`
-    pub security_definer: bool,
+    /// The owner, by number and name, where that is whom it runs as (`prosecdef`).
+    pub definer: Option<(Oid, Arc<str>)>,
     /// Whether there is a `proconfig`.
     pub configured: bool,
-    /// `prosqlbody::text`, or that of the body once analysed.
-    pub body: String,
+    /// Its own `search_path`.
+    pub path: Option<Arc<str>>,
+    /// Its own `row_security`.
+    pub row_security: Option<bool>,
+    /// The roles that may not execute it.
+    pub barred: BTreeSet<Oid>,
+    /// What it does, by how it runs, or why that is not known.
+    pub bodies: HashMap<Context, Result<Body, String>>,
 }
 
 /// What `current_setting` reads.
@@ -213,30 +256,55 @@ struct Typed {
 }
 
 /// A query around.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Around {
     /// That of the table itself.
     Own,
     /// One without a table.
     Nothing,
-    /// A sub-select, by its depth, over that table.
-    Looked(u32, Oid),
+    /// A sub-select, with what its FROM has.
+    From(Rc<[Origin]>),
+}
+
+/// Where the columns of an entry of FROM come from.
+#[derive(Debug, Clone)]
+enum Origin {
+    /// A table, by its depth.
+    Table(u32, Oid),
+    /// A join, by the expressions of its columns, which are read where the join stands.
+    Join(Rc<Tree>),
+    /// A sub-select.
+    Columns(Rc<[Result<Typed, Refusal>]>),
 }
 
 struct Compiler<'s> {
     scope: &'s Scope,
+    /// How the function or policy in hand runs.
+    context: Context,
+    /// The owner of the innermost SECURITY DEFINER function around.
+    user: Option<Arc<str>>,
+    /// Whether row-level security may not leave out anything (`row_security = off`).
+    unfiltered: bool,
+    /// The arguments of the functions in FROM of the query in hand: they are evaluated before it.
+    before: Vec<Expr>,
+    /// The functions around, those around the policies in hand included.
+    within: Vec<Oid>,
+    /// The tables whose policies are being applied to the query in hand, by role.
+    applied: Vec<(Oid, Oid)>,
     columns: Vec<Arc<ColumnRef>>,
     references: BTreeSet<Reference>,
     /// The arguments of the functions being inlined, innermost last.
-    calls: Vec<inline::Call>,
+    calls: Vec<Vec<Typed>>,
     /// The operands of the simple CASEs and array coercions around, innermost last.
     tests: Vec<Typed>,
     /// The queries around, within the innermost function or policy; the innermost last.
     frames: Vec<Around>,
-    /// The sub-selects over tables around, in all.
+    /// The tables of sub-selects around, in all.
     looked: u32,
     /// What the sub-select gives whose comparison is in hand.
-    output: Option<Typed>,
+    output: Vec<Typed>,
+    /// The aggregates of the sub-select in hand, where it may have some.
+    folding: Option<select::Folding>,
     nodes: usize,
 }
 
@@ -244,13 +312,20 @@ impl<'s> Compiler<'s> {
     fn new(scope: &'s Scope) -> Self {
         Self {
             scope,
+            context: scope.context.clone(),
+            user: None,
+            unfiltered: false,
+            before: Vec::new(),
+            within: Vec::new(),
+            applied: Vec::new(),
             columns: Vec::new(),
             references: BTreeSet::new(),
             calls: Vec::new(),
             tests: Vec::new(),
             frames: vec![Around::Own],
             looked: 0,
-            output: None,
+            output: Vec::new(),
+            folding: None,
             nodes: 0,
         }
     }
@@ -275,6 +350,11 @@ impl<'s> Compiler<'s> {
         if kept && self.calls.is_empty() {
             self.references.insert(reference);
         }
+    }
+
+    /// A table as the role in force has it.
+    fn table(&self, oid: Oid) -> Option<&'s Arc<Looked>> {
+        self.scope.tables.get(&(self.context.role, oid))
     }
 
     fn type_of(&self, oid: Oid, collation: Oid) -> Result<Type, Refusal> {
@@ -349,7 +429,7 @@ fn folded(expr: Expr) -> Result<Expr, Refusal> {
     }
     match expr.outcome(Inputs::default()) {
         Ok(datum) => Ok(Expr::Const(Constant(datum))),
-        Err(_) => Err(Refusal::new("a constant that raises an error")),
+        Err(_) => Err(Refusal::always("a constant that raises an error")),
     }
 }
 

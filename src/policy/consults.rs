@@ -3,13 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use super::body::{FIRST_NORMAL_OBJECT, numbers};
 use super::catalog::{Catalog, Policy, Table};
 use crate::pg::Oid;
 
 const PG_PROC: u32 = 1255;
-
-/// Objects below are PostgreSQL's own.
-const FIRST_NORMAL_OBJECT: u32 = 16384;
 
 /// PostgreSQL's functions that answer differently from one moment to the next: the clock's, chance,
 /// and the age of a timestamp.
@@ -19,6 +17,7 @@ const FLEETING: [u32; 8] = [1299, 2647, 2648, 2649, 274, 1598, 1386, 2059];
 pub(super) fn consults(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Vec<Oid>> {
     let mut seen = BTreeSet::from([table.oid]);
     let mut found = BTreeSet::new();
+    let mut asked = BTreeSet::new();
     let mut open: Vec<&Policy> = policies.to_vec();
     while let Some(policy) = open.pop() {
         if policy.tree.as_deref().is_some_and(is_fleeting) {
@@ -36,39 +35,38 @@ pub(super) fn consults(catalog: &Catalog, table: &Table, policies: &[&Policy]) -
                 open.extend(other.policies.iter());
             }
         }
-        let functions = policy
+        let called = policy
             .depends
             .iter()
             .filter(|(class, object, _)| class.0 == PG_PROC && object.0 >= FIRST_NORMAL_OBJECT);
-        for (_, function, _) in functions {
-            let function = catalog.functions.get(function)?;
-            let body = function.body.as_deref().filter(|body| reads_nothing(body));
-            body.filter(|_| function.language == "sql")?;
+        let mut called: Vec<Oid> = called.map(|(_, function, _)| *function).collect();
+        while let Some(function) = called.pop() {
+            if !asked.insert(function) {
+                continue;
+            }
+            let function = catalog.functions.get(&function)?;
+            for body in function.all_known()? {
+                if body.trees().into_iter().any(is_fleeting) {
+                    return None;
+                }
+                called.extend(body.functions());
+                for relation in body.relations() {
+                    let other = catalog.tables.get(&relation)?;
+                    if !other.published {
+                        return None;
+                    }
+                    found.insert(other.oid);
+                    if seen.insert(other.oid) {
+                        open.extend(other.policies.iter());
+                    }
+                }
+            }
         }
     }
     Some(found.into_iter().collect())
 }
 
-/// Whether a function's body reads no table and calls only what is PostgreSQL's own and lasting.
-fn reads_nothing(body: &str) -> bool {
-    numbers(body, ":relid ").next().is_none()
-        && !is_fleeting(body)
-        && numbers(body, "funcid ").all(|oid| oid < FIRST_NORMAL_OBJECT)
-}
-
 fn is_fleeting(tree: &str) -> bool {
     tree.contains("{SQLVALUEFUNCTION")
         || numbers(tree, "funcid ").any(|oid| FLEETING.contains(&oid))
-}
-
-/// The numbers behind a label of a tree.
-fn numbers<'tree>(tree: &'tree str, label: &'tree str) -> impl Iterator<Item = u32> + 'tree {
-    let labelled = tree.split(label).skip(1);
-    // What cannot be read is an object of which nothing is known.
-    labelled.map(|rest| {
-        let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
-        digits
-            .and_then(|digits| digits.parse().ok())
-            .unwrap_or(u32::MAX)
-    })
 }

@@ -294,7 +294,12 @@ impl Expr {
                 }
             }
             Self::Any(op, all, left, items) => any(*op, *all, left, items, inputs),
-            Self::Select(select) if !matches!(select.result, select::Asked::Scalar(..)) => {
+            Self::Select(select)
+                if matches!(
+                    select.result,
+                    select::Asked::Exists | select::Asked::Any(..)
+                ) =>
+            {
                 select.truth(inputs)
             }
             other => match other.evaluate(inputs)?.as_deref() {

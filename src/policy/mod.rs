@@ -9,7 +9,14 @@
 //! [`predicate`] over row and claims, and are asked of PostgreSQL where it is not ([`ask`]). Every
 //! error on the way hides the row.
 
+pub mod body;
+
 pub mod catalog;
+
+mod plpgsql;
+pub mod rule;
+
+mod closure;
 
 pub mod reader;
 
@@ -27,9 +34,13 @@ pub mod compile;
 
 pub mod predicate;
 
+mod scope;
+
 pub mod ask;
 
 pub mod access;
+
+pub mod explain;
 
 pub mod generated;
 

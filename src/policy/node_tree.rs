@@ -211,12 +211,12 @@ impl Tree {
             return Err(Refusal::new(format!("server version {major} is not known")));
         }
         let name = &node.name;
-        let written = fields::written(name, major)
-            .ok_or_else(|| Refusal::new(format!("{name} is not compiled")))?;
-        if !written
-            .split(' ')
-            .eq(node.fields.iter().map(|(label, _)| &**label))
-        {
+        let mut written = fields::written(name, major).peekable();
+        if written.peek().is_none() {
+            return Err(Refusal::new(format!("{name} is not compiled")));
+        }
+        let labels = || node.fields.iter().map(|(label, _)| &**label);
+        if !written.any(|written| written.split(' ').eq(labels())) {
             return Err(Refusal::new(format!("{name} has unexpected fields")));
         }
         Ok(node)

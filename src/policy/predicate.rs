@@ -10,6 +10,10 @@ mod audience;
 
 mod claims;
 
+mod looking;
+
+mod routes;
+
 mod tables;
 
 use std::fmt;
@@ -20,8 +24,11 @@ use smallvec::SmallVec;
 
 use audience::Plan;
 pub use audience::{Audience, Members, Probe};
-use tables::{Looking, Table, positive};
+use looking::{Looking, positive};
+use routes::{Graph, Route};
+use tables::Table;
 
+use super::explain::Found;
 use super::expr::select::Opened;
 use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use crate::auth::Principal;
@@ -81,6 +88,8 @@ pub struct Predicate {
     plan: Plan,
     /// What sub-selects look into.
     tables: Vec<Table>,
+    /// Whom a change of one of them concerns.
+    routes: Vec<Route>,
     lookups: Vec<Wanted>,
 }
 
@@ -107,6 +116,7 @@ impl Predicate {
             whole: Expr::NULL,
             plan: Plan::Scan,
             tables: Vec::new(),
+            routes: Vec::new(),
             lookups: Vec::new(),
         };
         let mut looking = Looking::default();
@@ -114,6 +124,12 @@ impl Predicate {
         lowered.whole = lowered.lower(&whole);
         let mut tables = looking.tables;
         lowered.plan = Plan::of(&lowered.whole, &mut tables);
+        for expr in lowered.parts.iter().chain([&lowered.whole]) {
+            Graph::of_changes().routes(expr, &mut lowered.routes);
+        }
+        for path in lowered.routes.iter().filter_map(|one| one.path.as_ref()) {
+            path.index(&mut tables, false);
+        }
         lowered.lookups = tables.iter().map(Table::wanted).collect();
         lowered.tables = tables;
         lowered
@@ -170,13 +186,21 @@ impl Predicate {
     pub fn probed_slots(&self) -> Vec<usize> {
         let mut slots = Vec::new();
         self.plan.slots(&mut slots);
-        let mut selects = Vec::new();
-        tables::selects(&self.whole, &mut selects);
-        let found = selects.into_iter().filter_map(tables::slot_of);
-        slots.extend(found.map(|(_, slot)| slot));
+        let paths = self.routes.iter().filter_map(|one| one.path.as_ref());
+        slots.extend(paths.map(|path| path.slot));
         slots.sort_unstable();
         slots.dedup();
         slots
+    }
+
+    /// How those are found who may see a row.
+    #[must_use]
+    pub fn found(&self) -> Found {
+        match self.plan.scans() {
+            _ if self.plan.is_of_row() => Found::Row,
+            true => Found::Scan,
+            false => Found::Index,
+        }
     }
 
     /// What is read of other tables.
@@ -240,7 +264,8 @@ fn reads(expr: &Expr) -> Reads {
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
             reads.lookups = true;
-            reads.frames &= !bit(select.depth);
+            let own = select.depths().into_iter().map(bit);
+            reads.frames &= !own.fold(0, |all, one| all | one);
         }
         _ => {}
     }

@@ -8,13 +8,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::access::{applicable, security_applies, unexecutable};
 use super::catalog::{Catalog, Policy, Rights, Table};
 use super::node_tree::{self, Node, Tree};
+use super::scope::{applicable, security_applies, unexecutable};
 use crate::pg::Oid;
 
 /// What `selectedCols` adds to a column's number.
-const OFFSET: i64 = 7;
+pub(super) const OFFSET: i64 = 7;
 
 /// ACL_SELECT
 const SELECT: u32 = 2;
@@ -38,7 +38,32 @@ pub(super) fn reach<'c>(
         denied: None,
     };
     walk.enter(table)?;
+    // Rules are asked beside the policies, so what they look into is no part of those.
+    let rules: Vec<&Policy> = table.rules_for(role).collect();
+    let refused = unexecutable(catalog, &rules, role);
+    walk.denied = walk.denied.take().or(refused);
+    walk.read(rules.iter().filter_map(|rule| rule.tree.as_deref()))?;
     walk.denied.map_or(Ok(walk.found), Err)
+}
+
+/// What PostgreSQL would raise for every query with one policy, whether or not it applies to the
+/// role.
+pub(super) fn alone(
+    catalog: &Catalog,
+    table: &Table,
+    policy: &Policy,
+    role: &str,
+) -> Option<String> {
+    let mut walk = Walk {
+        catalog,
+        role,
+        active: vec![table.oid],
+        done: BTreeSet::new(),
+        found: Vec::new(),
+        denied: unexecutable(catalog, &[policy], role),
+    };
+    let raised = walk.read(policy.tree.as_deref().into_iter()).err();
+    raised.or(walk.denied)
 }
 
 struct Walk<'c, 'r> {
@@ -85,6 +110,14 @@ impl<'c> Walk<'c, '_> {
         let refused = unexecutable(self.catalog, &policies, self.role);
         self.denied = self.denied.take().or(refused);
         self.active.push(table.oid);
+        self.read(trees.into_iter())?;
+        self.active.pop();
+        self.done.insert(table.oid);
+        Ok(())
+    }
+
+    /// Looks at the tables that conditions read.
+    fn read<'t>(&mut self, trees: impl Iterator<Item = &'t str>) -> Result<(), String> {
         for tree in trees {
             // What cannot be read is refused by the compiler.
             let Ok(tree) = node_tree::read(tree) else {
@@ -106,8 +139,6 @@ impl<'c> Walk<'c, '_> {
                 self.enter(other)?;
             }
         }
-        self.active.pop();
-        self.done.insert(table.oid);
         Ok(())
     }
 }
@@ -138,7 +169,7 @@ fn permitted(table: &Table, rights: &Rights, columns: &[i64]) -> Result<(), Stri
 }
 
 /// The tables that a tree reads, and which columns, as it notes for the check of rights.
-fn tables_in(tree: &Tree, found: &mut Vec<(Oid, Vec<i64>)>) {
+pub(super) fn tables_in(tree: &Tree, found: &mut Vec<(Oid, Vec<i64>)>) {
     match tree {
         Tree::List(items) => items.iter().for_each(|item| tables_in(item, found)),
         Tree::Node(node) => {
@@ -165,25 +196,4 @@ fn rights_of(node: &Node) -> Option<(Oid, Vec<i64>)> {
         _ => Vec::new(),
     };
     (oid.0 != 0 && required & SELECT != 0).then_some((oid, columns))
-}
-
-/// All tables that policies of these look into, whoever asks: what PostgreSQL noted.
-pub(super) fn looked_into<'c>(catalog: &'c Catalog, table: &'c Table) -> Vec<&'c Table> {
-    const PG_CLASS: u32 = 1259;
-    let (mut found, mut open): (Vec<&Table>, Vec<&Table>) = (Vec::new(), vec![table]);
-    while let Some(one) = open.pop() {
-        let depends = one.policies.iter().flat_map(|policy| &policy.depends);
-        for (_, oid, _) in depends.filter(|(class, ..)| class.0 == PG_CLASS) {
-            let Some(other) = catalog.tables.get(oid).map(Arc::as_ref) else {
-                continue;
-            };
-            let known = found.iter().any(|known| known.oid == *oid);
-            if *oid != table.oid && !known {
-                found.push(other);
-                open.push(other);
-            }
-        }
-    }
-    found.sort_by_key(|table| table.oid);
-    found
 }

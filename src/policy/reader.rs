@@ -3,21 +3,25 @@
 //! The catalog is read at *now*, the stream is in the past. A [`Mark`] that was taken before it was
 //! read says which changes of the stream it is not older than.
 
+mod bodies;
+
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Statement, Transaction};
-use tracing::debug;
+use tokio_postgres::{Client, Statement};
 
-use super::catalog::{Catalog, Function};
+use self::bodies::Bodies;
+use super::catalog::Catalog;
+use super::rule::{self, Analysed, Rule};
 use crate::change::Relation;
 use crate::pg::connect::{ConnectError, Database};
 use crate::pg::refusal::Retry;
 use crate::pg::snapshot::{InvalidSnapshot, Snapshot};
-use crate::pg::{Lsn, Oid, Xid, quote_identifier};
+use crate::pg::{Lsn, Oid, Xid};
 
 /// For how long somebody's exclusive lock on a table means that what it is described by may not be
 /// visible yet. A migration that holds it longer must not stop the stream; what it changes is sent
@@ -30,6 +34,9 @@ const WHOLE: Duration = Duration::from_secs(60);
 
 /// … unless that took more than this part of the time.
 const WHOLE_SHARE: u32 = 100;
+
+/// How often the catalog is read at once until it has all that functions come to.
+const MAX_ROUNDS: usize = 10;
 
 /// What every snapshot of the server shows by now, and the tables that somebody holds.
 const MARK: &str = "select pg_current_snapshot()::text, coalesce((
@@ -49,6 +56,9 @@ pub enum CatalogError {
     /// The answer is not what the query returns.
     #[error("the catalog is not as expected")]
     Malformed(#[from] serde_json::Error),
+    /// It was not read, for no reason that is known.
+    #[error("the catalog was not read")]
+    Unread,
     /// A snapshot in a form that is not known.
     #[error(transparent)]
     Snapshot(#[from] InvalidSnapshot),
@@ -65,6 +75,7 @@ impl CatalogError {
                 Some(code) if code.starts_with("42") => Retry::Never,
                 _ => Retry::Soon,
             },
+            Self::Unread => Retry::Soon,
             Self::Malformed(_) | Self::Snapshot(_) => Retry::Never,
         }
     }
@@ -155,8 +166,40 @@ pub struct CatalogReader {
     told: Option<Told>,
     /// The tables that somebody else holds, since it was noticed.
     held: HashMap<Oid, Instant>,
-    /// Resolved bodies by function and version, so that each is analysed once.
-    bodies: HashMap<(Oid, String), Option<String>>,
+    /// What functions do, each analysed once.
+    bodies: Bodies,
+    /// What the current catalog was made of.
+    seen: Option<Seen>,
+    /// The operator's rules, and what they come to.
+    rules: Vec<Rule>,
+    analysed: Vec<Analysed>,
+    /// Tables that are described though they are not published.
+    described: Vec<Oid>,
+}
+
+/// What a catalog was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    /// The md5 of its text.
+    document: String,
+    /// What names in the bodies of functions mean (`sql/names.sql`).
+    names: String,
+    /// What the functions do.
+    bodies: u64,
+    /// What the operator's rules come to.
+    rules: u64,
+}
+
+impl Seen {
+    fn hash(&self, told: &Told) -> String {
+        let Self {
+            document,
+            bodies,
+            rules,
+            ..
+        } = self;
+        format!("{document} {bodies:x} {rules:x} {:?}", told.trigger)
+    }
 }
 
 #[derive(Debug)]
@@ -166,6 +209,7 @@ struct Connection {
     told: Statement,
     fingerprint: Statement,
     document: Statement,
+    names: Statement,
     looked: Option<Looked>,
 }
 
@@ -187,8 +231,26 @@ impl CatalogReader {
             current: None,
             told: None,
             held: HashMap::new(),
-            bodies: HashMap::new(),
+            bodies: Bodies::default(),
+            seen: None,
+            rules: Vec::new(),
+            analysed: Vec::new(),
+            described: Vec::new(),
         }
+    }
+
+    /// Has these tables described as if they were published.
+    #[must_use]
+    pub fn describing(mut self, tables: Vec<Oid>) -> Self {
+        self.described = tables;
+        self
+    }
+
+    /// Holds the operator's rules against each catalog.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Vec<Rule>) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// Adds a role to those that are read; whether it was not among them.
@@ -268,17 +330,24 @@ impl CatalogReader {
         let (roles, publication) = (self.roles.clone(), self.publication.clone());
         let (slot, before) = (self.slot.clone(), self.told.clone());
         let current = self.current.clone();
+        // Owners of functions too, as far as they are known.
+        let owners = current
+            .iter()
+            .flat_map(|current| current.roles.keys().cloned());
+        let acting: BTreeSet<String> = owners.chain(roles.iter().cloned()).collect();
+        let unfinished = self.bodies.unfinished;
         let connection = self.connected().await?;
         let known = connection.looked.as_mut();
         let mut known = known.filter(|known| known.roles == roles);
-        let old = known.as_ref().is_none_or(|known| known.is_old());
+        let old = unfinished || known.as_ref().is_none_or(|known| known.is_old());
         if let (Some(known), Some(current), false) = (&known, &current, old)
             && known.snapshot == mark.snapshot
         {
             // Nothing at all has committed since.
             return Ok((Arc::clone(current), began.elapsed()));
         }
-        let told = look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
+        let told =
+            look_what_tells((&connection.client, &connection.told), (&slot, &acting)).await?;
         let fingerprint: String = connection
             .client
             .query_one(&connection.fingerprint, &[&publication])
@@ -295,27 +364,33 @@ impl CatalogReader {
             self.told = Some(told);
             return Ok((current, took));
         }
-        let names: Vec<&String> = roles.iter().collect();
-        let row = connection
-            .client
-            .query_one(&connection.document, &[&publication, &names])
-            .await?;
-        let (text, hash): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        if !same {
+            self.analyse_rules().await?;
+        }
+        let mut whole = self.whole().await?;
+        let connection = self.connected().await?;
         // What it tells of may lie between the two.
         let behind =
-            look_what_tells((&connection.client, &connection.told), (&slot, &roles)).await?;
+            look_what_tells((&connection.client, &connection.told), (&slot, &acting)).await?;
         let covered = told.covers(before.as_ref()) && behind == told;
-        let hash = format!("{hash} {:?}", behind.trigger);
         let looked = Looked {
             snapshot: mark.snapshot.clone(),
             fingerprint,
             roles,
             whole: (Instant::now(), began.elapsed() - took),
         };
-        let catalog = match current.filter(|current| current.hash == hash) {
-            Some(current) => current,
-            None => {
-                let mut catalog = self.parse(&text, hash).await?;
+        let known = self.seen.as_ref().map(|seen| seen.hash(&behind));
+        let same_as = current.filter(|current| Some(&current.hash) == known.as_ref());
+        if same_as.is_none() && whole.is_none() {
+            self.seen = None;
+            whole = self.whole().await?;
+        }
+        let catalog = match (same_as, whole) {
+            (Some(current), _) => current,
+            (None, None) => return Err(CatalogError::Unread),
+            (None, Some(mut catalog)) => {
+                let seen = self.seen.as_ref();
+                catalog.hash = seen.map(|seen| seen.hash(&behind)).unwrap_or_default();
                 catalog.marked = behind.trigger.is_some();
                 let before = self.current.as_deref();
                 let covered = covered && before.is_some_and(|before| catalog.is_owned_as(before));
@@ -330,61 +405,83 @@ impl CatalogReader {
         Ok((catalog, if same { took } else { began.elapsed() }))
     }
 
-    async fn parse(&mut self, text: &str, hash: String) -> Result<Catalog, CatalogError> {
-        let read_at: String = self
-            .connected()
-            .await?
-            .client
-            .query_one("select pg_current_wal_insert_lsn()::text", &[])
-            .await?
-            .try_get(0)?;
-        let read_at: Lsn = read_at.parse().unwrap_or_default();
-        let mut catalog = Catalog::parse(text, hash, read_at)?;
-        self.resolve_bodies(&mut catalog).await?;
-        Ok(catalog)
+    /// Reads the catalog as a whole, with all that functions come to; `None` where that is what was
+    /// seen before.
+    async fn whole(&mut self) -> Result<Option<Catalog>, CatalogError> {
+        let (publication, roles) = (self.publication.clone(), self.roles.clone());
+        let listed: Vec<&String> = roles.iter().collect();
+        let mut bodies = std::mem::take(&mut self.bodies);
+        let known = self.seen.clone().filter(|_| !bodies.unfinished);
+        let mut ruled = DefaultHasher::new();
+        let rules: Vec<_> = self.analysed.iter().map(|rule| &rule.rule).collect();
+        format!("{rules:?}").hash(&mut ruled);
+        let rules = ruled.finish();
+        let mut round = 0;
+        let outcome = loop {
+            let connection = self.connected().await?;
+            let numbers = |oids: &BTreeSet<Oid>| oids.iter().map(|oid| oid.0).collect::<Vec<u32>>();
+            let beyond = (numbers(&bodies.functions), numbers(&bodies.tables));
+            let row = connection
+                .client
+                .query_one(
+                    &connection.document,
+                    &[&publication, &listed, &beyond.0, &beyond.1],
+                )
+                .await?;
+            let (text, document): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+            let names = connection.client.query_one(&connection.names, &[]).await?;
+            let names: String = names.try_get(0)?;
+            let same = known
+                .as_ref()
+                .filter(|seen| seen.document == document && seen.names == names)
+                .filter(|seen| seen.rules == rules);
+            if round == 0 && same.is_some() {
+                break None;
+            }
+            // Only who explains policies reads the catalog of a standby.
+            let read_at = "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() \
+                           else pg_current_wal_insert_lsn() end)::text";
+            let read_at: String = connection
+                .client
+                .query_one(read_at, &[])
+                .await?
+                .try_get(0)?;
+            let read_at: Lsn = read_at.parse().unwrap_or_default();
+            let mut catalog = Catalog::parse(&text, String::new(), read_at)?;
+            rule::install(&mut catalog, &self.analysed);
+            let client = &mut self.connected().await?.client;
+            let complete = bodies.fill(client, &mut catalog, (&roles, &names)).await?;
+            round += 1;
+            // What is not complete by then is not compiled.
+            if complete || round == MAX_ROUNDS {
+                let mut hasher = DefaultHasher::new();
+                let mut functions: Vec<_> = catalog.functions.values().collect();
+                functions.sort_by_key(|function| function.oid);
+                for function in functions {
+                    format!("{} {:?}", function.oid, function.bodies).hash(&mut hasher);
+                }
+                self.seen = Some(Seen {
+                    document,
+                    names,
+                    bodies: hasher.finish(),
+                    rules,
+                });
+                break Some(catalog);
+            }
+        };
+        self.bodies = bodies;
+        Ok(outcome)
     }
 
-    /// Has PostgreSQL resolve the bodies of SQL functions that are kept as text: the function is
-    /// made once more with a resolved body, in a transaction that is rolled back.
-    async fn resolve_bodies(&mut self, catalog: &mut Catalog) -> Result<(), CatalogError> {
-        let mut bodies = std::mem::take(&mut self.bodies);
-        bodies.retain(|(oid, version), _| {
-            catalog
-                .functions
-                .get(oid)
-                .is_some_and(|function| function.version == *version)
-        });
-        let unusual = catalog.unusual_search_path;
-        for function in catalog.functions.values_mut() {
-            if function.body.is_some() || function.language != "sql" || function.kind != 'f' {
-                continue;
-            }
-            let key = (function.oid, function.version.clone());
-            let body = match bodies.get(&key) {
-                Some(body) => body.clone(),
-                None => {
-                    let Some(search_path) = resolving_path(function, unusual) else {
-                        continue;
-                    };
-                    let connection = self.connected().await?;
-                    let transaction = connection.client.transaction().await?;
-                    let body = resolve_body(&transaction, function, &search_path).await;
-                    transaction.rollback().await?;
-                    let body = match body {
-                        Ok(body) => Some(body),
-                        Err(error) if error.as_db_error().is_some() => {
-                            debug!(function = %function.oid, "the body was not resolved");
-                            None
-                        }
-                        Err(error) => return Err(error.into()),
-                    };
-                    bodies.insert(key, body.clone());
-                    body
-                }
-            };
-            function.body = body;
+    /// Has PostgreSQL resolve the rules.
+    async fn analyse_rules(&mut self) -> Result<(), CatalogError> {
+        if self.rules.is_empty() {
+            return Ok(());
         }
-        self.bodies = bodies;
+        let (rules, roles) = (self.rules.clone(), self.roles.clone());
+        let roles: Vec<&String> = roles.iter().collect();
+        let client = &mut self.connected().await?.client;
+        self.analysed = rule::analyse(client, &rules, &roles).await?;
         Ok(())
     }
 
@@ -403,6 +500,11 @@ impl CatalogReader {
                      set statement_timeout = '30s'; set default_transaction_read_only = off",
                 )
                 .await?;
+            let described: Vec<String> =
+                self.described.iter().map(|oid| oid.0.to_string()).collect();
+            let described = format!("{{{}}}", described.join(","));
+            let describe = "select set_config('rowcast.explained', $1, false)";
+            client.query(describe, &[&described]).await?;
             let sql = include_str!("../../sql/catalog.sql");
             let document = client
                 .prepare(&format!(
@@ -411,10 +513,12 @@ impl CatalogReader {
                 .await?;
             let fingerprint = include_str!("../../sql/fingerprint.sql");
             let told = include_str!("../../sql/told.sql");
+            let names = include_str!("../../sql/names.sql");
             self.connection = Some(Connection {
                 mark: client.prepare(MARK).await?,
                 told: client.prepare(told).await?,
                 fingerprint: client.prepare(fingerprint).await?,
+                names: client.prepare(names).await?,
                 client,
                 document,
                 looked: None,
@@ -434,51 +538,4 @@ async fn look_what_tells(
         trigger: row.try_get(0)?,
         beyond: row.try_get(1)?,
     })
-}
-
-/// The search path under which the body's names mean what they mean when it runs; `None` where
-/// that cannot be known.
-fn resolving_path(function: &Function, unusual: bool) -> Option<String> {
-    let mut pinned = None;
-    for setting in function.config.iter().flatten() {
-        match setting.split_once('=') {
-            Some(("search_path", path)) => pinned = Some(path.to_owned()),
-            // Any other setting could change what the body does.
-            _ => return None,
-        }
-    }
-    // Unpinned: only bodies that use nothing outside pg_catalog resolve under an empty path, and
-    // pg_catalog comes first for everybody unless somebody arranged otherwise.
-    pinned.or_else(|| (!unusual).then(String::new))
-}
-
-async fn resolve_body(
-    transaction: &Transaction<'_>,
-    function: &Function,
-    search_path: &str,
-) -> Result<String, tokio_postgres::Error> {
-    transaction
-        .query(
-            "select set_config('search_path', $1, true)",
-            &[&search_path],
-        )
-        .await?;
-    // The same name: a body may qualify its arguments with it. As a prepared statement it cannot
-    // be more than this one command, whatever the source says.
-    let create = format!(
-        "create function pg_temp.{}({}) returns {} language sql begin atomic {}\n; end",
-        quote_identifier(&function.name),
-        function.signature,
-        function.result,
-        function.source.trim_end().trim_end_matches(';'),
-    );
-    transaction.execute(&create, &[]).await?;
-    let row = transaction
-        .query_one(
-            "select prosqlbody::text from pg_catalog.pg_proc \
-             where pronamespace = pg_catalog.pg_my_temp_schema() and proname = $1",
-            &[&function.name],
-        )
-        .await?;
-    row.try_get(0)
 }

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::catalog::Catalog;
 use super::reader::{CatalogError, CatalogReader, Mark, Reading};
+use super::rule;
 use crate::change::Relation;
 use crate::metrics::Metrics;
 use crate::pg::Xid;
@@ -195,6 +196,8 @@ pub async fn watch(
     let mark = reader.mark().await?;
     let first = reader.read(mark).await?;
     name_open_tables(None, &first.catalog);
+    rule::tell_of(None, &first.catalog);
+    metrics.rules_refused.set(refused(&first.catalog));
     tell_of_marks(&first.catalog);
     let (publish, current) = watch::channel(first);
     let (tell, delay) = watch::channel(None);
@@ -349,6 +352,8 @@ impl Desk {
             if new {
                 info!(tables = reading.catalog.tables.len(), "the catalog changed");
                 name_open_tables(Some(&current.catalog), &reading.catalog);
+                rule::tell_of(Some(&current.catalog), &reading.catalog);
+                self.metrics.rules_refused.set(refused(&reading.catalog));
                 if reading.catalog.marked != current.catalog.marked {
                     tell_of_marks(&reading.catalog);
                 }
@@ -393,6 +398,11 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
+/// How many rules are not in force.
+fn refused(catalog: &Catalog) -> i64 {
+    i64::try_from(catalog.unruled.len()).unwrap_or(i64::MAX)
+}
+
 /// Says whether the stream tells of changed rules, and what is lost where it does not.
 fn tell_of_marks(catalog: &Catalog) {
     if catalog.marked {
@@ -413,6 +423,7 @@ fn name_open_tables(before: Option<&Catalog>, catalog: &Catalog) {
         let tables = catalog.tables.values();
         tables
             .filter(|table| table.published && !table.row_security)
+            .filter(|table| !table.rules.iter().any(|rule| rule.roles.is_none()))
             .map(|table| table.sql_name())
             .collect()
     };
@@ -421,7 +432,7 @@ fn name_open_tables(before: Option<&Catalog>, catalog: &Catalog) {
         warn!(
             table,
             "this table is published without row-level security: whoever may select from it sees \
-             every change of it (set require_rls to refuse such tables)"
+             every change of it (set require to hide such tables)"
         );
     }
 }

@@ -51,6 +51,7 @@ use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
 use crate::policy::reader::{Mark, Reading};
+use crate::policy::rule::Require;
 use crate::policy::watch::{CatalogWatch, Ended};
 use crate::snapshot::Snapshots;
 use crate::subscription::Wanted;
@@ -62,8 +63,8 @@ const LOOK_FOR_LOSS: Duration = Duration::from_millis(100);
 /// What the router is told by configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Tables without row-level security are refused.
-    pub require_rls: bool,
+    /// What tables must have.
+    pub require: Require,
     /// What becomes of deletes that cannot be judged.
     pub delete_without_identity: DeleteWithoutIdentity,
     /// Who is told of rows that leave their view.

@@ -249,13 +249,12 @@ pub(super) struct Match {
 pub(super) enum Sight {
     /// It may be seen.
     Visible,
-    /// It may be seen if PostgreSQL says so.
-    Asked,
     /// It may not.
     Hidden,
     /// A policy raises an error on it.
     Raised,
-    /// The stream does not carry what decides.
+    /// It may be seen if PostgreSQL says so: something is not compiled, not known, or not carried
+    /// by the stream.
     Undecided,
 }
 
@@ -709,11 +708,11 @@ impl Group {
     }
 
     fn sight(&self, kin: &Kin, facts: Option<&[Facts<'_>]>) -> Sight {
-        let asked = match &self.access.rules {
+        match &self.access.rules {
             Rules::Nothing(_) => return Sight::Hidden,
             Rules::Everything => return Sight::Visible,
-            Rules::Judged { asked, .. } => *asked,
-        };
+            Rules::Judged { .. } => {}
+        }
         let Some(facts) = facts else {
             return Sight::Undecided;
         };
@@ -725,7 +724,7 @@ impl Group {
                 Judgement::Undecided => return Sight::Undecided,
             }
         }
-        if asked { Sight::Asked } else { Sight::Visible }
+        Sight::Visible
     }
 }
 

@@ -329,11 +329,11 @@ pub(super) fn affected(note: &Note, predicate: &Predicate, lookups: &Lookups) ->
     if !reads.any(|wanted| wanted.table == note.table) {
         return Affected::Nobody;
     }
-    match (&note.row, lookups.get(note.table)) {
-        (Change::Row(before, after), Some(mirror)) => {
-            predicate.affected(note.table, before.as_deref(), after.as_deref(), mirror)
+    match &note.row {
+        Change::Row(before, after) => {
+            predicate.affected(note.table, before.as_deref(), after.as_deref(), lookups)
         }
-        (Change::All, _) | (_, None) => Affected::Everybody,
+        Change::All => Affected::Everybody,
     }
 }
 

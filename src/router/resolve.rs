@@ -13,6 +13,7 @@ use crate::policy::access::{Access, Rules};
 use crate::policy::ask::image;
 use crate::policy::ask::probe::{Asked, Probe, Reading};
 use crate::policy::catalog::{Catalog, Column, Table};
+use crate::policy::rule::Require;
 use crate::snapshot::Query;
 use crate::subscription::filter::MAX_IN_ITEMS;
 use crate::subscription::matcher::{Filter, Question, Target, Test};
@@ -95,7 +96,7 @@ pub(super) struct Resolved {
 /// What the relay's operator decided.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rulebook {
-    pub(super) require_rls: bool,
+    pub(super) require: Require,
     /// Whether deletes that cannot be judged go out with the key.
     pub(super) unjudged_deletes: bool,
     /// Whether all that take deletes are told of rows that leave their view.
@@ -133,8 +134,14 @@ pub(super) fn resolve(
         used: Readings::default(),
     };
     for wish in wanted {
-        let bound = tables(catalog, rulebook, wish, &mut access, &mut resolved.notices)
-            .and_then(|tables| bind(&mut reader, rulebook, wish, tables, &mut resolved.notices));
+        let bound = tables(
+            (catalog, &principal.role),
+            rulebook,
+            wish,
+            &mut access,
+            &mut resolved.notices,
+        )
+        .and_then(|tables| bind(&mut reader, rulebook, wish, tables, &mut resolved.notices));
         let bound = match bound {
             Ok(bound) => bound,
             Err(refusal) => {
@@ -178,7 +185,7 @@ type Permitted = Vec<(Arc<Table>, Arc<Access>)>;
 /// The tables that a wish means. Without a name those that the role may SELECT something of; what
 /// else stands against one of these is said.
 fn tables(
-    catalog: &Catalog,
+    (catalog, role): (&Catalog, &str),
     rulebook: Rulebook,
     wish: &Wanted,
     access: &mut impl FnMut(&Arc<Table>) -> Arc<Access>,
@@ -200,11 +207,8 @@ fn tables(
             .columns
             .iter()
             .any(|column| access.may_read(&column.name));
-        let reason = if rulebook.require_rls && !table.row_security {
-            format!(
-                "table {}.{} has no row-level security, which this relay requires",
-                table.schema, table.name
-            )
+        let reason = if let Some(lacking) = rulebook.require.lacks(table, role) {
+            lacking
         } else if let Rules::Nothing(reason) = &access.rules {
             reason.clone()
         } else {

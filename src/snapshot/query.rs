@@ -49,7 +49,8 @@ impl Query {
         }
         let ancestors = table.ancestors.iter();
         let mut ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
-        if ancestors.any(|ancestor| ancestor.row_security) {
+        let ruled = |ancestor: &Table| ancestor.rules.iter().any(|rule| rule.applies_to(role));
+        if ancestors.any(|ancestor| ancestor.row_security || ruled(ancestor)) {
             // To read the partition itself would pass its ancestors' policies by.
             return Err(format!(
                 "a snapshot of the partition {}.{} cannot be taken: subscribe to the table that it \
@@ -86,7 +87,7 @@ impl Query {
             sql: sql(
                 table,
                 &columns,
-                condition,
+                &narrowed(access.narrowed.as_deref(), condition),
                 &order(table, access, wish)?,
                 limit,
             ),
@@ -100,6 +101,16 @@ impl Query {
     /// Writes a row as changes have it in `record`, and returns what their `errors` would say.
     pub(super) fn write(&self, out: &mut Vec<u8>, row: &Row) -> Option<&'static str> {
         self.shape.write_record(out, row, self.max_record_bytes)
+    }
+}
+
+/// The filter behind the rules: it must not raise an error for a row that those hide, as its client
+/// would learn something of that. PostgreSQL orders conditions as it likes, but not a CASE.
+fn narrowed(rules: Option<&str>, filter: &str) -> String {
+    match rules {
+        None => filter.to_owned(),
+        Some(rules) if filter.is_empty() => rules.to_owned(),
+        Some(rules) => format!("{rules} and case when {rules} then ({filter}) end"),
     }
 }
 

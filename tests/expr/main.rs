@@ -18,6 +18,7 @@ mod majors;
 #[cfg(not(feature = "mutants"))]
 mod values;
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use cluster::Cluster;
@@ -28,6 +29,7 @@ use rowcast::change::{Column, Relation, ReplicaIdentity, Row, RowBuilder, Value}
 use rowcast::datum::{Collation, Labels, UserType};
 use rowcast::lookup::Lookups;
 use rowcast::pg::Oid;
+use rowcast::policy::body::{Body, Context};
 use rowcast::policy::compile::{self, Scope};
 use rowcast::policy::expr::Expr;
 use rowcast::policy::{Audience, Predicate, Projection, Verdict};
@@ -129,13 +131,26 @@ async fn scope_of(client: &Client) -> Scope {
     .await
     {
         let arguments = row[1].as_deref().unwrap().split_whitespace();
+        let definer = row[4].as_deref() == Some("t");
+        let context = Context {
+            role: Oid(if definer { 10 } else { 0 }),
+            path: None,
+        };
         let function = compile::Function {
+            name: row[0].clone().unwrap(),
             arguments: arguments.map(|oid| Oid(oid.parse().unwrap())).collect(),
             result: oid(&row[2]),
+            set: false,
             strict: row[3].as_deref() == Some("t"),
-            security_definer: row[4].as_deref() == Some("t"),
+            definer: definer.then(|| (Oid(10), Arc::from("postgres"))),
             configured: row[5].as_deref() == Some("t"),
-            body: row[6].clone().unwrap(),
+            path: None,
+            row_security: None,
+            barred: BTreeSet::new(),
+            bodies: HashMap::from([(
+                context,
+                Ok(Body::Query(Arc::from(row[6].as_deref().unwrap()))),
+            )]),
         };
         scope.functions.insert(oid(&row[0]), function);
     }

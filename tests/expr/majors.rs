@@ -1,6 +1,7 @@
 //! The trees of the server at hand: every kind of node that is read compiles, and with anything
 //! more or less in it nothing does.
 
+use rowcast::policy::body::Body;
 use rowcast::policy::compile::{self, Compiled, Refusal, Scope};
 use rowcast::policy::node_tree::MAJORS;
 
@@ -119,11 +120,20 @@ async fn a_function_body_is_read_as_strictly_and_only_as_its_own_major_writes_it
         .functions
         .iter()
         .find(|(_, function)| function.strict)
-        .map(|(oid, function)| (*oid, function.body.clone()))
+        .map(|(oid, function)| {
+            let body = function.bodies.values().next().unwrap().clone();
+            let Ok(Body::Query(tree)) = body else {
+                panic!("a query");
+            };
+            (*oid, tree.to_string())
+        })
         .unwrap();
     let with = |body: &str| {
         let mut changed = scope.clone();
-        changed.functions.get_mut(&oid).unwrap().body = body.to_owned();
+        let function = changed.functions.get_mut(&oid).unwrap();
+        for known in function.bodies.values_mut() {
+            *known = Ok(Body::Query(body.into()));
+        }
         compile::compile(call, &changed)
     };
     assert!(with(&body).is_ok());

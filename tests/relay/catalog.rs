@@ -237,7 +237,7 @@ async fn replacing_a_compiled_function_holds_within_the_catalog_interval() {
 async fn replacing_a_function_that_is_asked_holds_at_once() {
     let mut relay = Relay::start(
         "create function mine(owner uuid) returns bool language plpgsql stable
-           as 'begin return owner = auth.uid(); end';
+           as 'begin perform 1; return owner = auth.uid(); end';
          create table notes (id int primary key, user_id uuid, body text);
          alter table notes enable row level security;
          create policy own on notes for select using (mine(user_id));
@@ -249,7 +249,7 @@ async fn replacing_a_function_that_is_asked_holds_at_once() {
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     relay
-        .run("create or replace function mine(owner uuid) returns bool language plpgsql stable as 'begin return false; end'")
+        .run("create or replace function mine(owner uuid) returns bool language plpgsql stable as 'begin perform 1; return false; end'")
         .await;
     relay.run(&insert(2, ANN)).await;
     let seen = relay.seen(&ann).await;
@@ -342,7 +342,10 @@ impl Relay {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn require_rls_refuses_a_table_without_it_also_once_it_is_switched_off() {
-    let mut relay = Relay::with(NOTES, "notes", |config| config.require_rls = true).await;
+    let mut relay = Relay::with(NOTES, "notes", |config| {
+        config.require = rowcast::config::Require::Rls;
+    })
+    .await;
     // The fence has no row-level security: it has to get some, with a policy that shows all.
     relay
         .run("alter table fence enable row level security; create policy p on fence using (true)")

@@ -133,9 +133,10 @@ struct World {
 impl World {
     async fn seen(&self) -> (String, String) {
         let roles: &[&str] = &["anon", "authenticated"];
+        let none: &[u32] = &[];
         let document = self
             .sql
-            .query_one(&self.document, &[&"rowcast", &roles])
+            .query_one(&self.document, &[&"rowcast", &roles, &none, &none])
             .await;
         let fingerprint = self.sql.query_one(&self.fingerprint, &[&"rowcast"]).await;
         (document.unwrap().get(0), fingerprint.unwrap().get(0))

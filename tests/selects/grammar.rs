@@ -88,7 +88,7 @@ pub struct Around {
     pub alias: &'static str,
 }
 
-const ALIASES: [&str; 5] = ["x0", "x1", "x2", "x3", "x4"];
+const ALIASES: [&str; 8] = ["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7"];
 
 /// What a policy may hold.
 #[derive(Clone, Copy)]
@@ -130,24 +130,63 @@ pub fn boolean(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth:
 /// What policies mostly look like: a row is seen by the members of what it belongs to.
 pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> String {
     let table = *wish.into.choose(random).unwrap();
+    let before = around.len();
     around.push(Around { table, alias: "x0" });
     let besides = match random.random_range(0..3) {
         0 => String::new(),
         1 => format!(" and x0.s = '{}'", one(random, &TEXTS)),
         _ => format!(" and {}", boolean(random, wish, around, 1)),
     };
-    around.pop();
-    let policy = match random.random_range(0..6) {
-        0 | 1 => format!(
+    around.truncate(before);
+    let other = *wish.into.choose(random).unwrap();
+    let by = one(random, &["org", "org", "s"]);
+    let policy = match random.random_range(0..16) {
+        // Of several rows it raises an error.
+        14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
+        15 => format!(
+            "(select count(distinct x0.org) from {table} x0 where x0.u = auth.uid(){besides}) = 1"
+        ),
+        12 => format!(
+            "(select count(*) from {table} x0 where x0.org = t.org and x0.u = auth.uid(){besides}) > 0"
+        ),
+        13 => format!(
+            "t.org = (select x0.org from {table} x0 where x0.u = auth.uid(){besides}
+             order by x0.org desc limit 1)"
+        ),
+        0 => format!(
             "exists (select 1 from {table} x0 where x0.org = t.org and x0.u = auth.uid(){besides})"
         ),
-        2 => format!("t.org in (select x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
-        3 => format!("auth.uid() in (select x0.u from {table} x0 where x0.org = t.org{besides})"),
-        4 => format!(
+        1 => format!("t.org in (select x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
+        2 => format!("auth.uid() in (select x0.u from {table} x0 where x0.org = t.org{besides})"),
+        3 => format!(
             "(select x0.s from {table} x0 where x0.u = (select auth.uid()){besides} limit 1) = t.s"
         ),
-        _ => format!(
+        4 => format!(
             "(select x0.u from {table} x0 where x0.org = t.id{besides} limit 1) = auth.uid()"
+        ),
+        5 | 6 => format!(
+            "exists (select 1 from {table} x0 join {other} x9 using ({by})
+             where x0.org = t.org and x9.u = auth.uid(){besides})"
+        ),
+        7 => format!(
+            "t.org in (select x9.org from {other} x9 where x9.u = auth.uid()
+             and x9.{by} in (select x0.{by} from {table} x0 where x0.ok{besides}))"
+        ),
+        8 => format!(
+            "exists (select 1 from {table} x0 where x0.org = t.org{besides}
+             and x0.{by} = (select x9.{by} from {other} x9 where x9.u = auth.uid() limit 1))"
+        ),
+        9 => format!(
+            "coalesce((select true from {table} x0 left join {other} x9 on x9.{by} = x0.{by}
+             where x0.org = t.org and x9.u = auth.uid(){besides} limit 1), false)"
+        ),
+        10 => format!(
+            "case when exists (select 1 from {table} x0, {other} x9 where x9.{by} = x0.{by}
+             and x0.u = auth.uid() and x9.org = t.org{besides}) then true else false end"
+        ),
+        _ => format!(
+            "exists (select 1 from {table} x0 left join {other} x9
+             on x9.{by} = x0.{by} and x9.u = auth.uid() where x0.org = t.org{besides} and x9.u is null)"
         ),
     };
     match random.random_range(0..5) {
@@ -163,15 +202,82 @@ fn join(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: u32, b
     format!("({a} {by} {b})")
 }
 
-fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: u32) -> String {
-    let inner = Around {
+/// FROM: one table, or several joined; the tables are put around, the first one innermost.
+fn from(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> String {
+    let one = |random: &mut StdRng, at: usize| Around {
         table: wish.into.choose(random).unwrap(),
-        alias: ALIASES[around.len() - 1],
+        alias: ALIASES[at - 1],
     };
-    let from = format!("from {} {}", inner.table, inner.alias);
+    let first = one(random, around.len());
+    if random.random_bool(0.55) || around.len() + 2 > ALIASES.len() {
+        around.push(first);
+        return format!("from {} {}", first.table, first.alias);
+    }
+    let second = one(random, around.len() + 1);
+    let names = [first, second].map(|one| format!("{} {}", one.table, one.alias));
+    let [a, b] = names;
+    let outside = around.len();
+    around.push(second);
+    around.push(first);
+    let on = |random: &mut StdRng, around: &[Around]| {
+        let kind = *["int", "int", "uuid", "text"].choose(random).unwrap();
+        let [left, right] = [first, second].map(|one| column(random, kind, one));
+        match random.random_range(0..5) {
+            0 => format!("{left} = {right} and {}", atom(random, wish, around)),
+            1 => format!("{right} = {left} and {}", link(random, around)),
+            2 => atom(random, wish, around),
+            _ => format!("{left} = {right}"),
+        }
+    };
+    match random.random_range(0..10) {
+        0 | 1 => format!("from {a} join {b} on {}", on(random, around)),
+        2 => format!("from {a} left join {b} on {}", on(random, around)),
+        3 => format!("from {b} left join {a} on {}", on(random, around)),
+        4 => format!("from {b} right join {a} on {}", on(random, around)),
+        5 => {
+            let by = self::one(random, &["org", "u", "org, u", "s"]);
+            let kind = self::one(random, &["", "left ", "right "]);
+            format!("from {a} {kind}join {b} using ({by})")
+        }
+        6 => {
+            // What is joined is itself a join.
+            let third = one(random, around.len());
+            if around.len() >= ALIASES.len() {
+                return format!("from {a}, {b}");
+            }
+            let c = format!("{} {}", third.table, third.alias);
+            let [left, right] = [second, third].map(|one| column(random, "int", one));
+            let kind = self::one(random, &["join", "left join"]);
+            let on = on(random, around);
+            around.insert(outside, third);
+            format!("from {a} left join ({b} {kind} {c} on {left} = {right}) on {on}")
+        }
+        7 => {
+            let kind = self::one(random, &["", "left "]);
+            let inner = atom(
+                random,
+                Wish {
+                    errors: false,
+                    ..wish
+                },
+                &[Around {
+                    alias: "y",
+                    ..second
+                }],
+            );
+            let (table, alias) = (second.table, second.alias);
+            let on = on(random, around);
+            format!("from {a} {kind}join (select y.* from {table} y where {inner}) {alias} on {on}")
+        }
+        _ => format!("from {a}, {b}"),
+    }
+}
+
+fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: u32) -> String {
+    let outside = around.len();
     let kind = one(random, &["int", "int", "uuid", "text"]);
     let left = known(random, kind, around);
-    around.push(inner);
+    let from = from(random, wish, around);
     let column = own(random, kind, around);
     let condition = match random.random_range(0..6) {
         0 => boolean(random, wish, around, depth - 1),
@@ -190,9 +296,63 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
         ),
     };
     let truth = own(random, "boolean", around);
-    around.pop();
+    let least = boolean(
+        random,
+        Wish {
+            errors: false,
+            into: &[],
+        },
+        around,
+        0,
+    );
+    let condition = if from.contains("using (org") && random.random_bool(0.5) {
+        format!(
+            "{condition} and org = {}",
+            known(random, "int", &around[..outside])
+        )
+    } else {
+        condition
+    };
+    around.truncate(outside);
     let distinct = one(random, &["", "", "", "distinct "]);
-    match random.random_range(0..16) {
+    let count = random.random_range(0..3);
+    match random.random_range(0..31) {
+        21 | 28..=30 => {
+            let filter = one(random, &["", "", "filter (where LEAST)"]).replace("LEAST", &least);
+            let what = one(
+                random,
+                &["*", "COLUMN", "distinct COLUMN", "distinct COLUMN"],
+            );
+            let what = what.replace("COLUMN", &column);
+            let op = one(random, &["=", ">", ">=", "<"]);
+            format!("(select count({what}) {filter} {from} where {condition}) {op} {count}")
+        }
+        22 => {
+            let function = one(random, &["bool_or", "bool_and", "every"]);
+            format!("(select {function}({truth}) {from} where {condition})")
+        }
+        23 if kind == "int" => {
+            let function = one(random, &["max", "min"]);
+            let otherwise = known(random, kind, around);
+            format!(
+                "(select coalesce({function}({column}), {otherwise}) {from} where {condition}) = {left}"
+            )
+        }
+        24 => format!(
+            "exists (select count(*) {from} where {condition} having count(*) > {count} or bool_or({truth}))"
+        ),
+        // Now and then the order leaves open which is the first.
+        23 | 25 => {
+            let direction = one(random, &["", "desc", "nulls first", "desc nulls last"]);
+            let then = if random.random_bool(0.7) {
+                &column
+            } else {
+                &truth
+            };
+            format!(
+                "(select {column} {from} where {condition} order by {then} {direction} limit 1) = {left}"
+            )
+        }
         0..=4 => {
             let what = one(random, &["1", "*", "x0.org", ""]);
             let what = if what == "x0.org" {
@@ -207,13 +367,38 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
         8 | 9 => format!("{left} not in (select {column} {from} where {condition})"),
         10 => format!("{left} <> all (select {column} {from} where {condition})"),
         11 => format!("{left} = any (array(select {column} {from} where {condition}))"),
-        12 => {
+        12 | 26 | 27 => {
             let limit = one(random, &["", "limit 1"]);
             format!("(select {distinct}{column} {from} where {condition} {limit}) = {left}")
         }
         13 => format!("(select {truth} {from} where {condition} limit 1)"),
         14 if wish.errors => format!("(select {column} {from} where {condition}) = {left}"),
         14 => format!("(select {truth} {from} where {condition} limit 1) is not true"),
+        15 => {
+            let not = one(random, &["", "not "]);
+            let other = known(random, "boolean", around);
+            format!("({left}, {other}) {not}in (select {column}, {truth} {from} where {condition})")
+        }
+        16..=18 => {
+            // Another sub-select of the same column.
+            let by = one(random, &["union", "union all", "intersect", "except"]);
+            let table = *wish.into.choose(random).unwrap();
+            let other = Around { table, alias: "z" };
+            let more = self::column(random, kind, other);
+            let test = atom(random, wish, &[other]);
+            let both = format!(
+                "select {column} {from} where {condition} {by} select {more} from {table} z where {test}"
+            );
+            match random.random_range(0..3) {
+                0 => format!("exists ({both})"),
+                1 => format!("{left} in ({both})"),
+                _ => format!("{left} not in ({both})"),
+            }
+        }
+        19 => format!(
+            "exists (with w as (select {column} as c, {truth} as d {from} where {condition})
+             select 1 from w where w.c = {left})"
+        ),
         _ => format!("(select exists (select {from} where {condition}))"),
     }
 }

@@ -13,6 +13,8 @@
 #![allow(clippy::indexing_slicing, reason = "a test")]
 
 mod grammar;
+#[cfg(not(feature = "mutants"))]
+mod shapes;
 mod world;
 
 use rand::SeedableRng;
@@ -29,7 +31,7 @@ async fn world() -> (Throwaway, World, StdRng, u64) {
     };
     let seed = number("ROWCAST_SEED").unwrap_or(20_261_121);
     let wanted =
-        number("ROWCAST_SELECTS").unwrap_or(if cfg!(feature = "mutants") { 200 } else { 80 });
+        number("ROWCAST_SELECTS").unwrap_or(if cfg!(feature = "mutants") { 250 } else { 100 });
     eprintln!("ROWCAST_SEED={seed}");
     let server = Throwaway::start(Options::default()).await.unwrap();
     let (client, connection) = tokio_postgres::connect(&server.url("postgres"), NoTls)

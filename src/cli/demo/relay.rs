@@ -43,7 +43,8 @@ pub(super) async fn serve(
         // Nobody waits any more where the demo is already ending.
         ready.send(addresses.public).ok();
     };
-    let served = app::run(config(settings), routes, say, stop.cancelled_owned()).await;
+    let running = app::run(config(settings), routes, say, stop.cancelled_owned());
+    let served = Box::pin(running).await;
     served.map_err(|fault| match fault {
         Fault::Listen { address, error, .. }
             if address == listen && error.kind() == ErrorKind::AddrInUse =>
@@ -104,7 +105,8 @@ fn config(settings: Settings) -> Config {
         default_role: "authenticated".to_owned(),
         role_claim: "role".to_owned(),
         api_keys: BTreeMap::new(),
-        require_rls: true,
+        require: crate::policy::rule::Require::Rls,
+        rules: Vec::new(),
         delete_without_identity: DeleteWithoutIdentity::Suppress,
         leave: Leaves::Asked,
         // The example's database goes with the demo.

@@ -37,8 +37,79 @@ pub(super) fn datum(bytes: &[u8], of: &Type, encoding: Encoding) -> Option<Datum
         Type::Numeric => Datum::Numeric(Arc::new(numeric(payload(bytes)?)?)),
         Type::Json => Datum::Json(Arc::from(encoding.text(payload(bytes)?)?)),
         Type::Bytea => Datum::Bytes(Arc::from(payload(bytes)?)),
-        Type::Jsonb => return None,
+        Type::Jsonb => {
+            let mut text = String::new();
+            let scalar = container(payload(bytes)?, encoding, &mut text, 0)?;
+            // A value that is no array or object is kept as an array of one.
+            let text = match scalar {
+                true => text.strip_prefix('[')?.strip_suffix(']')?,
+                false => &text,
+            };
+            Datum::from_output(of, text).ok()?
+        }
     })
+}
+
+/// Arrays and objects of `jsonb` inside each other.
+const MAX_JSON: usize = 64;
+
+/// Writes an array or object of `jsonb` as JSON text; whether it stands for its only element.
+fn container(bytes: &[u8], encoding: Encoding, text: &mut String, depth: usize) -> Option<bool> {
+    let word = |at: usize| -> Option<u32> {
+        let bytes = bytes.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    if depth > MAX_JSON {
+        return None;
+    }
+    let header = word(0)?;
+    let count = usize::try_from(header & 0x0FFF_FFFF).ok()?;
+    let (scalar, object) = match header >> 28 {
+        4 => (false, false),
+        5 => (true, false),
+        2 => (false, true),
+        _ => return None,
+    };
+    // Of an object first come all keys, then all values.
+    let entries = if object { count.checked_mul(2)? } else { count };
+    let values = bytes.get(entries.checked_mul(4)?.checked_add(4)?..)?;
+    let (mut parts, mut start) = (Vec::new(), 0_usize);
+    for at in 0..entries {
+        let entry = word(4 + 4 * at)?;
+        let number = usize::try_from(entry & 0x0FFF_FFFF).ok()?;
+        let end = if entry & 0x8000_0000 == 0 {
+            start.checked_add(number)?
+        } else {
+            number
+        };
+        let value = |start: usize| values.get(start..end);
+        let aligned = start.checked_next_multiple_of(4)?;
+        let mut part = String::new();
+        match entry >> 28 & 7 {
+            0 => part = serde_json::to_string(encoding.text(value(start)?)?).ok()?,
+            1 => part
+                .push_str(&Datum::Numeric(Arc::new(numeric(payload(value(aligned)?)?)?)).output()?),
+            2 => part.push_str("false"),
+            3 => part.push_str("true"),
+            4 => part.push_str("null"),
+            5 if container(value(aligned)?, encoding, &mut part, depth + 1)? => return None,
+            5 => {}
+            _ => return None,
+        }
+        parts.push(part);
+        start = end;
+    }
+    if object {
+        let values = parts.split_off(count);
+        let members = parts
+            .iter()
+            .zip(&values)
+            .map(|(key, value)| format!("{key}:{value}"));
+        text.push_str(&format!("{{{}}}", members.collect::<Vec<_>>().join(",")));
+    } else {
+        text.push_str(&format!("[{}]", parts.join(",")));
+    }
+    Some(scalar)
 }
 
 /// What follows the four bytes of length of a value of variable length.

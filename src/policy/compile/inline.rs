@@ -1,12 +1,13 @@
-//! Calls: built-in functions, and SQL functions whose body is one expression, which takes their
-//! place.
+//! Calls of built-in functions, settings, parameters, and casts by way of text.
 
 use super::operators::{self, Demand};
-use super::{Around, Compiler, MAX_CALLS, Reference, Refusal, Setting, Typed};
+use super::{Compiler, Reference, Refusal, Setting, Typed};
+use std::sync::Arc;
+
 use crate::datum::{Datum, Type};
 use crate::pg::Oid;
 use crate::policy::expr::{self, Constant, Expr};
-use crate::policy::node_tree::{self, Node, Tree};
+use crate::policy::node_tree::{Node, Tree};
 
 /// The fields of `select <expression>`.
 const PLAIN_QUERY: [&str; 8] = [
@@ -19,12 +20,6 @@ const PLAIN_QUERY: [&str; 8] = [
     "stmt_location",
     "stmt_len",
 ];
-
-/// A function being inlined.
-pub(super) struct Call {
-    pub(super) args: Vec<Typed>,
-    pub(super) security_definer: bool,
-}
 
 impl Compiler<'_> {
     pub(super) fn function(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
@@ -47,7 +42,7 @@ impl Compiler<'_> {
             }
             return self.built_in(built_in, args, collation, &format!("function {oid}"));
         }
-        self.inline(oid, args, result, collation, depth)
+        self.call(oid, args, (result, collation), depth)
     }
 
     pub(super) fn built_in(
@@ -131,72 +126,8 @@ impl Compiler<'_> {
         }
     }
 
-    fn inline(
-        &mut self,
-        oid: Oid,
-        args: Vec<Typed>,
-        result: Oid,
-        collation: Oid,
-        depth: usize,
-    ) -> Result<(Expr, Oid), Refusal> {
-        let Some(function) = self.scope.functions.get(&oid) else {
-            return Err(Refusal::new(format!("function {oid} is not compiled")));
-        };
-        let refuse = |why: &str| Err(Refusal::new(format!("function {oid} {why}")));
-        if self.calls.len() >= MAX_CALLS {
-            return refuse("is nested too deeply");
-        }
-        // The body was analysed under the default collation.
-        if !matches!(collation, Oid(0 | 100)) {
-            return refuse("is called under a collation of its own");
-        }
-        if function.result != result || !args.iter().map(|arg| &arg.oid).eq(&function.arguments) {
-            return refuse("is called with other types");
-        }
-        let tree = node_tree::read(&function.body)?;
-        let query = match &tree {
-            // What BEGIN ATOMIC writes: a list of one list of statements.
-            Tree::List(outer) => match outer.as_slice() {
-                [Tree::List(statements)] => match statements.as_slice() {
-                    [query] => query,
-                    _ => return refuse("is not one statement"),
-                },
-                _ => return refuse("is not one statement"),
-            },
-            query => query,
-        };
-        let strict_call = function.strict;
-        // PostgreSQL inlines such a function too, unless it runs as somebody else or with settings
-        // of its own; then it evaluates the arguments first.
-        let eager = function.security_definer || function.configured;
-        let guards: Vec<Expr> = args.iter().map(|arg| arg.expr.clone()).collect();
-        self.calls.push(Call {
-            args,
-            security_definer: function.security_definer,
-        });
-        let frames = std::mem::replace(&mut self.frames, vec![Around::Nothing]);
-        let output = self.output.take();
-        let tests = std::mem::take(&mut self.tests);
-        let body = self.query(query, depth);
-        self.tests = tests;
-        self.frames = frames;
-        self.output = output;
-        self.calls.pop();
-        let body = body?;
-        if !self.same_text(body.oid, result) {
-            return refuse("has a body of another type");
-        }
-        if (strict_call || eager) && !guards.is_empty() {
-            if strict_call && guards.contains(&Expr::NULL) {
-                return Ok((Expr::NULL, result));
-            }
-            return Ok((Expr::Body(guards, strict_call, Box::new(body.expr)), result));
-        }
-        Ok((body.expr, result))
-    }
-
     /// Whether two types are one, or both `text` or `varchar`.
-    fn same_text(&self, a: Oid, b: Oid) -> bool {
+    pub(super) fn same_text(&self, a: Oid, b: Oid) -> bool {
         a == b || [a, b].iter().all(|oid| matches!(oid, Oid(25 | 1043)))
     }
 
@@ -229,9 +160,9 @@ impl Compiler<'_> {
 
     pub(super) fn parameter(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
         if node.number::<u8>("paramkind")? == 2 {
-            let output = self.output.clone();
-            let output = output.filter(|_| node.number::<u32>("paramid") == Ok(1));
-            let output = output.ok_or_else(|| Refusal::new("PARAM of several columns"))?;
+            let number = node.number::<usize>("paramid")?.checked_sub(1);
+            let output = number.and_then(|number| self.output.get(number)).cloned();
+            let output = output.ok_or_else(|| Refusal::new("PARAM of another sub-select"))?;
             if node.oid("paramtype")? != output.oid {
                 return Err(Refusal::new("PARAM of another type"));
             }
@@ -243,7 +174,7 @@ impl Compiler<'_> {
         }
         let number = node.number::<usize>("paramid")?.checked_sub(1);
         let call = self.calls.last();
-        let arg = call.and_then(|call| call.args.get(number?)).cloned();
+        let arg = call.and_then(|args| args.get(number?)).cloned();
         let arg = arg.ok_or_else(|| Refusal::new("PARAM outside a function"))?;
         if node.oid("paramtype")? != arg.oid {
             return Err(Refusal::new("PARAM of another type"));
@@ -255,8 +186,14 @@ impl Compiler<'_> {
     pub(super) fn value_function(&self, node: &Node) -> Result<(Expr, Oid), Refusal> {
         // CURRENT_ROLE, CURRENT_USER, USER
         let current = matches!(node.number::<u8>("op")?, 9..=11);
-        if !current || self.calls.iter().any(|call| call.security_definer) {
+        if !current {
             return Err(Refusal::new("SQLVALUEFUNCTION is not compiled here"));
+        }
+        if let Some(user) = &self.user {
+            // No constant: the planner does not look at who runs it.
+            let user = Expr::constant(Datum::Text(Arc::clone(user)));
+            let user = Expr::Body(Vec::new(), false, Box::new(user));
+            return Ok((user, node.oid("type")?));
         }
         Ok((Expr::Role, node.oid("type")?))
     }
@@ -270,6 +207,16 @@ impl Compiler<'_> {
         let to = node.oid("resulttype")?;
         self.refer(Reference::Type(to));
         let collation = node.oid("resultcollid")?;
+        self.by_text(arg, to, collation)
+    }
+
+    /// A cast by the output function of one type and the input function of the other.
+    pub(super) fn by_text(
+        &self,
+        arg: Typed,
+        to: Oid,
+        collation: Oid,
+    ) -> Result<(Expr, Oid), Refusal> {
         let from = self.type_of(arg.oid, Oid(100))?;
         if let Type::Text(_) = from {
             if matches!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::inline::strict;
 use super::operators::{self, Compared};
-use super::{Around, Column, ColumnRef, Compiler, Reference, Refusal, Typed, constant};
+use super::{Around, Column, ColumnRef, Compiler, Origin, Reference, Refusal, Typed, constant};
 use crate::datum::{Datum, Type};
 use crate::pg::Oid;
 use crate::policy::expr::{Comparison, Constant, Expr, Function};
@@ -24,6 +24,10 @@ const PLAIN_VAR: [&str; 9] = [
     "varattnosyn",
     "location",
 ];
+
+fn beyond() -> Refusal {
+    Refusal::new("VAR of another relation or a system column")
+}
 
 impl Compiler<'_> {
     pub(super) fn node(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
@@ -102,29 +106,84 @@ impl Compiler<'_> {
                 Ok((arg.expr, arg.oid))
             }
             "COERCEVIAIO" => self.through_text(node, depth),
-            "SUBLINK" => self.sublink(node, depth),
+            "SUBLINK" => {
+                let folding = self.folding.take();
+                let sublink = self.sublink(node, depth);
+                self.folding = folding;
+                sublink
+            }
+            "AGGREF" => self.aggregate(node, depth),
             "SQLVALUEFUNCTION" => self.value_function(node),
             other => Err(Refusal::new(format!("{other} is not compiled"))),
         }
     }
 
-    /// The query whose column this is, and the column.
-    pub(super) fn column_of(&mut self, node: &Node) -> Result<(Around, Column), Refusal> {
-        let number = node.number::<i16>("varattno")?;
+    /// Notes that a column is named.
+    pub(super) fn mention(&mut self, node: &Node) -> Result<(), Refusal> {
+        match self.origin(node)? {
+            Some((Origin::Table(..), _, _)) | None => self.column_of(node).map(|_| ()),
+            Some((Origin::Columns(_), ..)) => Ok(()),
+            Some((Origin::Join(columns), number, level)) => {
+                let merged = columns.items()?.get(number).cloned();
+                let merged = merged.ok_or_else(beyond)?;
+                self.outside(level, |compiler| {
+                    let node = merged.node(compiler.scope.major)?;
+                    if node.name == "VAR" {
+                        return compiler.mention(node);
+                    }
+                    compiler.expr(&merged, 0).map(|_| ())
+                })
+            }
+        }
+    }
+
+    /// What of FROM a column is of, its place there and how many queries are in between; `None`
+    /// where it is one of the table itself.
+    fn origin(&self, node: &Node) -> Result<Option<(Origin, usize, usize)>, Refusal> {
+        let number = node.number::<usize>("varattno").ok();
+        let number = number.and_then(|number| number.checked_sub(1));
+        let number = number.ok_or_else(beyond)?;
         let level = node.number::<usize>("varlevelsup")?;
-        let around = self.frames.iter().rev().nth(level).copied();
-        let around = around
-            .filter(|around| *around != Around::Nothing && node.number::<u32>("varno") == Ok(1));
-        let around = around.filter(|_| number > 0 && self.calls.is_empty());
-        let around =
-            around.ok_or_else(|| Refusal::new("VAR of another relation or a system column"))?;
-        // What newer versions add: an outer join that makes it NULL, OLD or NEW of a RETURNING.
-        if !node.has_only(&PLAIN_VAR) {
+        let entry = node.number::<usize>("varno")?.checked_sub(1);
+        // What an outer join makes NULL is so where the column is read.
+        let more = ["varnullingrels"];
+        if !node.has_only(&[&PLAIN_VAR[..], &more].concat()) {
             return Err(Refusal::new("VAR with more to it than its column"));
         }
-        let columns = match around {
-            Around::Looked(_, table) => self.scope.tables.get(&table).map(|table| &table.columns),
-            _ => Some(&self.scope.columns),
+        match (self.frames.iter().rev().nth(level), entry) {
+            (Some(Around::From(origins)), Some(entry)) => {
+                let origin = origins.get(entry).ok_or_else(beyond)?;
+                Ok(Some((origin.clone(), number, level)))
+            }
+            (Some(Around::Own), Some(0)) => Ok(None),
+            _ => Err(beyond()),
+        }
+    }
+
+    /// Does something as if in a query around.
+    fn outside<R>(
+        &mut self,
+        level: usize,
+        compile: impl FnOnce(&mut Self) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        let at = self.frames.len().saturating_sub(level);
+        let inner = self.frames.split_off(at);
+        let compiled = compile(self);
+        self.frames.extend(inner);
+        compiled
+    }
+
+    /// The table whose column this is, where it is looked into, and the column.
+    fn column_of(&mut self, node: &Node) -> Result<(Option<u32>, Column), Refusal> {
+        let number = node.number::<i16>("varattno")?;
+        let level = node.number::<usize>("varlevelsup")?;
+        let (place, table, columns) = match self.origin(node)? {
+            None => (None, None, Some(&self.scope.columns)),
+            Some((Origin::Table(place, table), ..)) => {
+                let known = self.table(table).map(|table| &table.columns);
+                (Some(place), Some(table), known)
+            }
+            Some(_) => return Err(beyond()),
         };
         let column = columns.and_then(|columns| columns.get(&number)).cloned();
         let column = column.ok_or_else(|| Refusal::new(format!("column {number} is not known")))?;
@@ -134,25 +193,43 @@ impl Compiler<'_> {
         }
         // Of a policy the columns of its own table are noted as such, also where that is the
         // table of a sub-select.
-        self.refer(match around {
-            Around::Looked(_, table) if level + 1 != self.frames.len() => {
-                Reference::Of(table, number)
-            }
+        self.refer(match table {
+            Some(table) if level + 1 != self.frames.len() => Reference::Of(table, number),
             _ => Reference::Column(number),
         });
-        Ok((around, column))
+        Ok((place, column))
     }
 
     fn variable(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
-        let (around, column) = self.column_of(node)?;
+        match self.origin(node)? {
+            Some((Origin::Columns(columns), number, _)) => {
+                let column = columns.get(number).ok_or_else(beyond)?.clone()?;
+                if column.oid != node.oid("vartype")? {
+                    return Err(Refusal::new("a column of a sub-select has another type"));
+                }
+                self.spend(column.nodes)?;
+                return Ok((column.expr, column.oid));
+            }
+            Some((Origin::Join(columns), number, level)) => {
+                let merged = columns.items()?.get(number).cloned();
+                let merged = merged.ok_or_else(beyond)?;
+                let column = self.outside(level, |compiler| compiler.expr(&merged, 0))?;
+                if column.oid != node.oid("vartype")? {
+                    return Err(Refusal::new("a column of a join has another type"));
+                }
+                return Ok((column.expr, column.oid));
+            }
+            Some((Origin::Table(..), ..)) | None => {}
+        }
+        let (place, column) = self.column_of(node)?;
         let oid = column.type_oid;
         let reference = ColumnRef {
             name: column.name,
             type_oid: oid,
             of: self.type_of(oid, column.collation)?,
         };
-        if let Around::Looked(depth, _) = around {
-            return Ok((Expr::Inner(depth, Arc::new(reference)), oid));
+        if let Some(place) = place {
+            return Ok((Expr::Inner(place, Arc::new(reference)), oid));
         }
         let known = self
             .columns
@@ -197,8 +274,9 @@ impl Compiler<'_> {
                 return Ok((Expr::NULL, BOOL));
             }
             // PostgreSQL 15 cannot plan `x = x` where x reads no column: it raises an error.
-            if two.0 == two.1 && !two.0.reads_row() {
-                return Err(Refusal::new("an expression compared with itself"));
+            let constant = matches!(two.0, Expr::Const(_));
+            if two.0 == two.1 && !two.0.reads_row() && !constant {
+                return Err(Refusal::always("an expression compared with itself"));
             }
             return Ok((Expr::Compare(comparison, two), BOOL));
         }

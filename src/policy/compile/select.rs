@@ -1,21 +1,30 @@
-//! Sub-selects over one table, with what the table's own policies make of it.
+//! Sub-selects over tables.
 
-use std::collections::BTreeSet;
+mod fold;
 
-use super::{Around, Compiler, Looked, Reference, Refusal, Typed};
+mod from;
+
+mod own;
+
+mod set;
+
+pub(super) use fold::Folding;
+
+use super::{Around, Compiler, Refusal, Typed};
 use crate::datum::Datum;
 use crate::pg::Oid;
-use crate::policy::expr::select::{Asked, Select, Several};
+use crate::policy::expr::select::{Asked, Select, Several, Sort, Step};
 use crate::policy::expr::{Constant, Expr};
 use crate::policy::node_tree::{Node, Tree};
 
 const BOOL: Oid = Oid(16);
 
-/// Sub-selects inside each other, those of policies of the tables that are looked into included.
-const MAX_DEPTH: u32 = 8;
+/// The tables of sub-selects inside each other, those of policies of the tables that are looked into
+/// included.
+const MAX_DEPTH: u32 = 24;
 
-/// The fields of `select … from <table> where …`.
-const FIELDS: [&str; 10] = [
+/// The fields of `select … from … where …`.
+const FIELDS: [&str; 13] = [
     "commandType",
     "canSetTag",
     "hasSubLinks",
@@ -23,61 +32,78 @@ const FIELDS: [&str; 10] = [
     "rteperminfos",
     "jointree",
     "targetList",
+    "cteList",
     "distinctClause",
+    "sortClause",
     "limitCount",
+    "stmt_location",
     "stmt_len",
 ];
 
-/// The fields of a table in FROM. That the columns which are read may be read is not looked at
-/// here.
-const TABLE: [&str; 11] = [
-    "alias",
-    "eref",
-    "rtekind",
-    "relid",
-    "relkind",
-    "rellockmode",
-    "perminfoindex",
-    "inh",
-    "inFromCl",
-    "requiredPerms",
-    "selectedCols",
-];
-
 /// What a sub-link asks of its sub-select.
-enum Link {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
     Exists,
-    /// One value from each row.
+    /// Values from each row.
     Values,
     /// One value.
     Scalar,
 }
 
 /// A sub-select without what is asked of it.
-struct Rows {
-    table: Oid,
-    depth: u32,
-    condition: Vec<Expr>,
-    value: Option<Typed>,
-    several: Several,
+pub(super) struct Rows {
+    pub(super) from: Vec<Step>,
+    pub(super) values: Vec<Typed>,
+    pub(super) several: Several,
+    /// Which of several is the first, where that counts.
+    pub(super) order: Vec<Sort>,
 }
 
 impl Rows {
-    fn asked(self, result: Asked) -> Expr {
+    pub(super) fn asked(self, result: Asked) -> Expr {
         Expr::Select(Box::new(Select {
-            table: self.table,
-            depth: self.depth,
-            condition: self.condition,
+            from: self.from,
             result,
-            at: 0,
-            keys: Vec::new(),
         }))
+    }
+
+    /// A value of one of them.
+    pub(super) fn one(mut self, several: Several, value: Expr) -> Expr {
+        let value = Box::new(value);
+        let asked = if self.order.is_empty() {
+            Asked::Scalar(several, value)
+        } else {
+            Asked::First(std::mem::take(&mut self.order), value)
+        };
+        self.asked(asked)
+    }
+
+    /// Its only value.
+    pub(super) fn value(&mut self) -> Result<Typed, Refusal> {
+        match (self.values.pop(), self.values.is_empty()) {
+            (Some(value), true) => Ok(value),
+            _ => Err(Refusal::new("a sub-select of several columns")),
+        }
     }
 }
 
-fn value(rows: &mut Rows) -> Result<Typed, Refusal> {
-    let value = rows.value.take();
-    value.ok_or_else(|| Refusal::new("a sub-select without a value"))
+/// What is evaluated after the arguments of the function that it asks.
+fn after(guards: Vec<Expr>, asked: Expr) -> Expr {
+    if guards.is_empty() {
+        return asked;
+    }
+    Expr::Body(guards, false, Box::new(asked))
+}
+
+/// Several sub-selects as one; a single one stays what it is.
+fn either(mut all: Vec<Expr>, join: fn(Vec<Expr>) -> Expr) -> Expr {
+    match (all.pop(), all.is_empty()) {
+        (Some(one), true) => one,
+        (last, _) => {
+            all.extend(last);
+            join(all)
+        }
+    }
 }
 
 impl Compiler<'_> {
@@ -85,7 +111,7 @@ impl Compiler<'_> {
         let kind = node.number::<u8>("subLinkType")?;
         let query = node.field("subselect")?;
         let tested = *node.field("testexpr")? != Tree::Null;
-        if kind == 4 && !tested && self.is_plain(query)? {
+        if kind == 4 && !tested && self.is_plain(query)? && self.called(query)?.is_none() {
             self.frames.push(Around::Nothing);
             let query = self.query(query, depth);
             self.frames.pop();
@@ -94,42 +120,43 @@ impl Compiler<'_> {
             let body = Expr::Body(Vec::new(), false, Box::new(query.expr));
             return Ok((body, query.oid));
         }
+        let folds = query.node(self.scope.major)?.flag("hasAggs")?;
         match (kind, tested) {
+            (0, false) if folds => {
+                let query = query.node(self.scope.major)?;
+                self.folded(query, Link::Exists, depth)
+            }
+            (4, false) if folds => {
+                let query = query.node(self.scope.major)?;
+                self.folded(query, Link::Scalar, depth)
+            }
             (0, false) => {
-                let rows = self.rows(query, &Link::Exists, depth)?;
-                Ok((rows.asked(Asked::Exists), BOOL))
+                let (rows, guards) = self.rows_or_call(query, Link::Exists, depth)?;
+                let exist = rows.into_iter().map(|rows| rows.asked(Asked::Exists));
+                Ok((after(guards, either(exist.collect(), Expr::Or)), BOOL))
             }
             (1 | 2, true) => {
-                let mut rows = self.rows(query, &Link::Values, depth)?;
-                let value = value(&mut rows)?;
-                let test = node.field("testexpr")?.node(self.scope.major)?;
-                if test.name != "OPEXPR" {
-                    return Err(Refusal::new("a sub-select of several columns"));
+                let all = kind == 1;
+                let mut any = Vec::new();
+                let (found, guards) = self.rows_or_call(query, Link::Values, depth)?;
+                for mut rows in found {
+                    let values = std::mem::take(&mut rows.values);
+                    let around = std::mem::replace(&mut self.output, values);
+                    let test = self.boolean(node.field("testexpr")?, depth);
+                    self.output = around;
+                    any.push(rows.asked(Asked::Any(all, Box::new(test?))));
                 }
-                let operator = test.oid("opno")?;
-                self.refer(Reference::Operator(operator));
-                let compared = self.comparison(operator, test)?;
-                let [left, right] = test.field("args")?.items()? else {
-                    return Err(Refusal::new(format!(
-                        "operator {operator} has other operands"
-                    )));
-                };
-                let left = self.expr(left, depth)?;
-                let around = self.output.replace(value);
-                let right = self.expr(right, depth);
-                self.output = around;
-                let right = right?;
-                self.operands(&compared, left.oid, right.oid)?;
-                let two = Box::new((left.expr, right.expr));
-                let asked = Asked::Any(compared.comparison, kind == 1, two);
-                Ok((rows.asked(asked), BOOL))
+                let join = if all { Expr::And } else { Expr::Or };
+                Ok((after(guards, either(any, join)), BOOL))
             }
             (4, false) => {
-                let mut rows = self.rows(query, &Link::Scalar, depth)?;
-                let value = value(&mut rows)?;
+                let (mut rows, guards) = self.rows_or_call(query, Link::Scalar, depth)?;
+                let (Some(mut rows), true) = (rows.pop(), rows.is_empty()) else {
+                    return Err(Refusal::new("a value by UNION"));
+                };
+                let value = rows.value()?;
                 let several = rows.several;
-                let asked = Asked::Scalar(several, Box::new(value.expr));
-                Ok((rows.asked(asked), value.oid))
+                Ok((after(guards, rows.one(several, value.expr)), value.oid))
             }
             _ => Err(Refusal::new("SUBLINK of another kind")),
         }
@@ -148,123 +175,114 @@ impl Compiler<'_> {
             return Ok(None);
         }
         let compared = self.comparison(node.oid("opno")?, node)?;
-        let mut rows = self.rows(link.field("subselect")?, &Link::Values, depth)?;
-        let value = value(&mut rows)?;
-        self.operands(&compared, left.oid, value.oid)?;
         let all = !node.flag("useOr")?;
-        let two = Box::new((left.expr.clone(), value.expr));
-        Ok(Some(rows.asked(Asked::Any(compared.comparison, all, two))))
+        let mut any = Vec::new();
+        let query = link.field("subselect")?;
+        let (found, guards) = self.rows_or_call(query, Link::Values, depth)?;
+        for mut rows in found {
+            let value = rows.value()?;
+            self.operands(&compared, left.oid, value.oid)?;
+            self.spend(left.nodes)?;
+            let two = Box::new((left.expr.clone(), value.expr));
+            let test = Box::new(Expr::Compare(compared.comparison, two));
+            any.push(rows.asked(Asked::Any(all, test)));
+        }
+        let join = if all { Expr::And } else { Expr::Or };
+        Ok(Some(after(guards, either(any, join))))
+    }
+
+    /// The call in `select f(…)` of a function that returns a set.
+    fn called<'t>(&self, query: &'t Tree) -> Result<Option<&'t Node>, Refusal> {
+        let query = query.node(self.scope.major)?;
+        let plain = [
+            "commandType",
+            "canSetTag",
+            "hasTargetSRFs",
+            "hasSubLinks",
+            "jointree",
+            "targetList",
+            "stmt_location",
+            "stmt_len",
+        ];
+        if query.name != "QUERY" || !query.has_only(&plain) || !query.flag("hasTargetSRFs")? {
+            return Ok(None);
+        }
+        let from = query.field("jointree")?.node(self.scope.major)?;
+        let [target] = query.field("targetList")?.items()? else {
+            return Ok(None);
+        };
+        let target = target.node(self.scope.major)?;
+        if !from.has_only(&[]) || target.name != "TARGETENTRY" || target.flag("resjunk")? {
+            return Ok(None);
+        }
+        let call = target.field("expr")?.node(self.scope.major)?;
+        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+    }
+
+    /// A sub-select with aggregates, behind what is evaluated before it.
+    pub(super) fn folded(
+        &mut self,
+        query: &Node,
+        link: Link,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let around = std::mem::take(&mut self.before);
+        let folded = self.fold(query, link, depth);
+        let before = std::mem::replace(&mut self.before, around);
+        folded.map(|(expr, oid)| (after(before, expr), oid))
+    }
+
+    /// The rows of a sub-select, and what is evaluated before them.
+    pub(super) fn rows_or_call(
+        &mut self,
+        query: &Tree,
+        link: Link,
+        depth: usize,
+    ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
+        let Some(call) = self.called(query)? else {
+            let around = std::mem::take(&mut self.before);
+            let rows = self.rows(query, link, depth);
+            let before = std::mem::replace(&mut self.before, around);
+            return Ok((rows?, before));
+        };
+        let looked = self.looked;
+        self.frames.push(Around::Nothing);
+        let rows = self.rows_of_call(call, depth);
+        self.frames.pop();
+        self.looked = looked;
+        rows
     }
 
     /// Whether a sub-select reads no table.
-    fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
+    pub(super) fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
         let query = query.node(self.scope.major)?;
         Ok(query.name == "QUERY" && query.field("rtable")?.items()?.is_empty())
     }
 
-    fn rows(&mut self, query: &Tree, link: &Link, depth: usize) -> Result<Rows, Refusal> {
-        let query = query.node(self.scope.major)?;
-        let beyond = query.name != "QUERY"
-            || query.number::<u8>("commandType")? != 1
-            || query.flag("isReturn")?
-            || !query.has_only(&[&FIELDS[..], &["stmt_location"]].concat());
-        if beyond {
-            return Err(Refusal::new(
-                "a sub-select with more to it than one table and conditions on its rows",
-            ));
-        }
-        if !self.calls.is_empty() {
-            return Err(Refusal::new("a function that looks into a table"));
-        }
-        let oid = self.from(query)?;
-        let table = self.scope.tables.get(&oid);
-        let table = table.ok_or_else(|| Refusal::new(format!("table {oid} is not known")))?;
-        if let Some(reason) = &table.refused {
-            return Err(Refusal::new(reason.clone()));
-        }
-        if self.looked >= MAX_DEPTH {
-            return Err(Refusal::new("sub-selects inside each other too deeply"));
-        }
-        self.refer(Reference::Table(oid));
-        let around = Around::Looked(self.looked, oid);
-        self.looked += 1;
-        self.frames.push(around);
-        let rows = self.conditions(query, link, (oid, self.looked - 1), depth);
-        self.frames.pop();
-        let rows = rows.and_then(|mut rows| {
-            rows.condition.extend(self.own(table, around, depth)?);
-            Ok(rows)
-        });
-        self.looked -= 1;
+    /// The sub-selects whose rows together are the result.
+    pub(super) fn rows(
+        &mut self,
+        query: &Tree,
+        link: Link,
+        depth: usize,
+    ) -> Result<Vec<Rows>, Refusal> {
+        let looked = self.looked;
+        let rows = self.united(query, link, depth);
+        self.looked = looked;
         rows
     }
 
-    /// The table in FROM.
-    fn from(&self, query: &Node) -> Result<Oid, Refusal> {
-        let refuse = || Refusal::new("a sub-select over something else than one table");
-        let [entry] = query.field("rtable")?.items()? else {
-            return Err(refuse());
-        };
-        let entry = entry.node(self.scope.major)?;
-        if !matches!(entry.name.as_str(), "RTE" | "RANGETBLENTRY")
-            || entry.number::<u8>("rtekind")? != 0
-        {
-            return Err(refuse());
+    /// The same, where no table has the depth of another.
+    fn united(&mut self, query: &Tree, link: Link, depth: usize) -> Result<Vec<Rows>, Refusal> {
+        let query = query.node(self.scope.major)?;
+        if query.name == "QUERY" && *query.field("setOperations")? != Tree::Null {
+            return self.set(query, link, depth);
         }
-        let oid = entry.oid("relid")?;
-        if !entry.has_only(&TABLE) {
-            return Err(Refusal::new(
-                "a table in FROM with more to it than its name",
-            ));
-        }
-        // `only` leaves the partitions' rows out.
-        if entry.number::<char>("relkind")? == 'p' && !entry.flag("inh")? {
-            return Err(Refusal::new("a partitioned table without its partitions"));
-        }
-        for name in ["alias", "eref"] {
-            match entry.field(name)? {
-                Tree::Null => {}
-                alias if alias.node(self.scope.major)?.name == "ALIAS" => {}
-                _ => return Err(refuse()),
-            }
-        }
-        if query
-            .fields
-            .iter()
-            .any(|(label, _)| label == "rteperminfos")
-        {
-            let [rights] = query.field("rteperminfos")?.items()? else {
-                return Err(refuse());
-            };
-            let rights = rights.node(self.scope.major)?;
-            let plain = ["relid", "inh", "requiredPerms", "selectedCols"];
-            if rights.oid("relid")? != oid || !rights.has_only(&plain) {
-                return Err(refuse());
-            }
-        }
-        let from = query.field("jointree")?.node(self.scope.major)?;
-        let [reference] = from.field("fromlist")?.items()? else {
-            return Err(refuse());
-        };
-        let reference = reference.node(self.scope.major)?;
-        if reference.name != "RANGETBLREF" || reference.number::<u32>("rtindex")? != 1 {
-            return Err(refuse());
-        }
-        Ok(oid)
+        self.select(query, link, depth).map(|rows| vec![rows])
     }
 
-    fn conditions(
-        &mut self,
-        query: &Node,
-        link: &Link,
-        (table, looked): (Oid, u32),
-        depth: usize,
-    ) -> Result<Rows, Refusal> {
-        let from = query.field("jointree")?.node(self.scope.major)?;
-        let condition = match from.field("quals")? {
-            Tree::Null => Vec::new(),
-            quals => vec![self.boolean(quals, depth)?],
-        };
+    fn select(&mut self, query: &Node, link: Link, depth: usize) -> Result<Rows, Refusal> {
+        plain(query, &FIELDS)?;
         let distinct = query.field("distinctClause")?.items()?;
         for one in distinct {
             one.node(self.scope.major)?;
@@ -282,29 +300,52 @@ impl Compiler<'_> {
             (Link::Scalar, Some(1), _) => Several::First,
             _ => return Err(Refusal::new("LIMIT where it decides which rows count")),
         };
-        let targets = query.field("targetList")?.items()?;
-        let mut value = None;
-        for (at, target) in targets.iter().enumerate() {
-            let target = target.node(self.scope.major)?;
-            if target.name != "TARGETENTRY" || target.flag("resjunk")? {
-                return Err(Refusal::new("a sub-select with another order or grouping"));
-            }
-            let expr = target.field("expr")?;
-            match link {
-                // Nothing but their names counts: PostgreSQL does not compute them either.
-                Link::Exists => self.named(expr, depth)?,
-                Link::Values | Link::Scalar if at == 0 => value = Some(self.expr(expr, depth)?),
-                Link::Values | Link::Scalar => {
-                    return Err(Refusal::new("a sub-select of several columns"));
+        let sorted = !query.field("sortClause")?.items()?.is_empty();
+        if sorted && !distinct.is_empty() {
+            return Err(Refusal::new("ORDER BY of a DISTINCT"));
+        }
+        let (from, (values, order)) = self.within(query, depth, |compiler| {
+            let (mut values, mut targets) = (Vec::new(), Vec::new());
+            for target in query.field("targetList")?.items()? {
+                let target = target.node(compiler.scope.major)?;
+                let unseen = target.flag("resjunk")?;
+                if target.name != "TARGETENTRY" || unseen && !sorted {
+                    return Err(Refusal::new("a sub-select with another grouping"));
+                }
+                let expr = target.field("expr")?;
+                let reference = target.number::<u32>("ressortgroupref")?;
+                match link {
+                    // Nothing but their names counts: PostgreSQL does not compute them either.
+                    Link::Exists => compiler.named(expr, depth)?,
+                    Link::Values | Link::Scalar => {
+                        let value = compiler.expr(expr, depth)?;
+                        if reference != 0 {
+                            targets.push((reference, expr, value.clone()));
+                        }
+                        if !unseen {
+                            values.push(value);
+                        }
+                    }
                 }
             }
-        }
+            let order = match (link, limit) {
+                (Link::Scalar, Some(_)) => compiler.order(query, &targets)?,
+                // In which order they come does not count, but that of an error might.
+                _ => {
+                    let calm = |expr: &Expr| matches!(expr, Expr::Inner(..));
+                    if !targets.iter().all(|(_, _, typed)| calm(&typed.expr)) && sorted {
+                        return Err(Refusal::new("ORDER BY of what is computed"));
+                    }
+                    Vec::new()
+                }
+            };
+            Ok((values, order))
+        })?;
         Ok(Rows {
-            table,
-            depth: looked,
-            condition,
-            value,
+            from,
+            values,
             several,
+            order,
         })
     }
 
@@ -312,62 +353,19 @@ impl Compiler<'_> {
     fn named(&mut self, expr: &Tree, depth: usize) -> Result<(), Refusal> {
         let node = expr.node(self.scope.major)?;
         if node.name == "VAR" {
-            return self.column_of(node).map(|_| ());
+            return self.mention(node);
         }
         self.expr(expr, depth).map(|_| ())
     }
+}
 
-    /// What the policies of a table that is looked into let the role see.
-    fn own(&mut self, table: &Looked, around: Around, depth: usize) -> Result<Vec<Expr>, Refusal> {
-        let Some(policies) = &table.policies else {
-            return Ok(Vec::new());
-        };
-        let frames = std::mem::replace(&mut self.frames, vec![around]);
-        let references = std::mem::take(&mut self.references);
-        let tests = std::mem::take(&mut self.tests);
-        let output = self.output.take();
-        let (mut permissive, mut restrictive) = (Vec::new(), Vec::new());
-        let mut compiled = || -> Result<(), Refusal> {
-            for policy in policies {
-                self.references = BTreeSet::new();
-                let tree = crate::policy::node_tree::read(&policy.tree)?;
-                let expr = self.boolean(&tree, depth + 1).map_err(|refusal| {
-                    Refusal::new(format!(
-                        "policy {} of {}: {}",
-                        policy.name, table.name, refusal.reason
-                    ))
-                })?;
-                if self.references != policy.depends {
-                    return Err(Refusal::new(format!(
-                        "what policy {} of {} names is not what PostgreSQL noted",
-                        policy.name, table.name
-                    )));
-                }
-                if policy.permissive {
-                    permissive.push(expr);
-                } else {
-                    restrictive.push(expr);
-                }
-            }
-            Ok(())
-        };
-        let outcome = compiled();
-        self.frames = frames;
-        self.references = references;
-        self.tests = tests;
-        self.output = output;
-        outcome?;
-        if crate::mutant::SelectMutant::OwnPoliciesAreForgotten.active() {
-            return Ok(Vec::new());
-        }
-        if crate::mutant::SelectMutant::OwnPoliciesAreRestrictive.active() {
-            permissive.extend(restrictive);
-            return Ok(permissive);
-        }
-        if permissive.is_empty() {
-            return Ok(vec![Expr::constant(Datum::Bool(false))]);
-        }
-        restrictive.insert(0, Expr::Or(permissive));
-        Ok(restrictive)
+/// Refuses a query that has more to it than the fields named.
+fn plain(query: &Node, fields: &[&str]) -> Result<(), Refusal> {
+    let select = query.name == "QUERY" && query.number::<u8>("commandType")? == 1;
+    if !select || query.flag("isReturn")? || !query.has_only(fields) {
+        return Err(Refusal::new(
+            "a sub-select with more to it than tables and conditions on their rows",
+        ));
     }
+    Ok(())
 }

@@ -5,12 +5,12 @@ use std::ops::RangeInclusive;
 /// The major versions whose trees are read.
 pub const MAJORS: &[u16] = &[14, 15, 16, 17, 18];
 
-/// The fields of a node as that major version writes them; `None` where it writes no such node or
-/// the node is not read.
-pub(super) fn written(name: &str, major: u16) -> Option<&'static str> {
+/// The fields of a node as that major version writes them, one set for each kind of it; none where
+/// it writes no such node or the node is not read.
+pub(super) fn written(name: &str, major: u16) -> impl Iterator<Item = &'static str> {
     FIELDS
         .iter()
-        .find(|(known, majors, _)| *known == name && majors.contains(&major))
+        .filter(move |(known, majors, _)| *known == name && majors.contains(&major))
         .map(|(_, _, fields)| *fields)
 }
 
@@ -30,8 +30,35 @@ const ARRAY: &str = "array_typeid array_collid element_typeid elements multidims
 const TABLE: &str = "alias eref rtekind relid relkind rellockmode tablesample lateral inh inFromCl \
     requiredPerms checkAsUser selectedCols insertedCols updatedCols extraUpdatedCols securityQuals";
 
+/// The same of a sub-select in FROM, of a join and of a name that WITH gives.
+const SUBQUERY: &str = "alias eref rtekind subquery security_barrier lateral inh inFromCl \
+    requiredPerms checkAsUser selectedCols insertedCols updatedCols extraUpdatedCols securityQuals";
+const JOIN: &str = "alias eref rtekind jointype joinmergedcols joinaliasvars joinleftcols \
+    joinrightcols join_using_alias lateral inh inFromCl requiredPerms checkAsUser selectedCols \
+    insertedCols updatedCols extraUpdatedCols securityQuals";
+const CTE: &str = "alias eref rtekind ctename ctelevelsup self_reference coltypes coltypmods \
+    colcollations lateral inh inFromCl requiredPerms checkAsUser selectedCols insertedCols \
+    updatedCols extraUpdatedCols securityQuals";
+/// The same of a function in FROM.
+const CALLED: &str = "alias eref rtekind functions funcordinality lateral inh inFromCl \
+    requiredPerms checkAsUser selectedCols insertedCols updatedCols extraUpdatedCols securityQuals";
+
 /// Name, major versions, fields. PostgreSQL 14 writes some names without their "Expr".
 const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
+    (
+        "AGGREF",
+        14..=15,
+        "aggfnoid aggtype aggcollid inputcollid aggtranstype aggargtypes aggdirectargs args \
+         aggorder aggdistinct aggfilter aggstar aggvariadic aggkind agglevelsup aggsplit aggno \
+         aggtransno location",
+    ),
+    (
+        "AGGREF",
+        16..=18,
+        "aggfnoid aggtype aggcollid inputcollid aggtranstype aggargtypes aggdirectargs args \
+         aggorder aggdistinct aggfilter aggstar aggvariadic aggkind aggpresorted agglevelsup \
+         aggsplit aggno aggtransno location",
+    ),
     ("ARRAY", 14..=14, ARRAY),
     ("ARRAYEXPR", 15..=17, ARRAY),
     (
@@ -62,6 +89,12 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
     ("COLLATE", 14..=14, COLLATE),
     ("COLLATEEXPR", 15..=18, COLLATE),
     (
+        "COMMONTABLEEXPR",
+        ALL,
+        "ctename aliascolnames ctematerialized ctequery search_clause cycle_clause location \
+         cterecursive cterefcount ctecolnames ctecoltypes ctecoltypmods ctecolcollations",
+    ),
+    (
         "CONST",
         ALL,
         "consttype consttypmod constcollid constlen constbyval constisnull location constvalue",
@@ -73,6 +106,11 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         ALL,
         "funcid funcresulttype funcretset funcvariadic funcformat funccollid inputcollid args \
          location",
+    ),
+    (
+        "JOINEXPR",
+        ALL,
+        "jointype isNatural larg rarg usingClause join_using_alias quals alias rtindex",
     ),
     ("NULLIFEXPR", ALL, OPERATION),
     ("NULLTEST", ALL, "arg nulltesttype argisrow location"),
@@ -137,7 +175,67 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
          stmt_len",
     ),
     ("RTE", 14..=14, TABLE),
+    ("RTE", 14..=14, SUBQUERY),
+    ("RTE", 14..=14, JOIN),
+    ("RTE", 14..=14, CTE),
+    ("RTE", 14..=14, CALLED),
+    ("RANGETBLENTRY", 15..=15, CALLED),
+    (
+        "RANGETBLENTRY",
+        16..=16,
+        "alias eref rtekind functions funcordinality lateral inh inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        17..=18,
+        "alias eref rtekind functions funcordinality lateral inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLFUNCTION",
+        ALL,
+        "funcexpr funccolcount funccolnames funccoltypes funccoltypmods funccolcollations \
+         funcparams",
+    ),
     ("RANGETBLENTRY", 15..=15, TABLE),
+    ("RANGETBLENTRY", 15..=15, SUBQUERY),
+    ("RANGETBLENTRY", 15..=15, JOIN),
+    ("RANGETBLENTRY", 15..=15, CTE),
+    (
+        "RANGETBLENTRY",
+        16..=16,
+        "alias eref rtekind subquery security_barrier relid relkind rellockmode perminfoindex \
+         lateral inh inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        17..=18,
+        "alias eref rtekind subquery security_barrier relid inh relkind rellockmode \
+         perminfoindex lateral inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        16..=16,
+        "alias eref rtekind jointype joinmergedcols joinaliasvars joinleftcols joinrightcols \
+         join_using_alias lateral inh inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        17..=18,
+        "alias eref rtekind jointype joinmergedcols joinaliasvars joinleftcols joinrightcols \
+         join_using_alias lateral inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        16..=16,
+        "alias eref rtekind ctename ctelevelsup self_reference coltypes coltypmods \
+         colcollations lateral inh inFromCl securityQuals",
+    ),
+    (
+        "RANGETBLENTRY",
+        17..=18,
+        "alias eref rtekind ctename ctelevelsup self_reference coltypes coltypmods \
+         colcollations lateral inFromCl securityQuals",
+    ),
     (
         "RANGETBLENTRY",
         16..=16,
@@ -170,6 +268,11 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         "SCALARARRAYOPEXPR",
         15..=18,
         "opno opfuncid hashfuncid negfuncid useOr inputcollid args location",
+    ),
+    (
+        "SETOPERATIONSTMT",
+        ALL,
+        "op all larg rarg colTypes colTypmods colCollations groupClauses",
     ),
     (
         "SORTGROUPCLAUSE",

@@ -2,11 +2,11 @@
 
 use smallvec::SmallVec;
 
+use super::routes::{Graph, Known, Path};
 use super::tables::Table;
 use crate::datum::{Datum, Trouble};
-use crate::lookup::Mirror;
+use crate::lookup::{Looked, Mirror};
 use crate::mutant::{PolicyMutant, SelectMutant};
-use crate::policy::expr::select::{Asked, Select};
 use crate::policy::expr::{Comparison, Expr, Inputs};
 
 /// Who may be among those that see a row: at least them, perhaps others, so each is still judged.
@@ -33,19 +33,38 @@ pub struct Probe {
     pub datum: Datum,
 }
 
-/// The principals whose value in a slot is among those of a column, in some rows of another table.
+/// The principals whose value in a slot is among those of a column, in some rows of another table,
+/// which the rows of other tables may lead to.
 ///
 /// There may be very many: whoever needs them walks whichever are fewer, these or the principals.
 #[derive(Clone)]
 pub struct Members {
     slot: usize,
-    mirror: Mirror,
-    /// Where the column stands in a row of the mirror.
+    /// Where the column stands in a row of the last mirror.
     column: usize,
-    /// What the rows have in common: places, ascending, and values.
-    places: Vec<usize>,
-    values: Vec<Datum>,
+    reached: Vec<Reached>,
 }
+
+/// Rows of one table, by what they have in common with what is known and the rows before.
+#[derive(Clone)]
+struct Reached {
+    mirror: Mirror,
+    /// Ascending places, and values.
+    on: Vec<(usize, Value)>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Value {
+    Known(Datum),
+    /// At a place in the row of an earlier table.
+    Of(usize, usize),
+}
+
+/// Takes a mirror, the places that its rows are found by, and the values there.
+type Visit<'m, 'v> = dyn FnMut(&'m Mirror, &[usize], &[Datum]) -> Option<()> + 'v;
+
+/// Rows that are gone through to say how many members there are.
+const GLANCE: usize = 256;
 
 impl Members {
     /// The slot.
@@ -54,13 +73,21 @@ impl Members {
         self.slot
     }
 
-    /// How many values [`Members::values`] gives at most.
+    /// How many values [`Members::values`] gives at most; the largest number where there are too many
+    /// ways to them.
     #[must_use]
     pub fn len(&self) -> usize {
-        if self.places.is_empty() {
-            return self.mirror.len();
-        }
-        self.mirror.count(&self.places, &self.values).unwrap_or(0)
+        let (mut len, mut left) = (0_usize, GLANCE);
+        let glanced = self.walk(&mut Vec::new(), None, &mut |mirror, places, values| {
+            left = left.checked_sub(1)?;
+            len += if places.is_empty() {
+                mirror.len()
+            } else {
+                mirror.count(places, values).unwrap_or(0)
+            };
+            Some(())
+        });
+        glanced.map_or(usize::MAX, |()| len)
     }
 
     /// Whether there are none.
@@ -71,31 +98,86 @@ impl Members {
 
     /// The values; one may come several times.
     pub fn values(&self) -> impl Iterator<Item = &Datum> {
-        let found = self.mirror.find(&self.places, &self.values);
-        let all = self.places.is_empty().then(|| self.mirror.rows());
-        let rows = all.into_iter().flatten().chain(found.into_iter().flatten());
-        rows.filter_map(|row| row.get(self.column)?.as_ref())
+        let mut found: Vec<&Datum> = Vec::new();
+        let _ = self.walk(&mut Vec::new(), None, &mut |mirror, places, values| {
+            let all = places.is_empty().then(|| mirror.rows());
+            let keyed = mirror.find(places, values).into_iter().flatten();
+            let rows = all.into_iter().flatten().chain(keyed);
+            found.extend(rows.filter_map(|row| row.get(self.column)?.as_ref()));
+            Some(())
+        });
+        found.into_iter()
     }
 
     /// Whether a value is among them.
     #[must_use]
     pub fn contains(&self, datum: &Datum) -> bool {
-        let mut places = self.places.clone();
-        let mut values = self.values.clone();
-        let at = places.partition_point(|place| *place < self.column);
-        places.insert(at, self.column);
-        values.insert(at, datum.clone());
-        // Without an index they all may be.
-        let count = self.mirror.count(&places, &values);
-        count.map_or(true, |count| count > 0)
+        // Where it is found there is no need to go on; without an index it may be.
+        let walked = self.walk(
+            &mut Vec::new(),
+            Some(datum),
+            &mut |mirror, places, values| {
+                let count = mirror.count(places, values);
+                (count == Ok(0)).then_some(())
+            },
+        );
+        walked.is_none()
+    }
+
+    /// Visits the rows of the last table, by what they are found by, for each way to it; with that
+    /// value in the column where one is given. `None` where a visit ends it.
+    fn walk<'m>(
+        &'m self,
+        rows: &mut Vec<&'m Looked>,
+        datum: Option<&Datum>,
+        visit: &mut Visit<'m, '_>,
+    ) -> Option<()> {
+        let Some(reached) = self.reached.get(rows.len()) else {
+            return Some(());
+        };
+        let last = rows.len() + 1 == self.reached.len();
+        let mut on: Vec<(usize, &Datum)> = Vec::with_capacity(reached.on.len() + 1);
+        for (place, value) in &reached.on {
+            let value = match value {
+                Value::Known(datum) => Some(datum),
+                Value::Of(row, place) => {
+                    let row: Option<&&'m Looked> = rows.get(*row);
+                    row.and_then(|row| row.get(*place)?.as_ref())
+                }
+            };
+            // Nothing equals NULL.
+            let Some(value) = value else {
+                return Some(());
+            };
+            on.push((*place, value));
+        }
+        if let Some(datum) = datum.filter(|_| last) {
+            let at = on.partition_point(|(place, _)| *place < self.column);
+            on.insert(at, (self.column, datum));
+        }
+        let (places, values): (Vec<usize>, Vec<Datum>) = on
+            .into_iter()
+            .map(|(place, value)| (place, value.clone()))
+            .unzip();
+        if last {
+            return visit(&reached.mirror, &places, &values);
+        }
+        for row in reached.mirror.find(&places, &values).into_iter().flatten() {
+            rows.push(row);
+            let on = self.walk(rows, datum, visit);
+            rows.pop();
+            on?;
+        }
+        Some(())
     }
 }
 
 impl PartialEq for Members {
     fn eq(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&Reached, &Reached)| a.on == b.on && a.mirror.is(&b.mirror);
         (self.slot, self.column) == (other.slot, other.column)
-            && (&self.places, &self.values) == (&other.places, &other.values)
-            && self.mirror.is(&other.mirror)
+            && self.reached.len() == other.reached.len()
+            && self.reached.iter().zip(&other.reached).all(alike)
     }
 }
 
@@ -117,13 +199,8 @@ pub(super) enum Plan {
     Probe(usize, Expr),
     /// A slot that is itself the condition.
     Claim(usize),
-    /// Equality of a slot with a column of another table, in the rows that the row finds.
-    Members {
-        at: usize,
-        slot: usize,
-        column: usize,
-        keys: Vec<(usize, Expr)>,
-    },
+    /// Equality of a slot with a column of another table, in the rows that the row leads to.
+    Members(Path),
     /// One of these.
     Or(Vec<Self>),
     /// All of these.
@@ -140,25 +217,21 @@ impl Plan {
             Expr::Slot(slot) => Self::Claim(*slot),
             Expr::And(all) => Self::And(each(all)),
             Expr::Or(all) => Self::Or(each(all)),
-            Expr::Select(select) => match &select.result {
-                Asked::Exists => Self::members(select, None, tables),
-                Asked::Scalar(_, value) => {
-                    let truth = Expr::constant(Datum::Bool(true));
-                    Self::members(select, Some((value, &truth)), tables)
-                }
-                Asked::Any(..) => Self::Scan,
+            Expr::Compare(Comparison::Eq, two) => match Self::equal(&two.0, &two.1) {
+                Self::Scan => Self::members(expr, tables),
+                found => found,
             },
-            Expr::Compare(Comparison::Eq, two) => match (&two.0, &two.1) {
-                (Expr::Select(select), other) | (other, Expr::Select(select)) => {
-                    match &select.result {
-                        Asked::Scalar(_, value) => {
-                            Self::members(select, Some((value, other)), tables)
-                        }
-                        _ => Self::Scan,
-                    }
+            Expr::Select(_) | Expr::Compare(..) => Self::members(expr, tables),
+            // One of them is true.
+            Expr::Coalesce(all) => Self::Or(each(all)),
+            Expr::Case(whens, otherwise) => {
+                let mut either = vec![Self::of(otherwise, tables)];
+                for (when, then) in whens {
+                    let both = vec![Self::of(when, tables), Self::of(then, tables)];
+                    either.push(Self::And(both));
                 }
-                (a, b) => Self::equal(a, b),
-            },
+                Self::Or(either)
+            }
             Expr::Any(Comparison::Eq, false, left, items) => {
                 Self::Or(items.iter().map(|item| Self::equal(left, item)).collect())
             }
@@ -168,36 +241,15 @@ impl Plan {
         }
     }
 
-    /// Of a sub-select that must find a row, in which a value equals something besides.
-    fn members(select: &Select, besides: Option<(&Expr, &Expr)>, tables: &mut [Table]) -> Self {
-        let besides = besides.map(|(value, other)| {
-            Expr::Compare(Comparison::Eq, Box::new((value.clone(), other.clone())))
-        });
-        let besides = besides.iter().filter_map(|one| select.equality(one));
-        let (mut keys, mut slots): (Vec<(usize, Expr)>, Vec<_>) = (Vec::new(), Vec::new());
-        for (column, key) in select.equalities().chain(besides) {
-            match key {
-                Expr::Slot(slot) => slots.push((column, *slot)),
-                Expr::Part(_) | Expr::Const(_) if keys.iter().all(|(of, _)| *of != column) => {
-                    keys.push((column, key.clone()));
-                }
-                _ => {}
-            }
-        }
-        let of_row = |column: usize| keys.iter().any(|(of, _)| *of == column);
-        let Some((column, slot)) = slots.into_iter().find(|(column, _)| !of_row(*column)) else {
+    /// Of what is true only where sub-selects find rows.
+    fn members(expr: &Expr, tables: &mut [Table]) -> Self {
+        let mut graph = Graph::default();
+        graph.demand(expr);
+        let Some(path) = graph.members() else {
             return Self::Scan;
         };
-        if let Some(table) = tables.get_mut(select.at) {
-            table.index(keys.iter().map(|(of, _)| *of));
-            table.index(keys.iter().map(|(of, _)| *of).chain([column]));
-        }
-        Self::Members {
-            at: select.at,
-            slot,
-            column,
-            keys,
-        }
+        path.index(tables, true);
+        Self::Members(path)
     }
 
     fn equal(a: &Expr, b: &Expr) -> Self {
@@ -214,11 +266,30 @@ impl Plan {
         }
     }
 
+    /// Whether everybody has to be judged, for some row at least.
+    pub(super) fn scans(&self) -> bool {
+        match self {
+            Self::Row(expr) => matches!(expr, Expr::Fail(Trouble::Undecided)),
+            Self::Probe(..) | Self::Claim(_) | Self::Members(_) => false,
+            Self::Or(all) => all.iter().any(Self::scans),
+            Self::And(all) => all.iter().all(Self::scans),
+            Self::Scan => true,
+        }
+    }
+
+    /// Whether the row alone decides.
+    pub(super) fn is_of_row(&self) -> bool {
+        match self {
+            Self::Row(_) => !self.scans(),
+            Self::Or(all) | Self::And(all) => all.iter().all(Self::is_of_row),
+            Self::Probe(..) | Self::Claim(_) | Self::Members(_) | Self::Scan => false,
+        }
+    }
+
     pub(super) fn slots(&self, found: &mut Vec<usize>) {
         match self {
-            Self::Probe(slot, _) | Self::Claim(slot) | Self::Members { slot, .. } => {
-                found.push(*slot);
-            }
+            Self::Probe(slot, _) | Self::Claim(slot) => found.push(*slot),
+            Self::Members(path) => found.push(path.slot),
             Self::Or(all) | Self::And(all) => all.iter().for_each(|one| one.slots(found)),
             Self::Row(_) | Self::Scan => {}
         }
@@ -236,12 +307,7 @@ impl Plan {
                 Ok(None) | Err(Trouble::Error) => Audience::Nobody,
                 Err(Trouble::Undecided) => Audience::Scan,
             },
-            Self::Members {
-                at,
-                slot,
-                column,
-                keys,
-            } => Audience::members(*at, *slot, *column, keys, inputs),
+            Self::Members(path) => Audience::members(path, inputs),
             Self::Claim(slot) => Audience::of(*slot, Datum::Bool(true)),
             Self::Or(all) => {
                 let each = all.iter().map(|one| one.audience(inputs));
@@ -264,44 +330,60 @@ impl Audience {
         Self::Probes(SmallVec::from_iter([Probe { slot, datum }]))
     }
 
-    fn members(
-        at: usize,
-        slot: usize,
-        column: usize,
-        keys: &[(usize, Expr)],
-        inputs: Inputs<'_>,
-    ) -> Self {
-        let Some(opened) = inputs.tables.get(at).and_then(Option::as_ref) else {
-            return Self::Scan;
+    fn members(path: &Path, inputs: Inputs<'_>) -> Self {
+        let mut reached = Vec::with_capacity(path.hops.len());
+        let position = |hop: usize, column: usize| {
+            let hop = path.hops.get(hop)?;
+            let opened = inputs.tables.get(hop.at)?.as_ref()?;
+            opened.positions.get(column).copied()
         };
-        let Some(column) = opened.positions.get(column).copied() else {
-            return Self::Scan;
-        };
-        let mut found: SmallVec<[(usize, Datum); 4]> = SmallVec::new();
-        for (of, key) in keys {
-            match (opened.positions.get(*of), key.outcome(inputs)) {
-                (Some(position), Ok(Some(datum))) => found.push((*position, datum)),
-                (Some(_), Ok(None) | Err(Trouble::Error)) => return Self::Nobody,
-                (None, _) | (_, Err(Trouble::Undecided)) => return Self::Scan,
+        for (place, hop) in path.hops.iter().enumerate() {
+            let Some(opened) = inputs.tables.get(hop.at).and_then(Option::as_ref) else {
+                return Self::Scan;
+            };
+            let mut on = Vec::with_capacity(hop.on.len());
+            for (column, known) in &hop.on {
+                let value = match known {
+                    Known::Of(hop, column) => position(*hop, *column).map(|at| Value::Of(*hop, at)),
+                    Known::Expr(_) if SelectMutant::MembersForgetAKey.active() => {
+                        Some(Value::Known(Datum::Int(-1)))
+                    }
+                    Known::Expr(expr) => match expr.outcome(inputs) {
+                        Ok(Some(datum)) => Some(Value::Known(datum)),
+                        Ok(None) | Err(Trouble::Error) => return Self::Nobody,
+                        Err(Trouble::Undecided) => None,
+                    },
+                };
+                let (Some(at), Some(value)) = (position(place, *column), value) else {
+                    return Self::Scan;
+                };
+                on.push((at, value));
             }
+            on.sort_unstable_by_key(|(at, _)| *at);
+            let places: Vec<usize> = on.iter().map(|(at, _)| *at).collect();
+            // Where the index is not there nobody can be told.
+            if !places.is_empty() && opened.mirror.count(&places, &[]).is_err() {
+                return Self::Scan;
+            }
+            reached.push(Reached {
+                mirror: opened.mirror.clone(),
+                on,
+            });
         }
-        found.sort_unstable_by_key(|(position, _)| *position);
-        let (places, mut values): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-        if SelectMutant::MembersForgetAKey.active() {
-            values.iter_mut().for_each(|value| *value = Datum::Int(-1));
-        }
-        if !places.is_empty() && opened.mirror.count(&places, &values).is_err() {
+        let last = path.hops.len().checked_sub(1);
+        let Some(column) = last.and_then(|last| position(last, path.column)) else {
             return Self::Scan;
-        }
-        let members = Members {
-            slot,
-            mirror: opened.mirror.clone(),
-            column,
-            places,
-            values,
         };
-        if members.is_empty() {
-            return Self::Nobody;
+        let members = Members {
+            slot: path.slot,
+            column,
+            reached,
+        };
+        match members.len() {
+            0 => return Self::Nobody,
+            // Whoever is asked for would have to be looked for on every way there.
+            usize::MAX => return Self::Scan,
+            _ => {}
         }
         Self::Members(SmallVec::new(), vec![members])
     }
@@ -352,9 +434,10 @@ impl Audience {
         };
         let broad = |probe: &Probe| matches!(probe.datum, Datum::Bool(_));
         let members = members.iter().map(Members::len);
+        let members = members.fold(0, usize::saturating_add);
         (
             probes.iter().any(broad),
-            probes.len() + members.sum::<usize>(),
+            probes.len().saturating_add(members),
         )
     }
 

@@ -5,21 +5,22 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Affected, Predicate, Probe, plain};
+use super::routes::{Known, Path};
+use super::{Affected, Predicate, Probe};
 use crate::datum::Datum;
 use crate::lookup::{Column, Lookups, Mirror, Wanted};
 use crate::mutant::SelectMutant;
 use crate::pg::Oid;
-use crate::policy::expr::select::{Asked, Opened, Select};
-use crate::policy::expr::{ColumnRef, Comparison, Expr};
+use crate::policy::expr::select::Opened;
+use crate::policy::expr::{ColumnRef, Constant, Expr};
 
 /// A table that sub-selects look into.
 #[derive(Debug)]
 pub(super) struct Table {
-    oid: Oid,
-    columns: Vec<Arc<ColumnRef>>,
+    pub(super) oid: Oid,
+    pub(super) columns: Vec<Arc<ColumnRef>>,
     /// Sets of columns that rows are found by.
-    indexes: BTreeSet<BTreeSet<usize>>,
+    pub(super) indexes: BTreeSet<BTreeSet<usize>>,
 }
 
 impl Table {
@@ -74,118 +75,13 @@ impl Table {
     }
 }
 
-/// Gives sub-selects their tables and columns, and the keys that their rows are found by.
-#[derive(Default)]
-pub(super) struct Looking {
-    pub(super) tables: Vec<Table>,
-    /// The tables of the sub-selects around, by depth.
-    frames: Vec<usize>,
-}
-
-impl Looking {
-    pub(super) fn look(&mut self, expr: &Expr) -> Expr {
-        match expr {
-            Expr::Inner(depth, column) => {
-                let frame = usize::try_from(*depth).ok();
-                let at = frame.and_then(|depth| self.frames.get(depth)).copied();
-                let table = at.and_then(|at| self.tables.get_mut(at));
-                table.map_or(Expr::NULL, |table| {
-                    Expr::Field(
-                        *depth,
-                        super::index_of(&mut table.columns, Arc::clone(column)),
-                    )
-                })
-            }
-            Expr::Select(select) => Expr::Select(Box::new(self.select(select))),
-            other => other.map(&mut |inner| self.look(inner)),
-        }
-    }
-
-    fn select(&mut self, select: &Select) -> Select {
-        let known = self.tables.iter().position(|one| one.oid == select.table);
-        let at = known.unwrap_or_else(|| {
-            self.tables.push(Table {
-                oid: select.table,
-                columns: Vec::new(),
-                indexes: BTreeSet::new(),
-            });
-            self.tables.len() - 1
-        });
-        let around = self.frames.clone();
-        // Depths are counted from the outermost sub-select, so these are the ones around.
-        self.frames
-            .truncate(usize::try_from(select.depth).unwrap_or(usize::MAX));
-        self.frames.push(at);
-        let mut conditions: Vec<Expr> = Vec::new();
-        for one in &select.condition {
-            let all = match plain(&positive(&plain(one))) {
-                Expr::And(all) => all,
-                other => vec![other],
-            };
-            for one in all.iter().map(|one| self.look(one)) {
-                if !conditions.contains(&one) {
-                    conditions.push(one);
-                }
-            }
-        }
-        let mut looked = Select {
-            condition: Vec::new(),
-            ..select.clone()
-        }
-        .map(&mut |inner| self.look(inner));
-        looked.at = at;
-        self.frames = around;
-        for one in conditions {
-            match looked.equality(&one) {
-                Some((column, key)) if !looked.keys.iter().any(|(known, _)| *known == column) => {
-                    let key = (column, key.clone());
-                    looked.keys.push(key);
-                }
-                _ => looked.condition.push(one),
-            }
-        }
-        if let Some(table) = self.tables.get_mut(at) {
-            table.index(looked.keys.iter().map(|(column, _)| *column));
-        }
-        looked
-    }
-}
-
-/// Where only being true counts, `x in (select …)` is the existence of a row that equals `x`,
-/// which an index finds.
-pub(super) fn positive(expr: &Expr) -> Expr {
-    match expr {
-        Expr::And(_) | Expr::Or(_) | Expr::IsBool(_, Some(true), false) => expr.map(&mut positive),
-        Expr::Body(args, _, _) if args.is_empty() => expr.map(&mut positive),
-        Expr::Select(select) => match &select.result {
-            Asked::Any(Comparison::Eq, false, two) => {
-                let (left, value) = (**two).clone();
-                let equal = Expr::Compare(Comparison::Eq, Box::new((value, left)));
-                let mut exists = (**select).clone();
-                exists.condition.push(equal);
-                exists.result = Asked::Exists;
-                Expr::Select(Box::new(exists))
-            }
-            _ => expr.clone(),
-        },
-        other => other.clone(),
-    }
-}
-
-/// Every sub-select inside.
-pub(super) fn selects<'e>(expr: &'e Expr, found: &mut Vec<&'e Select>) {
-    if let Expr::Select(select) = expr {
-        found.push(select);
-    }
-    for inner in expr.children() {
-        selects(inner, found);
-    }
-}
-
 impl Predicate {
     /// Whose audience may depend on a row of another table that changed, by the
     /// [probed](Self::probed_slots) slots that it was, or is, found by. An inserted row has no
-    /// `before`, a deleted one no `after`; both are in the order of the mirror's columns.
+    /// `before`, a deleted one no `after`; both are in the order of the mirror's columns. The
+    /// lookups may be those before or behind the change, or any after it: of the tables between
+    /// the row and a slot that changed besides the one nearest to the slot is enough, and it is
+    /// asked about too.
     ///
     /// Principals whose projection is [undecided](super::Projection::is_undecided) or
     /// [fails](super::Projection::fails) are affected besides, unless the answer is
@@ -196,12 +92,16 @@ impl Predicate {
         table: Oid,
         before: Option<&[Option<Datum>]>,
         after: Option<&[Option<Datum>]>,
-        mirror: &Mirror,
+        lookups: &Lookups,
     ) -> Affected {
         let Some(at) = self.tables.iter().position(|one| one.oid == table) else {
             return Affected::Nobody;
         };
-        let Some(positions) = self.tables.get(at).and_then(|one| one.positions(mirror)) else {
+        let positions = lookups.get(table).and_then(|mirror| {
+            let table = self.tables.get(at)?;
+            table.positions(mirror)
+        });
+        let Some(positions) = positions else {
             return Affected::Everybody;
         };
         if let (Some(before), Some(after)) = (before, after)
@@ -211,28 +111,27 @@ impl Predicate {
         {
             return Affected::Nobody;
         }
+        let opened: Vec<_> = self
+            .tables
+            .iter()
+            .map(|table| table.open(lookups))
+            .collect();
         let mut probes: SmallVec<[Probe; 2]> = SmallVec::new();
-        let mut all = Vec::new();
-        for expr in self.parts.iter().chain([&self.whole]) {
-            selects(expr, &mut all);
-        }
-        for select in all.into_iter().filter(|select| select.at == at) {
+        for route in self.routes.iter().filter(|route| route.at == at) {
             let before = before.filter(|_| !SelectMutant::AffectedIsAfterOnly.active());
             let rows = [before, after].into_iter().flatten();
-            for row in rows.filter(|row| !select.leaves_out(row, &positions)) {
-                let Some((column, slot)) = slot_of(select) else {
+            for row in rows.filter(|row| !route.step.leaves_out(row, &positions)) {
+                let found = route.path.as_ref().and_then(|path| {
+                    let mut walk = Followed {
+                        path,
+                        opened: &opened,
+                        probes: &mut probes,
+                        far: FAR,
+                    };
+                    walk.follow(&mut vec![(row, &positions)])
+                });
+                if found.is_none() {
                     return Affected::Everybody;
-                };
-                let value = positions
-                    .get(column)
-                    .and_then(|position| row.get(*position));
-                // Nothing equals NULL.
-                if let Some(Some(datum)) = value {
-                    let datum = datum.clone();
-                    let probe = Probe { slot, datum };
-                    if !probes.contains(&probe) {
-                        probes.push(probe);
-                    }
                 }
             }
         }
@@ -243,12 +142,74 @@ impl Predicate {
     }
 }
 
-/// The column of a sub-select's rows that must equal a slot, and the slot.
-pub(super) fn slot_of(select: &Select) -> Option<(usize, usize)> {
-    select.equalities().find_map(|(column, key)| match key {
-        Expr::Slot(slot) => Some((column, *slot)),
-        _ => None,
-    })
+/// More principals than this are not told apart from everybody.
+const MANY: usize = 1_000;
+
+/// More rows than this are not gone through for one change.
+const FAR: usize = 10_000;
+
+/// Finds whom a changed row concerns.
+struct Followed<'f, 'l> {
+    path: &'f Path,
+    opened: &'f [Option<Opened<'l>>],
+    probes: &'f mut SmallVec<[Probe; 2]>,
+    /// How many rows may still be gone through.
+    far: usize,
+}
+
+type Reached<'r> = (&'r [Option<Datum>], &'r SmallVec<[usize; 8]>);
+
+impl<'f> Followed<'f, '_> {
+    /// Goes on from the rows reached; `None` where that cannot be told, or there are very many.
+    fn follow(&mut self, reached: &mut Vec<Reached<'f>>) -> Option<()> {
+        let value = |reached: &[Reached<'f>], hop: usize, column: usize| {
+            let (row, positions) = reached.get(hop)?;
+            row.get(*positions.get(column)?)
+        };
+        let Some(hop) = self.path.hops.get(reached.len()) else {
+            let last = reached.len().checked_sub(1)?;
+            // Nothing equals NULL.
+            if let Some(datum) = value(reached, last, self.path.column)? {
+                let probe = Probe {
+                    slot: self.path.slot,
+                    datum: datum.clone(),
+                };
+                if !self.probes.contains(&probe) {
+                    self.probes.push(probe);
+                }
+            }
+            return (self.probes.len() <= MANY).then_some(());
+        };
+        if SelectMutant::HopsAreForgotten.active() {
+            return Some(());
+        }
+        let opened = self.opened.get(hop.at)?.as_ref()?;
+        let mut keys: SmallVec<[(usize, &Datum); 4]> = SmallVec::new();
+        for (column, known) in &hop.on {
+            let datum = match known {
+                Known::Expr(Expr::Const(Constant(datum))) => datum,
+                Known::Expr(_) => return None,
+                Known::Of(hop, column) => value(reached, *hop, *column)?,
+            };
+            let Some(datum) = datum else {
+                return Some(());
+            };
+            keys.push((*opened.positions.get(*column)?, datum));
+        }
+        keys.sort_unstable_by_key(|(position, _)| *position);
+        let (places, values): (Vec<usize>, Vec<Datum>) = keys
+            .into_iter()
+            .map(|(place, datum)| (place, datum.clone()))
+            .unzip();
+        for row in opened.mirror.find(&places, &values).ok()? {
+            self.far = self.far.checked_sub(1)?;
+            reached.push((row, &opened.positions));
+            let on = self.follow(reached);
+            reached.pop();
+            on?;
+        }
+        Some(())
+    }
 }
 
 fn identical(a: Option<&Option<Datum>>, b: Option<&Option<Datum>>) -> bool {

@@ -4,7 +4,7 @@ use crate::change::{Column, ReplicaIdentity, Value};
 use crate::datum::{Collation, Type};
 use crate::lookup::Mirror;
 use crate::pg::Oid;
-use crate::policy::expr::select::{Asked, Select};
+use crate::policy::expr::select::{Asked, Select, Step};
 use crate::policy::expr::{Comparison, Function};
 
 const SUB: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
@@ -178,19 +178,18 @@ fn shared() -> Bound {
     let sub = Expr::Call(Function::Input(Type::Uuid), vec![claim("sub")]);
     let text = Type::Text(Collation::DEFAULT);
     let exists = Expr::Select(Box::new(Select {
-        table: MEMBERS,
-        depth: 0,
-        condition: vec![
-            equal(
-                member("owner", 2950, Type::Uuid),
-                column("user_id", 2950, Type::Uuid),
-            ),
-            equal(member("role", 25, text), Expr::constant(Datum::text("a"))),
-            equal(sub, member("who", 2950, Type::Uuid)),
-        ],
+        from: vec![Step {
+            condition: vec![
+                equal(
+                    member("owner", 2950, Type::Uuid),
+                    column("user_id", 2950, Type::Uuid),
+                ),
+                equal(member("role", 25, text), Expr::constant(Datum::text("a"))),
+                equal(sub, member("who", 2950, Type::Uuid)),
+            ],
+            ..Step::table(MEMBERS, 0)
+        }],
         result: Asked::Exists,
-        at: 0,
-        keys: Vec::new(),
     }));
     bound(vec![exists], vec![])
 }
@@ -254,6 +253,8 @@ fn members_are_found_by_the_row_and_not_listed() {
 fn a_change_affects_those_that_its_row_names_before_and_behind() {
     let bound = shared();
     let mirror = mirror(&bound, &[]);
+    let mut lookups = Lookups::default();
+    lookups.put(MEMBERS, mirror.clone());
     let names: Vec<&str> = mirror
         .columns()
         .iter()
@@ -266,7 +267,7 @@ fn a_change_affects_those_that_its_row_names_before_and_behind() {
         let before = before.map(|row| &row[..]);
         bound
             .predicate()
-            .affected(MEMBERS, before, after.map(|row| &row[..]), &mirror)
+            .affected(MEMBERS, before, after.map(|row| &row[..]), &lookups)
     };
     let probed = |all: &[u8]| {
         let probe = |who: &u8| Probe {
@@ -285,6 +286,6 @@ fn a_change_affects_those_that_its_row_names_before_and_behind() {
     assert_eq!(of(None, Some(row(1, "b", 9))), Affected::Nobody);
     let same = of(Some(row(1, "a", 9)), Some(row(1, "a", 9)));
     assert_eq!(same, Affected::Nobody);
-    let other = bound.predicate().affected(Oid(8), None, None, &mirror);
+    let other = bound.predicate().affected(Oid(8), None, None, &lookups);
     assert_eq!(other, Affected::Nobody, "another table");
 }

@@ -21,7 +21,7 @@ impl Fanout {
         told: &Readings,
     ) -> Result<Resolved, Unresolved> {
         let rulebook = Rulebook {
-            require_rls: self.settings.require_rls,
+            require: self.settings.require,
             unjudged_deletes: self.unjudged_keys(),
             all_leaves: matches!(self.settings.leave, Leaves::All),
             snapshot: self.snapshot_settings,

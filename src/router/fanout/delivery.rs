@@ -115,9 +115,7 @@ impl Fanout {
         mut found: Match,
         undecided: &mut Vec<(SessionId, ChannelId, Resync)>,
     ) {
-        if matches!(found.sight, Sight::Asked | Sight::Undecided)
-            && self.looks_at_another_time(place, role)
-        {
+        if found.sight == Sight::Undecided && self.looks_at_another_time(place, role) {
             let missed = self.take_missed(place, role, &mut found);
             self.read_again(place, role, &missed, Resync::AccessChanged, undecided);
             if found.told.is_empty() {
@@ -137,7 +135,7 @@ impl Fanout {
             Sight::Hidden => self.hide(place, role, HiddenReason::Policy, clients),
             // A SELECT would raise as well and show nothing: there is nothing to read again.
             Sight::Raised => self.hide(place, role, HiddenReason::PolicyError, clients),
-            Sight::Asked | Sight::Undecided => {
+            Sight::Undecided => {
                 match self.question(place, role, (&found.principal, Version::New)) {
                     Some(question) => self.ask(place, role, found, question).await,
                     None => self.unjudged(place, role, &found, delete, undecided),
@@ -253,26 +251,38 @@ impl Fanout {
         let watched = self.tables.get(&relation.oid)?;
         let group = watched.groups.get(role)?;
         let Rules::Judged {
-            query: Some(query), ..
+            query: Some(query),
+            parts,
+            ..
         } = &group.access.rules
         else {
             return None;
         };
         let row = place.row_of(version)?;
+        let deleted = matches!(place.change.kind, Kind::Delete { .. });
+        let state = match version {
+            Version::New if !deleted => &self.states.after,
+            Version::New | Version::Old => &self.states.before,
+        };
+        let partial = parts
+            .as_ref()
+            .and_then(|parts| parts.of((relation, row), principal, state));
+        let (query, reads) = match &partial {
+            Some(partial) => (&partial.query, &*partial.reads),
+            None => (query, &*group.access.reads),
+        };
         let carried = |position: usize| {
             row.get(position)
                 .is_some_and(|value| value != Value::Unchanged)
         };
         // A column that is not in the stream (a column list leaves it out) is not carried either.
-        let decidable = group
-            .access
-            .reads
+        let decidable = reads
             .iter()
             .all(|name| relation.position(name).is_some_and(carried));
         if !decidable {
             return None;
         }
-        let image = place.image_of(version, &group.access.reads)?;
+        let image = place.image_of(version, reads)?;
         Some(Question {
             subject: ask::Subject::Policies,
             xid: place.entry.batch.xid,

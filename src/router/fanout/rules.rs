@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Doubt, Fanout, Watched};
 use crate::log::Entry;
 use crate::pg::{Lsn, Oid, Xid};
-use crate::policy::access::Access;
+use crate::policy::access::{self, Access};
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::reader::{Mark, Reading};
 use crate::router::group::Moment;
@@ -73,8 +73,7 @@ impl InForce {
 
 /// Whether the catalog says of a table what was written later than by `xid`, which commits.
 fn is_later(catalog: &Catalog, table: &Table, xid: Xid, truncated: Option<Xid>) -> bool {
-    let calls = table.policies.iter().flat_map(|policy| &policy.depends);
-    let mut functions = calls.filter_map(|(_, object, _)| catalog.functions.get(object));
+    let mut functions = access::functions(catalog, table).into_iter();
     let replaced = functions.any(|function| {
         let writer = function.version.parse();
         writer.is_ok_and(|writer| xid.widen(writer) > xid)

@@ -1,0 +1,403 @@
+//! Whether a client sees a row, which policies decide that, and by which values.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::Trouble;
+use super::report::{Judged, Row};
+use crate::auth::Principal;
+use crate::change::{self, Column, Relation, ReplicaIdentity, RowBuilder, Value};
+use crate::lookup::Lookups;
+use crate::pg::{quote_identifier, quote_literal};
+use crate::policy::Verdict;
+use crate::policy::access::{Access, Rules};
+use crate::policy::ask::image;
+use crate::policy::ask::parts::asks;
+use crate::policy::catalog::{Catalog, Policy, Table};
+use crate::policy::explain::explain;
+
+/// How long a question may take, in milliseconds.
+const LIMIT: u32 = 5_000;
+
+/// What PostgreSQL says of something under the client's role and claims.
+enum Said {
+    Yes,
+    No,
+    Error(String),
+    /// It could not be asked.
+    Unknown(String),
+}
+
+pub(super) async fn judge(
+    client: &Client,
+    catalog: &Catalog,
+    table: &Arc<Table>,
+    principal: &Principal,
+    key: &str,
+) -> Result<Row, Trouble> {
+    let ancestors = table.ancestors.iter();
+    let mut ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
+    if let Some(root) = ancestors.find(|one| one.row_security || !one.rules.is_empty()) {
+        let sentence = format!(
+            "{} is a partition, and the policies of {} hold for its rows as well: ask about that.",
+            table.sql_name(),
+            root.sql_name()
+        );
+        return Err(Trouble::Usage(sentence));
+    }
+    let key = condition(table, key)?;
+    // One snapshot for all of it: the row may be changing.
+    client
+        .batch_execute("begin isolation level repeatable read")
+        .await?;
+    let judged = judged(client, catalog, table, principal, &key).await;
+    client.batch_execute("rollback").await?;
+    judged
+}
+
+async fn judged(
+    client: &Client,
+    catalog: &Catalog,
+    table: &Arc<Table>,
+    principal: &Principal,
+    key: &str,
+) -> Result<Row, Trouble> {
+    let role: &str = &principal.role;
+    let (relation, row) = (relation(table), read(client, table, key).await?);
+    let sql = format!("select 1 from {} where {key}", table.sql_name());
+    let whole = as_client(client, principal, &sql, None).await?;
+    let access = Access::new(catalog, table, role);
+    let rights = table.rights.iter().find(|one| one.role == role);
+    let bypasses = matches!(access.rules, Rules::Everything);
+    let policies = table.policies.iter().filter(|policy| {
+        !bypasses && rights.is_some_and(|rights| rights.policies.contains(&policy.name))
+    });
+    let mut judged = Vec::new();
+    for policy in policies.chain(table.rules_for(role)) {
+        judged.push(
+            one(
+                client,
+                catalog,
+                table,
+                policy,
+                (principal, &relation, row.as_ref()),
+            )
+            .await?,
+        );
+    }
+    let ruled_out: Vec<String> = names(&judged, |one| {
+        !one.permissive && one.postgresql == "not true"
+    });
+    let let_through: Vec<String> = names(&judged, |one| one.permissive && one.postgresql == "true");
+    let rules = table.rules_for(role).count();
+    let by_rules = judged.iter().rev().take(rules);
+    let by_rules = by_rules.clone().all(|one| one.postgresql == "true");
+    let visible = match (&access.rules, &whole) {
+        (Rules::Nothing(_), _) | (_, Said::No | Said::Error(_)) => Some(false),
+        (_, Said::Yes) => Some(by_rules),
+        (_, Said::Unknown(_)) => None,
+    };
+    let (postgresql, postgresql_says) = match whole {
+        Said::Yes => ("visible", None),
+        Said::No => ("hidden", None),
+        Said::Error(said) => ("error", Some(said)),
+        Said::Unknown(said) => ("unknown", Some(said)),
+    };
+    let (decided_by, because) = match (&access.rules, visible) {
+        (Rules::Nothing(reason), _) => (Vec::new(), reason.clone()),
+        (_, None) => (Vec::new(), "PostgreSQL could not be asked".to_owned()),
+        (Rules::Everything, Some(true)) => (
+            Vec::new(),
+            "no row-level security holds for the role".to_owned(),
+        ),
+        (_, Some(true)) => (let_through, "these let it through".to_owned()),
+        (_, Some(false)) if postgresql == "error" => {
+            (Vec::new(), "PostgreSQL raises an error".to_owned())
+        }
+        (_, Some(false)) if row.is_none() => {
+            let reason = "there is no such row, or neither the client nor this login sees it";
+            (Vec::new(), reason.to_owned())
+        }
+        (_, Some(false)) if !ruled_out.is_empty() => (ruled_out, "these hide it".to_owned()),
+        (_, Some(false)) => (Vec::new(), "no policy lets it through".to_owned()),
+    };
+    let relay = match &access.rules {
+        Rules::Nothing(_) => Some(false),
+        Rules::Everything if judged.is_empty() => Some(true),
+        _ => combined(&judged, bypasses),
+    };
+    let disagree = relay.zip(visible).is_some_and(|(one, other)| one != other);
+    let disagrees = |one: &Judged| {
+        matches!(
+            (one.relay, one.postgresql),
+            ("true", "not true" | "error") | ("false" | "null", "true") | ("error", "true")
+        )
+    };
+    Ok(Row {
+        role: role.to_owned(),
+        readable: row.is_some(),
+        visible,
+        postgresql,
+        postgresql_says,
+        decided_by,
+        because,
+        differs: row.is_some() && (disagree || judged.iter().any(disagrees)),
+        policies: judged,
+    })
+}
+
+/// What the relay makes of all of them; `None` where it would ask.
+fn combined(judged: &[Judged], open: bool) -> Option<bool> {
+    let relay = |one: &&Judged| one.relay;
+    let (permissive, restrictive): (Vec<&Judged>, Vec<&Judged>) =
+        judged.iter().partition(|one| one.permissive);
+    if restrictive
+        .iter()
+        .map(relay)
+        .any(|said| !["true", "undecided"].contains(&said))
+    {
+        return Some(false);
+    }
+    let any = open || permissive.iter().map(relay).any(|said| said == "true");
+    if !any && permissive.iter().map(relay).all(|said| said != "undecided") {
+        return Some(false);
+    }
+    let known = restrictive.iter().map(relay).all(|said| said == "true");
+    (any && known).then_some(true)
+}
+
+fn names(judged: &[Judged], wanted: impl Fn(&&Judged) -> bool) -> Vec<String> {
+    let found = judged.iter().filter(wanted);
+    found.map(|one| one.name.clone()).collect()
+}
+
+/// One policy by itself, asked and judged natively.
+async fn one(
+    client: &Client,
+    catalog: &Catalog,
+    table: &Table,
+    policy: &Policy,
+    (principal, relation, row): (&Principal, &Relation, Option<&change::Row>),
+) -> Result<Judged, Trouble> {
+    let explained = explain(catalog, table, &[policy], &principal.role).pop();
+    let Some(explained) = explained else {
+        return Err(Trouble::Database(
+            "the policy cannot be explained".to_owned(),
+        ));
+    };
+    let (mut postgresql, mut relay) = ("unknown", "undecided");
+    let mut values = BTreeMap::new();
+    if let Some(row) = row {
+        let asked = asks(table, policy);
+        let needs: Vec<&str> = image::needs(&asked)
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect();
+        let wanted = |place: usize| {
+            let column = relation.columns.get(place);
+            column.is_some_and(|column| needs.contains(&&*column.name))
+        };
+        let image = image::of(relation, row, wanted);
+        let query = image::query(std::slice::from_ref(&asked));
+        postgresql = match as_client(client, principal, &query, Some(image)).await? {
+            Said::Yes => "true",
+            Said::No => "not true",
+            Said::Error(_) => "error",
+            Said::Unknown(_) => "unknown",
+        };
+        let predicate = Arc::new(explained.predicate);
+        if let Some(bound) = predicate.bind(relation) {
+            // What tables are looked into only a running relay has.
+            let nothing = Lookups::default();
+            let facts = bound.read(row, &nothing);
+            relay = match facts.judge(&predicate.project(principal)) {
+                Verdict::True => "true",
+                Verdict::False => "false",
+                Verdict::Null => "null",
+                Verdict::Error => "error",
+                Verdict::Undecided => "undecided",
+            };
+        }
+        for name in &explained.columns {
+            let value = relation.position(name).and_then(|place| row.get(place));
+            let value = match value {
+                Some(Value::Text(text)) => Some(text.to_owned()),
+                _ => None,
+            };
+            values.insert(name.clone(), value);
+        }
+    }
+    Ok(Judged {
+        name: policy.name.clone(),
+        permissive: policy.permissive,
+        postgresql,
+        relay,
+        values,
+    })
+}
+
+/// The key as a condition.
+fn condition(table: &Table, key: &str) -> Result<String, Trouble> {
+    let columns: Vec<&str> = table
+        .key
+        .iter()
+        .filter_map(|number| table.columns.iter().find(|column| column.number == *number))
+        .map(|column| column.name.as_str())
+        .collect();
+    let equals = |(name, text): (&str, &str)| {
+        format!("{} = {}", quote_identifier(name), quote_literal(text))
+    };
+    let object: Option<serde_json::Map<String, serde_json::Value>> = key
+        .trim_start()
+        .starts_with('{')
+        .then(|| serde_json::from_str(key).ok())
+        .flatten();
+    let terms: Option<Vec<String>> = match (object, columns.as_slice()) {
+        (_, []) => {
+            let sentence = format!("{} has no primary key to find a row by.", table.sql_name());
+            return Err(Trouble::Usage(sentence));
+        }
+        (None, [only]) => Some(vec![equals((only, key))]),
+        (None, _) => None,
+        (Some(object), columns) => columns
+            .iter()
+            .map(|name| {
+                let text = match object.get(*name)? {
+                    serde_json::Value::String(text) => text.clone(),
+                    serde_json::Value::Null => return None,
+                    other => other.to_string(),
+                };
+                Some(equals((name, &text)))
+            })
+            .collect(),
+    };
+    terms.map(|terms| terms.join(" and ")).ok_or_else(|| {
+        Trouble::Usage(format!(
+            "--row must be a JSON object of the primary key's columns: {}.",
+            columns.join(", ")
+        ))
+    })
+}
+
+fn relation(table: &Table) -> Relation {
+    let described = |column: &crate::policy::catalog::Column| Column {
+        name: column.name.as_str().into(),
+        type_oid: column.type_oid,
+        type_modifier: column.modifier,
+        identity: true,
+    };
+    Relation {
+        oid: table.oid,
+        schema: table.schema.as_str().into(),
+        name: table.name.as_str().into(),
+        replica_identity: ReplicaIdentity::Default,
+        columns: table.columns.iter().map(described).collect(),
+        version: 0,
+        types: Arc::default(),
+    }
+}
+
+/// The row as the login reads it, under its own rights; `None` where it does not.
+async fn read(client: &Client, table: &Table, key: &str) -> Result<Option<change::Row>, Trouble> {
+    let names: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| quote_identifier(&column.name))
+        .collect();
+    let sql = format!(
+        "select {} from {} where {key}",
+        names.join(", "),
+        table.sql_name()
+    );
+    client.batch_execute("savepoint reading").await?;
+    let messages = match client.simple_query(&sql).await {
+        Ok(messages) => messages,
+        // A right is missing: then nothing is shown. Anything else is about the key.
+        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => {
+            client
+                .batch_execute("rollback to savepoint reading")
+                .await?;
+            return Ok(None);
+        }
+        Err(error) => return Err(unfit(&error)),
+    };
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let Some(row) = row else { return Ok(None) };
+    let mut values = RowBuilder::default();
+    for place in 0..row.len() {
+        values.push(match row.try_get(place)? {
+            Some(text) => Value::Text(text),
+            None => Value::Null,
+        });
+    }
+    Ok(Some(values.finish()))
+}
+
+fn unfit(error: &tokio_postgres::Error) -> Trouble {
+    match error.as_db_error() {
+        Some(refused) if refused.code().code().starts_with("22") => {
+            Trouble::Usage(format!("--row: {}.", refused.message()))
+        }
+        Some(refused) => Trouble::Database(refused.message().to_owned()),
+        None => Trouble::Database(error.to_string()),
+    }
+}
+
+/// Whether a statement finds a row under the client's role and claims; what it does is rolled back.
+async fn as_client(
+    client: &Client,
+    principal: &Principal,
+    sql: &str,
+    image: Option<String>,
+) -> Result<Said, Trouble> {
+    let begin = format!("savepoint asked; set local statement_timeout = {LIMIT}");
+    client.batch_execute(&begin).await?;
+    let said = said(client, principal, sql, image).await;
+    client.batch_execute("rollback to savepoint asked").await?;
+    match said {
+        Ok(said) => Ok(said),
+        Err(error) => match error.as_db_error() {
+            Some(refused) => Ok(Said::Error(format!(
+                "{} (SQLSTATE {})",
+                refused.message(),
+                refused.code().code()
+            ))),
+            None => Err(error.into()),
+        },
+    }
+}
+
+async fn said(
+    client: &Client,
+    principal: &Principal,
+    sql: &str,
+    image: Option<String>,
+) -> Result<Said, tokio_postgres::Error> {
+    let role = quote_identifier(&principal.role);
+    if let Err(error) = client
+        .batch_execute(&format!("set local role {role}"))
+        .await
+    {
+        let reason = format!("the login may not become {}", principal.role);
+        return match error.as_db_error() {
+            Some(_) => Ok(Said::Unknown(reason)),
+            None => Err(error),
+        };
+    }
+    let claims = "select pg_catalog.set_config('request.jwt.claims', $1, true)";
+    client.query(claims, &[&principal.claims.as_json()]).await?;
+    let found = match image {
+        Some(image) => client.query(sql, &[&vec![image]]).await?,
+        None => client.query(sql, &[]).await?,
+    };
+    Ok(if found.is_empty() {
+        Said::No
+    } else {
+        Said::Yes
+    })
+}

@@ -1,0 +1,129 @@
+//! The bodies of functions as PostgreSQL analysed them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::pg::Oid;
+
+/// Objects below are PostgreSQL's own.
+pub(super) const FIRST_NORMAL_OBJECT: u32 = 16384;
+
+/// As whom something runs, and by which search path what it says is understood.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Context {
+    /// The role in force: inside a SECURITY DEFINER function its owner.
+    pub role: Oid,
+    /// The setting `search_path`; `None` where it is not known.
+    pub path: Option<Arc<str>>,
+}
+
+/// What a function does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// One query, as node tree (`prosqlbody::text`, or one like it).
+    Query(Arc<str>),
+    /// Statements one after the other.
+    Program(Arc<Program>),
+}
+
+/// A function of statements. Variables are parameters of its queries: first the function's own,
+/// then those that it declares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The types of the variables that it declares. All are NULL at first.
+    pub variables: Vec<Oid>,
+    /// Which variable says whether the last query INTO found a row, where that is asked.
+    pub found: Option<usize>,
+    /// What it does.
+    pub statements: Vec<Statement>,
+}
+
+/// A statement. Queries and expressions are node trees of queries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Statement {
+    /// `variable := expression`
+    Assign(usize, Arc<str>),
+    /// `SELECT … INTO [STRICT] variable, …`
+    Into {
+        /// Whether another number of rows than one is an error.
+        strict: bool,
+        /// The variables, by their number.
+        variables: Vec<usize>,
+        /// The query.
+        query: Arc<str>,
+    },
+    /// `IF … THEN … ELSIF … ELSE … END IF`
+    If(Vec<(Arc<str>, Vec<Self>)>, Vec<Self>),
+    /// `RETURN expression`
+    Return(Arc<str>),
+    /// `RAISE EXCEPTION`
+    Raise,
+}
+
+impl Body {
+    /// The node trees in it.
+    #[must_use]
+    pub fn trees(&self) -> Vec<&str> {
+        let mut found = Vec::new();
+        match self {
+            Self::Query(tree) => found.push(&**tree),
+            Self::Program(program) => program
+                .statements
+                .iter()
+                .for_each(|one| one.trees(&mut found)),
+        }
+        found
+    }
+
+    /// The tables that it names, PostgreSQL's own aside.
+    #[must_use]
+    pub fn relations(&self) -> BTreeSet<Oid> {
+        self.numbers(":relid ")
+    }
+
+    /// The functions that it calls, PostgreSQL's own aside.
+    #[must_use]
+    pub fn functions(&self) -> BTreeSet<Oid> {
+        self.numbers(":funcid ")
+    }
+
+    fn numbers(&self, label: &str) -> BTreeSet<Oid> {
+        let trees = self.trees().into_iter();
+        let found = trees.flat_map(|tree| numbers(tree, label).collect::<Vec<_>>());
+        let own = found.filter(|oid| *oid >= FIRST_NORMAL_OBJECT);
+        own.map(Oid).collect()
+    }
+}
+
+impl Statement {
+    fn trees<'s>(&'s self, found: &mut Vec<&'s str>) {
+        match self {
+            Self::Assign(_, tree) | Self::Return(tree) | Self::Into { query: tree, .. } => {
+                found.push(&**tree);
+            }
+            Self::If(branches, otherwise) => {
+                for (condition, inner) in branches {
+                    found.push(&**condition);
+                    inner.iter().for_each(|one| one.trees(found));
+                }
+                otherwise.iter().for_each(|one| one.trees(found));
+            }
+            Self::Raise => {}
+        }
+    }
+}
+
+/// The numbers behind a label of a tree.
+pub(super) fn numbers<'tree>(
+    tree: &'tree str,
+    label: &'tree str,
+) -> impl Iterator<Item = u32> + 'tree {
+    let labelled = tree.split(label).skip(1);
+    // What cannot be read is an object of which nothing is known.
+    labelled.map(|rest| {
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next();
+        digits
+            .and_then(|digits| digits.parse().ok())
+            .unwrap_or(u32::MAX)
+    })
+}

@@ -1,0 +1,162 @@
+//! What policies come to: the tables that they look into and the functions that they call, directly
+//! or by each other, and as whom.
+
+use std::collections::BTreeSet;
+
+use super::body::{Context, FIRST_NORMAL_OBJECT, numbers};
+use super::catalog::{Catalog, Function, Table};
+use crate::pg::Oid;
+
+const PG_CLASS: u32 = 1259;
+const PG_PROC: u32 = 1255;
+
+/// What the policies of some tables come to.
+#[derive(Debug, Default)]
+pub(super) struct Closure {
+    /// The tables, by the role that looks into them. Those that it began with are there only where
+    /// something looks into them.
+    pub(super) tables: BTreeSet<(Oid, Oid)>,
+    /// The functions, by how they run.
+    pub(super) functions: BTreeSet<(Oid, Context)>,
+    /// Tables that are looked into and that the catalog does not have.
+    pub(super) unknown_tables: BTreeSet<Oid>,
+    /// Functions that are called and that the catalog does not have.
+    pub(super) unknown_functions: BTreeSet<Oid>,
+}
+
+enum Item {
+    Policies(Oid, Context),
+    Looked(Oid, Context),
+    Called(Oid, Context),
+}
+
+impl Closure {
+    /// Follows the policies of a table in the queries of a role.
+    pub(super) fn of(catalog: &Catalog, table: &Table, context: &Context) -> Self {
+        let mut found = Self::default();
+        found.follow(catalog, [(table.oid, context.clone())]);
+        found
+    }
+
+    /// Follows the policies of tables.
+    pub(super) fn follow(
+        &mut self,
+        catalog: &Catalog,
+        from: impl IntoIterator<Item = (Oid, Context)>,
+    ) {
+        let from: Vec<(Oid, Context)> = from.into_iter().collect();
+        // Rules count where it begins: of tables that are looked into policies alone do.
+        let begun: BTreeSet<Oid> = from.iter().map(|(table, _)| *table).collect();
+        let begin = from.into_iter();
+        let mut open: Vec<Item> = begin
+            .map(|(table, context)| Item::Policies(table, context))
+            .collect();
+        let mut done: BTreeSet<(Oid, Context)> = BTreeSet::new();
+        while let Some(item) = open.pop() {
+            match item {
+                Item::Looked(oid, context) => {
+                    if catalog.tables.contains_key(&oid) {
+                        self.tables.insert((context.role, oid));
+                        open.push(Item::Policies(oid, context));
+                    } else {
+                        self.unknown_tables.insert(oid);
+                    }
+                }
+                Item::Policies(oid, context) => {
+                    let Some(table) = catalog.tables.get(&oid) else {
+                        continue;
+                    };
+                    if !done.insert((oid, context.clone())) {
+                        continue;
+                    }
+                    let rules = table.ruled().filter(|_| begun.contains(&oid));
+                    for policy in table.policies.iter().chain(rules) {
+                        let tree = policy.tree.as_deref().unwrap_or_default();
+                        let read =
+                            numbers(tree, ":relid ").filter(|oid| *oid >= FIRST_NORMAL_OBJECT);
+                        open.extend(read.map(|oid| Item::Looked(Oid(oid), context.clone())));
+                        for (class, object, _) in &policy.depends {
+                            match class.0 {
+                                PG_PROC => open.push(Item::Called(*object, context.clone())),
+                                PG_CLASS if *object != oid => {
+                                    open.push(Item::Looked(*object, context.clone()));
+                                }
+                                _ => {}
+                            }
+                        }
+                    }
+                }
+                Item::Called(oid, caller) => {
+                    if oid.0 < FIRST_NORMAL_OBJECT {
+                        continue;
+                    }
+                    let Some(function) = catalog.functions.get(&oid) else {
+                        self.unknown_functions.insert(oid);
+                        continue;
+                    };
+                    let context = function.within(&caller);
+                    if !self.functions.insert((oid, context.clone())) {
+                        continue;
+                    }
+                    if let Some(Ok(body)) = function.does(&context) {
+                        let relations = body.relations().into_iter();
+                        open.extend(relations.map(|oid| Item::Looked(oid, context.clone())));
+                        let functions = body.functions().into_iter();
+                        open.extend(functions.map(|oid| Item::Called(oid, context.clone())));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All that the policies of a table come to, whoever asks: other tables, and functions.
+pub(super) fn beyond<'c>(
+    catalog: &'c Catalog,
+    table: &'c Table,
+) -> (Vec<&'c Table>, Vec<&'c Function>) {
+    let (mut tables, mut functions) = (BTreeSet::new(), BTreeSet::new());
+    let (mut open, mut called): (Vec<&Table>, Vec<Oid>) = (vec![table], Vec::new());
+    loop {
+        let mut looked: BTreeSet<Oid> = BTreeSet::new();
+        if let Some(oid) = called.pop() {
+            let function = catalog.functions.get(&oid);
+            if let Some(function) = function.filter(|_| functions.insert(oid)) {
+                for body in function.known() {
+                    called.extend(body.functions());
+                    looked.extend(body.relations());
+                }
+            }
+        } else if let Some(one) = open.pop() {
+            let rules = one.ruled().filter(|_| one.oid == table.oid);
+            let saying = one.policies.iter().chain(rules);
+            for (class, object, _) in saying.flat_map(|policy| &policy.depends) {
+                match class.0 {
+                    PG_PROC => called.push(*object),
+                    PG_CLASS => {
+                        looked.insert(*object);
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            break;
+        }
+        for oid in looked {
+            if let Some(other) = catalog.tables.get(&oid)
+                && oid != table.oid
+                && tables.insert(oid)
+            {
+                open.push(other);
+            }
+        }
+    }
+    let tables = tables.iter().filter_map(|oid| catalog.tables.get(oid));
+    let functions = functions
+        .iter()
+        .filter_map(|oid| catalog.functions.get(oid));
+    (
+        tables.map(std::sync::Arc::as_ref).collect(),
+        functions.collect(),
+    )
+}

@@ -1,0 +1,256 @@
+//! What the policies of a table are compiled against for one role: the functions that may take their
+//! place, the tables that they may look into, and what of those each role may see.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::ask::parts::stands_alone;
+use super::catalog::{self, Catalog, Column, Policy, Rights, Table};
+use super::closure::Closure;
+use super::compile::{self, Function, Reference, Scope, compile};
+use super::expr::Expr;
+use crate::datum::Trouble;
+use crate::pg::Oid;
+
+/// The numbers of catalogs, as `pg_depend` names them.
+pub(super) const PG_CLASS: u32 = 1259;
+pub(super) const PG_PROC: u32 = 1255;
+
+/// What became of a policy.
+pub(super) struct Done<'p> {
+    pub(super) policy: &'p Policy,
+    /// What it says; undecided where that is not compiled.
+    pub(super) expr: Expr,
+    /// Why PostgreSQL has to be asked about it, or about parts of it.
+    pub(super) refused: Vec<String>,
+    /// Whether it, or a part of it, makes statements fail whatever else decides, as far as can be
+    /// told: then everything is to be asked.
+    pub(super) decides_all: bool,
+    /// What PostgreSQL raises for every query of the role because of it.
+    pub(super) denied: Option<String>,
+}
+
+/// The policies that say something about what may be read, each compiled as far as it can be.
+pub(super) fn compiled<'p>(
+    catalog: &Catalog,
+    table: &Table,
+    policies: &[&'p Policy],
+    role: &str,
+) -> Vec<Done<'p>> {
+    let scope = scope(catalog, table, role);
+    // With only a WITH CHECK it says nothing about what may be read.
+    let saying = policies.iter().filter(|policy| policy.tree.is_some());
+    saying
+        .map(|policy| done(catalog, table, policy, &scope))
+        .collect()
+}
+
+fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope) -> Done<'p> {
+    let refused = |expr: Expr, refused: Vec<String>, decides_all: bool| Done {
+        policy,
+        expr,
+        denied: None,
+        decides_all: decides_all || !refused.is_empty() && !stands_alone(catalog, policy),
+        refused,
+    };
+    let opaque = || Expr::Fail(Trouble::Undecided);
+    let tree = policy.tree.as_deref().unwrap_or_default();
+    if catalog.request_settings {
+        let reason = "a setting of the database or a role begins with \"request.\"".to_owned();
+        return refused(opaque(), vec![reason], false);
+    }
+    let noted = dependencies(table, policy);
+    match compile(tree, scope) {
+        Ok(compiled) if compiled.references == noted => refused(compiled.expr, Vec::new(), false),
+        Ok(_) => {
+            let reason = "what its tree names is not what PostgreSQL noted that it depends on";
+            refused(opaque(), vec![reason.to_owned()], false)
+        }
+        Err(refusal) if refusal.denied => Done {
+            denied: Some(refusal.reason.clone()),
+            ..refused(opaque(), vec![refusal.reason], true)
+        },
+        Err(refusal) if refusal.always_fails => refused(opaque(), vec![refusal.reason], true),
+        Err(refusal) => match compile::in_parts(tree, scope) {
+            Some(parts) if parts.references.is_subset(&noted) => {
+                refused(parts.expr, parts.refused, false)
+            }
+            Some(_) => refused(opaque(), vec![refusal.reason], false),
+            None => refused(opaque(), vec![refusal.reason], true),
+        },
+    }
+}
+
+/// What the policies of a table may be compiled against for a role.
+fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
+    let context = catalog.context(role);
+    let closure = Closure::of(catalog, table, &context);
+    let looked = closure.tables.iter().filter_map(|(role, oid)| {
+        let table = catalog.tables.get(oid)?;
+        let name = &catalog.role(*role)?.name;
+        Some(((*role, *oid), looked(catalog, table, name)))
+    });
+    let mut functions: HashMap<Oid, Function> = HashMap::new();
+    for (oid, context) in &closure.functions {
+        let Some(known) = catalog.functions.get(oid) else {
+            continue;
+        };
+        let function = functions
+            .entry(*oid)
+            .or_insert_with(|| function(catalog, known));
+        if let Some(body) = known.does(context) {
+            function.bodies.insert(context.clone(), body.cloned());
+        }
+    }
+    Scope {
+        major: catalog.major,
+        columns: table.columns.iter().map(column).collect(),
+        types: catalog.native.clone(),
+        functions,
+        tables: looked.collect(),
+        context,
+        settings: HashMap::new(),
+    }
+}
+
+fn function(catalog: &Catalog, known: &catalog::Function) -> Function {
+    let barred = catalog
+        .roles
+        .values()
+        .filter(|role| !known.execute.contains(&role.name));
+    let owner = catalog
+        .role(known.owner)
+        .map(|owner| Arc::from(owner.name.as_str()));
+    Function {
+        name: known.name.clone(),
+        arguments: known.arguments.clone(),
+        result: known.returns,
+        set: known.set,
+        strict: known.strict,
+        definer: known
+            .definer
+            .then(|| (known.owner, owner.unwrap_or_default())),
+        configured: known.config.is_some(),
+        path: known.path().map(Arc::from),
+        row_security: known
+            .row_security()
+            .map(|set| ["on", "true", "yes", "1"].contains(&set.to_lowercase().as_str())),
+        barred: barred.map(|role| role.oid).collect(),
+        bodies: HashMap::new(),
+    }
+}
+
+fn column(column: &Column) -> (i16, compile::Column) {
+    let known = compile::Column {
+        name: column.name.as_str().into(),
+        type_oid: column.type_oid,
+        type_modifier: column.modifier,
+        collation: column.collation,
+    };
+    (column.number, known)
+}
+
+/// A table that sub-selects look into, as the role has it.
+fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> {
+    let rights = table.rights.iter().find(|rights| rights.role == role);
+    let known = rights.filter(|_| catalog.roles.contains_key(role));
+    let secured = known.is_some_and(|rights| security_applies(catalog, table, rights));
+    let policies = known.filter(|_| secured).map(|rights| {
+        // Without a permissive one PostgreSQL does not look at the others.
+        let permits = |policy: &Policy| policy.permissive && policy.tree.is_some();
+        let permitting = applicable(table, rights).any(permits);
+        let own = |policy: &Policy| {
+            Some(compile::OwnPolicy {
+                name: policy.name.clone(),
+                permissive: policy.permissive,
+                tree: policy.tree.clone()?,
+                depends: dependencies(table, policy),
+            })
+        };
+        let policies = applicable(table, rights).filter(|_| permitting);
+        policies.filter_map(own).collect()
+    });
+    let refused = table
+        .unfollowed
+        .as_ref()
+        .map(|why| format!("{} {why}", table.name));
+    let unknown = || format!("role {role:?} does not exist");
+    // Old streams do not carry what is computed.
+    let carried = table
+        .columns
+        .iter()
+        .filter(|column| column.generated.is_none());
+    Arc::new(compile::Looked {
+        readable: known.map(|rights| rights.columns.iter().copied().collect()),
+        name: table.name.clone(),
+        columns: carried.map(column).collect(),
+        refused: refused.or_else(|| known.is_none().then(unknown)),
+        policies,
+    })
+}
+
+/// What PostgreSQL noted that a policy depends on, in the compiler's words. What it was made with
+/// (below 16384) is not always noted, and not compared.
+fn dependencies(table: &Table, policy: &Policy) -> BTreeSet<Reference> {
+    let mut references = BTreeSet::new();
+    for (class, object, column) in &policy.depends {
+        let user_made = object.0 >= 16384;
+        let column = i16::try_from(*column).unwrap_or(i16::MIN);
+        let own = *object == table.oid;
+        match class.0 {
+            PG_CLASS if own && column == 0 => {}
+            PG_CLASS if own => {
+                references.insert(Reference::Column(column));
+            }
+            PG_CLASS => {
+                references.insert(Reference::Table(*object));
+                if column != 0 {
+                    references.insert(Reference::Of(*object, column));
+                }
+            }
+            PG_PROC if user_made => {
+                references.insert(Reference::Function(*object));
+            }
+            2617 if user_made => {
+                references.insert(Reference::Operator(*object));
+            }
+            1247 if user_made => {
+                references.insert(Reference::Type(*object));
+            }
+            3456 if user_made => {
+                references.insert(Reference::Collation(*object));
+            }
+            _ => {}
+        }
+    }
+    references
+}
+
+/// The policies of a table that apply to a role.
+pub(super) fn applicable<'t>(
+    table: &'t Table,
+    rights: &'t Rights,
+) -> impl Iterator<Item = &'t Policy> {
+    let policies = table.policies.iter();
+    policies.filter(|policy| rights.policies.contains(&policy.name))
+}
+
+/// Whether row-level security decides for this role.
+pub(super) fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
+    let bypass = catalog
+        .roles
+        .get(&rights.role)
+        .is_some_and(|role| role.bypass);
+    table.row_security && !bypass && (!rights.owner || table.force_row_security)
+}
+
+/// A function that the role may not execute makes every SELECT fail: nothing is visible.
+pub(super) fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) -> Option<String> {
+    policies
+        .iter()
+        .flat_map(|policy| &policy.depends)
+        .filter(|(class, _, _)| class.0 == PG_PROC)
+        .filter_map(|(_, function, _)| catalog.functions.get(function))
+        .find(|function| !function.execute.iter().any(|allowed| allowed == role))
+        .map(|function| format!("permission denied for function {}", function.name))
+}

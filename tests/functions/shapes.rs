@@ -1,0 +1,97 @@
+//! The helper functions that people write for Supabase, each with a policy.
+
+pub const SHAPES: &[(&str, &str)] = &[
+    ("is_member", "create function f_is_member(p_org int) returns boolean language sql security definer stable set search_path = public as
+      $$ select exists (select 1 from m where org = p_org and u = auth.uid()) $$;
+      create policy p on t for select using (f_is_member(org))"),
+    ("is_member, unpinned and volatile", "create function f_is_member(p_org int) returns boolean language sql security definer as
+      $$ select exists (select 1 from m where m.org = p_org and m.u = auth.uid()); $$;
+      create policy p on t for select using (f_is_member(org))"),
+    ("has_role by an enum", "create function f_has_role(_user uuid, _role app_role) returns boolean language sql stable security definer set search_path = public as
+      $$ select exists (select 1 from public.profiles where id = _user and role = _role) $$;
+      create policy p on t for select to authenticated, anon using (f_has_role(auth.uid(), 'admin'))"),
+    ("current_org", "create function f_current_org() returns int language sql stable security definer set search_path = '' as
+      $$ select org from public.profiles where id = auth.uid() $$;
+      create policy p on t for select using (org = f_current_org())"),
+    ("current_org in a sub-select", "create function f_current_org() returns int language sql stable security definer set search_path = '' as
+      $$ select org from public.profiles where id = (select auth.uid()) limit 1 $$;
+      create policy p on t for select using (org = (select f_current_org()))"),
+    ("is_admin via profiles", "create function f_is_admin() returns boolean language sql stable security definer as
+      $$ select exists (select 1 from public.profiles where id = auth.uid() and role = 'admin'); $$;
+      create policy p on t for select using (f_is_admin() or u = auth.uid())"),
+    ("is_admin via a role column", "create function f_is_admin() returns boolean language sql stable security definer as
+      $$ select coalesce((select role = 'admin' from public.profiles where id = auth.uid()), false) $$;
+      create policy p on t for select using (f_is_admin())"),
+    ("is_admin in PL/pgSQL", "create function f_is_admin() returns boolean language plpgsql security definer set search_path = public as
+      $$ begin return exists (select 1 from profiles where id = auth.uid() and role = 'admin'); end; $$;
+      create policy p on t for select using (f_is_admin())"),
+    ("is_admin by SELECT INTO", "create function f_is_admin() returns boolean language plpgsql security definer as
+      $$ declare v_role app_role; begin
+         select role into v_role from public.profiles where id = auth.uid();
+         return v_role = 'admin'; end; $$;
+      create policy p on t for select using (f_is_admin())"),
+    ("user_role as text", "create function f_user_role() returns text language sql stable security definer as
+      $$ select role::text from public.profiles where id = auth.uid() $$;
+      create policy p on t for select using (f_user_role() in ('admin', 'member'))"),
+    ("get_my_claim", "create function f_claim(claim text) returns jsonb language sql stable as
+      $$ select coalesce(nullif(current_setting('request.jwt.claims', true), '')::jsonb -> 'app_metadata' -> claim, null) $$;
+      create policy p on t for select using (f_claim('role') = '\"admin\"'::jsonb or f_claim('role') is null and ok)"),
+    ("is_claims_admin", "create function f_claims_admin() returns boolean language plpgsql stable as
+      $$ begin
+         if current_setting('role', true) = 'anon' then return false; end if;
+         if auth.jwt() ->> 'user_role' = 'admin' then return true; else return false; end if;
+      end; $$;
+      create policy p on t for select using (f_claims_admin())"),
+    ("authorize(permission)", "create function f_authorize(requested text) returns boolean language plpgsql stable security definer set search_path = '' as
+      $$ declare user_role text; bind boolean; begin
+         select (auth.jwt() ->> 'user_role')::text into user_role;
+         select exists (select 1 from public.g where g.s = requested and g.s = user_role) into bind;
+         return bind; end; $$;
+      create policy p on t for select using (f_authorize(s))"),
+    ("tenant from app_metadata", "create function f_tenant() returns int language sql stable as
+      $$ select (auth.jwt() -> 'app_metadata' ->> 'org_id')::int $$;
+      create policy p on t for select using (org = f_tenant())"),
+    ("aal2", "create function f_aal2() returns boolean language plpgsql stable as
+      $$ begin return coalesce(auth.jwt() ->> 'aal', 'aal1') = 'aal2'; end $$;
+      create policy p on t for select using (ok); create policy q on t as restrictive for select using (f_aal2())"),
+    ("my orgs as a set", "create function f_my_orgs() returns setof int language sql stable security definer set search_path = public as
+      $$ select org from m where u = auth.uid() $$;
+      create policy p on t for select using (org in (select f_my_orgs()))"),
+    ("my orgs as a set in PL/pgSQL", "create function f_my_orgs() returns setof int language plpgsql stable security definer as
+      $$ begin return query select x.org from public.m x where x.u = auth.uid(); end $$;
+      create policy p on t for select using (org in (select f_my_orgs()))"),
+    ("role in an organisation", "create function f_role_in(p_org int) returns text language sql stable security definer as
+      $$ select s from public.m where org = p_org and u = auth.uid() limit 1 $$;
+      create policy p on t for select using (f_role_in(org) = any (array['admin', 'member']))"),
+    ("has_any_role", "create function f_any(p_org int, p_user uuid) returns boolean language plpgsql stable security definer set search_path = public as
+      $$ begin
+         if p_user is null then return false; end if;
+         return exists (select 1 from m x where x.org = p_org and x.u = p_user and x.s in ('admin', 'member'));
+      end $$;
+      create policy p on t for select using (f_any(org, auth.uid()))"),
+    ("helpers that call helpers", "create function f_uid() returns uuid language sql stable as $$ select auth.uid() $$;
+      create function f_is_member(p_org int) returns boolean language sql stable security definer as
+      $$ select exists (select 1 from public.m where org = p_org and u = public.f_uid()) $$;
+      create function f_can(p_org int) returns boolean language sql stable as
+      $$ select public.f_is_member(p_org) or auth.role() = 'service_role' $$;
+      create policy p on t for select using (f_can(org))"),
+    ("early return for admins", "create function f_can(p_org int) returns boolean language plpgsql stable security definer as
+      $$ declare v_role text; begin
+         select p.role::text into v_role from public.profiles p where p.id = auth.uid();
+         if not found then return false; end if;
+         if v_role = 'admin' then return true; end if;
+         return exists (select 1 from public.m x where x.org = p_org and x.u = auth.uid());
+      end $$;
+      create policy p on t for select using (f_can(org))"),
+    ("owner of a row of another table", "create function f_owns(p_id int) returns boolean language sql stable security definer as
+      $$ select u = auth.uid() from public.g where id = p_id $$;
+      create policy p on t for select using (f_owns(id))"),
+    ("two values INTO two variables", "create function f_two() returns boolean language plpgsql stable security definer as
+      $$ declare v_role app_role; v_org int; begin
+         select role, org into v_role, v_org from public.profiles where id = auth.uid();
+         return v_role = 'admin' and v_org = 1; end $$;
+      create policy p on t for select using (f_two())"),
+    ("rows of a function in FROM", "create function f_my_orgs() returns setof int language sql stable security definer as
+      $$ select org from public.m where u = auth.uid() $$;
+      create policy p on t for select using (org in (select o from f_my_orgs() as o))"),
+];

@@ -1,0 +1,310 @@
+//! What is easily judged wrongly, by hand.
+
+pub struct Trap {
+    pub name: &'static str,
+    pub sql: &'static str,
+    /// The search path of `authenticated`, where it has one of its own.
+    pub path: Option<&'static str>,
+    /// Whether errors are raised beside what decides.
+    pub errors: bool,
+    /// Part of what becomes of it, both roles together.
+    pub becomes: &'static str,
+}
+
+const NATIVE: &str = "native 2";
+
+const fn trap(name: &'static str, becomes: &'static str, sql: &'static str) -> Trap {
+    Trap {
+        name,
+        sql,
+        path: None,
+        errors: false,
+        becomes,
+    }
+}
+
+const fn raising(trap: Trap) -> Trap {
+    Trap {
+        errors: true,
+        ..trap
+    }
+}
+
+const fn along(path: &'static str, trap: Trap) -> Trap {
+    Trap {
+        path: Some(path),
+        ..trap
+    }
+}
+
+pub const TRAPS: &[Trap] = &[
+    trap("a strict function of NULL is not evaluated", NATIVE,
+        "create function f_s(p int) returns boolean language sql stable strict as
+         $$ select p is null or p > 1 $$;
+         create policy p on t for select using (coalesce(f_s(org), true))"),
+    trap("a strict function that looks into a table", NATIVE,
+        "create function f_s(p int) returns boolean language sql stable strict security definer as
+         $$ select not exists (select from public.m where org = p) $$;
+         create policy p on t for select using (f_s(org) is null or f_s(org))"),
+    trap("the first of several rows", NATIVE,
+        "create function f_r() returns text language sql stable security definer as
+         $$ select s from public.m where u = auth.uid() $$;
+         create policy p on t for select using (f_r() = 'admin' or ok)"),
+    trap("several rows that agree", NATIVE,
+        "create function f_r() returns boolean language sql stable security definer as
+         $$ select s is not null or true from public.m where u = auth.uid() $$;
+         create policy p on t for select using (f_r())"),
+    trap("a sub-select of several rows raises an error", NATIVE,
+        "create function f_r() returns text language sql stable security definer as
+         $$ select (select s from public.m where u = auth.uid()) $$;
+         create policy p on t for select using (f_r() = 'admin')"),
+    along("decoy, public", trap("another table comes first in the caller's search path", NATIVE,
+        "create table decoy.m (org int, u uuid); grant select on decoy.m to public;
+         insert into decoy.m values (3, '00000000-0000-0000-0000-00000000000a');
+         create function f_m(p int) returns boolean language sql stable as
+         $$ select exists (select 1 from m where org = p and u = auth.uid()) $$;
+         grant select on m to anon;
+         create policy p on t for select using (f_m(org))")),
+    along("decoy, public", trap("a schema of the path that the role may not use is passed over", NATIVE,
+        "create table decoy.m (org int, u uuid);
+         revoke usage on schema decoy from public;
+         create function f_m(p int) returns boolean language plpgsql stable as
+         $$ begin return exists (select 1 from m where org = p and u = auth.uid()); end $$;
+         grant select on m to anon;
+         create policy p on t for select using (f_m(org))")),
+    along("decoy, public", trap("inside a function with a search path others are resolved by that", NATIVE,
+        "create table decoy.m (org int, u uuid); grant select on decoy.m to public;
+         create function f_in(p int) returns boolean language sql stable as
+         $$ select exists (select 1 from m where org = p and u = auth.uid()) $$;
+         create function f_out(p int) returns boolean language sql stable security definer
+         set search_path = public as $$ select f_in(p) $$;
+         create policy p on t for select using (f_out(org))")),
+    trap("names outside the search path raise an error, when it comes to that", "was not analysed",
+        "create function f_in() returns boolean language sql stable as
+         $$ select exists (select 1 from m) $$;
+         create function f_out() returns boolean language sql stable set search_path = '' as
+         $$ select public.f_in() $$;
+         create policy p on t for select using (ok or f_out())"),
+    trap("the owner of a table with forced policies sees what they let it see", NATIVE,
+        "alter table m enable row level security; alter table m force row level security;
+         create policy k on m for select to keeper using (ok);
+         create policy a on m for select to authenticated using (true);
+         create function f_m(p int) returns boolean language sql stable security definer as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         alter function f_m owner to keeper;
+         create policy p on t for select using (f_m(org))"),
+    trap("the owner of a table sees all of it", NATIVE,
+        "alter table m enable row level security;
+         create policy k on m for select to keeper using (false);
+         create function f_m(p int) returns boolean language sql stable security definer as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         alter function f_m owner to keeper;
+         create policy p on t for select using (f_m(org))"),
+    trap("a definer who is not the owner sees what policies for it let it see, by the caller's claims", NATIVE,
+        "alter table m enable row level security;
+         create policy k on m for select to plain using (u = auth.uid());
+         create policy a on m for select to authenticated using (true);
+         create function f_m(p int) returns boolean language sql stable security definer as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         alter function f_m owner to plain;
+         create policy p on t for select using (f_m(org))"),
+    trap("no policy for the definer, no rows", NATIVE,
+        "alter table m enable row level security;
+         create policy a on m for select to authenticated using (true);
+         create function f_m(p int) returns boolean language sql stable security definer as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         alter function f_m owner to plain;
+         create policy p on t for select using (not f_m(org))"),
+    trap("a superuser's function sees everything", NATIVE,
+        "alter table m enable row level security; alter table m force row level security;
+         create function f_m(p int) returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.m where org = p); end $$;
+         create policy p on t for select using (f_m(org))"),
+    trap("an invoker's function sees what the caller sees", NATIVE,
+        "alter table m enable row level security;
+         create policy a on m for select to authenticated using (u = auth.uid());
+         grant select on m to anon;
+         create function f_m(p int) returns boolean language sql stable as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         create policy p on t for select using (f_m(org))"),
+    trap("inside a definer the invoker's function is the definer's", NATIVE,
+        "alter table m enable row level security;
+         create policy a on m for select to authenticated using (false);
+         create policy k on m for select to plain using (ok);
+         create function f_in(p int) returns boolean language sql stable as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         create function f_out(p int) returns boolean language sql stable security definer as
+         $$ select public.f_in(p) $$;
+         alter function f_out owner to plain;
+         create policy p on t for select using (f_out(org))"),
+    trap("who may not execute a function sees nothing", "permission denied for function f_m",
+        "create function f_m() returns boolean language sql stable as $$ select true $$;
+         revoke execute on function f_m from public;
+         create policy p on t for select using (ok or f_m())"),
+    trap("a definer may execute what the caller may not", NATIVE,
+        "create function f_in() returns boolean language sql stable as $$ select true $$;
+         revoke execute on function f_in from public;
+         create function f_out() returns boolean language sql stable security definer as
+         $$ select public.f_in() $$;
+         create policy p on t for select using (ok and f_out())"),
+    trap("who may not execute what a plain function calls sees nothing", "permission denied for function f_in",
+        "create function f_in() returns boolean language sql stable as $$ select true $$;
+         revoke execute on function f_in from public;
+         create function f_out() returns boolean language sql stable as $$ select public.f_in() $$;
+         create policy p on t for select using (ok or f_out())"),
+    trap("a function that may not look is an error when it comes to that", NATIVE,
+        "revoke select on m from authenticated;
+         create function f_m(p int) returns boolean language plpgsql stable as
+         $$ begin if p = 1 then return true; end if;
+            return exists (select 1 from public.m where org = p); end $$;
+         create policy p on t for select using (f_m(org))"),
+    trap("a column that may not be read is an error when it comes to that", NATIVE,
+        "revoke select on m from authenticated; grant select (org) on m to authenticated, anon;
+         create function f_m(p int) returns boolean language sql stable as
+         $$ select exists (select 1 from public.m where org = p and ok) $$;
+         create policy p on t for select using (org is null or f_m(org))"),
+    raising(trap("policies that call what looks into their own table do not end", NATIVE,
+        "alter table m enable row level security; grant select on m to anon;
+         create function f_m(p int) returns boolean language sql stable as
+         $$ select exists (select 1 from public.m where org = p) $$;
+         create policy a on m for select using (f_m(org));
+         create policy p on t for select using (f_m(org))")),
+    trap("policies in a circle inside a function are an error when it comes to that", NATIVE,
+        "alter table m enable row level security; grant select on m to anon;
+         create policy a on m for select using (exists (select 1 from m other where other.org = m.org));
+         create function f_m(p int) returns boolean language plpgsql stable as
+         $$ begin if p = 1 then return true; end if;
+            return exists (select 1 from public.m where org = p); end $$;
+         create policy p on t for select using (f_m(org))"),
+    trap("a function that calls itself", "calls itself",
+        "create function f_r(p int) returns boolean language plpgsql stable as
+         $$ begin if p > 3 then return true; end if; return public.f_r(4); end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("NULL stays NULL under NOT and COALESCE", NATIVE,
+        "create function f_b(p int) returns boolean language sql stable security definer as
+         $$ select ok from public.m where org = p limit 1 $$;
+         create policy p on t for select using (not f_b(org));
+         create policy q on t for select using (coalesce(f_b(org), s = 'admin'))"),
+    trap("a column hides the argument of its name", NATIVE,
+        "create function f_t(org int) returns boolean language sql stable security definer as
+         $$ select exists (select 1 from public.m where org = org and u = auth.uid()) $$;
+         create policy p on t for select using (f_t(org))"),
+    trap("a name that is a variable and a column", "a variable and a column",
+        "create function f_t(org int) returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.m where org = org and u = auth.uid()); end $$;
+         create policy p on t for select using (f_t(org))"),
+    trap("an argument by the function's name", NATIVE,
+        "create function f_t(org int) returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.m x where x.org = f_t.org and x.u = auth.uid()); end $$;
+         create policy p on t for select using (f_t(org))"),
+    trap("an option of the language", "an option",
+        "create function f_t(org int) returns boolean language plpgsql stable security definer as
+         $$ #variable_conflict use_variable
+            begin return exists (select 1 from public.m where org = org); end $$;
+         create policy p on t for select using (f_t(org))"),
+    trap("row_security off where the owner sees all anyway", NATIVE,
+        "alter table m enable row level security;
+         create function f_m(p int) returns boolean language sql stable security definer
+         set row_security = off as $$ select exists (select 1 from public.m where org = p) $$;
+         create policy p on t for select using (f_m(org))"),
+    trap("row_security off where rows would be left out", NATIVE,
+        "alter table m enable row level security;
+         create policy k on m for select to plain using (true);
+         create function f_m(p int) returns boolean language sql stable security definer
+         set row_security = off as $$ select exists (select 1 from public.m where org = p) $$;
+         alter function f_m owner to plain;
+         create policy p on t for select using (org is null or f_m(org))"),
+    trap("another setting of a function's own", "sets TimeZone",
+        "create function f_z() returns boolean language sql stable set timezone = 'UTC' as
+         $$ select true $$; create policy p on t for select using (f_z())"),
+    trap("a body that would end its wrapper", "was not analysed",
+        "set check_function_bodies = off;
+         create function f_e() returns boolean language sql stable as
+         $$ select true; end; drop table public.g; select true $$;
+         create policy p on t for select using (f_e()); reset check_function_bodies"),
+    trap("a body that would begin another wrapper", "was not analysed",
+        "set check_function_bodies = off;
+         create function f_e() returns boolean language sql stable as
+         $$ select true; end; create function public.f_x() returns int language sql begin atomic select 1 $$;
+         create policy p on t for select using (f_e()); reset check_function_bodies"),
+    trap("a body with a comment that does not end", "does not end",
+        "set check_function_bodies = off;
+         create function f_e() returns boolean language sql stable as $$ select true /* $$;
+         create policy p on t for select using (f_e()); reset check_function_bodies"),
+    trap("a body with a literal that does not end", "does not end",
+        "set check_function_bodies = off;
+         create function f_e() returns boolean language sql stable as $$ select 'a' = 'b $$;
+         create policy p on t for select using (f_e()); reset check_function_bodies"),
+    trap("a body that ends in a comment", NATIVE,
+        "create function f_e() returns boolean language sql stable as $$ select true; -- end; $$;
+         create policy p on t for select using (ok and f_e())"),
+    trap("a body that writes", "more to it than tables",
+        "create function f_e() returns boolean language sql volatile security definer as
+         $$ insert into public.g values (9) returning true $$;
+         create policy p on t for select using (f_e())"),
+    trap("a body of several statements", "is not one statement",
+        "create function f_e() returns boolean language sql stable as $$ select false; select true $$;
+         create policy p on t for select using (f_e())"),
+    trap("RETURN is no statement of a body kept as text", "RETURN",
+        "set check_function_bodies = off;
+         create function f_e() returns boolean language sql stable as $$ return true $$;
+         create policy p on t for select using (f_e()); reset check_function_bodies"),
+    trap("a set by IN, ANY and EXISTS", NATIVE,
+        "create function f_o() returns setof int language sql stable security definer as
+         $$ select org from public.m where u = auth.uid() $$;
+         create policy p on t for select using (org in (select f_o()));
+         create policy q on t for select using (s = '2' and org = any (array(select f_o())));
+         create policy r on t for select using (ok is null and exists (select f_o()))"),
+    trap("a set with a NULL under NOT IN", NATIVE,
+        "create function f_o() returns setof int language sql stable security definer as
+         $$ select org from public.m where u = auth.uid() $$;
+         create policy p on t for select using (org not in (select f_o()))"),
+    trap("a set of a strict function without an argument is empty", NATIVE,
+        "create function f_o(p uuid) returns table (o int) language sql stable strict security definer as
+         $$ select org from public.m where u = p or p is null $$;
+         create policy p on t for select using (org not in (select f_o(auth.uid())))"),
+    trap("current_user inside a definer is the owner, the role setting is not", NATIVE,
+        "create function f_c() returns boolean language sql stable security definer as
+         $$ select current_user = 'keeper' and current_setting('role') = 'authenticated' $$;
+         alter function f_c owner to keeper;
+         create policy p on t for select using (ok and f_c())"),
+    trap("control reaches the end of the function without RETURN", NATIVE,
+        "create function f_n(p int) returns boolean language plpgsql stable as
+         $$ begin if p = 1 then return true; end if; end $$;
+         create policy p on t for select using (coalesce(f_n(org), true))"),
+    trap("STRICT with no row, and with several", NATIVE,
+        "create function f_n(p int) returns boolean language plpgsql stable security definer as
+         $$ declare b boolean; begin select ok into strict b from public.m where org = p; return true; end $$;
+         create policy p on t for select using (f_n(org))"),
+    trap("an error in what is assigned and not used", NATIVE,
+        "create function f_n(p text) returns boolean language plpgsql stable as
+         $$ declare n int; begin n := p::int; return true; end $$;
+         create policy p on t for select using (f_n(s))"),
+    trap("FOUND is false before the first query, and NULL rows are found", NATIVE,
+        "create function f_n(p int) returns boolean language plpgsql stable security definer as
+         $$ declare b boolean; begin if found then return true; end if;
+            select ok into b from public.m where org = p limit 1;
+            if found then return b is null or b; end if; return not found and p = 3; end $$;
+         create policy p on t for select using (f_n(org))"),
+    trap("a value is cast as it is returned", NATIVE,
+        "create function f_n() returns uuid language plpgsql stable as
+         $$ begin return auth.jwt() ->> 'sub'; end $$;
+         create policy p on t for select using (u = f_n())"),
+    trap("a loop", "a loop",
+        "create function f_l() returns boolean language plpgsql stable as
+         $$ begin loop return true; end loop; end $$;
+         create policy p on t for select using (f_l())"),
+    trap("an EXCEPTION block", "EXCEPTION",
+        "create function f_l() returns boolean language plpgsql stable as
+         $$ begin return true; exception when others then return false; end $$;
+         create policy p on t for select using (f_l())"),
+    trap("EXECUTE", "EXECUTE",
+        "create function f_l() returns boolean language plpgsql stable as
+         $$ declare b boolean; begin execute 'select true' into b; return b; end $$;
+         create policy p on t for select using (f_l())"),
+    trap("a variable in a branch keeps what it had", NATIVE,
+        "create function f_v(p int) returns boolean language plpgsql stable as
+         $$ declare n int := 5; begin if p = 1 then n := 1; elsif p = 2 then n := null; end if;
+            return n = 1 or n is null; end $$;
+         create policy p on t for select using (f_v(org))"),
+];
