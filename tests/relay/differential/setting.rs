@@ -116,7 +116,10 @@ impl Setting {
         format!(
             "create or replace function decides(who uuid, n int) returns bool \
              language plpgsql stable as {}",
-            quoted(&format!("begin perform 1; return {}; end", DECISIONS[self.decision]))
+            quoted(&format!(
+                "begin perform 1; return {}; end",
+                DECISIONS[self.decision]
+            ))
         )
     }
 
