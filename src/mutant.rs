@@ -148,6 +148,7 @@ mutants! {
         AffectedIsAfterOnly,
         OwnPoliciesAreForgotten,
         OwnPoliciesAreRestrictive,
+        HopsAreForgotten,
         OuterJoinIsInner,
         KeysAreForgotten,
         DistinctIsForgotten,

@@ -349,15 +349,15 @@ async fn check(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_among_told_changes_of_rules_are_shown_to_just_those_who_may_see_them() {
-    play(true, true).await;
+    Box::pin(play(true, true)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_among_told_changes_that_follow_each_other_fast_are_shown_to_nobody_else() {
-    play(true, false).await;
+    Box::pin(play(true, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_among_changes_of_rules_that_nothing_tells_of_are_shown_to_nobody_else() {
-    play(false, false).await;
+    Box::pin(play(false, false)).await;
 }

@@ -339,8 +339,7 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
             )
         }
         24 => format!(
-            "exists (select count(*) {from} where {condition} having count(*) > {count} or {truth_of})",
-            truth_of = format!("bool_or({truth})"),
+            "exists (select count(*) {from} where {condition} having count(*) > {count} or bool_or({truth}))"
         ),
         // Now and then the order leaves open which is the first.
         23 | 25 => {

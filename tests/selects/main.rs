@@ -31,7 +31,7 @@ async fn world() -> (Throwaway, World, StdRng, u64) {
     };
     let seed = number("ROWCAST_SEED").unwrap_or(20_261_121);
     let wanted =
-        number("ROWCAST_SELECTS").unwrap_or(if cfg!(feature = "mutants") { 300 } else { 160 });
+        number("ROWCAST_SELECTS").unwrap_or(if cfg!(feature = "mutants") { 250 } else { 100 });
     eprintln!("ROWCAST_SEED={seed}");
     let server = Throwaway::start(Options::default()).await.unwrap();
     let (client, connection) = tokio_postgres::connect(&server.url("postgres"), NoTls)

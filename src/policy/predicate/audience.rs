@@ -60,6 +60,9 @@ enum Value {
     Of(usize, usize),
 }
 
+/// Takes a mirror, the places that its rows are found by, and the values there.
+type Visit<'m, 'v> = dyn FnMut(&'m Mirror, &[usize], &[Datum]) -> Option<()> + 'v;
+
 /// Rows that are gone through to say how many members there are.
 const GLANCE: usize = 256;
 
@@ -70,7 +73,8 @@ impl Members {
         self.slot
     }
 
-    /// How many values [`Members::values`] gives at most.
+    /// How many values [`Members::values`] gives at most; the largest number where there are too many
+    /// ways to them.
     #[must_use]
     pub fn len(&self) -> usize {
         let (mut len, mut left) = (0_usize, GLANCE);
@@ -127,7 +131,7 @@ impl Members {
         &'m self,
         rows: &mut Vec<&'m Looked>,
         datum: Option<&Datum>,
-        visit: &mut dyn FnMut(&'m Mirror, &[usize], &[Datum]) -> Option<()>,
+        visit: &mut Visit<'m, '_>,
     ) -> Option<()> {
         let Some(reached) = self.reached.get(rows.len()) else {
             return Some(());
@@ -356,8 +360,11 @@ impl Audience {
             column,
             reached,
         };
-        if members.is_empty() {
-            return Self::Nobody;
+        match members.len() {
+            0 => return Self::Nobody,
+            // Whoever is asked for would have to be looked for on every way there.
+            usize::MAX => return Self::Scan,
+            _ => {}
         }
         Self::Members(SmallVec::new(), vec![members])
     }

@@ -245,8 +245,9 @@ pub(super) fn positive(expr: &Expr) -> Expr {
             [one, rest @ ..] if rest.iter().all(nothing) => positive(one),
             _ => expr.clone(),
         },
+        // What is behind a condition that raises an error is not looked at.
         Expr::Case(whens, otherwise) if nothing(otherwise) => match whens.as_slice() {
-            [(when, then)] => Expr::And(vec![positive(when), positive(then)]),
+            [(when, then)] => Expr::Case(vec![(positive(when), positive(then))], otherwise.clone()),
             _ => expr.clone(),
         },
         Expr::Select(select) => match &select.result {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::tables::Table;
 use crate::datum::Datum;
 use crate::policy::expr::select::{Asked, Select, Source, Step};
-use crate::policy::expr::{Comparison, Expr, Inputs};
+use crate::policy::expr::{Comparison, Constant, Expr, Inputs};
 
 /// Where a value that a column must equal comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +72,20 @@ impl Graph {
         match expr {
             Expr::And(all) => all.iter().for_each(|one| self.demand(one)),
             Expr::IsBool(one, Some(true), false) => self.demand(one),
+            Expr::Case(whens, otherwise)
+                if matches!(
+                    **otherwise,
+                    Expr::Const(Constant(None | Some(Datum::Bool(false))))
+                ) =>
+            {
+                if let [(when, then)] = whens.as_slice() {
+                    self.demand(when);
+                    // Behind an error it is not looked at.
+                    if !self.errors {
+                        self.demand(then);
+                    }
+                }
+            }
             Expr::Body(args, _, one) if self.passes(args) => self.demand(one),
             // Of no rows a condition on all of them is true, and what aggregates come to may be.
             Expr::Select(select) if matches!(select.result, Asked::Any(true, _)) => {}

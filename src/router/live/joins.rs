@@ -29,7 +29,7 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a join waits for the mirrors of what its rules read, which a stream that has much to
 /// catch up with delays. Past this rows are judged by asking, and once there is a mirror the channel is
 /// told that its audience may have changed meanwhile.
-const MIRROR_PATIENCE: Duration = Duration::from_secs(2);
+const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A join whose question to PostgreSQL was answered.
 pub(in crate::router) struct Unparked {

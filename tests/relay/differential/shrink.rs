@@ -119,7 +119,7 @@ pub(super) async fn report(failure: Failure, script: &[String]) -> String {
             who,
             change: expected.change,
         };
-        if let Some(mut text) = case.fails().await {
+        if let Some(mut text) = Box::pin(case.fails()).await {
             let mut attempts = 0;
             'smaller: loop {
                 for smaller in case.smaller() {
@@ -127,7 +127,7 @@ pub(super) async fn report(failure: Failure, script: &[String]) -> String {
                     if attempts > ATTEMPTS {
                         break 'smaller;
                     }
-                    if let Some(still) = smaller.fails().await {
+                    if let Some(still) = Box::pin(smaller.fails()).await {
                         (case, text) = (smaller, still);
                         continue 'smaller;
                     }

@@ -51,17 +51,18 @@ pub async fn run(arguments: Arguments) -> ExitCode {
     }
 }
 
+/// What may wait for a subscriber: it is measured what a change costs, and not how soon its one task
+/// gets a turn beside the relay's.
+const OUTBOX_EVENTS: usize = 10_000_000;
+const OUTBOX_BYTES: usize = 1 << 32;
+
 async fn relay(arguments: &Arguments) -> anyhow::Result<()> {
     let config = settings(arguments)?;
     // Ctrl-C reaches every process of a terminal; the benchmark decides when this one ends, which
     // is when its orders do.
     tokio::spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
     let mut core = Core::start(&config, Arc::new(Metrics::new()), Readiness::default()).await?;
-    let mut sessions = Sessions::new(
-        core.router.clone(),
-        config.outbox_max_events,
-        config.outbox_max_bytes,
-    );
+    let mut sessions = Sessions::new(core.router.clone(), OUTBOX_EVENTS, OUTBOX_BYTES);
     let mut orders = orders()?;
     let mut audience: Option<Audience> = None;
     let mut shown = None;
