@@ -367,7 +367,7 @@ impl CatalogReader {
         if !same {
             self.analyse_rules().await?;
         }
-        let mut whole = self.whole().await?;
+        let mut whole = Box::pin(self.whole()).await?;
         let connection = self.connected().await?;
         // What it tells of may lie between the two.
         let behind =
@@ -383,7 +383,7 @@ impl CatalogReader {
         let same_as = current.filter(|current| Some(&current.hash) == known.as_ref());
         if same_as.is_none() && whole.is_none() {
             self.seen = None;
-            whole = self.whole().await?;
+            whole = Box::pin(self.whole()).await?;
         }
         let catalog = match (same_as, whole) {
             (Some(current), _) => current,
