@@ -82,6 +82,12 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
                  user_id uuid,
                  primary key (user_id, org_id)
              );
+             create function {NAME}.is_member(org integer) returns boolean
+                 language sql stable security definer set search_path = '' as $$
+                     select exists (
+                         select from {NAME}.members m where m.org_id = org and m.user_id = {uid}
+                     )
+                 $$;
              alter table {NAME}.rows enable row level security;
              create policy visible on {NAME}.rows for select to {ROLE} using ({using});
              grant usage on schema {NAME} to {ROLE};
@@ -90,7 +96,7 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
         ))
         .await
         .context("The benchmark's tables cannot be made")?;
-    if policy == Policy::Membership {
+    if matches!(policy, Policy::Membership | Policy::Helper) {
         let users = users.div_ceil(MEMBERS) * MEMBERS;
         let mut organisations = Vec::new();
         let mut members = Vec::new();
@@ -120,6 +126,7 @@ fn using(policy: Policy, uid: &str) -> String {
         Policy::Membership => {
             format!("org_id in (select org_id from {NAME}.members where user_id = {uid})")
         }
+        Policy::Helper => format!("{NAME}.is_member(org_id)"),
         Policy::Open => "true".to_owned(),
     }
 }

@@ -11,6 +11,8 @@ pub enum Policy {
     User,
     /// The members of its organisation, ten each.
     Membership,
+    /// The same, asked of a SECURITY DEFINER function.
+    Helper,
     /// Everybody.
     Open,
 }
@@ -22,6 +24,7 @@ impl Policy {
         match self {
             Self::User => "user",
             Self::Membership => "membership",
+            Self::Helper => "helper",
             Self::Open => "open",
         }
     }
@@ -108,7 +111,7 @@ impl Plan {
     pub fn sees(&self, subscriber: u64, row: u64) -> bool {
         let may = match self.policy {
             Policy::User => self.user(row) == subscriber,
-            Policy::Membership => self.organisation(row) == subscriber / MEMBERS,
+            Policy::Membership | Policy::Helper => self.organisation(row) == subscriber / MEMBERS,
             Policy::Open => true,
         };
         may && match self.filter {
@@ -122,7 +125,7 @@ impl Plan {
     pub fn audience(&self, row: u64) -> u64 {
         let (first, end) = match self.policy {
             Policy::User => (self.user(row), self.user(row) + 1),
-            Policy::Membership => self.members(self.organisation(row)),
+            Policy::Membership | Policy::Helper => self.members(self.organisation(row)),
             Policy::Open => (0, self.subscribers),
         };
         match self.filter {
@@ -147,7 +150,7 @@ impl Plan {
         match self.policy {
             Policy::User => row / self.subscribers,
             Policy::Open => row,
-            Policy::Membership => {
+            Policy::Membership | Policy::Helper => {
                 let (first, end) = self.members(subscriber / MEMBERS);
                 row / self.subscribers * (end - first) + self.user(row).saturating_sub(first)
             }
@@ -160,7 +163,7 @@ impl Plan {
         match self.policy {
             Policy::User => rank * self.subscribers + subscriber,
             Policy::Open => rank,
-            Policy::Membership => {
+            Policy::Membership | Policy::Helper => {
                 let (first, end) = self.members(subscriber / MEMBERS);
                 let members = (end - first).max(1);
                 rank / members * self.subscribers + first + rank % members
@@ -224,6 +227,7 @@ mod tests {
         let policy = prop_oneof![
             Just(Policy::User),
             Just(Policy::Membership),
+            Just(Policy::Helper),
             Just(Policy::Open)
         ];
         let filter = prop_oneof![Just(Filter::None), Just(Filter::Eq)];

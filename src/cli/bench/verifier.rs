@@ -144,7 +144,12 @@ mod tests {
 
     #[test]
     fn what_arrives_as_planned_is_clean() {
-        for policy in [Policy::User, Policy::Membership, Policy::Open] {
+        for policy in [
+            Policy::User,
+            Policy::Membership,
+            Policy::Helper,
+            Policy::Open,
+        ] {
             let plan = plan(policy);
             for subscriber in 0..plan.subscribers {
                 let mut verifier = Verifier::new(plan, subscriber);

@@ -43,6 +43,8 @@ pub struct Drain {
     pub filter_to_none: Option<f64>,
     /// By membership in organisations of ten, to as many by user.
     pub membership_to_user: Option<f64>,
+    /// The CPU of a change by membership behind a function, to that of one written out.
+    pub helper_to_membership: Option<f64>,
 }
 
 /// One kind and number of subscribers, all rounds together.
@@ -89,6 +91,10 @@ impl Drain {
             most_to_fewest: quotient(rate(most), rate(fewest)),
             filter_to_none: quotient(rate(many(Policy::User, Filter::Eq)), rate(user)),
             membership_to_user: quotient(rate(many(Policy::Membership, Filter::None)), rate(user)),
+            helper_to_membership: quotient(
+                rate(many(Policy::Membership, Filter::None)),
+                rate(many(Policy::Helper, Filter::None)),
+            ),
             cases,
         }
     }
@@ -116,10 +122,12 @@ impl Drain {
             );
         }
         text + &format!(
-            "most / fewest by user {}; filter / none at {MANY} {}; membership / user at {MANY} {}\n",
+            "most / fewest by user {}; filter / none at {MANY} {}; membership / user at {MANY} {}; CPU \
+             behind a function / written out {}\n",
             times(self.most_to_fewest),
             times(self.filter_to_none),
-            times(self.membership_to_user)
+            times(self.membership_to_user),
+            times(self.helper_to_membership)
         )
     }
 }
@@ -138,11 +146,11 @@ fn cases(plan: Plan, counts: &[u64]) -> Vec<Plan> {
             filter: Filter::Eq,
             ..by_user(&MANY)
         });
-        cases.push(Plan {
-            policy: Policy::Membership,
+        cases.extend([Policy::Membership, Policy::Helper].map(|policy| Plan {
+            policy,
             limit: plan.limit.div_ceil(MEMBERSHIP_SHARE),
             ..by_user(&MANY)
-        });
+        }));
     }
     cases
 }
@@ -256,10 +264,10 @@ mod tests {
             limit: 1_000,
         };
         let plans = cases(plan, &[1, MANY, 100_000]);
-        assert_eq!(plans.len(), 5);
+        assert_eq!(plans.len(), 6);
         let mut found: Vec<Case> = plans.iter().map(Case::new).collect();
-        // Changes per CPU second: 1000, 500, 250, 200 and 100.
-        for (case, cpu) in found.iter_mut().zip([1.0, 2.0, 4.0, 5.0, 10.0]) {
+        // Changes per CPU second: 1000, 500, 250, 200, 100 and 80.
+        for (case, cpu) in found.iter_mut().zip([1.0, 2.0, 4.0, 5.0, 10.0, 12.5]) {
             case.add(1_000, &Tally::default(), (cpu * 0.75, cpu * 0.25));
         }
         let drain = Drain::new(100, 1, found);
@@ -267,6 +275,7 @@ mod tests {
         assert!(near(drain.most_to_fewest, 0.25));
         assert!(near(drain.filter_to_none, 0.4));
         assert!(near(drain.membership_to_user, 0.2));
+        assert!(near(drain.helper_to_membership, 1.25));
         assert!(drain.table().contains("most / fewest by user 0.25 ×"));
         assert_eq!(cases(plan, &[5]).len(), 1, "nothing to compare with");
     }
