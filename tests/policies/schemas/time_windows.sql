@@ -1,0 +1,14 @@
+-- Rows that are visible in a window of time; nothing is written when it opens or closes.
+-- shapes: time, coalesce, ordering
+-- traps: 15
+-- expect: asked A public.announcements window_open because function 1299 is not compiled
+-- expect: native A public.archive old
+-- expect: native A public.archive own
+create table announcements (id int primary key, starts_at timestamptz, ends_at timestamptz, body text);
+create table archive (id int primary key, on_day date, owner uuid);
+alter table announcements enable row level security;
+alter table archive enable row level security;
+create policy window_open on announcements for select
+  using (starts_at <= now() and coalesce(ends_at, 'infinity'::timestamptz) > now());
+create policy old on archive for select to authenticated using (on_day < '2021-01-01'::date);
+create policy own on archive for select to authenticated using (owner = (select auth.uid()));
