@@ -194,7 +194,7 @@ mod tests {
     fn a_tables_name_is_read_as_sql_reads_it() {
         let name = |text| table_name(text).map(|(schema, table)| format!("{schema}|{table}"));
         assert_eq!(name("public.Jobs").as_deref(), Some("public|jobs"));
-        assert_eq!(name(r#""My S"."a.""b""#).as_deref(), None);
+        assert_eq!(name(r#""My S"."a.""b"#).as_deref(), None);
         assert_eq!(
             name(r#""My S"."a.""b""""#).as_deref(),
             Some(r#"My S|a."b""#)

@@ -104,7 +104,7 @@ async fn a_relay_that_requires_row_level_security_refuses_tables_without() {
     place
         .run("drop policy mine on app.note; alter table app.note disable row level security")
         .await;
-    let required = &[("ROWCAST_REQUIRE_RLS", "true")];
+    let required = &[("ROWCAST_REQUIRE", "rls")];
     let found = place.doctor_with(&[], required).await;
     found.is(&["rls_off"]);
     assert_eq!(found.code, 2, "nobody can subscribe to it");
