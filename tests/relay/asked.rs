@@ -112,7 +112,7 @@ async fn a_json_null_is_not_sql_null() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_function_inside_a_function_is_never_stale_and_needs_its_own_right() {
-    let mut relay = Relay::start(
+    let mut relay = Relay::told(
         "create function my_id() returns uuid language sql stable
            begin atomic select auth.uid(); end;
          create function is_me(u uuid) returns bool language sql stable
@@ -125,6 +125,7 @@ async fn a_function_inside_a_function_is_never_stale_and_needs_its_own_right() {
          create policy p on other using (user_id = my_id());
          grant select on t, other to authenticated, anon",
         "t, other",
+        |_| {},
     )
     .await;
     let ann = relay
