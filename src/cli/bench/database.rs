@@ -217,6 +217,7 @@ async fn until<T>(
             return Ok(it);
         }
         ensure!(Instant::now() < deadline, "{else_why}");
+        // PostgreSQL tells nobody when somebody begins or ceases to read a slot.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
