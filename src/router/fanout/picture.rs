@@ -23,7 +23,7 @@ impl Fanout {
                     .filter(|(_, group)| !group.is_empty())
                     .map(|(role, group)| Group {
                         role: role.to_string(),
-                        subscribers: group.members().count(),
+                        subscribers: group.len(),
                         audience: group.audience(),
                         decided: match &group.access.rules {
                             Rules::Nothing(_) => "nothing",
