@@ -1,6 +1,8 @@
 //! From PostgreSQL's own syntax tree to an [`Expr`]: a whitelist by object identifier, and a
 //! [`Refusal`] for everything else.
 
+mod arrays;
+
 mod call;
 
 mod constant;
@@ -303,6 +305,8 @@ struct Compiler<'s> {
     looked: u32,
     /// What the sub-select gives whose comparison is in hand.
     output: Vec<Typed>,
+    /// Whether the target list in hand may have a set of elements in it, and that set.
+    expanding: Option<Option<super::expr::select::Step>>,
     /// The aggregates of the sub-select in hand, where it may have some.
     folding: Option<select::Folding>,
     nodes: usize,
@@ -325,6 +329,7 @@ impl<'s> Compiler<'s> {
             frames: vec![Around::Own],
             looked: 0,
             output: Vec::new(),
+            expanding: None,
             folding: None,
             nodes: 0,
         }

@@ -12,7 +12,7 @@ pub mod select;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use function::Function;
+pub use function::{Arithmetic, ArrayFunction, Function, JsonbFunction, TextFunction};
 pub use select::Select;
 
 use crate::auth::Principal;
@@ -87,6 +87,8 @@ pub enum Expr {
     NullIf(Box<(Self, Self)>),
     /// `= ANY (…)`, or `ALL` where the flag is set.
     Any(Comparison, bool, Box<Self>, Vec<Self>),
+    /// The same over the elements of an array: the left side, and the array.
+    AnyOf(Comparison, bool, Box<(Self, Self)>),
     /// `COALESCE`
     Coalesce(Vec<Self>),
     /// `CASE WHEN … THEN … ELSE … END`
@@ -94,7 +96,7 @@ pub enum Expr {
     /// The body of a function whose arguments are evaluated first; where the flag is set (STRICT),
     /// NULL where one of them is.
     Body(Vec<Self>, bool, Box<Self>),
-    /// A strict built-in function.
+    /// A built-in function.
     Call(Function, Vec<Self>),
     /// A column of the row of a sub-select, by its depth.
     Inner(u32, Arc<ColumnRef>),
@@ -190,7 +192,10 @@ impl Expr {
                 all.iter().collect()
             }
             Self::Not(one) | Self::IsNull(one, _) | Self::IsBool(one, ..) => vec![one],
-            Self::Compare(_, two) | Self::Distinct(two) | Self::NullIf(two) => vec![&two.0, &two.1],
+            Self::Compare(_, two)
+            | Self::Distinct(two)
+            | Self::NullIf(two)
+            | Self::AnyOf(_, _, two) => vec![&two.0, &two.1],
             Self::Any(_, _, left, items) => std::iter::once(&**left).chain(items).collect(),
             Self::Case(whens, otherwise) => whens
                 .iter()
@@ -235,6 +240,9 @@ impl Expr {
             Self::Compare(op, two) => Self::Compare(*op, Box::new((inner(&two.0), inner(&two.1)))),
             Self::Distinct(two) => Self::Distinct(Box::new((inner(&two.0), inner(&two.1)))),
             Self::NullIf(two) => Self::NullIf(Box::new((inner(&two.0), inner(&two.1)))),
+            Self::AnyOf(op, all, two) => {
+                Self::AnyOf(*op, *all, Box::new((inner(&two.0), inner(&two.1))))
+            }
             Self::Any(op, all, left, items) => {
                 let items = each(items);
                 Self::Any(*op, *all, Box::new(inner(left)), items)
@@ -294,6 +302,11 @@ impl Expr {
                 }
             }
             Self::Any(op, all, left, items) => any(*op, *all, left, items, inputs),
+            Self::AnyOf(op, all, two) => {
+                let (left, array) = (two.0.evaluate(inputs), two.1.evaluate(inputs));
+                let (left, array) = both(left, array)?;
+                any_of(*op, *all, left.as_deref(), array.as_deref())
+            }
             Self::Select(select)
                 if matches!(
                     select.result,
@@ -391,12 +404,9 @@ impl Expr {
                 if let Some(trouble) = trouble {
                     return Err(trouble);
                 }
-                match values.as_slice() {
-                    [Some(a)] => function.of_one(a),
-                    [Some(a), Some(b)] => function.of_two(a, b),
-                    _ => Ok(None),
-                }
-                .map(|datum| datum.map(Cow::Owned))
+                let values: smallvec::SmallVec<[Option<&Datum>; 2]> =
+                    values.iter().map(Option::as_deref).collect();
+                function.of(&values).map(|datum| datum.map(Cow::Owned))
             }
             truth => Ok(truth
                 .truth(inputs)?
@@ -464,6 +474,30 @@ fn any(
         }
     }
     trouble.map_or(result, Err)
+}
+
+/// `left op ANY (array)`, or ALL. Of no elements even NULL is not equal to any.
+fn any_of(
+    op: Comparison,
+    all: bool,
+    left: Option<&Datum>,
+    array: Option<&Datum>,
+) -> Result<Option<bool>, Trouble> {
+    let elements = match array {
+        None => return Ok(None),
+        Some(Datum::Array(array)) => array.elements(),
+        Some(_) => return Err(Trouble::Undecided),
+    };
+    let all = all != PolicyMutant::AnyOfIsAll.active();
+    let mut null = false;
+    for one in elements {
+        match (left, one) {
+            (Some(left), Some(one)) if op.holds(left, one)? != all => return Ok(Some(!all)),
+            (Some(_), Some(_)) => {}
+            _ => null = !PolicyMutant::AnyOfForgetsNull.active(),
+        }
+    }
+    Ok((!null).then_some(all))
 }
 
 fn stored(outcomes: &[Outcome], index: usize) -> Evaluated<'_> {

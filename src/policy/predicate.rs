@@ -263,7 +263,9 @@ fn reads(expr: &Expr) -> Reads {
         Expr::Claims | Expr::Role | Expr::Slot(_) => reads.claims = true,
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
-            reads.lookups = true;
+            // The elements of arrays are no other table's.
+            let mut places = select.places().into_iter();
+            reads.lookups |= places.any(|place| place.elements.is_none());
             let own = select.depths().into_iter().map(bit);
             reads.frames &= !own.fold(0, |all, one| all | one);
         }
@@ -329,6 +331,25 @@ impl Projection {
     #[must_use]
     pub fn slot(&self, slot: usize) -> Option<&Datum> {
         self.0.get(slot)?.as_ref().ok()?.as_ref()
+    }
+
+    /// Whether a slot has this value, or is an array with it among its elements.
+    #[must_use]
+    pub fn has(&self, slot: usize, datum: &Datum) -> bool {
+        self.keys(slot).any(|key| key == datum)
+    }
+
+    /// What principals are found by: a slot's value, and where that is an array each of its
+    /// elements.
+    pub fn keys(&self, slot: usize) -> impl Iterator<Item = &Datum> {
+        let value = self.slot(slot);
+        let elements = match value {
+            Some(Datum::Array(array)) if !PolicyMutant::ProbeForgetsElements.active() => {
+                array.elements()
+            }
+            _ => &[],
+        };
+        value.into_iter().chain(elements.iter().flatten())
     }
 
     /// Whether nothing of a principal is read.

@@ -27,7 +27,7 @@ alter type mood add value 'meh' before 'ok';
 create domain slug as text;
 create table t (id int primary key, u uuid, t text, v varchar(10), c char(3), s slug, b boolean,
   i int, l bigint, k smallint, m mood, j jsonb, o json, n numeric, f float8, z timestamptz,
-  w timestamp, d date);
+  w timestamp, d date, a text[], g int[], y uuid[], x mood[]);
 alter table t enable row level security;
 grant select on t to authenticated;
 create function verdicts(rows int) returns text language plpgsql as $$
@@ -44,7 +44,7 @@ begin
 end $$;
 "#;
 
-pub const COLUMNS: [(&str, &[&str]); 17] = [
+pub const COLUMNS: [(&str, &[&str]); 21] = [
     ("u", &UUIDS),
     ("t", &TEXTS),
     ("v", &TEXTS),
@@ -62,6 +62,20 @@ pub const COLUMNS: [(&str, &[&str]); 17] = [
     ("z", &TIMES),
     ("w", &TIMES),
     ("d", &["2020-01-01", "2020-01-02", "infinity"]),
+    ("a", &LISTS),
+    (
+        "g",
+        &[
+            "{}",
+            "{1,2}",
+            "{1,NULL}",
+            "{0}",
+            "[0:1]={1,2}",
+            "{{1,2},{2,0}}",
+        ],
+    ),
+    ("y", &UUID_LISTS),
+    ("x", &["{}", "{ok}", "{sad,meh,NULL}"]),
 ];
 
 const UUIDS: [&str; 3] = [
@@ -70,6 +84,23 @@ const UUIDS: [&str; 3] = [
     "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
 ];
 const TEXTS: [&str; 10] = ["", "a", "A", "a ", "b", "é", "1", "true", "sad", "a%"];
+const LISTS: [&str; 9] = [
+    "{}",
+    "{a}",
+    "{a,b}",
+    "{NULL,a}",
+    r#"{"",A,"a ","a,b"}"#,
+    "{{a,b},{b,NULL}}",
+    "[0:2]={a,b,é}",
+    "{1,2,1}",
+    "{00000000-0000-0000-0000-00000000000a,NULL}",
+];
+const UUID_LISTS: [&str; 4] = [
+    "{}",
+    "{00000000-0000-0000-0000-00000000000a}",
+    "{NULL,11111111-1111-1111-1111-111111111111}",
+    "{A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11,00000000-0000-0000-0000-00000000000a}",
+];
 const TIMES: [&str; 4] = [
     "2020-01-01 00:00:00+00",
     "2020-01-02 03:04:05.6+00",
@@ -91,8 +122,9 @@ const JSONS: [&str; 12] = [
     r#"{"a":"é\n\u0041"}"#,
 ];
 
-pub const CLAIMS: [&str; 9] = [
-    r#"{"sub": "00000000-0000-0000-0000-00000000000a", "role": "a", "b": true}"#,
+pub const CLAIMS: [&str; 10] = [
+    r#"{"sub": "00000000-0000-0000-0000-00000000000a", "role": "a", "b": true, "roles": ["a", "b"]}"#,
+    r#"{"role": "b", "roles": ["00000000-0000-0000-0000-00000000000a", null, 1], "a": "{a,b}"}"#,
     r#"{"sub": "11111111-1111-1111-1111-111111111111", "role": "b", "n": 1,
         "app_metadata": {"a": "a", "b": [1, "b"]}}"#,
     r#"{"sub": "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", "n": 1.0, "a": "true"}"#,
@@ -219,6 +251,51 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "($b < $b)",
                 "(select $b)",
                 "(auth.role() = $t)",
+                "($t = any ($A))",
+                "(t = any (a))",
+                "($t <> all ($A))",
+                "($u = any ($U))",
+                "(auth.uid() = any (y))",
+                "($i = any ($I))",
+                "($i < all ($I))",
+                "($A @> $A)",
+                "($A <@ $A)",
+                "($A && $A)",
+                "($I && $I)",
+                "($U @> $U)",
+                "($A = $A)",
+                "($I <> $I)",
+                "($A is null)",
+                "($A is distinct from $A)",
+                "($m = any (x))",
+                "(x @> array[$m])",
+                "($j @> $j)",
+                "($j <@ $j)",
+                "($j ?| $A)",
+                "($j ?& $A)",
+                "($j @> to_jsonb($t))",
+                "(to_jsonb($A) @> $j)",
+                "($j @> jsonb_build_array($t))",
+                "($j @> jsonb_build_object('a', $t))",
+                "($j = jsonb_build_object($t, $i, 'b', $b))",
+                "($t in (select jsonb_array_elements_text($j)))",
+                "($t not in (select jsonb_array_elements_text($j)))",
+                "(t in (select jsonb_array_elements_text(auth.jwt() -> 'roles')))",
+                "($u in (select jsonb_array_elements_text(auth.jwt() -> 'roles')::uuid))",
+                "($t in (select jsonb_object_keys($j)))",
+                "($t <> all (select unnest($A)))",
+                "($i in (select unnest($I) + 1))",
+                "exists (select 1 from unnest($A) e where e = $t)",
+                "exists (select from unnest(a) e where e is null or e > 'a' collate \"C\")",
+                "exists (select 1 from jsonb_array_elements($j) e where e ->> 'a' = $t)",
+                "((select count(*) from unnest($A) e where e <> $t) = $i)",
+                "((auth.jwt() -> 'roles') ? $t)",
+                "($t ilike $t)",
+                "(t not ilike 'A%')",
+                "starts_with($t, $t)",
+                "($t ^@ left(t, 1))",
+                "(greatest($i, $i, 1) = $i)",
+                "(least($n, $n) = $n)",
             ],
         ),
         'u' => (
@@ -282,6 +359,24 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "($j ->> $t)",
                 "jsonb_typeof($j)",
                 "(select $t)",
+                "($A)[1]",
+                "($A)[$i]",
+                "array_to_string($A, ',')",
+                "split_part($t, 'a', $i)",
+                "split_part($t, $t, -1)",
+                "left($t, $i)",
+                "right($t, $i)",
+                "substr($t, $i)",
+                "substring($t, $i, $i)",
+                "btrim($t)",
+                "rtrim($t, 'a')",
+                "ltrim($t, $t)",
+                "replace($t, 'a', $t)",
+                "reverse($t)",
+                "concat($t, $i, $u)",
+                "($A::text)",
+                "($I::text)",
+                "jsonb_extract_path_text($j, 'a', 'b')",
                 "(case $i when 1 then $t else 'b' end)",
             ],
         ),
@@ -294,11 +389,34 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "coalesce($i, $i)",
                 "nullif($i, 1)",
                 "($l)::int",
+                "cardinality($A)",
+                "array_length($A, 1)",
+                "array_length($I, $i)",
+                "array_upper($A, 1)",
+                "array_lower($A, 1)",
+                "array_position($A, $t)",
+                "jsonb_array_length($j)",
+                "length($t)",
+                "strpos($t, $t)",
+                "position('a' in $t)",
+                "($i + $i)",
+                "($i - $i)",
+                "($i * $i)",
+                "($i / $i)",
+                "($i % $i)",
+                "($I)[2]",
+                "greatest($i, $i)",
             ],
         ),
         'l' => (
             &["l", "1::bigint", "i::bigint"],
-            &["coalesce($l, $l)", "($t)::bigint"],
+            &[
+                "coalesce($l, $l)",
+                "($t)::bigint",
+                "($l + $i)",
+                "($l * $l)",
+                "($i - $l)",
+            ],
         ),
         'm' => (
             &["m", "m", "'ok'::mood", "'meh'::mood"],
@@ -334,6 +452,51 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "coalesce($j, $j)",
                 "nullif($j, $j)",
             ],
+        ),
+        'A' => (
+            &[
+                "a",
+                "a",
+                "array['a', 'b']",
+                "'{}'::text[]",
+                "null::text[]",
+                "'{{a},{b}}'::text[]",
+                "array(select jsonb_array_elements_text(auth.jwt() -> 'roles'))",
+            ],
+            &[
+                "array[$t, $t]",
+                "string_to_array($t, 'a')",
+                "string_to_array($t, $t)",
+                "array_append($A, $t)",
+                "array_prepend($t, $A)",
+                "($A || $t)",
+                "($A || $A)",
+                "array_remove($A, $t)",
+                "($A)[$i:$i]",
+                "($A)[:1]",
+                "($A)[1:array_length($A, 1) - 1]",
+                "coalesce($A, $A)",
+                "nullif($A, $A)",
+                "($t)::text[]",
+                "($U)::text[]",
+                "($I)::text[]",
+                "array(select unnest($A))",
+                "(select array_agg(e) from unnest($A) e where e <> $t)",
+                "(case when $b then $A end)",
+            ],
+        ),
+        'I' => (
+            &["g", "g", "'{1,2,null}'::int[]", "'{}'::int[]"],
+            &[
+                "array[$i, $i]",
+                "($A)::int[]",
+                "array_prepend($i, $I)",
+                "coalesce($I, $I)",
+            ],
+        ),
+        'U' => (
+            &["y", "y", "null::uuid[]"],
+            &["array[$u, $u]", "($A)::uuid[]", "coalesce($U, $U)"],
         ),
         'z' => (
             &[
