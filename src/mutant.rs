@@ -169,6 +169,9 @@ mutants! {
         NothingIsFound,
         UnusedRaisesNothing,
         RowSecurityIsForgotten,
+        NothingIsCaught,
+        DefaultIsNull,
+        RowsForgetTheirBranch,
     }
 }
 

@@ -13,6 +13,8 @@ mod operators;
 
 mod parts;
 
+mod program;
+
 mod select;
 
 use std::collections::{BTreeSet, HashMap};
@@ -147,6 +149,8 @@ pub struct Function {
     pub set: bool,
     /// `proisstrict`
     pub strict: bool,
+    /// `proargdefaults::text`
+    pub defaults: Option<Arc<str>>,
     /// The owner, by number and name, where that is whom it runs as (`prosecdef`).
     pub definer: Option<(Oid, Arc<str>)>,
     /// Whether there is a `proconfig`.

@@ -18,7 +18,7 @@ pub use select::Select;
 use crate::auth::Principal;
 use crate::change::{Row, Value};
 use crate::datum::{Datum, Trouble, Type};
-use crate::mutant::PolicyMutant;
+use crate::mutant::{FunctionMutant, PolicyMutant};
 use crate::pg::Oid;
 
 /// A datum, NULL, or why there is neither.
@@ -94,6 +94,8 @@ pub enum Expr {
     /// The body of a function whose arguments are evaluated first; where the flag is set (STRICT),
     /// NULL where one of them is.
     Body(Vec<Self>, bool, Box<Self>),
+    /// The first, or where that raises an error the second.
+    Caught(Box<(Self, Self)>),
     /// A strict built-in function.
     Call(Function, Vec<Self>),
     /// A column of the row of a sub-select, by its depth.
@@ -190,7 +192,9 @@ impl Expr {
                 all.iter().collect()
             }
             Self::Not(one) | Self::IsNull(one, _) | Self::IsBool(one, ..) => vec![one],
-            Self::Compare(_, two) | Self::Distinct(two) | Self::NullIf(two) => vec![&two.0, &two.1],
+            Self::Compare(_, two) | Self::Distinct(two) | Self::NullIf(two) | Self::Caught(two) => {
+                vec![&two.0, &two.1]
+            }
             Self::Any(_, _, left, items) => std::iter::once(&**left).chain(items).collect(),
             Self::Case(whens, otherwise) => whens
                 .iter()
@@ -235,6 +239,7 @@ impl Expr {
             Self::Compare(op, two) => Self::Compare(*op, Box::new((inner(&two.0), inner(&two.1)))),
             Self::Distinct(two) => Self::Distinct(Box::new((inner(&two.0), inner(&two.1)))),
             Self::NullIf(two) => Self::NullIf(Box::new((inner(&two.0), inner(&two.1)))),
+            Self::Caught(two) => Self::Caught(Box::new((inner(&two.0), inner(&two.1)))),
             Self::Any(op, all, left, items) => {
                 let items = each(items);
                 Self::Any(*op, *all, Box::new(inner(left)), items)
@@ -379,6 +384,12 @@ impl Expr {
                     None => body.evaluate(inputs),
                 }
             }
+            Self::Caught(two) => match two.0.evaluate(inputs) {
+                Err(Trouble::Error) if !FunctionMutant::NothingIsCaught.active() => {
+                    two.1.evaluate(inputs)
+                }
+                other => other,
+            },
             Self::Call(function, args) => {
                 let mut values = smallvec::SmallVec::<[Option<Cow<'a, Datum>>; 2]>::new();
                 let mut trouble = None;

@@ -29,7 +29,7 @@ impl Compiler<'_> {
                 "function {oid} returns a set or is variadic"
             )));
         }
-        let args = self.exprs(node.field("args")?, depth)?;
+        let args = self.arguments(oid, node, depth)?;
         let result = node.oid("funcresulttype")?;
         let collation = node.oid("inputcollid")?;
         self.refer(Reference::Function(oid));

@@ -112,6 +112,7 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         ALL,
         "jointype isNatural larg rarg usingClause join_using_alias quals alias rtindex",
     ),
+    ("NAMEDARGEXPR", ALL, "arg name argnumber location"),
     ("NULLIFEXPR", ALL, OPERATION),
     ("NULLTEST", ALL, "arg nulltesttype argisrow location"),
     ("OPEXPR", ALL, OPERATION),
