@@ -143,6 +143,7 @@ mutants! {
         MinusIsPlus,
         GreatestIsLeast,
         ProbeForgetsElements,
+        NowIsLongAgo,
     }
 }
 
@@ -190,6 +191,9 @@ mutants! {
         NothingIsFound,
         UnusedRaisesNothing,
         RowSecurityIsForgotten,
+        NothingIsCaught,
+        DefaultIsNull,
+        RowsForgetTheirBranch,
     }
 }
 

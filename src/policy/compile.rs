@@ -15,7 +15,11 @@ mod operators;
 
 mod parts;
 
+mod program;
+
 mod select;
+
+mod times;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -149,6 +153,8 @@ pub struct Function {
     pub set: bool,
     /// `proisstrict`
     pub strict: bool,
+    /// `proargdefaults::text`
+    pub defaults: Option<Arc<str>>,
     /// The owner, by number and name, where that is whom it runs as (`prosecdef`).
     pub definer: Option<(Oid, Arc<str>)>,
     /// Whether there is a `proconfig`.

@@ -19,6 +19,7 @@ mod tables;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use smallvec::SmallVec;
 
@@ -259,7 +260,8 @@ fn reads(expr: &Expr) -> Reads {
     }
     let bit = |depth: u32| 1_u64.checked_shl(depth).unwrap_or(0);
     match expr {
-        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) => reads.row = true,
+        // With the row it is read anew.
+        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) | Expr::Now => reads.row = true,
         Expr::Claims | Expr::Role | Expr::Slot(_) => reads.claims = true,
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
@@ -428,7 +430,9 @@ impl Bound {
     pub fn read<'p>(&'p self, row: &Row, lookups: &'p Lookups) -> Facts<'p> {
         let tables = self.predicate.tables.iter();
         let tables: Tables<'p> = tables.map(|table| table.open(lookups)).collect();
+        let now = now();
         let inputs = Inputs {
+            now,
             tables: &tables,
             cells: Some(Cells {
                 row,
@@ -443,8 +447,18 @@ impl Bound {
             predicate: &self.predicate,
             tables,
             parts,
+            now,
         }
     }
+}
+
+/// Microseconds since 2000-01-01, by the relay's clock.
+fn now() -> Option<i64> {
+    const EPOCH: i64 = 946_684_800_000_000;
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()?;
+    i64::try_from(since.as_micros()).ok()?.checked_sub(EPOCH)
 }
 
 type Tables<'l> = SmallVec<[Option<Opened<'l>>; 1]>;
@@ -454,6 +468,8 @@ pub struct Facts<'p> {
     predicate: &'p Predicate,
     tables: Tables<'p>,
     parts: SmallVec<[Outcome; 4]>,
+    /// As of when.
+    now: Option<i64>,
 }
 
 impl Facts<'_> {
@@ -464,6 +480,7 @@ impl Facts<'_> {
             parts: &self.parts,
             tables: &self.tables,
             slots: &projection.0,
+            now: self.now,
             ..Inputs::default()
         };
         self.predicate.whole.truth(inputs).into()
@@ -481,6 +498,7 @@ impl Facts<'_> {
         let inputs = Inputs {
             parts: &self.parts,
             tables: &self.tables,
+            now: self.now,
             ..Inputs::default()
         };
         self.predicate.plan.audience(inputs)

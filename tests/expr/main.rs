@@ -155,6 +155,7 @@ async fn scope_of(client: &Client) -> Scope {
             set: false,
             strict: row[3].as_deref() == Some("t"),
             definer: definer.then(|| (Oid(10), Arc::from("postgres"))),
+            defaults: None,
             configured: row[5].as_deref() == Some("t"),
             path: None,
             row_security: None,

@@ -47,7 +47,7 @@ impl Compiler<'_> {
         if let Some(done) = self.polymorphic(polymorphic, types, depth)? {
             return Ok(done);
         }
-        let args = self.exprs(node.field("args")?, depth)?;
+        let args = self.arguments(oid, node, depth)?;
         if let Some(function) = operators::any_function(oid) {
             return self.of_any(function, args, result);
         }

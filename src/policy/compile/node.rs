@@ -290,6 +290,9 @@ impl Compiler<'_> {
         if node.flag("opretset")? {
             return Err(Refusal::new(format!("operator {oid} returns a set")));
         }
+        if let Some(timed) = self.timed(oid, node, depth)? {
+            return Ok((timed, BOOL));
+        }
         if operators::comparison(oid).is_some() {
             let comparison = self.comparison(oid, node)?.comparison;
             let (two, _) = self.compared(node, depth)?;

@@ -202,6 +202,9 @@ impl Compiler<'_> {
     /// The call in `select f(…)` of a function that returns a set.
     fn called<'t>(&self, query: &'t Tree) -> Result<Option<&'t Node>, Refusal> {
         let query = query.node(self.scope.major)?;
+        if let Some(call) = self.called_alone(query)? {
+            return Ok(Some(call));
+        }
         let plain = [
             "commandType",
             "canSetTag",

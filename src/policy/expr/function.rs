@@ -6,11 +6,14 @@ mod documents;
 
 mod texts;
 
+mod times;
+
 use std::sync::Arc;
 
 pub use arrays::ArrayFunction;
 pub use documents::JsonbFunction;
 pub use texts::TextFunction;
+pub use times::TimeFunction;
 
 use crate::datum::json::{self, Step};
 use crate::datum::{self, Datum, Jsonb, Numeric, Trouble, Type};
@@ -63,6 +66,8 @@ pub enum Function {
     Jsonb(JsonbFunction),
     /// A function of text
     Text(TextFunction),
+    /// A function of dates and times
+    Time(TimeFunction),
     /// A sum and the like of integers, with the range of the result
     Arithmetic(Arithmetic, i64, i64),
     /// `GREATEST`, or `LEAST` where the flag is not set
@@ -121,6 +126,7 @@ impl Function {
             (Self::Array(function), _) => function.of(values),
             (Self::Jsonb(function), _) => function.of(values),
             (Self::Text(function), _) => function.of(values),
+            (Self::Time(function), _) => function.of(values),
             (Self::Extreme(greatest), _) => extreme(*greatest, values),
             (Self::Arithmetic(op, least, most), [Some(Datum::Int(a)), Some(Datum::Int(b))]) => {
                 let of = op.of(*a, *b)?;

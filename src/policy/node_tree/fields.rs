@@ -115,6 +115,7 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
     ),
     ("MINMAX", 14..=14, MINMAX),
     ("MINMAXEXPR", 15..=18, MINMAX),
+    ("NAMEDARGEXPR", ALL, "arg name argnumber location"),
     ("NULLIFEXPR", ALL, OPERATION),
     ("NULLTEST", ALL, "arg nulltesttype argisrow location"),
     ("OPEXPR", ALL, OPERATION),

@@ -251,6 +251,8 @@ impl Plan {
             },
             Expr::IsBool(one, Some(true), false) => Self::of(one, tables),
             Expr::Body(_, _, body) => Self::of(body, tables),
+            // One of them is true.
+            Expr::Caught(two) => Self::Or(each(&[two.0.clone(), two.1.clone()])),
             _ => Self::Scan,
         }
     }

@@ -279,6 +279,54 @@ impl Compiler<'_> {
         Err(Refusal::new("WITH of another kind"))
     }
 
+    /// The call in `select * from f(…)` of a function that returns a set of values.
+    pub(super) fn called_alone<'t>(&self, query: &'t Node) -> Result<Option<&'t Node>, Refusal> {
+        let plain = [
+            "commandType",
+            "canSetTag",
+            "rtable",
+            "jointree",
+            "targetList",
+            "stmt_location",
+            "stmt_len",
+        ];
+        if query.name != "QUERY" || !query.has_only(&plain) {
+            return Ok(None);
+        }
+        let from = query.field("jointree")?.node(self.scope.major)?;
+        let ([entry], [target]) = (
+            query.field("rtable")?.items()?,
+            query.field("targetList")?.items()?,
+        ) else {
+            return Ok(None);
+        };
+        let entry = entry.node(self.scope.major)?;
+        let target = target.node(self.scope.major)?;
+        let column = target.field("expr")?.node(self.scope.major)?;
+        let one = matches!(entry.name.as_str(), "RTE" | "RANGETBLENTRY")
+            && entry.number::<u8>("rtekind")? == 3
+            && entry.has_only(&[&ENTRY[..], &CALLED].concat())
+            && from.has_only(&["fromlist"])
+            && from.field("fromlist")?.items()?.len() == 1
+            && target.name == "TARGETENTRY"
+            && !target.flag("resjunk")?
+            && column.name == "VAR"
+            && column.number::<u32>("varlevelsup")? == 0
+            && column.number::<i16>("varattno")? == 1;
+        if !one {
+            return Ok(None);
+        }
+        let [call] = entry.field("functions")?.items()? else {
+            return Ok(None);
+        };
+        let call = call.node(self.scope.major)?;
+        if call.name != "RANGETBLFUNCTION" || !call.has_only(&CALL) {
+            return Ok(None);
+        }
+        let call = call.field("funcexpr")?.node(self.scope.major)?;
+        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+    }
+
     /// The tables that a function in FROM looks into, and its column.
     fn called_in(&mut self, call: &Tree, depth: usize) -> Result<(Vec<Step>, Typed), Refusal> {
         let node = call.node(self.scope.major)?;
