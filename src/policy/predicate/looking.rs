@@ -288,6 +288,21 @@ pub(super) fn positive(expr: &Expr) -> Expr {
     }
 }
 
+/// An expression, or what is first in a COALESCE whose others have no elements.
+fn first_of(array: &Expr) -> Option<&Expr> {
+    let empty = |one: &Expr| match one {
+        Expr::Const(Constant(Some(Datum::Array(array)))) => array.elements().is_empty(),
+        other => *other == Expr::NULL,
+    };
+    match array {
+        Expr::Coalesce(all) => {
+            let (one, rest) = all.split_first()?;
+            rest.iter().all(empty).then_some(one)
+        }
+        other => Some(other),
+    }
+}
+
 /// Equality with an element of an array of rows, as the existence of a row that equals it.
 fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
     match array {
@@ -295,14 +310,7 @@ fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
             let any = any_row(left, body)?;
             Some(Expr::Body(args.clone(), *strict, Box::new(any)))
         }
-        Expr::Coalesce(all) => {
-            let empty = |one: &Expr| match one {
-                Expr::Const(Constant(Some(Datum::Array(array)))) => array.elements().is_empty(),
-                other => *other == Expr::NULL,
-            };
-            let (one, rest) = all.split_first()?;
-            any_row(left, one).filter(|_| rest.iter().all(empty))
-        }
+        Expr::Coalesce(_) => any_row(left, first_of(array)?),
         Expr::Select(select) => {
             let Asked::Folded(depth, all, value) = &select.result else {
                 return None;
@@ -321,7 +329,7 @@ fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
             let mut from = select.from.clone();
             let last = from
                 .last_mut()
-                .filter(|_| **value == Expr::Field(*depth, 0))?;
+                .filter(|_| first_of(value) == Some(&Expr::Field(*depth, 0)))?;
             last.condition.extend(filter.clone());
             let two = Box::new((left.clone(), of.clone()));
             last.condition.push(Expr::Compare(Comparison::Eq, two));
