@@ -5,7 +5,8 @@
 //! lengths of months may make of the operands; nearer than that PostgreSQL is asked.
 
 use super::inline::strict;
-use super::{Compiler, Refusal, Typed};
+use super::{Compiler, Constant, Refusal, Typed};
+use crate::datum::Datum;
 use crate::pg::Oid;
 use crate::policy::expr::{Comparison, Expr, Function, TimeFunction};
 use crate::policy::node_tree::{Node, Tree};
@@ -155,9 +156,8 @@ impl Compiler<'_> {
             (1100 | 1101, [of, by]) => {
                 let of = self.term(of, depth + 1)?;
                 let by = self.expr(by, depth + 1)?;
-                let days = match by.expr {
-                    Expr::Const(super::Constant(Some(crate::datum::Datum::Int(days)))) => days,
-                    _ => return Err(refuse()),
+                let Expr::Const(Constant(Some(Datum::Int(days)))) = by.expr else {
+                    return Err(refuse());
                 };
                 let days = i32::try_from(days)
                     .ok()
