@@ -32,6 +32,8 @@ pub enum Body {
 pub struct Program {
     /// The types of the variables that it declares. All are NULL at first.
     pub variables: Vec<Oid>,
+    /// How many of them, the first, are the columns that RETURNS TABLE names.
+    pub columns: usize,
     /// Which variable says whether the last query INTO found a row, where that is asked.
     pub found: Option<usize>,
     /// What it does.
