@@ -173,11 +173,11 @@ impl Statement {
             Self::If(branches, otherwise) => {
                 let inner = branches.iter().flat_map(|(_, inner)| inner);
                 let all = inner.chain(otherwise);
-                all.fold(false, |asks, one| one.sets(found) || asks)
+                all.filter(|one| one.sets(found)).count() > 0
             }
             Self::Try(inner, handler) => {
                 let all = inner.iter().chain(handler.iter().flatten());
-                all.fold(false, |asks, one| one.sets(found) || asks)
+                all.filter(|one| one.sets(found)).count() > 0
             }
             Self::Evaluate(_) | Self::Return(_) | Self::Rows(_) | Self::End | Self::Raise => false,
         }

@@ -268,10 +268,8 @@ impl Compiler<'_> {
         };
         // Variables keep what they were set to before the error, wherever that was.
         let mut set = BTreeSet::new();
-        let asks = inner
-            .iter()
-            .fold(false, |asks, one| one.sets(&mut set) || asks);
-        if let Some(found) = running.program.found.filter(|_| asks) {
+        let asking = inner.iter().filter(|one| one.sets(&mut set)).count();
+        if let Some(found) = running.program.found.filter(|_| asking > 0) {
             set.insert(found);
         }
         if let Some(variables) = self.calls.last_mut() {
