@@ -84,6 +84,7 @@ types(oid) as (
   cross join lateral (select y.* from pg_type y where y.oid = t.oid offset 0) y
   cross join lateral (
     select y.typelem as oid where y.typelem <> 0
+    union all select y.typarray where y.typtype = 'e' and y.typarray <> 0
     union all select y.typbasetype where y.typbasetype <> 0
     union all select a.atttypid from pg_attribute a
       where y.typrelid <> 0 and a.attrelid = y.typrelid and a.attnum > 0 and not a.attisdropped

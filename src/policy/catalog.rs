@@ -712,6 +712,11 @@ fn native_types(document: &Document) -> Types {
                 .user
                 .insert(ty.oid, UserType::Enum(Arc::new(Labels::in_order(labels))));
         }
+        let element = by_oid.get(&ty.element);
+        if element.is_some_and(|of| of.kind == 'e') && ty.kind == 'b' {
+            let element = ty.element;
+            native.user.insert(ty.oid, UserType::Array { element });
+        }
         let mut base = ty;
         for _ in 0..32 {
             match by_oid.get(&base.base) {

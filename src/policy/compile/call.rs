@@ -401,6 +401,9 @@ impl Compiler<'_> {
         node: &Node,
         depth: usize,
     ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
+        if let Some(rows) = self.elements(node, depth)? {
+            return Ok((vec![rows], Vec::new()));
+        }
         let oid = node.oid("funcid")?;
         if node.flag("funcvariadic")? {
             return Err(Refusal::new(format!("function {oid} is variadic")));
