@@ -32,6 +32,8 @@ pub enum Body {
 pub struct Program {
     /// The types of the variables that it declares. All are NULL at first.
     pub variables: Vec<Oid>,
+    /// How many of them, the first, are the columns that RETURNS TABLE names.
+    pub columns: usize,
     /// Which variable says whether the last query INTO found a row, where that is asked.
     pub found: Option<usize>,
     /// What it does.
@@ -171,11 +173,11 @@ impl Statement {
             Self::If(branches, otherwise) => {
                 let inner = branches.iter().flat_map(|(_, inner)| inner);
                 let all = inner.chain(otherwise);
-                all.fold(false, |asks, one| one.sets(found) || asks)
+                all.filter(|one| one.sets(found)).count() > 0
             }
             Self::Try(inner, handler) => {
                 let all = inner.iter().chain(handler.iter().flatten());
-                all.fold(false, |asks, one| one.sets(found) || asks)
+                all.filter(|one| one.sets(found)).count() > 0
             }
             Self::Evaluate(_) | Self::Return(_) | Self::Rows(_) | Self::End | Self::Raise => false,
         }

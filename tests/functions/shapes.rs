@@ -160,4 +160,10 @@ pub const SHAPES: &[(&str, &str)] = &[
     ("a setting that nobody sets", "create function f_tenant() returns int language sql stable as
       $$ select nullif(current_setting('app.tenant', true), '')::int $$;
       create policy p on t for select using (org = f_tenant() or org = current_setting('app.current_org', true)::int or u = auth.uid())"),
+    ("rows of several columns of a function in FROM", "create function f_mine() returns table (org int, role text) language sql stable security definer set search_path = public as
+      $$ select m.org, m.s from m where m.u = auth.uid() $$;
+      create policy p on t for select using (exists (select 1 from f_mine() f where f.org = t.org and f.role = 'admin') or org in (select f.org from f_mine() f where f.role = t.s))"),
+    ("rows of several columns in PL/pgSQL", "create function f_mine(p uuid default auth.uid()) returns table (org_id int, role text) language plpgsql stable security definer as
+      $$ begin return query select m.org, m.s from public.m where m.u = p; end $$;
+      create policy p on t for select using (exists (select 1 from f_mine() f where f.org_id = t.org))"),
 ];

@@ -377,4 +377,12 @@ pub const TRAPS: &[Trap] = &[
     trap("a setting that a function makes is asked", "asked 2",
         "create function f_set_tenant() returns text language sql as $$ select set_config('app.tenant', '1', true) $$;
          create policy p on t for select using (f_set_tenant() = '1' and org = current_setting('app.tenant', true)::int)"),
+    trap("RETURN QUERY of another type, however alike, is an error", "another type",
+        "create function f_q() returns setof varchar language plpgsql stable security definer as
+         $$ begin return query select x.s from public.m x where x.u = auth.uid(); end $$;
+         create policy p on t for select using (s in (select f_q()))"),
+    trap("a column of a table's function that is declared of another type", NATIVE,
+        "create function f_q() returns table (org int, s varchar) language sql stable security definer as
+         $$ select x.org, x.s from public.m x where x.u = auth.uid() $$;
+         create policy p on t for select using (exists (select from f_q() f where f.org = t.org))"),
 ];

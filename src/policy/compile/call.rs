@@ -14,6 +14,9 @@ use crate::policy::expr::select::Several;
 use crate::policy::node_tree::{self, Node, Tree};
 use crate::policy::reach::{OFFSET, tables_in};
 
+/// The type of what RETURNS TABLE of several columns returns.
+const RECORD: Oid = Oid(2249);
+
 /// How many tables an argument may look into, where it does.
 const ROOM: u32 = 6;
 
@@ -474,7 +477,8 @@ impl Compiler<'_> {
     pub(super) fn fitting(&self, rows: &[Rows], result: Oid) -> Result<(), Refusal> {
         let fits = |one: &Rows| match one.values.as_slice() {
             [value] => self.same_text(value.oid, result),
-            _ => false,
+            // A column that is read of another type than declared is refused where it is read.
+            several => result == RECORD && several.len() > 1,
         };
         if rows.iter().all(fits) {
             Ok(())

@@ -268,10 +268,8 @@ impl Compiler<'_> {
         };
         // Variables keep what they were set to before the error, wherever that was.
         let mut set = BTreeSet::new();
-        let asks = inner
-            .iter()
-            .fold(false, |asks, one| one.sets(&mut set) || asks);
-        if let Some(found) = running.program.found.filter(|_| asks) {
+        let asking = inner.iter().filter(|one| one.sets(&mut set)).count();
+        if let Some(found) = running.program.found.filter(|_| asking > 0) {
             set.insert(found);
         }
         if let Some(variables) = self.calls.last_mut() {
@@ -360,6 +358,19 @@ impl Compiler<'_> {
                 let (mut rows, before) = self.rows_or_call(query, Link::Values, depth)?;
                 besides(before);
                 self.fitting(&rows, running.result)?;
+                // Other types are an error here, however alike.
+                let result = [running.result];
+                let wanted = match running.program.columns {
+                    0 => Some(&result[..]),
+                    columns => running.program.variables.get(..columns),
+                };
+                let alike = |one: &Rows| {
+                    let types = one.values.iter().map(|value| &value.oid);
+                    wanted.is_some_and(|wanted| types.eq(wanted))
+                };
+                if !rows.iter().all(alike) {
+                    return Err(Refusal::new("returns rows of another type"));
+                }
                 for step in rows.iter_mut().filter_map(|rows| rows.from.last_mut()) {
                     if !FunctionMutant::RowsForgetTheirBranch.active() {
                         step.condition.splice(0..0, when.iter().cloned());

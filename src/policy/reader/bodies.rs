@@ -442,12 +442,6 @@ impl<'t> Statements<'t> {
             arguments,
             types: Vec::new(),
         };
-        if let [plpgsql::Statement::Rows(query)] = source.statements.as_slice()
-            && function.set
-            && source.variables.is_empty()
-        {
-            return Ok(Body::Query(statements.tree(query).await?));
-        }
         let all = statements.all(&source.statements).await?;
         let own = function.arguments.len();
         let variables = statements.types.iter().skip(own).map(|oid| Oid(*oid));
@@ -462,6 +456,7 @@ impl<'t> Statements<'t> {
         }
         Ok(Body::Program(Arc::new(Program {
             variables,
+            columns: function.table_columns.len(),
             found,
             statements: all,
         })))

@@ -141,9 +141,9 @@ impl Compiler<'_> {
                     if nullable.contains(&(at + 1)) {
                         return Err(Refusal::new("an outer join with a function"));
                     }
-                    let (steps, column) = self.called_in(call.field("funcexpr")?, depth)?;
+                    let (steps, columns) = self.called_in(call.field("funcexpr")?, depth)?;
                     entries.steps.insert(at + 1, steps);
-                    Origin::Columns(vec![Ok(column)].into())
+                    Origin::Columns(columns.into_iter().map(Ok).collect::<Vec<_>>().into())
                 }
                 2 if entry.has_only(&[&ENTRY[..], &JOIN].concat()) => {
                     Origin::Join(Rc::new(entry.field("joinaliasvars")?.clone()))
@@ -327,8 +327,8 @@ impl Compiler<'_> {
         Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
     }
 
-    /// The tables that a function in FROM looks into, and its column.
-    fn called_in(&mut self, call: &Tree, depth: usize) -> Result<(Vec<Step>, Typed), Refusal> {
+    /// The tables that a function in FROM looks into, and its columns.
+    fn called_in(&mut self, call: &Tree, depth: usize) -> Result<(Vec<Step>, Vec<Typed>), Refusal> {
         let node = call.node(self.scope.major)?;
         if node.name != "FUNCEXPR" || !node.flag("funcretset")? {
             return Err(Refusal::new("a function in FROM that gives one value"));
@@ -338,10 +338,7 @@ impl Compiler<'_> {
         self.before.extend(before);
         let mut rows = rows.into_iter();
         match (rows.next(), rows.next()) {
-            (Some(mut rows), None) if rows.several == Several::Raise => {
-                let value = rows.value()?;
-                Ok((rows.from, value))
-            }
+            (Some(rows), None) if rows.several == Several::Raise => Ok((rows.from, rows.values)),
             _ => Err(Refusal::new("a function in FROM of several sub-selects")),
         }
     }
