@@ -84,6 +84,7 @@ types(oid) as (
   cross join lateral (select y.* from pg_type y where y.oid = t.oid offset 0) y
   cross join lateral (
     select y.typelem as oid where y.typelem <> 0
+    union all select y.typarray where y.typtype = 'e' and y.typarray <> 0
     union all select y.typbasetype where y.typbasetype <> 0
     union all select a.atttypid from pg_attribute a
       where y.typrelid <> 0 and a.attrelid = y.typrelid and a.attnum > 0 and not a.attisdropped
@@ -120,6 +121,19 @@ select jsonb_build_object(
     -- under a name that changed with PostgreSQL 17.
     'ctype', (select coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', d.datctype)
               from pg_database d where d.datname = current_database()),
+    -- What policies and functions may ask current_setting about, as far as it is not set here: not by
+    -- the server, nor for the login.
+    'unset', coalesce((
+      select jsonb_agg(distinct lower(q.name[1]) order by lower(q.name[1]))
+      from (
+        select pg_get_expr(p.polqual, p.polrelid) as text
+        from policies p
+        where p.polrelid in (select oid from tables) and p.polqual::text ~ ':funcid (2077|3294) '
+        union all
+        select p.prosrc from functions f join pg_proc p on p.oid = f.oid
+        where p.prosrc like '%current_setting%') s
+      cross join regexp_matches(s.text, $$'([A-Za-z_]\w*(?:\.\w+)+)'$$, 'g') as q(name)
+      where current_setting(q.name[1], true) is null), '[]'),
     'settings', coalesce((
       select jsonb_agg(jsonb_build_array(s.setdatabase, s.setrole, s.setconfig) order by s.setdatabase, s.setrole)
       from pg_db_role_setting s
@@ -262,11 +276,16 @@ select jsonb_build_object(
       'source', p.prosrc, 'body', p.prosqlbody::text, 'kind', p.prokind, 'set', p.proretset,
       'strict', p.proisstrict, 'definer', p.prosecdef, 'config', p.proconfig,
       'arguments', p.proargtypes::oid[], 'returns', p.prorettype,
-      'argument_names', p.proargnames,
+      'argument_names', p.proargnames[:p.pronargs],
       'argument_types', coalesce((
         select jsonb_agg(format_type(a.type, null) order by a.at)
         from unnest(p.proargtypes::oid[]) with ordinality as a(type, at)), '[]'),
-      'unusual_arguments', p.proargmodes is not null,
+      'table_columns', coalesce((
+        select jsonb_agg(jsonb_build_array(p.proargnames[a.at], format_type(a.type, null)) order by a.at)
+        from unnest(p.proallargtypes) with ordinality as a(type, at) where p.proargmodes[a.at] = 't'), '[]'),
+      'defaults', p.proargdefaults::text,
+      -- Others than arguments that are only that, and the columns of RETURNS TABLE.
+      'unusual_arguments', coalesce(not p.proargmodes <@ '{i,t}', false),
       'signature', pg_get_function_arguments(f.oid), 'result', pg_get_function_result(f.oid),
       'version', p.xmin::text, 'owner', p.proowner,
       'execute', coalesce((

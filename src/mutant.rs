@@ -122,6 +122,28 @@ mutants! {
         RestrictiveIsPermissive,
         AudienceIsNobody,
         ProbeTakesWrongSlot,
+        AnyOfIsAll,
+        AnyOfForgetsNull,
+        AppendPrepends,
+        ContainsIsOverlaps,
+        OverlapsIsContains,
+        LengthIsLess,
+        SubscriptFromZero,
+        SliceHasNoEnd,
+        SplitKeepsWhole,
+        ElementsForgetNull,
+        LengthIsOfBytes,
+        TrimKeepsEnd,
+        PositionFromZero,
+        StartsIsEnds,
+        PartFromStart,
+        IlikeIsLike,
+        JsonbContainsIsEqual,
+        AnyKeyIsAll,
+        MinusIsPlus,
+        GreatestIsLeast,
+        ProbeForgetsElements,
+        NowIsLongAgo,
     }
 }
 
@@ -169,6 +191,9 @@ mutants! {
         NothingIsFound,
         UnusedRaisesNothing,
         RowSecurityIsForgotten,
+        NothingIsCaught,
+        DefaultIsNull,
+        RowsForgetTheirBranch,
     }
 }
 

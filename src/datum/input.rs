@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Datum, Jsonb, Trouble, Type, json};
+use super::{Array, Datum, Jsonb, Trouble, Type, json};
 
 /// C's `isspace` in the C locale, which the input functions skip.
 const SPACE: [char; 6] = [' ', '\t', '\n', '\u{b}', '\u{c}', '\r'];
@@ -32,6 +32,10 @@ pub fn cast(text: &str, to: &Type) -> Result<Datum, Trouble> {
             Datum::Json(Arc::from(text))
         }
         Type::Jsonb => Datum::Jsonb(Arc::new(Jsonb::parse(text)?)),
+        Type::Array(of) => {
+            let mut element = |text: &str| cast(text, of);
+            Datum::Array(Arc::new(Array::parse(text, &mut element)?))
+        }
         Type::Oid
         | Type::Float4
         | Type::Float8

@@ -97,6 +97,50 @@ impl Jsonb {
         }
     }
 
+    /// `@>`
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Object(_), Self::Object(members)) => {
+                let mut members = members.iter();
+                members.all(|(key, wanted)| self.member(key).is_some_and(|own| own.holds(wanted)))
+            }
+            (Self::Array(_), Self::Array(elements)) => {
+                elements.iter().all(|wanted| self.has_element(wanted))
+            }
+            (Self::Object(_), _) => false,
+            // An array contains a scalar that is one of its elements.
+            (Self::Array(_), scalar) => self.has_element(scalar),
+            (own, wanted) => own == wanted,
+        }
+    }
+
+    /// As `@>`, of parts of documents: there a scalar is no array of itself.
+    fn holds(&self, wanted: &Self) -> bool {
+        match (self, wanted) {
+            (Self::Object(_), Self::Object(_)) | (Self::Array(_), Self::Array(_)) => {
+                self.contains(wanted)
+            }
+            (Self::Object(_) | Self::Array(_), _) | (_, Self::Object(_) | Self::Array(_)) => false,
+            (own, wanted) => own == wanted,
+        }
+    }
+
+    fn has_element(&self, wanted: &Self) -> bool {
+        matches!(self, Self::Array(elements) if elements.iter().any(|own| own.holds(wanted)))
+    }
+
+    /// An object of members of which the last of a key counts.
+    #[must_use]
+    pub fn object(mut members: Vec<(Box<str>, Self)>) -> Self {
+        // A stable sort keeps the last behind the others.
+        members.sort_by(|(a, _), (b, _)| (a.len(), a.as_bytes()).cmp(&(b.len(), b.as_bytes())));
+        members.reverse();
+        members.dedup_by(|later, kept| later.0 == kept.0);
+        members.reverse();
+        Self::Object(members)
+    }
+
     /// What `->>` makes of a value: no text of `null`, a string's own text.
     #[must_use]
     pub fn as_text(&self) -> Option<String> {

@@ -1,6 +1,8 @@
 //! PostgreSQL values, typed: read from their text output and compared exactly as PostgreSQL's own
 //! operators compare them. What is not exact is not here.
 
+mod array;
+
 mod collation;
 
 mod input;
@@ -20,6 +22,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+pub use array::Array;
 pub use collation::Collation;
 pub use input::{cast, cast_to_text};
 pub use json::Jsonb;
@@ -69,6 +72,8 @@ pub enum Datum {
     Jsonb(Arc<Jsonb>),
     /// `bytea`
     Bytes(Arc<[u8]>),
+    /// An array
+    Array(Arc<Array>),
 }
 
 impl Datum {
@@ -108,6 +113,10 @@ impl Datum {
             Type::Json => Self::Json(Arc::from(text)),
             Type::Jsonb => Self::Jsonb(Arc::new(Jsonb::parse(text).map_err(|_| ODD)?)),
             Type::Bytea => Self::Bytes(hex(text).ok_or(ODD)?.into()),
+            Type::Array(of) => {
+                let mut element = |text: &str| Self::from_output(of, text);
+                Self::Array(Arc::new(Array::parse(text, &mut element)?))
+            }
         })
     }
 
@@ -123,6 +132,7 @@ impl Datum {
             Self::Uuid(bytes) => Arc::from(hyphenated(bytes)),
             Self::Enum(label) => Arc::clone(&label.name),
             Self::Jsonb(value) => Arc::from(value.to_string()),
+            Self::Array(array) => Arc::from(array.output()?),
             Self::Float(_) | Self::Date(_) | Self::Timestamp(_) | Self::Bytes(_) => return None,
         })
     }
@@ -155,6 +165,7 @@ impl Datum {
             (Self::Numeric(a), Self::Numeric(b)) => a == b && a.scale() == b.scale(),
             (Self::Jsonb(a), Self::Jsonb(b)) => a == b && a.to_string() == b.to_string(),
             (Self::Float(a), Self::Float(b)) => a.to_bits() == b.to_bits(),
+            (Self::Array(a), Self::Array(b)) => a.identical(b),
             _ => self == other,
         }
     }
@@ -166,6 +177,7 @@ impl PartialEq for Datum {
             (Self::Uuid(a), Self::Uuid(b)) => a == b,
             (Self::Text(a), Self::Text(b)) | (Self::Json(a), Self::Json(b)) => a == b,
             (Self::Jsonb(a), Self::Jsonb(b)) => a == b,
+            (Self::Array(a), Self::Array(b)) => a == b,
             _ => self.order(other) == Some(Ordering::Equal),
         }
     }
@@ -189,6 +201,7 @@ impl Hash for Datum {
             Self::Enum(label) => label.position.hash(state),
             Self::Jsonb(value) => value.hash(state),
             Self::Bytes(bytes) => bytes.hash(state),
+            Self::Array(array) => array.hash(state),
         }
     }
 }
@@ -209,6 +222,7 @@ impl fmt::Debug for Datum {
             Self::Json(_) => "Json(…)",
             Self::Jsonb(_) => "Jsonb(…)",
             Self::Bytes(_) => "Bytes(…)",
+            Self::Array(_) => "Array(…)",
         })
     }
 }

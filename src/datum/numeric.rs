@@ -39,6 +39,12 @@ impl Numeric {
         self.scale
     }
 
+    /// Neither infinite nor NaN.
+    #[must_use]
+    pub const fn is_finite(&self) -> bool {
+        matches!(self.class, Class::Finite { .. })
+    }
+
     /// A whole number as `numeric`.
     #[must_use]
     pub fn from_i64(value: i64) -> Self {

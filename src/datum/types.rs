@@ -48,7 +48,24 @@ pub enum Type {
     Jsonb,
     /// `bytea`
     Bytea,
+    /// An array, of what it is of
+    Array(Arc<Self>),
 }
+
+/// Array types and their elements, as far as the text of these depends on no setting.
+const ARRAYS: [(u32, u32); 11] = [
+    (1000, 16),
+    (1003, 19),
+    (1005, 21),
+    (1007, 23),
+    (1009, 25),
+    (1015, 1043),
+    (1016, 20),
+    (1028, 26),
+    (1231, 1700),
+    (2951, 2950),
+    (3807, 3802),
+];
 
 impl Type {
     /// The type of an oid, a domain being its base type; `None` where values of the type are not
@@ -76,22 +93,26 @@ impl Type {
             1700 => Self::Numeric,
             2950 => Self::Uuid,
             3802 => Self::Jsonb,
+            _ if types.element(oid).is_some() => {
+                let element = Self::of(types.element(oid)?, collation, types)?;
+                Self::Array(Arc::new(element))
+            }
             _ => match types.user.get(&oid)? {
                 UserType::Enum(labels) => Self::Enum(Arc::clone(labels)),
                 // The base is the bottom of a stack of domains, so this ends.
                 UserType::Domain { base } if !types.user_domain(*base) => {
                     return Self::of(*base, collation, types);
                 }
-                UserType::Domain { .. } => return None,
+                UserType::Domain { .. } | UserType::Array { .. } => return None,
             },
         })
     }
 
-    /// Whether `=` is defined and decided natively.
+    /// Whether `=` is defined and decided natively where a filter asks for it.
     #[must_use]
     pub const fn has_equality(&self) -> bool {
         match self {
-            Self::Json => false,
+            Self::Json | Self::Array(_) => false,
             Self::Text(collation) | Self::Bpchar(collation) => collation.deterministic,
             _ => true,
         }
@@ -101,7 +122,7 @@ impl Type {
     #[must_use]
     pub const fn has_order(&self) -> bool {
         match self {
-            Self::Json | Self::Jsonb => false,
+            Self::Json | Self::Jsonb | Self::Array(_) => false,
             Self::Text(collation) | Self::Bpchar(collation) => collation.bytewise,
             _ => true,
         }
@@ -146,6 +167,30 @@ impl Types {
                 plain_case: false,
             },
         })
+    }
+
+    /// What an array type is of; `None` for other types, and where its values are not understood
+    /// natively.
+    #[must_use]
+    pub fn element(&self, array: Oid) -> Option<Oid> {
+        if let Some((_, element)) = ARRAYS.iter().find(|(known, _)| *known == array.0) {
+            return Some(Oid(*element));
+        }
+        match self.user.get(&array) {
+            Some(UserType::Array { element }) => Some(*element),
+            _ => None,
+        }
+    }
+
+    /// The type of arrays of a type.
+    #[must_use]
+    pub fn array(&self, element: Oid) -> Option<Oid> {
+        if let Some((array, _)) = ARRAYS.iter().find(|(_, known)| *known == element.0) {
+            return Some(Oid(*array));
+        }
+        let mut user = self.user.iter();
+        let is = |ty: &UserType| matches!(ty, UserType::Array { element: of } if *of == element);
+        user.find(|(_, ty)| is(ty)).map(|(oid, _)| *oid)
     }
 
     fn user_domain(&self, oid: Oid) -> bool {
@@ -197,6 +242,11 @@ pub enum UserType {
     Domain {
         /// The type at the bottom of the stack of domains.
         base: Oid,
+    },
+    /// The arrays of an enum.
+    Array {
+        /// The enum.
+        element: Oid,
     },
 }
 

@@ -395,6 +395,8 @@ fn does(function: &Function, body: Option<Result<&Body, String>>, role: &str) ->
         .unwrap_or_default();
     (&function.source, &function.language, trees).hash(&mut hasher);
     (function.strict, function.definer, function.set).hash(&mut hasher);
+    let defaults = function.defaults.as_deref().map(without_places);
+    defaults.hash(&mut hasher);
     let allowed = function.execute.iter().any(|allowed| allowed == role);
     (&function.config, allowed).hash(&mut hasher);
     hasher.finish()

@@ -32,6 +32,8 @@ pub enum Body {
 pub struct Program {
     /// The types of the variables that it declares. All are NULL at first.
     pub variables: Vec<Oid>,
+    /// How many of them, the first, are the columns that RETURNS TABLE names.
+    pub columns: usize,
     /// Which variable says whether the last query INTO found a row, where that is asked.
     pub found: Option<usize>,
     /// What it does.
@@ -47,15 +49,24 @@ pub enum Statement {
     Into {
         /// Whether another number of rows than one is an error.
         strict: bool,
-        /// The variables, by their number.
+        /// The variables, by their number; none for PERFORM.
         variables: Vec<usize>,
         /// The query.
         query: Arc<str>,
     },
     /// `IF … THEN … ELSIF … ELSE … END IF`
     If(Vec<(Arc<str>, Vec<Self>)>, Vec<Self>),
+    /// `BEGIN … EXCEPTION WHEN … END`: its statements, and those for any error; `None` where only
+    /// some errors have any.
+    Try(Vec<Self>, Option<Vec<Self>>),
+    /// An expression of which only counts whether it raises an error.
+    Evaluate(Arc<str>),
     /// `RETURN expression`
     Return(Arc<str>),
+    /// `RETURN QUERY query`
+    Rows(Arc<str>),
+    /// `RETURN` without a value.
+    End,
     /// `RAISE EXCEPTION`
     Raise,
 }
@@ -98,7 +109,11 @@ impl Body {
 impl Statement {
     fn trees<'s>(&'s self, found: &mut Vec<&'s str>) {
         match self {
-            Self::Assign(_, tree) | Self::Return(tree) | Self::Into { query: tree, .. } => {
+            Self::Assign(_, tree)
+            | Self::Evaluate(tree)
+            | Self::Return(tree)
+            | Self::Rows(tree)
+            | Self::Into { query: tree, .. } => {
                 found.push(&**tree);
             }
             Self::If(branches, otherwise) => {
@@ -108,7 +123,63 @@ impl Statement {
                 }
                 otherwise.iter().for_each(|one| one.trees(found));
             }
-            Self::Raise => {}
+            Self::Try(inner, handler) => {
+                let all = inner.iter().chain(handler.iter().flatten());
+                all.for_each(|one| one.trees(found));
+            }
+            Self::Raise | Self::End => {}
+        }
+    }
+
+    /// Whether control never comes behind it.
+    #[must_use]
+    pub fn leaves(&self) -> bool {
+        let all = |statements: &[Self]| statements.iter().any(Self::leaves);
+        match self {
+            Self::Return(_) | Self::End | Self::Raise => true,
+            Self::If(branches, otherwise) => {
+                branches.iter().all(|(_, inner)| all(inner)) && all(otherwise)
+            }
+            Self::Try(inner, handler) => all(inner) && handler.as_deref().is_none_or(all),
+            Self::Assign(..) | Self::Into { .. } | Self::Evaluate(_) | Self::Rows(_) => false,
+        }
+    }
+
+    /// Whether control may leave the function in it, by a value.
+    #[must_use]
+    pub fn may_return(&self) -> bool {
+        let any = |statements: &[Self]| statements.iter().any(Self::may_return);
+        match self {
+            Self::Return(_) | Self::End => true,
+            Self::If(branches, otherwise) => {
+                branches.iter().any(|(_, inner)| any(inner)) || any(otherwise)
+            }
+            Self::Try(inner, handler) => any(inner) || handler.as_deref().is_some_and(any),
+            _ => false,
+        }
+    }
+
+    /// The variables that it sets; whether it says whether rows were found.
+    pub(super) fn sets(&self, found: &mut BTreeSet<usize>) -> bool {
+        match self {
+            Self::Assign(variable, _) => {
+                found.insert(*variable);
+                false
+            }
+            Self::Into { variables, .. } => {
+                found.extend(variables);
+                true
+            }
+            Self::If(branches, otherwise) => {
+                let inner = branches.iter().flat_map(|(_, inner)| inner);
+                let all = inner.chain(otherwise);
+                all.filter(|one| one.sets(found)).count() > 0
+            }
+            Self::Try(inner, handler) => {
+                let all = inner.iter().chain(handler.iter().flatten());
+                all.filter(|one| one.sets(found)).count() > 0
+            }
+            Self::Evaluate(_) | Self::Return(_) | Self::Rows(_) | Self::End | Self::Raise => false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The part of PostgreSQL's catalog that decides who may see which rows, as one immutable value.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -54,6 +54,8 @@ pub struct Catalog {
     pub paths: HashMap<Oid, Arc<str>>,
     /// The schemas, by name.
     pub schemas: HashMap<String, Schema>,
+    /// Settings that policies and functions name and that nobody has set, in lower case.
+    pub unset: Vec<String>,
 }
 
 /// A schema.
@@ -358,6 +360,10 @@ pub struct Function {
     pub argument_names: Option<Vec<String>>,
     /// Its argument types as SQL.
     pub argument_types: Vec<String>,
+    /// The columns that RETURNS TABLE names, with their types as SQL.
+    pub table_columns: Vec<(String, String)>,
+    /// The values of its last arguments where a call leaves them out, as node tree.
+    pub defaults: Option<String>,
     /// Whether it has arguments that are results, or takes any number of them.
     pub unusual_arguments: bool,
     /// Its owner.
@@ -474,6 +480,7 @@ struct Database {
     login: Oid,
     oid: Oid,
     settings: Vec<(Oid, Oid, Option<Vec<String>>)>,
+    unset: Vec<String>,
 }
 
 impl Catalog {
@@ -489,12 +496,14 @@ impl Catalog {
             .iter()
             .flat_map(|(_, _, settings)| settings.iter().flatten())
             .any(|setting| setting.starts_with("request."));
+        let unset = unset(&document);
         let native = native_types(&document);
         let paths = paths(&document);
         Ok(Self {
             hash,
             native,
             paths,
+            unset,
             schemas: document.schemas,
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
@@ -592,6 +601,28 @@ impl Catalog {
     }
 }
 
+/// The settings that no session of any role has, and that no function makes: they are absent
+/// whoever asks.
+fn unset(document: &Document) -> Vec<String> {
+    if document
+        .functions
+        .iter()
+        .any(|function| function.source.contains("set_config"))
+    {
+        return Vec::new();
+    }
+    let rows = document.database.settings.iter();
+    let set = rows.flat_map(|(_, _, settings)| settings.iter().flatten());
+    let own = document
+        .functions
+        .iter()
+        .flat_map(|function| function.config.iter().flatten());
+    let name = |setting: &String| setting.split('=').next().unwrap_or_default().to_lowercase();
+    let set: BTreeSet<String> = set.chain(own).map(name).collect();
+    let unset = document.database.unset.iter();
+    unset.filter(|name| !set.contains(*name)).cloned().collect()
+}
+
 /// The search path of each role, from what is set for it here, for it everywhere, for the database,
 /// and for the server.
 fn paths(document: &Document) -> HashMap<Oid, Arc<str>> {
@@ -680,6 +711,11 @@ fn native_types(document: &Document) -> Types {
             native
                 .user
                 .insert(ty.oid, UserType::Enum(Arc::new(Labels::in_order(labels))));
+        }
+        let element = by_oid.get(&ty.element);
+        if element.is_some_and(|of| of.kind == 'e') && ty.kind == 'b' {
+            let element = ty.element;
+            native.user.insert(ty.oid, UserType::Array { element });
         }
         let mut base = ty;
         for _ in 0..32 {

@@ -94,6 +94,10 @@ impl Closure {
                         self.unknown_functions.insert(oid);
                         continue;
                     };
+                    // What a call leaves out is evaluated where it stands.
+                    let defaults =
+                        numbers(function.defaults.as_deref().unwrap_or_default(), ":funcid ");
+                    open.extend(defaults.map(|oid| Item::Called(Oid(oid), caller.clone())));
                     let context = function.within(&caller);
                     if !self.functions.insert((oid, context.clone())) {
                         continue;
@@ -122,6 +126,8 @@ pub(super) fn beyond<'c>(
         if let Some(oid) = called.pop() {
             let function = catalog.functions.get(&oid);
             if let Some(function) = function.filter(|_| functions.insert(oid)) {
+                let defaults = function.defaults.as_deref().unwrap_or_default();
+                called.extend(numbers(defaults, ":funcid ").map(Oid));
                 for body in function.known() {
                     called.extend(body.functions());
                     looked.extend(body.relations());

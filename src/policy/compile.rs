@@ -1,6 +1,8 @@
 //! From PostgreSQL's own syntax tree to an [`Expr`]: a whitelist by object identifier, and a
 //! [`Refusal`] for everything else.
 
+mod arrays;
+
 mod call;
 
 mod constant;
@@ -13,7 +15,11 @@ mod operators;
 
 mod parts;
 
+mod program;
+
 mod select;
+
+mod times;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -147,6 +153,8 @@ pub struct Function {
     pub set: bool,
     /// `proisstrict`
     pub strict: bool,
+    /// `proargdefaults::text`
+    pub defaults: Option<Arc<str>>,
     /// The owner, by number and name, where that is whom it runs as (`prosecdef`).
     pub definer: Option<(Oid, Arc<str>)>,
     /// Whether there is a `proconfig`.
@@ -303,6 +311,8 @@ struct Compiler<'s> {
     looked: u32,
     /// What the sub-select gives whose comparison is in hand.
     output: Vec<Typed>,
+    /// Whether the target list in hand may have a set of elements in it, and that set.
+    expanding: Option<Option<super::expr::select::Step>>,
     /// The aggregates of the sub-select in hand, where it may have some.
     folding: Option<select::Folding>,
     nodes: usize,
@@ -325,6 +335,7 @@ impl<'s> Compiler<'s> {
             frames: vec![Around::Own],
             looked: 0,
             output: Vec::new(),
+            expanding: None,
             folding: None,
             nodes: 0,
         }

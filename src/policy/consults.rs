@@ -39,12 +39,18 @@ pub(super) fn consults(catalog: &Catalog, table: &Table, policies: &[&Policy]) -
             .depends
             .iter()
             .filter(|(class, object, _)| class.0 == PG_PROC && object.0 >= FIRST_NORMAL_OBJECT);
+        let own = |function: &Oid| function.0 >= FIRST_NORMAL_OBJECT;
         let mut called: Vec<Oid> = called.map(|(_, function, _)| *function).collect();
         while let Some(function) = called.pop() {
             if !asked.insert(function) {
                 continue;
             }
             let function = catalog.functions.get(&function)?;
+            let defaults = function.defaults.as_deref().unwrap_or_default();
+            if is_fleeting(defaults) {
+                return None;
+            }
+            called.extend(numbers(defaults, ":funcid ").map(Oid).filter(own));
             for body in function.all_known()? {
                 if body.trees().into_iter().any(is_fleeting) {
                     return None;

@@ -12,13 +12,15 @@ pub mod select;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-pub use function::Function;
+pub use function::{
+    Arithmetic, ArrayFunction, Function, JsonbFunction, TextFunction, TimeFunction,
+};
 pub use select::Select;
 
 use crate::auth::Principal;
 use crate::change::{Row, Value};
 use crate::datum::{Datum, Trouble, Type};
-use crate::mutant::PolicyMutant;
+use crate::mutant::{FunctionMutant, PolicyMutant};
 use crate::pg::Oid;
 
 /// A datum, NULL, or why there is neither.
@@ -63,6 +65,10 @@ pub enum Expr {
     Claims,
     /// `current_setting('role')` and `current_user`
     Role,
+    /// `now()`
+    Now,
+    /// A condition that is decided where it is the same that many microseconds earlier and later.
+    Timed(i64, Box<Self>),
     /// The row's value at this place of the predicate's columns.
     Cell(usize),
     /// The predicate's sub-expression that only the row decides.
@@ -87,6 +93,8 @@ pub enum Expr {
     NullIf(Box<(Self, Self)>),
     /// `= ANY (…)`, or `ALL` where the flag is set.
     Any(Comparison, bool, Box<Self>, Vec<Self>),
+    /// The same over the elements of an array: the left side, and the array.
+    AnyOf(Comparison, bool, Box<(Self, Self)>),
     /// `COALESCE`
     Coalesce(Vec<Self>),
     /// `CASE WHEN … THEN … ELSE … END`
@@ -94,7 +102,9 @@ pub enum Expr {
     /// The body of a function whose arguments are evaluated first; where the flag is set (STRICT),
     /// NULL where one of them is.
     Body(Vec<Self>, bool, Box<Self>),
-    /// A strict built-in function.
+    /// The first, or where that raises an error the second.
+    Caught(Box<(Self, Self)>),
+    /// A built-in function.
     Call(Function, Vec<Self>),
     /// A column of the row of a sub-select, by its depth.
     Inner(u32, Arc<ColumnRef>),
@@ -148,6 +158,8 @@ impl Comparison {
 pub(super) struct Inputs<'a> {
     pub(super) cells: Option<Cells<'a>>,
     pub(super) principal: Option<&'a Principal>,
+    /// Microseconds since 2000-01-01.
+    pub(super) now: Option<i64>,
     pub(super) parts: &'a [Outcome],
     pub(super) slots: &'a [Outcome],
     pub(super) tables: &'a [Option<select::Opened<'a>>],
@@ -180,6 +192,7 @@ impl Expr {
             | Self::Column(_)
             | Self::Claims
             | Self::Role
+            | Self::Now
             | Self::Cell(_)
             | Self::Part(_)
             | Self::Slot(_)
@@ -189,8 +202,14 @@ impl Expr {
             Self::And(all) | Self::Or(all) | Self::Coalesce(all) | Self::Call(_, all) => {
                 all.iter().collect()
             }
-            Self::Not(one) | Self::IsNull(one, _) | Self::IsBool(one, ..) => vec![one],
-            Self::Compare(_, two) | Self::Distinct(two) | Self::NullIf(two) => vec![&two.0, &two.1],
+            Self::Not(one) | Self::IsNull(one, _) | Self::IsBool(one, ..) | Self::Timed(_, one) => {
+                vec![one]
+            }
+            Self::Compare(_, two)
+            | Self::Distinct(two)
+            | Self::NullIf(two)
+            | Self::Caught(two)
+            | Self::AnyOf(_, _, two) => vec![&two.0, &two.1],
             Self::Any(_, _, left, items) => std::iter::once(&**left).chain(items).collect(),
             Self::Case(whens, otherwise) => whens
                 .iter()
@@ -201,12 +220,13 @@ impl Expr {
         }
     }
 
-    /// Whether a column is read, of the row or of another table's.
+    /// Whether a column is read, of the row or of another table's, or the time.
     #[must_use]
     pub fn reads_row(&self) -> bool {
         matches!(
             self,
             Self::Column(_)
+                | Self::Now
                 | Self::Cell(_)
                 | Self::Part(_)
                 | Self::Inner(..)
@@ -228,6 +248,7 @@ impl Expr {
             Self::Coalesce(all) => Self::Coalesce(each(all)),
             Self::Call(function, all) => Self::Call(function.clone(), each(all)),
             Self::Not(one) => Self::Not(Box::new(inner(one))),
+            Self::Timed(off, one) => Self::Timed(*off, Box::new(inner(one))),
             Self::IsNull(one, negated) => Self::IsNull(Box::new(inner(one)), *negated),
             Self::IsBool(one, value, negated) => {
                 Self::IsBool(Box::new(inner(one)), *value, *negated)
@@ -235,6 +256,10 @@ impl Expr {
             Self::Compare(op, two) => Self::Compare(*op, Box::new((inner(&two.0), inner(&two.1)))),
             Self::Distinct(two) => Self::Distinct(Box::new((inner(&two.0), inner(&two.1)))),
             Self::NullIf(two) => Self::NullIf(Box::new((inner(&two.0), inner(&two.1)))),
+            Self::AnyOf(op, all, two) => {
+                Self::AnyOf(*op, *all, Box::new((inner(&two.0), inner(&two.1))))
+            }
+            Self::Caught(two) => Self::Caught(Box::new((inner(&two.0), inner(&two.1)))),
             Self::Any(op, all, left, items) => {
                 let items = each(items);
                 Self::Any(*op, *all, Box::new(inner(left)), items)
@@ -276,6 +301,21 @@ impl Expr {
                 let is = (one.truth(inputs)? == *value) != PolicyMutant::IsBoolFlipped.active();
                 Ok(Some(is != *negated))
             }
+            Self::Timed(off, one) => {
+                let now = inputs.now.ok_or(Trouble::Undecided)?;
+                let at = |now: i64| {
+                    one.truth(Inputs {
+                        now: Some(now),
+                        ..inputs
+                    })
+                };
+                let (before, after) = (at(now.saturating_sub(*off)), at(now.saturating_add(*off)));
+                if before == after {
+                    before
+                } else {
+                    Err(Trouble::Undecided)
+                }
+            }
             Self::Compare(op, two) => {
                 // Both sides first: an error in either is one even beside a NULL.
                 let (a, b) = (two.0.evaluate(inputs), two.1.evaluate(inputs));
@@ -294,6 +334,11 @@ impl Expr {
                 }
             }
             Self::Any(op, all, left, items) => any(*op, *all, left, items, inputs),
+            Self::AnyOf(op, all, two) => {
+                let (left, array) = (two.0.evaluate(inputs), two.1.evaluate(inputs));
+                let (left, array) = both(left, array)?;
+                any_of(*op, *all, left.as_deref(), array.as_deref())
+            }
             Self::Select(select)
                 if matches!(
                     select.result,
@@ -321,6 +366,13 @@ impl Expr {
                 Ok(value.map(Cow::Borrowed))
             }
             Self::Select(select) => Ok(select.value(inputs)?.map(Cow::Owned)),
+            Self::Now if PolicyMutant::NowIsLongAgo.active() => {
+                Ok(Some(Cow::Owned(Datum::Timestamp(0))))
+            }
+            Self::Now => {
+                let now = inputs.now.ok_or(Trouble::Undecided)?;
+                Ok(Some(Cow::Owned(Datum::Timestamp(now))))
+            }
             Self::Cell(index) => cell(*index, inputs),
             Self::Part(index) => stored(inputs.parts, *index),
             Self::Slot(index) => stored(inputs.slots, *index),
@@ -379,6 +431,12 @@ impl Expr {
                     None => body.evaluate(inputs),
                 }
             }
+            Self::Caught(two) => match two.0.evaluate(inputs) {
+                Err(Trouble::Error) if !FunctionMutant::NothingIsCaught.active() => {
+                    two.1.evaluate(inputs)
+                }
+                other => other,
+            },
             Self::Call(function, args) => {
                 let mut values = smallvec::SmallVec::<[Option<Cow<'a, Datum>>; 2]>::new();
                 let mut trouble = None;
@@ -391,12 +449,9 @@ impl Expr {
                 if let Some(trouble) = trouble {
                     return Err(trouble);
                 }
-                match values.as_slice() {
-                    [Some(a)] => function.of_one(a),
-                    [Some(a), Some(b)] => function.of_two(a, b),
-                    _ => Ok(None),
-                }
-                .map(|datum| datum.map(Cow::Owned))
+                let values: smallvec::SmallVec<[Option<&Datum>; 2]> =
+                    values.iter().map(Option::as_deref).collect();
+                function.of(&values).map(|datum| datum.map(Cow::Owned))
             }
             truth => Ok(truth
                 .truth(inputs)?
@@ -464,6 +519,30 @@ fn any(
         }
     }
     trouble.map_or(result, Err)
+}
+
+/// `left op ANY (array)`, or ALL. Of no elements even NULL is not equal to any.
+fn any_of(
+    op: Comparison,
+    all: bool,
+    left: Option<&Datum>,
+    array: Option<&Datum>,
+) -> Result<Option<bool>, Trouble> {
+    let elements = match array {
+        None => return Ok(None),
+        Some(Datum::Array(array)) => array.elements(),
+        Some(_) => return Err(Trouble::Undecided),
+    };
+    let all = all != PolicyMutant::AnyOfIsAll.active();
+    let mut null = false;
+    for one in elements {
+        match (left, one) {
+            (Some(left), Some(one)) if op.holds(left, one)? != all => return Ok(Some(!all)),
+            (Some(_), Some(_)) => {}
+            _ => null = !PolicyMutant::AnyOfForgetsNull.active(),
+        }
+    }
+    Ok((!null).then_some(all))
 }
 
 fn stored(outcomes: &[Outcome], index: usize) -> Evaluated<'_> {

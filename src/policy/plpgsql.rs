@@ -1,7 +1,11 @@
 //! The statements of PL/pgSQL functions that run straight on. What stands in them as expression or
 //! query is not looked into: PostgreSQL analyses that.
 
+mod token;
+
 use std::ops::Range;
+
+pub(super) use token::{Kind, Token, names, tokens};
 
 /// A function body as text, apart into its statements.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,9 +31,16 @@ pub(super) enum Statement {
         query: String,
     },
     If(Vec<(String, Vec<Self>)>, Vec<Self>),
+    /// A block with EXCEPTION: its statements, and those for any error; `None` where only some
+    /// errors have any.
+    Try(Vec<Self>, Option<Vec<Self>>),
+    /// An expression that is evaluated, and no more.
+    Evaluate(String),
     Return(String),
     /// `RETURN QUERY`
     Rows(String),
+    /// `RETURN` without a value.
+    End,
     Raise,
 }
 
@@ -39,181 +50,6 @@ const MAX_STATEMENTS: usize = 200;
 /// Branches inside each other.
 const MAX_DEPTH: usize = 16;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A name or keyword, folded; whether it was quoted.
-    Word(String, bool),
-    /// A literal or a number.
-    Value,
-    /// Anything else, one character each but for `:=`, `<<` and `..`.
-    Sign(&'static str),
-    Other(char),
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Token {
-    pub(super) kind: Kind,
-    at: Range<usize>,
-}
-
-impl Token {
-    fn is(&self, word: &str) -> bool {
-        matches!(&self.kind, Kind::Word(own, false) if own == word)
-    }
-
-    fn is_sign(&self, sign: char) -> bool {
-        self.kind == Kind::Other(sign)
-    }
-}
-
-/// The tokens of SQL text; an error where a literal or comment does not end.
-pub(super) fn tokens(text: &str) -> Result<Vec<Token>, String> {
-    let mut tokens = Vec::new();
-    let mut rest = text;
-    let unended = || "has a literal or comment that does not end".to_owned();
-    while let Some(first) = rest.chars().next() {
-        let start = text.len() - rest.len();
-        let (length, kind) = if first.is_whitespace() {
-            (first.len_utf8(), None)
-        } else if rest.starts_with("--") {
-            (rest.find(['\n', '\r']).unwrap_or(rest.len()), None)
-        } else if rest.starts_with("/*") {
-            (comment(rest).ok_or_else(unended)?, None)
-        } else if first == '\'' {
-            let length = quoted(rest, '\'', false).ok_or_else(unended)?;
-            // Whether that escapes anything is a setting.
-            if rest.get(..length).is_some_and(|text| text.contains('\\')) {
-                return Err("has a backslash in a literal".to_owned());
-            }
-            (length, Some(Kind::Value))
-        } else if first == '"' {
-            let length = quoted(rest, '"', false).ok_or_else(unended)?;
-            let inner = rest.get(1..length - 1).unwrap_or_default();
-            let name = inner.replace("\"\"", "\"");
-            (length, Some(Kind::Word(name, true)))
-        } else if let Some(length) = prefixed(rest) {
-            (length.ok_or_else(unended)?, Some(Kind::Value))
-        } else if first == '$' {
-            match dollar(rest) {
-                Some(length) => (length.ok_or_else(unended)?, Some(Kind::Value)),
-                None => (1, Some(Kind::Other('$'))),
-            }
-        } else if is_start(first) {
-            let end = rest.find(|c: char| !is_start(c) && !c.is_ascii_digit() && c != '$');
-            let length = end.unwrap_or(rest.len());
-            // PostgreSQL folds beyond ASCII by the server's locale, which is not known here.
-            let word = rest.get(..length).unwrap_or_default();
-            if !word.is_ascii() {
-                return Err("has an unquoted name beyond ASCII".to_owned());
-            }
-            (length, Some(Kind::Word(word.to_ascii_lowercase(), false)))
-        } else if first.is_ascii_digit() {
-            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-            (end.unwrap_or(rest.len()), Some(Kind::Value))
-        } else {
-            let sign = [":=", "<<", "..", "::"]
-                .into_iter()
-                .find(|sign| rest.starts_with(sign));
-            match sign {
-                Some(sign) => (sign.len(), Some(Kind::Sign(sign))),
-                None => (first.len_utf8(), Some(Kind::Other(first))),
-            }
-        };
-        if let Some(kind) = kind {
-            tokens.push(Token {
-                kind,
-                at: start..start + length,
-            });
-        }
-        rest = rest.get(length..).unwrap_or_default();
-    }
-    Ok(tokens)
-}
-
-fn is_start(c: char) -> bool {
-    c.is_ascii_alphabetic() || c == '_' || !c.is_ascii()
-}
-
-/// Comments nest.
-fn comment(text: &str) -> Option<usize> {
-    let (mut depth, mut at) = (0_usize, 0);
-    loop {
-        let rest = text.get(at..)?;
-        if rest.starts_with("/*") {
-            depth += 1;
-            at += 2;
-        } else if rest.starts_with("*/") {
-            depth -= 1;
-            at += 2;
-            if depth == 0 {
-                return Some(at);
-            }
-        } else {
-            at += rest.chars().next()?.len_utf8();
-        }
-    }
-}
-
-/// The length of what is quoted at the beginning of a text.
-fn quoted(text: &str, quote: char, escapes: bool) -> Option<usize> {
-    let mut characters = text.char_indices().skip(1).peekable();
-    while let Some((at, character)) = characters.next() {
-        if escapes && character == '\\' {
-            characters.next()?;
-        } else if character == quote {
-            if characters.peek().is_some_and(|(_, next)| *next == quote) {
-                characters.next();
-            } else {
-                return Some(at + quote.len_utf8());
-            }
-        }
-    }
-    None
-}
-
-/// `E'…'`, `B'…'`, `X'…'`, `N'…'`; whether it ends. `U&` is taken for its parts, of which the
-/// quoted one ends in the same place.
-fn prefixed(text: &str) -> Option<Option<usize>> {
-    let mut characters = text.chars();
-    let prefix = characters.next()?.to_ascii_lowercase();
-    if !"ebxn".contains(prefix) || characters.next()? != '\'' {
-        return None;
-    }
-    Some(quoted(text.get(1..)?, '\'', prefix == 'e').map(|length| length + 1))
-}
-
-/// `$tag$…$tag$`; whether it ends. `None` for a parameter.
-fn dollar(text: &str) -> Option<Option<usize>> {
-    let end = text.get(1..)?.find('$')? + 2;
-    let tag = text.get(..end)?;
-    let inner = tag.trim_matches('$');
-    let named = inner.chars().all(|c| is_start(c) || c.is_ascii_digit());
-    if !named || inner.starts_with(|c: char| c.is_ascii_digit()) {
-        return None;
-    }
-    let close = text.get(end..)?.find(tag);
-    Some(close.map(|close| end + close + tag.len()))
-}
-
-/// The names that an expression or query uses by themselves: neither behind a dot nor before one.
-pub(super) fn names(text: &str) -> Result<Vec<String>, String> {
-    let tokens = tokens(text)?;
-    let dot = |at: Option<usize>| {
-        at.and_then(|at| tokens.get(at))
-            .is_some_and(|token| token.is_sign('.'))
-    };
-    let mut found = Vec::new();
-    for (at, token) in tokens.iter().enumerate() {
-        if let Kind::Word(name, _) = &token.kind
-            && !dot(at.checked_sub(1))
-            && !dot(Some(at + 1))
-        {
-            found.push(name.clone());
-        }
-    }
-    Ok(found)
-}
-
 /// Reads a body.
 ///
 /// # Errors
@@ -221,13 +57,14 @@ pub(super) fn names(text: &str) -> Result<Vec<String>, String> {
 /// name.
 pub(super) fn read(text: &str) -> Result<Source, String> {
     let tokens = tokens(text)?;
-    let mut reader = Reader {
+    let reader = Reader {
         text,
         tokens: &tokens,
         at: 0,
         statements: 0,
+        variables: Vec::new(),
     };
-    reader.block()
+    reader.body()
 }
 
 struct Reader<'t> {
@@ -235,6 +72,8 @@ struct Reader<'t> {
     tokens: &'t [Token],
     at: usize,
     statements: usize,
+    /// Of all blocks.
+    variables: Vec<Variable>,
 }
 
 fn unread(what: &str) -> String {
@@ -309,12 +148,21 @@ impl<'t> Reader<'t> {
             if depth == 0 && ends(token) {
                 break;
             }
+            // Behind a dot a keyword is a name.
+            let before = self.at.checked_sub(1).and_then(|at| self.tokens.get(at));
+            let named = before.is_some_and(|token| token.is_sign('.') || token.is("as"));
             match token.kind {
                 Kind::Other('(' | '[') => depth += 1,
+                _ if token.is("case") && !named => depth += 1,
                 Kind::Other(')' | ']') => {
                     depth = depth
                         .checked_sub(1)
                         .ok_or_else(|| unread("unbalanced parentheses"))?;
+                }
+                _ if token.is("end") && !named => {
+                    depth = depth
+                        .checked_sub(1)
+                        .ok_or_else(|| unread("a statement that ends too early"))?;
                 }
                 Kind::Other(';') => return Err(unread("a statement that ends too early")),
                 _ => {}
@@ -354,37 +202,58 @@ impl<'t> Reader<'t> {
         Ok(())
     }
 
-    fn block(&mut self) -> Result<Source, String> {
+    fn body(mut self) -> Result<Source, String> {
         if self.peek().is_some_and(|token| token.is_sign('#')) {
             return Err(unread("an option (#)"));
         }
-        let mut variables = Vec::new();
-        let mut statements = Vec::new();
-        if self.takes("declare") {
-            while !self.takes("begin") {
-                self.declaration(&mut variables, &mut statements)?;
-            }
-        } else {
-            self.expect("begin")?;
-        }
-        statements.extend(self.statements(0)?);
-        self.expect("end")?;
+        let statements = self.block(0)?;
         // The block's name may follow, of which there is none.
         self.takes_sign(';');
         if self.peek().is_some() {
             return Err(unread("something behind its end"));
         }
         Ok(Source {
-            variables,
+            variables: self.variables,
             statements,
         })
     }
 
-    fn declaration(
-        &mut self,
-        variables: &mut Vec<Variable>,
-        statements: &mut Vec<Statement>,
-    ) -> Result<(), String> {
+    /// A block up to its END.
+    fn block(&mut self, depth: usize) -> Result<Vec<Statement>, String> {
+        let mut statements = Vec::new();
+        if self.takes("declare") {
+            while !self.takes("begin") {
+                self.declaration(&mut statements)?;
+            }
+        } else {
+            self.expect("begin")?;
+        }
+        let inner = self.statements(depth)?;
+        if self.takes("exception") {
+            // Errors in its declarations are not its own.
+            let handler = self.handler(depth)?;
+            statements.push(Statement::Try(inner, handler));
+        } else {
+            statements.extend(inner);
+        }
+        self.expect("end")?;
+        Ok(statements)
+    }
+
+    /// What is done about any error, where the first WHEN is about all of them.
+    fn handler(&mut self, depth: usize) -> Result<Option<Vec<Statement>>, String> {
+        let mut first = None;
+        while self.takes("when") {
+            let condition = self.until(|token| token.is("then"))?;
+            let all = self.text(condition).eq_ignore_ascii_case("others");
+            self.expect("then")?;
+            let statements = self.statements(depth + 1)?;
+            first.get_or_insert(all.then_some(statements));
+        }
+        first.ok_or_else(|| unread("an EXCEPTION without WHEN"))
+    }
+
+    fn declaration(&mut self, statements: &mut Vec<Statement>) -> Result<(), String> {
         self.count()?;
         let name = self.name()?;
         let constant = self.takes("constant");
@@ -418,17 +287,15 @@ impl<'t> Reader<'t> {
                 "the variable {name} with more to it than a type"
             )));
         }
-        // It is not known to the expression yet, nor are those behind it.
-        let names = variables.iter().map(|known| known.name.clone());
-        let known: Vec<String> = names.collect();
         if !behind.is_sign(';') {
             let default = self.expression()?;
             statements.push(Statement::Assign(name.clone(), default));
         }
-        if known.contains(&name) {
+        // One of an inner block may be called as one outside: it is another.
+        if self.variables.iter().any(|known| known.name == name) {
             return Err(unread(&format!("two variables {name}")));
         }
-        variables.push(Variable { name, of });
+        self.variables.push(Variable { name, of });
         Ok(())
     }
 
@@ -439,21 +306,16 @@ impl<'t> Reader<'t> {
         let mut found = Vec::new();
         loop {
             let token = self.peek().ok_or_else(|| unread("an end too early"))?;
-            if ["end", "else", "elsif", "elseif"]
-                .into_iter()
-                .any(|word| token.is(word))
-            {
+            let ends = ["end", "else", "elsif", "elseif", "when", "exception"];
+            if ends.into_iter().any(|word| token.is(word)) {
                 return Ok(found);
-            }
-            if token.is("exception") {
-                return Err(unread("an EXCEPTION block"));
             }
             self.count()?;
             found.extend(self.statement(depth)?);
         }
     }
 
-    fn statement(&mut self, depth: usize) -> Result<Option<Statement>, String> {
+    fn statement(&mut self, depth: usize) -> Result<Vec<Statement>, String> {
         let token = self.next()?;
         let Kind::Word(word, quoted) = &token.kind else {
             return Err(unread("a statement that is not read"));
@@ -464,7 +326,7 @@ impl<'t> Reader<'t> {
         if assigned {
             self.at += 1;
             let value = self.expression()?;
-            return Ok(Some(Statement::Assign(word.clone(), value)));
+            return Ok(vec![Statement::Assign(word.clone(), value)]);
         }
         if *quoted {
             return Err(unread("a statement that is not read"));
@@ -472,40 +334,101 @@ impl<'t> Reader<'t> {
         match word.as_str() {
             "null" => {
                 self.semicolon()?;
-                Ok(None)
+                Ok(Vec::new())
             }
-            "return" => self.returned().map(Some),
-            "if" => self.branches(depth).map(Some),
-            "select" => {
+            "return" => self.returned().map(|one| vec![one]),
+            "if" => self.branches(depth).map(|one| vec![one]),
+            "case" => self.cases(depth).map(|one| vec![one]),
+            "select" | "with" => {
                 self.at -= 1;
-                self.into().map(Some)
+                self.into().map(|one| vec![one])
             }
-            "raise" => {
-                let level = self.peek().map(|token| token.kind.clone());
-                if let Some(Kind::Word(level, false)) = level
-                    && ["debug", "log", "info", "notice", "warning"].contains(&level.as_str())
-                {
-                    return Err(unread(&format!("RAISE {}", level.to_uppercase())));
-                }
-                self.until(|token| token.is_sign(';')).or_else(|_| {
-                    let bare = self.peek().is_some_and(|token| token.is_sign(';'));
-                    if bare {
-                        Ok(0..0)
-                    } else {
-                        Err(unread("a RAISE that is not read"))
-                    }
-                })?;
+            "perform" => {
+                let query = format!("select {}", self.expression()?);
+                Ok(vec![Statement::Into {
+                    strict: false,
+                    variables: Vec::new(),
+                    query,
+                }])
+            }
+            "raise" => self.raised(),
+            "begin" | "declare" => {
+                self.at -= 1;
+                let block = self.block(depth + 1)?;
                 self.semicolon()?;
-                Ok(Some(Statement::Raise))
+                Ok(block)
             }
-            "begin" | "declare" => Err(unread("a block inside its block")),
             "while" | "for" | "foreach" | "loop" => Err(unread("a loop")),
-            "with" => Err(unread("a query that begins with WITH")),
-            "perform" | "execute" | "insert" | "update" | "delete" | "merge" | "call" | "get"
-            | "open" | "fetch" | "move" | "close" | "assert" | "commit" | "rollback" | "exit"
-            | "continue" | "case" => Err(unread(&format!("the statement {}", word.to_uppercase()))),
+            "execute" | "insert" | "update" | "delete" | "merge" | "call" | "get" | "open"
+            | "fetch" | "move" | "close" | "assert" | "commit" | "rollback" | "exit"
+            | "continue" => Err(unread(&format!("the statement {}", word.to_uppercase()))),
             _ => Err(unread("a statement that is not read")),
         }
+    }
+
+    /// What RAISE does besides telling somebody: it evaluates what it tells.
+    fn raised(&mut self) -> Result<Vec<Statement>, String> {
+        let levels = ["debug", "log", "info", "notice", "warning"];
+        if !levels.into_iter().any(|level| self.takes(level)) {
+            if !self.takes_sign(';') {
+                self.until(|token| token.is_sign(';'))?;
+                self.semicolon()?;
+            }
+            return Ok(vec![Statement::Raise]);
+        }
+        if self.next()?.kind != Kind::Value {
+            return Err(unread("a RAISE that is not read"));
+        }
+        let mut told = Vec::new();
+        while self.takes_sign(',') {
+            let one = self.until(|token| token.is_sign(',') || token.is_sign(';'))?;
+            self.one_row(&one)?;
+            if self
+                .tokens
+                .get(one.clone())
+                .is_some_and(|tokens| tokens.iter().any(|token| token.is("using")))
+            {
+                return Err(unread("a RAISE that is not read"));
+            }
+            let text = self.text(one);
+            // Inside a handler these are always there.
+            if !["sqlerrm", "sqlstate"].contains(&text.to_ascii_lowercase().as_str()) {
+                told.push(Statement::Evaluate(text));
+            }
+        }
+        self.semicolon()?;
+        Ok(told)
+    }
+
+    fn cases(&mut self, depth: usize) -> Result<Statement, String> {
+        let tested = if self.peek().is_some_and(|token| token.is("when")) {
+            None
+        } else {
+            let tested = self.until(|token| token.is("when"))?;
+            self.one_row(&tested)?;
+            Some(self.text(tested))
+        };
+        let mut branches = Vec::new();
+        while self.takes("when") {
+            let condition = self.until(|token| token.is("then"))?;
+            self.one_row(&condition)?;
+            let condition = self.text(condition);
+            self.expect("then")?;
+            let condition = match &tested {
+                Some(tested) => format!("({tested}) in ({condition})"),
+                None => condition,
+            };
+            branches.push((condition, self.statements(depth + 1)?));
+        }
+        let otherwise = if self.takes("else") {
+            self.statements(depth + 1)?
+        } else {
+            vec![Statement::Raise]
+        };
+        self.expect("end")?;
+        self.expect("case")?;
+        self.semicolon()?;
+        Ok(Statement::If(branches, otherwise))
     }
 
     fn returned(&mut self) -> Result<Statement, String> {
@@ -517,6 +440,9 @@ impl<'t> Reader<'t> {
                 return Err(unread("the statement EXECUTE"));
             }
             return Ok(Statement::Rows(self.expression()?));
+        }
+        if self.takes_sign(';') {
+            return Ok(Statement::End);
         }
         Ok(Statement::Return(self.expression()?))
     }
@@ -651,13 +577,15 @@ mod tests {
                 "begin for r in select 1 loop return 1; end loop; end",
                 "a loop",
             ),
-            (
-                "begin return 1; exception when others then return 2; end",
-                "EXCEPTION",
-            ),
+            ("begin return 1; exception end", "EXCEPTION"),
+            ("begin a := 1; when others then null; end", "no END"),
             ("begin execute 'drop table x'; return 1; end", "EXECUTE"),
-            ("begin perform f(); return 1; end", "PERFORM"),
-            ("begin raise notice 'x'; return 1; end", "RAISE NOTICE"),
+            ("begin insert into a select 1; return 1; end", "INSERT"),
+            (
+                "begin raise notice 'x' using hint = 'y'; return 1; end",
+                "not read",
+            ),
+            ("begin case a when 1 then return 1; end; end", "no CASE"),
             (
                 "#variable_conflict use_column\nbegin return 1; end",
                 "an option",
@@ -665,7 +593,11 @@ mod tests {
             ("begin return 1; end; drop table x", "behind its end"),
             ("begin return 'a; end", "does not end"),
             ("begin select 1; return 1; end", "without one INTO"),
-            ("begin begin return 1; end; end", "a block inside"),
+            ("begin begin return 1; end end", "not read"),
+            (
+                "declare a int; begin declare a int; begin return a; end; end",
+                "two variables",
+            ),
             ("declare a numeric(3, 1); begin return 1; end", "a length"),
             ("<<l>> begin return 1; end", "no BEGIN"),
         ] {

@@ -19,6 +19,7 @@ mod tables;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use smallvec::SmallVec;
 
@@ -259,11 +260,14 @@ fn reads(expr: &Expr) -> Reads {
     }
     let bit = |depth: u32| 1_u64.checked_shl(depth).unwrap_or(0);
     match expr {
-        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) => reads.row = true,
+        // With the row it is read anew.
+        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) | Expr::Now => reads.row = true,
         Expr::Claims | Expr::Role | Expr::Slot(_) => reads.claims = true,
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
-            reads.lookups = true;
+            // The elements of arrays are no other table's.
+            let mut places = select.places().into_iter();
+            reads.lookups |= places.any(|place| place.elements.is_none());
             let own = select.depths().into_iter().map(bit);
             reads.frames &= !own.fold(0, |all, one| all | one);
         }
@@ -329,6 +333,25 @@ impl Projection {
     #[must_use]
     pub fn slot(&self, slot: usize) -> Option<&Datum> {
         self.0.get(slot)?.as_ref().ok()?.as_ref()
+    }
+
+    /// Whether a slot has this value, or is an array with it among its elements.
+    #[must_use]
+    pub fn has(&self, slot: usize, datum: &Datum) -> bool {
+        self.keys(slot).any(|key| key == datum)
+    }
+
+    /// What principals are found by: a slot's value, and where that is an array each of its
+    /// elements.
+    pub fn keys(&self, slot: usize) -> impl Iterator<Item = &Datum> {
+        let value = self.slot(slot);
+        let elements = match value {
+            Some(Datum::Array(array)) if !PolicyMutant::ProbeForgetsElements.active() => {
+                array.elements()
+            }
+            _ => &[],
+        };
+        value.into_iter().chain(elements.iter().flatten())
     }
 
     /// Whether nothing of a principal is read.
@@ -407,7 +430,9 @@ impl Bound {
     pub fn read<'p>(&'p self, row: &Row, lookups: &'p Lookups) -> Facts<'p> {
         let tables = self.predicate.tables.iter();
         let tables: Tables<'p> = tables.map(|table| table.open(lookups)).collect();
+        let now = now();
         let inputs = Inputs {
+            now,
             tables: &tables,
             cells: Some(Cells {
                 row,
@@ -422,8 +447,18 @@ impl Bound {
             predicate: &self.predicate,
             tables,
             parts,
+            now,
         }
     }
+}
+
+/// Microseconds since 2000-01-01, by the relay's clock.
+fn now() -> Option<i64> {
+    const EPOCH: i64 = 946_684_800_000_000;
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()?;
+    i64::try_from(since.as_micros()).ok()?.checked_sub(EPOCH)
 }
 
 type Tables<'l> = SmallVec<[Option<Opened<'l>>; 1]>;
@@ -433,6 +468,8 @@ pub struct Facts<'p> {
     predicate: &'p Predicate,
     tables: Tables<'p>,
     parts: SmallVec<[Outcome; 4]>,
+    /// As of when.
+    now: Option<i64>,
 }
 
 impl Facts<'_> {
@@ -443,6 +480,7 @@ impl Facts<'_> {
             parts: &self.parts,
             tables: &self.tables,
             slots: &projection.0,
+            now: self.now,
             ..Inputs::default()
         };
         self.predicate.whole.truth(inputs).into()
@@ -460,6 +498,7 @@ impl Facts<'_> {
         let inputs = Inputs {
             parts: &self.parts,
             tables: &self.tables,
+            now: self.now,
             ..Inputs::default()
         };
         self.predicate.plan.audience(inputs)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::ask::parts::stands_alone;
 use super::catalog::{self, Catalog, Column, Policy, Rights, Table};
 use super::closure::Closure;
-use super::compile::{self, Function, Reference, Scope, compile};
+use super::compile::{self, Function, Reference, Scope, Setting, compile};
 use super::expr::Expr;
 use crate::datum::Trouble;
 use crate::pg::Oid;
@@ -102,6 +102,9 @@ fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
             function.bodies.insert(context.clone(), body.cloned());
         }
     }
+    let unset = catalog.unset.iter();
+    // What only requests set is known already.
+    let unset = unset.filter(|name| Setting::of(name).is_none());
     Scope {
         major: catalog.major,
         columns: table.columns.iter().map(column).collect(),
@@ -109,7 +112,7 @@ fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
         functions,
         tables: looked.collect(),
         context,
-        settings: HashMap::new(),
+        settings: unset.map(|name| (name.clone(), Setting::Unset)).collect(),
     }
 }
 
@@ -127,6 +130,7 @@ fn function(catalog: &Catalog, known: &catalog::Function) -> Function {
         result: known.returns,
         set: known.set,
         strict: known.strict,
+        defaults: known.defaults.as_deref().map(Arc::from),
         definer: known
             .definer
             .then(|| (known.owner, owner.unwrap_or_default())),

@@ -362,7 +362,7 @@ impl Group {
         }
         found.extend(self.kin.iter().filter_map(|(who, kin)| {
             let projection = kin.projections.get(which)?;
-            let meant = projection.fails() || projection.slot(probe.slot) == Some(&probe.datum);
+            let meant = projection.fails() || projection.has(probe.slot, &probe.datum);
             meant.then_some(who)
         }));
     }
@@ -427,16 +427,13 @@ impl Group {
         let kin = self.kin.remove(member.who);
         self.unindexed.remove(&member.who);
         for (slot, index) in &mut self.by_slot {
-            let value = kin
-                .projections
-                .first()
-                .and_then(|projection| projection.slot(*slot));
-            if let Some(value) = value
-                && let Some(equal) = index.get_mut(value)
-            {
-                equal.remove(&member.who);
-                if equal.is_empty() {
-                    index.remove(value);
+            let projection = kin.projections.first();
+            for value in projection.into_iter().flat_map(|one| one.keys(*slot)) {
+                if let Some(equal) = index.get_mut(value) {
+                    equal.remove(&member.who);
+                    if equal.is_empty() {
+                        index.remove(value);
+                    }
                 }
             }
         }
@@ -467,7 +464,7 @@ impl Group {
                 self.unindexed.insert(who);
             }
             for (slot, index) in &mut self.by_slot {
-                if let Some(value) = projection.slot(*slot) {
+                for value in projection.keys(*slot) {
                     index.entry(value.clone()).or_default().insert(who);
                 }
             }

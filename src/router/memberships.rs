@@ -423,12 +423,14 @@ impl Missed {
             }
             let mut slots = self.slots.range((which, 0)..=(which, usize::MAX));
             slots.any(|(_, slot)| {
-                let probe = projection.slot(*slot).map(|datum| Probe {
-                    slot: *slot,
-                    datum: datum.clone(),
-                });
-                let found = probe.and_then(|probe| self.found.get(&(which, probe)));
-                found.is_some_and(|changes| wanted(changes))
+                projection.keys(*slot).any(|datum| {
+                    let probe = Probe {
+                        slot: *slot,
+                        datum: datum.clone(),
+                    };
+                    let found = self.found.get(&(which, probe));
+                    found.is_some_and(|changes| wanted(changes))
+                })
             })
         })
     }

@@ -115,6 +115,18 @@ async fn scope_of(client: &Client) -> Scope {
             .user
             .insert(oid(&row[0]), UserType::Domain { base: oid(&row[1]) });
     }
+    for row in rows_of(
+        client,
+        "select typarray, oid from pg_type where typtype = 'e'",
+    )
+    .await
+    {
+        let element = oid(&row[1]);
+        scope
+            .types
+            .user
+            .insert(oid(&row[0]), UserType::Array { element });
+    }
     scope.types.collations.insert(
         Oid(100),
         Collation {
@@ -143,6 +155,7 @@ async fn scope_of(client: &Client) -> Scope {
             set: false,
             strict: row[3].as_deref() == Some("t"),
             definer: definer.then(|| (Oid(10), Arc::from("postgres"))),
+            defaults: None,
             configured: row[5].as_deref() == Some("t"),
             path: None,
             row_security: None,
@@ -352,7 +365,7 @@ impl World {
                         Audience::Scan | Audience::Everyone => true,
                         Audience::Probes(probes) => probes
                             .iter()
-                            .any(|probe| projection.slot(probe.slot) == Some(&probe.datum)),
+                            .any(|probe| projection.has(probe.slot, &probe.datum)),
                         Audience::Members(..) => panic!("no policy here looks elsewhere"),
                     };
                     let problem = match (native, truth) {

@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::{grammar, rows_of, scope_of};
 
 /// Each kind of node at least once. That they compile does not depend on the major version.
-const COMPILED: [&str; 32] = [
+const COMPILED: [&str; 50] = [
     "b",
     "true",
     "not b and (i = 1 or i > 2)",
@@ -42,6 +42,24 @@ const COMPILED: [&str; 32] = [
     "lower(v || s) like 'a%'",
     "(auth.jwt() -> 'n')::int = i",
     "j #>> array['a', 'b'] = j ->> 'a'",
+    "auth.uid() = any (y)",
+    "z < now() - '1 mon'::interval",
+    "z + '1 day'::interval > current_timestamp",
+    "d <= current_date - 30",
+    "t <> all (array_append(a, v::text))",
+    "a @> array[t, 'a'] or g && '{1}'",
+    "a[1] = t",
+    "a[2:] = a[:1]",
+    "g[1:i + 1] = g",
+    "u = any (a::uuid[])",
+    "m = any (x)",
+    "greatest(i, 1) = least(2, i)",
+    "j @> '{\"a\": 1}' and j ?| array['a', 'b']",
+    "t in (select jsonb_array_elements_text(j))",
+    "u in (select unnest(a)::uuid)",
+    "exists (select 1 from unnest(a) e where e = t)",
+    "array(select unnest(a)) = a",
+    "jsonb_extract_path_text(j, 'a', 'b') = j ->> (select count(*)::int from unnest(a) e where e = 'a')",
 ];
 
 /// The scope of the grammar's table, and the trees of [`COMPILED`].

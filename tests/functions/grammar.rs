@@ -224,7 +224,7 @@ impl Making {
     /// A body for a boolean function and its language.
     fn body(&self, random: &mut StdRng) -> (String, &'static str) {
         let (table, condition) = (self.table(random), self.condition(random));
-        match random.random_range(0..12) {
+        match random.random_range(0..18) {
             0..=2 => (format!("select {}", self.truth(random)), "sql"),
             3 => (format!("select x.ok from {table} x where {condition}"), "sql"),
             4 => {
@@ -269,6 +269,66 @@ impl Making {
                        r := (select x.s from {table} x where {condition} limit 1);
                        if r = 'admin' then return true; elsif r is null then raise exception 'none'; end if;
                        return r in ('member', '1'); end"
+                ),
+                "plpgsql",
+            ),
+            11 => (
+                format!(
+                    "begin {}return {}; exception when others then {}return {}; end",
+                    one(random, &["", "raise notice 'by %', auth.uid(); "]),
+                    self.truth(random),
+                    one(random, &["", "raise warning '%', sqlerrm; "]),
+                    one(random, &["false", "null", "true", "auth.uid() is null"])
+                ),
+                "plpgsql",
+            ),
+            12 => (
+                format!(
+                    "declare who uuid; begin
+                       begin who := auth.uid(); exception when {} then {}; end;
+                       return exists (select 1 from {table} x where x.u is not distinct from who and {condition}); end",
+                    one(random, &["others", "others", "invalid_text_representation"]),
+                    one(random, &["return true", "return false", "null", "who := null", "raise exception 'x'"]),
+                ),
+                "plpgsql",
+            ),
+            13 => (
+                format!(
+                    "declare v text; begin
+                       v := (select x.s from {table} x where {condition} limit 1);
+                       case {} when {} then return true; when {} then return {}; {}end case; return null; end",
+                    one(random, &["v", "v", "lower(v)"]),
+                    one(random, &["'admin'", "'admin', '1'", "auth.jwt() ->> 'user_role'"]),
+                    one(random, &["'member'", "null", "'2', 'admin'"]),
+                    self.truth(random),
+                    one(random, &["", "else return false; ", "else null; "]),
+                ),
+                "plpgsql",
+            ),
+            14 => (
+                format!(
+                    "begin perform {} from {table} x where {condition}; {}return found; end",
+                    one(random, &["1", "x.s"]),
+                    one(random, &["", "if not found then return null; end if; "]),
+                ),
+                "plpgsql",
+            ),
+            15 => (
+                format!(
+                    "declare n int; begin select count(*) into n from {table} x where {condition};
+                       return n > {}; end",
+                    one(random, &["0", "1", "2"])
+                ),
+                "plpgsql",
+            ),
+            16 => (
+                format!(
+                    "begin begin if {} then return {}; else return {}; end if;
+                       exception when others then null; end; return {}; end",
+                    self.truth(random),
+                    self.truth(random),
+                    one(random, &["null", "false"]),
+                    one(random, &["true", "false", "null"]),
                 ),
                 "plpgsql",
             ),
@@ -330,8 +390,16 @@ pub fn case(random: &mut StdRng) -> (Vec<String>, Option<&'static str>) {
                 "u" => "uuid",
                 _ => "text",
             };
-            format!("{name} {of}")
+            let default = match column {
+                "u" => " default auth.uid()",
+                "org" => " default 2",
+                _ => " default auth.role()",
+            };
+            let default = if random.random_bool(0.3) { default } else { "" };
+            format!("{name} {of}{default}")
         });
+        let left_out = parameter.contains(" default ") && random.random_bool(0.7);
+        let named = random.random_bool(0.2);
         let quoted = if language == "sql" && random.random_bool(0.25) {
             format!("begin atomic {}; end", body.trim_end_matches(';'))
         } else {
@@ -346,7 +414,11 @@ pub fn case(random: &mut StdRng) -> (Vec<String>, Option<&'static str>) {
         let of = parameter.split(' ').nth(1).unwrap_or_default();
         let owner = one(random, &["postgres", "postgres", "keeper", "plain"]);
         sql.push(format!("alter function f_{at}({of}) owner to {owner}"));
-        let argument = argument.map_or("", |(_, column)| column);
+        let argument = match argument {
+            Some((name, column)) if named && !left_out => format!("{name} => {column}"),
+            Some((_, column)) if !left_out => column.to_owned(),
+            _ => String::new(),
+        };
         calls.push(format!("f_{at}({argument})"));
     }
     if random.random_bool(0.3) {
@@ -362,6 +434,12 @@ pub fn case(random: &mut StdRng) -> (Vec<String>, Option<&'static str>) {
             &[
                 "sql as $$ select",
                 "plpgsql as $$ begin return query select",
+                "plpgsql as $$ declare v text; begin
+                   select x.s into v from public.profiles x where x.id = auth.uid();
+                   if v = 'admin' then return query select x.org from public.g x; return;
+                   elsif not found then return query select x.org from public.g x where x.ok; end if;
+                   return query select",
+                "sql as $$ select x.org from public.g x where x.u = auth.uid() union all select",
             ],
         );
         let end = if body.starts_with("sql") { "" } else { "; end" };
@@ -369,8 +447,9 @@ pub fn case(random: &mut StdRng) -> (Vec<String>, Option<&'static str>) {
             "create function f_set({parameter}) returns setof int stable security definer{strict} language
              {body} x.org from public.m x where x.u = auth.uid(){limit}{end} $$"
         ));
-        calls.push(match random.random_range(0..4) {
+        calls.push(match random.random_range(0..5) {
             0 => format!("org in (select f_set({argument}))"),
+            4 => format!("org in (select * from f_set({argument}))"),
             1 => format!("org = any (array(select f_set({argument})))"),
             2 => format!("exists (select f_set({argument}))"),
             _ => format!("org not in (select f_set({argument}))"),

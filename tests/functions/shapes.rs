@@ -94,4 +94,76 @@ pub const SHAPES: &[(&str, &str)] = &[
     ("rows of a function in FROM", "create function f_my_orgs() returns setof int language sql stable security definer as
       $$ select org from public.m where u = auth.uid() $$;
       create policy p on t for select using (org in (select o from f_my_orgs() as o))"),
+    ("an argument left out", "create function f_admin(_who uuid default auth.uid()) returns boolean language sql stable security definer set search_path = public as
+      $$ select exists (select 1 from profiles where id = _who and role = 'admin') $$;
+      create policy p on t for select using (f_admin() or f_admin(u))"),
+    ("one of several arguments left out, one named", "create function f_in(_org int, _role text default null, _who uuid default auth.uid()) returns boolean language plpgsql stable security definer as
+      $$ begin return exists (select 1 from public.m x where x.org = _org and x.u = _who and (x.s = _role or _role is null)); end $$;
+      create policy p on t for select using (f_in(org) or f_in(_role => 'admin', _org => 2))"),
+    ("authorize with a count", "create function f_authorize(requested text) returns boolean language plpgsql stable security definer set search_path = '' as
+      $$ declare bind_permissions int; user_role public.app_role; begin
+         select (auth.jwt() ->> 'user_role')::public.app_role into user_role;
+         select count(*) into bind_permissions from public.profiles where profiles.s = requested and profiles.role = user_role;
+         return bind_permissions > 0; end $$;
+      create policy p on t for select using ((select f_authorize('admin')) or f_authorize(s))"),
+    ("nobody where claims cannot be read", "create function f_me() returns uuid language plpgsql stable as
+      $$ begin return (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid;
+         exception when others then return null; end $$;
+      create policy p on t for select using (u = f_me() or f_me() is null and ok)"),
+    ("a cast that is tried", "create function f_owner(p text) returns boolean language plpgsql stable security definer as
+      $$ declare n int; begin
+         begin n := p::int; exception when others then return false; end;
+         return exists (select 1 from public.m x where x.org = n and x.u = auth.uid()); end $$;
+      create policy p on t for select using (f_owner(s))"),
+    ("CASE by a role", "create function f_may(p_role text) returns boolean language plpgsql stable security definer as
+      $$ declare v text; begin
+         select role::text into v from public.profiles where id = auth.uid();
+         if v is null then return false; end if;
+         case p_role when 'member', '1' then return v in ('admin', 'member'); when 'admin' then return v = 'admin'; else return false; end case;
+      end $$;
+      create policy p on t for select using (f_may(s))"),
+    ("CASE by conditions, notices", "create function f_may(p_org int) returns boolean language plpgsql stable security definer as
+      $$ begin
+         raise notice 'asked about % by %', p_org, auth.uid();
+         case when p_org is null then return true; when p_org > 1 then return false; else null; end case;
+         return auth.uid() is not null; end $$;
+      create policy p on t for select using (f_may(org))"),
+    ("PERFORM and FOUND", "create function f_is(p_org int) returns boolean language plpgsql stable security definer as
+      $$ begin perform 1 from public.m x where x.org = p_org and x.u = auth.uid(); return found; end $$;
+      create policy p on t for select using (f_is(org))"),
+    ("RETURNS TABLE in PL/pgSQL, in FROM", "create function f_orgs() returns table (org_id int) language plpgsql stable security definer as
+      $$ begin return query select x.org from public.m x where x.u = auth.uid(); return; end $$;
+      create policy p on t for select using (org in (select * from f_orgs()) or org in (select o.org_id from f_orgs() o where o.org_id > 3))"),
+    ("rows by who asks", "create function f_orgs() returns setof int language plpgsql stable security definer as
+      $$ declare v text; begin
+         select role::text into v from public.profiles where id = auth.uid();
+         if v = 'admin' then return query select g.org from public.g; return; end if;
+         return query select x.org from public.m x where x.u = auth.uid();
+         return query select y.org from public.g y where y.u = auth.uid();
+      end $$;
+      create policy p on t for select using (org in (select f_orgs()))"),
+    ("a union in FROM", "create function f_orgs() returns setof int language sql stable security definer as
+      $$ select org from public.m where u = auth.uid() union select org from public.g where u = auth.uid() $$;
+      create policy p on t for select using (org in (select * from f_orgs()))"),
+    ("blocks with variables of a column's type", "create function f_may() returns boolean language plpgsql stable security definer as
+      $$ declare v public.profiles.role%type; begin
+         declare w uuid := auth.uid(); begin
+           select role into v from public.profiles where id = w;
+         end;
+         return v = 'admin'; end $$;
+      create policy p on t for select using (f_may())"),
+    ("WITH before SELECT INTO", "create function f_may() returns boolean language plpgsql stable security definer as
+      $$ declare b boolean; begin
+         with mine as (select x.s from public.m x where x.u = auth.uid()) select exists (select 1 from mine where s = 'admin') into b;
+         return b; end $$;
+      create policy p on t for select using (f_may())"),
+    ("a setting that nobody sets", "create function f_tenant() returns int language sql stable as
+      $$ select nullif(current_setting('app.tenant', true), '')::int $$;
+      create policy p on t for select using (org = f_tenant() or org = current_setting('app.current_org', true)::int or u = auth.uid())"),
+    ("rows of several columns of a function in FROM", "create function f_mine() returns table (org int, role text) language sql stable security definer set search_path = public as
+      $$ select m.org, m.s from m where m.u = auth.uid() $$;
+      create policy p on t for select using (exists (select 1 from f_mine() f where f.org = t.org and f.role = 'admin') or org in (select f.org from f_mine() f where f.role = t.s))"),
+    ("rows of several columns in PL/pgSQL", "create function f_mine(p uuid default auth.uid()) returns table (org_id int, role text) language plpgsql stable security definer as
+      $$ begin return query select m.org, m.s from public.m where m.u = p; end $$;
+      create policy p on t for select using (exists (select 1 from f_mine() f where f.org_id = t.org))"),
 ];

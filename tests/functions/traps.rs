@@ -294,10 +294,6 @@ pub const TRAPS: &[Trap] = &[
         "create function f_l() returns boolean language plpgsql stable as
          $$ begin loop return true; end loop; end $$;
          create policy p on t for select using (f_l())"),
-    trap("an EXCEPTION block", "EXCEPTION",
-        "create function f_l() returns boolean language plpgsql stable as
-         $$ begin return true; exception when others then return false; end $$;
-         create policy p on t for select using (f_l())"),
     trap("EXECUTE", "EXECUTE",
         "create function f_l() returns boolean language plpgsql stable as
          $$ declare b boolean; begin execute 'select true' into b; return b; end $$;
@@ -307,4 +303,86 @@ pub const TRAPS: &[Trap] = &[
          $$ declare n int := 5; begin if p = 1 then n := 1; elsif p = 2 then n := null; end if;
             return n = 1 or n is null; end $$;
          create policy p on t for select using (f_v(org))"),
+    trap("an error in a block with EXCEPTION is what the handler says, under NOT too", NATIVE,
+        "create function f_e(p text) returns boolean language plpgsql stable as
+         $$ begin return p::int > 1; exception when others then return false; end $$;
+         create policy p on t for select using (not f_e(s))"),
+    trap("an error in a declaration is not caught", NATIVE,
+        "create function f_e(p text) returns boolean language plpgsql stable as
+         $$ declare n int := p::int; begin return n > 1; exception when others then return true; end $$;
+         create policy p on t for select using (f_e(s))"),
+    trap("an error in a handler is not caught", NATIVE,
+        "create function f_e(p text) returns boolean language plpgsql stable as
+         $$ begin return p::int > 1; exception when others then return p::boolean; end $$;
+         create policy p on t for select using (coalesce(f_e(s), true))"),
+    trap("an error behind a block with EXCEPTION is not caught", NATIVE,
+        "create function f_e(p text) returns boolean language plpgsql stable as
+         $$ declare n int; begin
+            begin n := 3; exception when others then return true; end;
+            return p::int < n; end $$;
+         create policy p on t for select using (f_e(s))"),
+    trap("what a variable is after an error is asked", NATIVE,
+        "create function f_e(p text) returns boolean language plpgsql stable as
+         $$ declare n int := 0; begin
+            begin n := 1; n := p::int; exception when others then null; end;
+            return n = 1; end $$;
+         create policy p on t for select using (f_e(s))"),
+    trap("other conditions than all are asked where there is an error", NATIVE,
+        "create function f_e(p text) returns boolean language plpgsql stable as
+         $$ begin return p::int > 1; exception when division_by_zero then return true; end $$;
+         create policy p on t for select using (f_e(s))"),
+    trap("a value is cast outside of the block", "asked 2",
+        "create function f_e(p text) returns int language plpgsql stable as
+         $$ begin return p; exception when others then return 1; end $$;
+         create policy p on t for select using (f_e(s) = 1)"),
+    trap("no CASE that fits, and no ELSE, is an error", NATIVE,
+        "create function f_c(p text) returns boolean language plpgsql stable as
+         $$ begin case p when 'admin' then return true; when '1' then return false; end case; end $$;
+         create policy p on t for select using (coalesce(f_c(s), true))"),
+    trap("a number that does not fit a variable is an error", NATIVE,
+        "create function f_n(p int) returns boolean language plpgsql stable as
+         $$ declare n smallint; begin n := case when p > 1 then 70000 else 1 end; return n > 0; end $$;
+         create policy p on t for select using (coalesce(f_n(org), true))"),
+    trap("a default is evaluated as whoever calls", NATIVE,
+        "create function f_who() returns text language sql stable as $$ select current_user::text $$;
+         create function f_d(p text default f_who()) returns boolean language sql stable security definer as
+         $$ select p = 'authenticated' $$;
+         alter function f_d owner to keeper;
+         create policy p on t for select using (f_d())"),
+    trap("a default that may not be evaluated", "denied",
+        "create function f_who() returns text language sql stable as $$ select current_user::text $$;
+         revoke execute on function f_who from public;
+         create function f_d(p text default f_who()) returns boolean language sql stable security definer as
+         $$ select p = 'authenticated' $$;
+         create policy p on t for select using (f_d())"),
+    trap("RETURN QUERY behind a condition that raises an error", NATIVE,
+        "create function f_q(p text) returns setof int language plpgsql stable security definer as
+         $$ begin
+            if p::int > 1 then return query select x.org from public.m x; end if;
+            return query select y.org from public.g y where y.u = auth.uid(); end $$;
+         create policy p on t for select using (org in (select f_q(s)))"),
+    trap("a notice that cannot be told is an error", NATIVE,
+        "create function f_t(p text) returns boolean language plpgsql stable as
+         $$ begin raise notice 'n %', p::int; return true; end $$;
+         create policy p on t for select using (f_t(s))"),
+    trap("PERFORM of a function that raises an error", NATIVE,
+        "create function f_a() returns boolean language plpgsql stable as
+         $$ begin if auth.uid() is null then raise exception 'nobody'; end if; return true; end $$;
+         create function f_t() returns boolean language plpgsql stable as
+         $$ begin perform f_a(); return found; end $$;
+         create policy p on t for select using (f_t())"),
+    trap("a setting that is set for a role is asked", "asked 2",
+        "alter role keeper set app.tenant = '1';
+         create policy p on t for select using (org = current_setting('app.tenant', true)::int)"),
+    trap("a setting that a function makes is asked", "asked 2",
+        "create function f_set_tenant() returns text language sql as $$ select set_config('app.tenant', '1', true) $$;
+         create policy p on t for select using (f_set_tenant() = '1' and org = current_setting('app.tenant', true)::int)"),
+    trap("RETURN QUERY of another type, however alike, is an error", "another type",
+        "create function f_q() returns setof varchar language plpgsql stable security definer as
+         $$ begin return query select x.s from public.m x where x.u = auth.uid(); end $$;
+         create policy p on t for select using (s in (select f_q()))"),
+    trap("a column of a table's function that is declared of another type", NATIVE,
+        "create function f_q() returns table (org int, s varchar) language sql stable security definer as
+         $$ select x.org, x.s from public.m x where x.u = auth.uid() $$;
+         create policy p on t for select using (exists (select from f_q() f where f.org = t.org))"),
 ];

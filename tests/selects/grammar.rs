@@ -140,7 +140,23 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..16) {
+    let policy = match random.random_range(0..20) {
+        16 => format!(
+            "t.org = any ((select array_agg(x0.org) from {table} x0
+             where x0.u = auth.uid(){besides})::int[])"
+        ),
+        17 => format!(
+            "coalesce((select array_agg(x0.org) filter (where x0.ok) from {table} x0
+             where x0.u = auth.uid(){besides}), '{{}}') @> array[t.org]"
+        ),
+        18 => format!(
+            "array(select x0.org from {table} x0 where x0.u = auth.uid(){besides})
+             && array[t.org, t.id]"
+        ),
+        19 => format!(
+            "not (t.org = any (coalesce((select array_agg(distinct x0.org) from {table} x0
+             where x0.u = auth.uid(){besides}), array[t.id])))"
+        ),
         // Of several rows it raises an error.
         14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
         15 => format!(

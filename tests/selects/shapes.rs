@@ -33,6 +33,9 @@ create function f_strict(o int) returns boolean language sql stable strict secur
   select coalesce((select m.ok from public.m where m.org = o and m.u = auth.uid() limit 1), false) $$;
 create function f_org() returns int language sql stable security definer set search_path = '' as $$
   select m.org from public.m where m.u = auth.uid() limit 1 $$;
+create function f_orgs() returns int[] language sql stable security definer
+  set search_path = '' as $$
+  select coalesce(array_agg(m.org), '{}') from public.m where m.u = auth.uid() $$;
 create function f_plain(o int) returns boolean language plpgsql stable security definer
   set search_path = '' as $$
   begin return exists (select 1 from public.m where m.org = o and m.u = auth.uid()); end $$;
@@ -46,6 +49,9 @@ create function f_joined(o int) returns boolean language sql stable security def
 const SHAPES: &[&str] = &[
     "org in (select m.org from m where m.u = auth.uid())",
     "f_member(org)",
+    "org = any (f_orgs())",
+    "org = any ((select f_orgs())::int[])",
+    "org = any (array(select m.org from m where m.u = auth.uid()))",
     "exists (select 1 from m where m.org = t.org and m.u = auth.uid())",
     "f_invoker(org)",
     "f_strict(org)",

@@ -41,20 +41,10 @@ impl Parser<'_> {
         match self.peek().ok_or(Trouble::Error)? {
             b'{' => {
                 let mut members = Vec::new();
-                self.object(depth, |key, _, value| members.push((key, value)))?;
-                // Of members with one key the last counts; a stable sort keeps it last.
-                members.sort_by(|(a, _), (b, _)| {
-                    (a.len(), a.as_bytes()).cmp(&(b.len(), b.as_bytes()))
-                });
-                members.reverse();
-                members.dedup_by(|later, kept| later.0 == kept.0);
-                members.reverse();
-                let members = members.into_iter();
-                Ok(Jsonb::Object(
-                    members
-                        .map(|(key, value)| (key.into_boxed_str(), value))
-                        .collect(),
-                ))
+                self.object(depth, |key, _, value| {
+                    members.push((key.into_boxed_str(), value));
+                })?;
+                Ok(Jsonb::object(members))
             }
             b'[' => {
                 let mut elements = Vec::new();

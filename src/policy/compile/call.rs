@@ -1,21 +1,21 @@
 //! Functions whose body takes the place of the call: SQL functions of one query, and PL/pgSQL
 //! functions that run straight on. Inside a SECURITY DEFINER function its owner looks into tables.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::select::{Folding, Link, Rows};
-use super::{Around, Compiler, Function, Looked, MAX_CALLS, Refusal, Typed};
-use crate::datum::{Datum, Trouble, Type, UserType};
+use super::{Around, Compiler, Function, Looked, MAX_CALLS, Refusal, Typed, program};
+use crate::datum::Trouble;
 use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
-use crate::policy::body::{Body, Context, Program, Statement};
-use crate::policy::expr::select::{Asked, Several};
-use crate::policy::expr::{self, Constant, Expr};
+use crate::policy::body::{Body, Context};
+use crate::policy::expr::Expr;
+use crate::policy::expr::select::Several;
 use crate::policy::node_tree::{self, Node, Tree};
 use crate::policy::reach::{OFFSET, tables_in};
 
-const BOOL: Oid = Oid(16);
+/// The type of what RETURNS TABLE of several columns returns.
+const RECORD: Oid = Oid(2249);
 
 /// How many tables an argument may look into, where it does.
 const ROOM: u32 = 6;
@@ -133,6 +133,61 @@ impl Compiler<'_> {
             return refuse("is called with other types");
         }
         Ok(function.clone())
+    }
+
+    /// The arguments of a call by their places: those that it names too, and for those that it
+    /// leaves out what the function has for them.
+    pub(super) fn arguments(
+        &mut self,
+        oid: Oid,
+        node: &Node,
+        depth: usize,
+    ) -> Result<Vec<Typed>, Refusal> {
+        let function = self.scope.functions.get(&oid);
+        let wanted = function.map_or(0, |function| function.arguments.len());
+        let mut placed: Vec<Option<Typed>> = Vec::new();
+        for (place, given) in node.field("args")?.items()?.iter().enumerate() {
+            let named = given.node(self.scope.major)?;
+            let (at, given) = if named.name == "NAMEDARGEXPR" {
+                (named.number::<usize>("argnumber")?, named.field("arg")?)
+            } else {
+                (place, given)
+            };
+            if at >= placed.len() {
+                if at > place && at >= wanted {
+                    return Err(Refusal::new(format!("function {oid} has other arguments")));
+                }
+                placed.resize(at + 1, None);
+            }
+            let value = self.expr(given, depth)?;
+            if let Some(free) = placed.get_mut(at) {
+                *free = Some(value);
+            }
+        }
+        if placed.len() < wanted {
+            placed.resize(wanted, None);
+        }
+        if let Some(function) = function.filter(|_| placed.iter().any(Option::is_none)) {
+            let defaults = function.defaults.as_deref().unwrap_or("<>");
+            let defaults = node_tree::read(defaults)?;
+            let defaults = defaults.items()?;
+            let first = wanted.checked_sub(defaults.len());
+            let first = first.ok_or_else(|| Refusal::new("more defaults than arguments"))?;
+            // The policy does not depend on what they name.
+            let references = self.references.clone();
+            for (place, default) in placed.iter_mut().skip(first).zip(defaults) {
+                if place.is_none() {
+                    let mut value = self.expr(default, depth)?;
+                    if FunctionMutant::DefaultIsNull.active() {
+                        value.expr = Expr::NULL;
+                    }
+                    *place = Some(value);
+                }
+            }
+            self.references = references;
+        }
+        let all: Option<Vec<Typed>> = placed.into_iter().collect();
+        all.ok_or_else(|| Refusal::new(format!("function {oid} has other arguments")))
     }
 
     fn enter(&mut self, oid: Oid, function: &Function, args: Vec<Typed>) -> Caller {
@@ -293,7 +348,12 @@ impl Compiler<'_> {
     }
 
     /// The value of a query in a function's body, where it may have several rows.
-    fn scalar(&mut self, query: &Tree, several: Several, depth: usize) -> Result<Typed, Refusal> {
+    pub(super) fn scalar(
+        &mut self,
+        query: &Tree,
+        several: Several,
+        depth: usize,
+    ) -> Result<Typed, Refusal> {
         if self.is_plain(query)? {
             return self.query(query, depth);
         }
@@ -329,7 +389,10 @@ impl Compiler<'_> {
             Several::First => Several::First,
             _ => rows.several,
         };
-        Ok((guarded(before, rows.one(several, value.expr)), value.oid))
+        Ok((
+            program::guarded(before, rows.one(several, value.expr)),
+            value.oid,
+        ))
     }
 
     /// The rows of a call of a function that returns a set, and what has to be evaluated before.
@@ -338,11 +401,14 @@ impl Compiler<'_> {
         node: &Node,
         depth: usize,
     ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
+        if let Some(rows) = self.elements(node, depth)? {
+            return Ok((vec![rows], Vec::new()));
+        }
         let oid = node.oid("funcid")?;
         if node.flag("funcvariadic")? {
             return Err(Refusal::new(format!("function {oid} is variadic")));
         }
-        let args = self.exprs(node.field("args")?, depth)?;
+        let args = self.arguments(oid, node, depth)?;
         let result = node.oid("funcresulttype")?;
         let collation = node.oid("inputcollid")?;
         self.refer(super::Reference::Function(oid));
@@ -357,10 +423,16 @@ impl Compiler<'_> {
         let caller = self.enter(oid, &function, args);
         let rows = self.rows_of_body(&function, result, depth);
         self.leave(caller);
-        let mut rows = rows.map_err(|refusal| Refusal {
+        let (mut rows, before) = rows.map_err(|refusal| Refusal {
             reason: format!("function {}: {}", function.name, refusal.reason),
             ..refusal
         })?;
+        if function.strict && !before.is_empty() {
+            return Err(Refusal::new(format!(
+                "function {} is strict, and evaluates more than its rows",
+                function.name
+            )));
+        }
         if function.strict && !FunctionMutant::StrictIsForgotten.active() {
             for step in rows.iter_mut().filter_map(|rows| rows.from.last_mut()) {
                 let args = guards.iter().cloned();
@@ -369,7 +441,8 @@ impl Compiler<'_> {
             }
         }
         let fails = |guard: &Expr| !matches!(guard, Expr::Const(_));
-        Ok((rows, guards.into_iter().filter(fails).collect()))
+        let guards = guards.into_iter().filter(fails);
+        Ok((rows, guards.chain(before).collect()))
     }
 
     fn rows_of_body(
@@ -377,10 +450,13 @@ impl Compiler<'_> {
         function: &Function,
         result: Oid,
         depth: usize,
-    ) -> Result<Vec<Rows>, Refusal> {
+    ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
         let tree = match function.bodies.get(&self.context) {
             Some(Ok(Body::Query(tree))) => tree,
-            Some(Ok(Body::Program(_))) => return Err(Refusal::new("returns rows one by one")),
+            Some(Ok(Body::Program(program))) => {
+                let program = Arc::clone(program);
+                return self.rows_of_program(&program, result, depth);
+            }
             Some(Err(reason)) => return Err(Refusal::new(reason.clone())),
             None => return Err(Refusal::new("was not analysed as it runs here")),
         };
@@ -393,317 +469,27 @@ impl Compiler<'_> {
         }
         self.frames = Vec::new();
         let (rows, before) = self.rows_or_call(query, Link::Values, depth)?;
-        if !before.is_empty() {
-            return Err(Refusal::new(
-                "a set of another function's rows, by arguments",
-            ));
-        }
-        for one in &rows {
-            match one.values.as_slice() {
-                [value] if self.same_text(value.oid, result) => {}
-                _ => return Err(Refusal::new("has a body of another type")),
-            }
-        }
-        Ok(rows)
+        self.fitting(&rows, result)?;
+        Ok((rows, before))
     }
 
-    fn program(&mut self, program: &Program, result: Oid, depth: usize) -> Result<Expr, Refusal> {
-        let first = self.calls.last().map_or(0, Vec::len);
-        // Each of its own is one of the arguments of its queries.
-        for (at, oid) in program.variables.iter().enumerate() {
-            // Its values are not checked natively.
-            if let Some(UserType::Domain { .. }) = self.scope.types.user.get(oid) {
-                return Err(Refusal::new(format!(
-                    "a variable of type {oid}, which is a domain"
-                )));
-            }
-            let unknown = program.found == Some(first + at);
-            let expr = if unknown {
-                Expr::constant(Datum::Bool(false))
-            } else {
-                Expr::NULL
-            };
-            let variable = Typed {
-                expr,
-                oid: *oid,
-                nodes: 1,
-            };
-            if let Some(variables) = self.calls.last_mut() {
-                variables.push(variable);
-            }
-        }
-        self.run(program, &[&program.statements], result, depth)
-    }
-
-    /// What comes of statements, and of those behind them where they do not return.
-    fn run(
-        &mut self,
-        program: &Program,
-        statements: &[&[Statement]],
-        result: Oid,
-        depth: usize,
-    ) -> Result<Expr, Refusal> {
-        if depth > 400 {
-            return Err(Refusal::new("the expression is nested too deeply"));
-        }
-        self.spend(1)?;
-        let Some((now, behind)) = statements.split_last() else {
-            // Control reached the end of the function without RETURN.
-            if FunctionMutant::EndIsNull.active() {
-                return Ok(Expr::NULL);
-            }
-            return Ok(Expr::Fail(Trouble::Error));
+    /// Refuses rows of other columns than what a function returns.
+    pub(super) fn fitting(&self, rows: &[Rows], result: Oid) -> Result<(), Refusal> {
+        let fits = |one: &Rows| match one.values.as_slice() {
+            [value] => self.same_text(value.oid, result),
+            // A column that is read of another type than declared is refused where it is read.
+            several => result == RECORD && several.len() > 1,
         };
-        let Some((statement, rest)) = now.split_first() else {
-            return self.run(program, behind, result, depth);
-        };
-        let mut then = behind.to_vec();
-        then.push(rest);
-        let ran = self.statement(program, statement, &then, result, depth + 1);
-        match ran {
-            // An error once it comes to that.
-            Err(refusal) if refusal.denied => Ok(Expr::Fail(Trouble::Error)),
-            other => other,
-        }
-    }
-
-    fn statement(
-        &mut self,
-        program: &Program,
-        statement: &Statement,
-        then: &[&[Statement]],
-        result: Oid,
-        depth: usize,
-    ) -> Result<Expr, Refusal> {
-        match statement {
-            Statement::Raise => Ok(Expr::Fail(Trouble::Error)),
-            Statement::Return(tree) => {
-                let value = self.statement_value(tree, depth)?;
-                self.fit(value, result)
-            }
-            Statement::Assign(variable, tree) => {
-                let value = self.statement_value(tree, depth)?;
-                let guard = self.assign(*variable, value)?;
-                let rest = self.run(program, then, result, depth)?;
-                Ok(guarded(guard.into_iter().collect(), rest))
-            }
-            Statement::Into {
-                strict,
-                variables,
-                query,
-            } => {
-                let guards = self.into(program, (*strict, variables), query, depth)?;
-                let rest = self.run(program, then, result, depth)?;
-                Ok(guarded(guards, rest))
-            }
-            Statement::If(branches, otherwise) => {
-                let mut whens = Vec::with_capacity(branches.len());
-                let variables = self.calls.last().cloned().unwrap_or_default();
-                for (condition, inner) in branches {
-                    let condition = self.statement_value(condition, depth);
-                    let condition = match condition {
-                        Err(refusal) if refusal.denied => Expr::Fail(Trouble::Error),
-                        Err(refusal) => return Err(refusal),
-                        Ok(condition) => self.fit(condition, BOOL)?,
-                    };
-                    let mut inner_then = then.to_vec();
-                    inner_then.push(inner);
-                    let ran = self.run(program, &inner_then, result, depth)?;
-                    whens.push((condition, ran));
-                    self.restore(&variables);
-                }
-                let mut otherwise_then = then.to_vec();
-                otherwise_then.push(otherwise);
-                let otherwise = self.run(program, &otherwise_then, result, depth)?;
-                self.restore(&variables);
-                if FunctionMutant::IfTakesElse.active() {
-                    return Ok(otherwise);
-                }
-                Ok(Expr::Case(whens, Box::new(otherwise)))
-            }
-        }
-    }
-
-    fn restore(&mut self, variables: &[Typed]) {
-        if let Some(own) = self.calls.last_mut() {
-            own.clear();
-            own.extend_from_slice(variables);
-        }
-    }
-
-    /// The value of an expression: of a query with one row at most.
-    fn statement_value(&mut self, tree: &str, depth: usize) -> Result<Typed, Refusal> {
-        let tree = node_tree::read(tree)?;
-        let query = only_statement(&tree)?;
-        self.permitted(query)?;
-        self.scalar(query, Several::Raise, depth)
-    }
-
-    /// Puts a value into a variable; what has to be evaluated then, whether it is used or not.
-    fn assign(&mut self, variable: usize, value: Typed) -> Result<Option<Expr>, Refusal> {
-        let unknown = || Refusal::new("a variable that is not known");
-        let of = self.calls.last().and_then(|all| all.get(variable));
-        let of = of.map(|known| known.oid).ok_or_else(unknown)?;
-        let nodes = value.nodes;
-        let expr = self.fit(value, of)?;
-        let guard = (!matches!(expr, Expr::Const(_) | Expr::Column(_))).then(|| expr.clone());
-        let known = self.calls.last_mut().and_then(|all| all.get_mut(variable));
-        *known.ok_or_else(unknown)? = Typed {
-            expr,
-            oid: of,
-            nodes,
-        };
-        Ok(guard)
-    }
-
-    fn into(
-        &mut self,
-        program: &Program,
-        (strict, variables): (bool, &[usize]),
-        tree: &str,
-        depth: usize,
-    ) -> Result<Vec<Expr>, Refusal> {
-        let tree = node_tree::read(tree)?;
-        let query = only_statement(&tree)?;
-        self.permitted(query)?;
-        let mut distinct: BTreeSet<usize> = BTreeSet::new();
-        if !variables.iter().all(|variable| distinct.insert(*variable)) {
-            return Err(Refusal::new("INTO the same variable twice"));
-        }
-        let plain = self.is_plain(query)?;
-        let several = if strict {
-            Several::Raise
+        if rows.iter().all(fits) {
+            Ok(())
         } else {
-            Several::First
-        };
-        let mut values = Vec::with_capacity(variables.len());
-        for at in 0..variables.len() {
-            let only = self.only_target(query, (at, variables.len()))?;
-            values.push(self.scalar(&only, several, depth)?);
+            Err(Refusal::new("has a body of another type"))
         }
-        let found = if plain || query.node(self.scope.major)?.flag("hasAggs")? {
-            Expr::constant(Datum::Bool(true))
-        } else {
-            let frames = std::mem::take(&mut self.frames);
-            let rows = self.rows_or_call(query, Link::Exists, depth);
-            self.frames = frames;
-            // What is evaluated before is so for the values.
-            let exist = rows?.0.into_iter().map(|rows| rows.asked(Asked::Exists));
-            Expr::Or(exist.collect())
-        };
-        let mut guards = Vec::new();
-        if strict && !plain {
-            // No row is an error as well.
-            let none = Expr::Case(
-                vec![(found.clone(), Expr::constant(Datum::Bool(true)))],
-                Box::new(Expr::Fail(Trouble::Error)),
-            );
-            guards.push(none);
-        }
-        for (variable, value) in variables.iter().zip(values) {
-            guards.extend(self.assign(*variable, value)?);
-        }
-        let noticed = !FunctionMutant::NothingIsFound.active();
-        if let Some(at) = program.found.filter(|_| noticed) {
-            let truth = Typed {
-                expr: found,
-                oid: BOOL,
-                nodes: 1,
-            };
-            if let Some(known) = self.calls.last_mut().and_then(|all| all.get_mut(at)) {
-                *known = truth;
-            }
-        }
-        Ok(guards)
     }
-
-    /// A query with only one of its columns.
-    fn only_target(&self, query: &Tree, (at, of): (usize, usize)) -> Result<Tree, Refusal> {
-        let mut node = query.node(self.scope.major)?.clone();
-        let targets = node.field("targetList")?.items()?;
-        let junk = |target: &Tree| match target.node(self.scope.major) {
-            Ok(target) => target.flag("resjunk"),
-            Err(refusal) => Err(refusal),
-        };
-        let mut seen = 0;
-        let mut kept = Vec::new();
-        for target in targets {
-            let junk = junk(target)?;
-            if junk || seen == at {
-                kept.push(target.clone());
-            }
-            seen += usize::from(!junk);
-        }
-        // Fewer variables than columns, or more, are not an error to PL/pgSQL.
-        if seen != of {
-            return Err(Refusal::new(
-                "INTO another number of variables than columns",
-            ));
-        }
-        for (label, value) in &mut node.fields {
-            if label == "targetList" {
-                *value = Tree::List(std::mem::take(&mut kept));
-            }
-        }
-        Ok(Tree::Node(node))
-    }
-
-    /// A value as one of another type, as PL/pgSQL assigns it.
-    fn fit(&self, value: Typed, to: Oid) -> Result<Expr, Refusal> {
-        if self.same_text(value.oid, to) {
-            return Ok(value.expr);
-        }
-        if matches!(
-            self.scope.types.user.get(&to),
-            Some(UserType::Domain { .. })
-        ) {
-            return Err(Refusal::new(format!("type {to} is a domain")));
-        }
-        let (from, of) = (
-            self.type_of(value.oid, Oid(100))?,
-            self.type_of(to, Oid(100))?,
-        );
-        let widened = match (&from, &of) {
-            (Type::Int2, Type::Int4) | (Type::Int2 | Type::Int4, Type::Int8) => true,
-            // There are casts of its own from and to these.
-            (Type::Bool, _) | (_, Type::Text(_)) if from != of => {
-                matches!(
-                    from,
-                    Type::Uuid | Type::Int2 | Type::Int4 | Type::Int8 | Type::Enum(_)
-                ) && matches!(to, Oid(25 | 1043))
-            }
-            (Type::Text(_), _) => matches!(value.oid, Oid(25 | 1043)),
-            _ => false,
-        };
-        if !widened {
-            return Err(Refusal::new(format!(
-                "a value of type {} for one of type {to}",
-                value.oid
-            )));
-        }
-        if let (Type::Int2 | Type::Int4, Type::Int4 | Type::Int8) = (&from, &of) {
-            let wide = expr::Function::Narrow(i64::MIN, i64::MAX);
-            return Ok(super::inline::strict(wide, vec![value.expr]));
-        }
-        let (expr, _) = self.by_text(value, to, Oid(100))?;
-        // What a constant comes to is known only when it is assigned.
-        Ok(match expr {
-            Expr::Const(Constant(None)) => Expr::NULL,
-            other => other,
-        })
-    }
-}
-
-/// What raises an error does so whether or not its value is used.
-fn guarded(guards: Vec<Expr>, rest: Expr) -> Expr {
-    if guards.is_empty() || FunctionMutant::UnusedRaisesNothing.active() {
-        return rest;
-    }
-    Expr::Body(guards, false, Box::new(rest))
 }
 
 /// The only statement of a body: a query, or what BEGIN ATOMIC writes, a list of one list.
-fn only_statement(tree: &Tree) -> Result<&Tree, Refusal> {
+pub(super) fn only_statement(tree: &Tree) -> Result<&Tree, Refusal> {
     let refuse = || Refusal::new("is not one statement");
     match tree {
         Tree::List(outer) => match outer.as_slice() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::datum::{Datum, Encoding, Numeric, Type};
+use crate::datum::{Array, Datum, Encoding, Numeric, Type};
 use crate::pg::Oid;
 
 /// A value from its bytes; `None` where the type's bytes are not understood.
@@ -37,6 +37,10 @@ pub(super) fn datum(bytes: &[u8], of: &Type, encoding: Encoding) -> Option<Datum
         Type::Numeric => Datum::Numeric(Arc::new(numeric(payload(bytes)?)?)),
         Type::Json => Datum::Json(Arc::from(encoding.text(payload(bytes)?)?)),
         Type::Bytea => Datum::Bytes(Arc::from(payload(bytes)?)),
+        Type::Array(of) => {
+            let (_, array) = array(bytes, encoding, |_| Some((**of).clone()))?;
+            Datum::Array(Arc::new(array))
+        }
         Type::Jsonb => {
             let mut text = String::new();
             let scalar = container(payload(bytes)?, encoding, &mut text, 0)?;
@@ -157,30 +161,32 @@ fn numeric(bytes: &[u8]) -> Option<Numeric> {
     Numeric::from_groups(negative, weight, &groups.collect::<Vec<_>>(), scale)
 }
 
-/// The elements of an array of one dimension (or of none: it is empty), and their type's oid.
+/// An array, and the type of its elements.
 pub(super) fn array(
     bytes: &[u8],
     encoding: Encoding,
     element_type: impl Fn(Oid) -> Option<Type>,
-) -> Option<(Oid, Vec<Option<Datum>>)> {
+) -> Option<(Oid, Array)> {
     let word = |at: usize| -> Option<i32> {
         let bytes = bytes.get(at..at.checked_add(4)?)?;
         Some(i32::from_le_bytes(bytes.try_into().ok()?))
     };
     payload(bytes)?;
-    let dimensions = word(4)?;
+    let number = usize::try_from(word(4)?).ok().filter(|of| *of <= 6)?;
     let offset = usize::try_from(word(8)?).ok()?;
     let element = Oid(word(12)?.cast_unsigned());
     let of = element_type(element)?;
-    if dimensions == 0 {
-        return Some((element, Vec::new()));
+    // First come all lengths, then all lower bounds.
+    let mut dimensions = Vec::with_capacity(number);
+    let mut count = usize::from(number > 0);
+    for at in 0..number {
+        let length = usize::try_from(word(16 + 4 * at)?).ok()?;
+        dimensions.push((word(16 + 4 * (number + at))?, length));
+        count = count.checked_mul(length)?;
     }
-    if dimensions != 1 {
-        return None;
-    }
-    let count = usize::try_from(word(16)?).ok()?;
-    let nulls = (offset != 0).then_some(24);
-    let mut at = if offset == 0 { 24 } else { offset };
+    let head = 16 + 8 * number;
+    let nulls = (offset != 0).then_some(head);
+    let mut at = if offset == 0 { head } else { offset };
     let mut elements = Vec::new();
     for index in 0..count {
         if let Some(nulls) = nulls
@@ -199,7 +205,7 @@ pub(super) fn array(
         elements.push(Some(datum(bytes.get(at..end)?, &of, encoding)?));
         at = end;
     }
-    Some((element, elements))
+    Some((element, Array::with(dimensions, elements)?))
 }
 
 /// Alignment and, where it is fixed, length of a type's values in an array.
@@ -212,6 +218,6 @@ const fn layout(of: &Type) -> Option<(usize, Option<usize>)> {
         Type::Uuid => (1, Some(16)),
         Type::Name => (1, Some(64)),
         Type::Text(_) | Type::Bpchar(_) | Type::Numeric | Type::Bytea => (4, None),
-        Type::Json | Type::Jsonb => return None,
+        Type::Json | Type::Jsonb | Type::Array(_) => return None,
     })
 }

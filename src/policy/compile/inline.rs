@@ -24,14 +24,33 @@ const PLAIN_QUERY: [&str; 8] = [
 impl Compiler<'_> {
     pub(super) fn function(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let oid = node.oid("funcid")?;
-        if node.flag("funcretset")? || node.flag("funcvariadic")? {
-            return Err(Refusal::new(format!(
-                "function {oid} returns a set or is variadic"
-            )));
+        let variadic = node.flag("funcvariadic")?;
+        if node.flag("funcretset")? {
+            if let Some(expanded) = self.expanded_call(node, depth)? {
+                return Ok(expanded);
+            }
+            return Err(Refusal::new(format!("function {oid} returns a set")));
         }
-        let args = self.exprs(node.field("args")?, depth)?;
         let result = node.oid("funcresulttype")?;
         let collation = node.oid("inputcollid")?;
+        if variadic {
+            // The arguments after the first are one array.
+            if let Some(text) = operators::path_function(oid) {
+                return self.by_path(text, node.field("args")?, depth);
+            }
+            if oid.0 < 16_384 {
+                return Err(Refusal::new(format!("function {oid} is variadic")));
+            }
+        }
+        let polymorphic = operators::array_function(oid);
+        let types = (node.field("args")?, result, collation);
+        if let Some(done) = self.polymorphic(polymorphic, types, depth)? {
+            return Ok(done);
+        }
+        let args = self.arguments(oid, node, depth)?;
+        if let Some(function) = operators::any_function(oid) {
+            return self.of_any(function, args, result);
+        }
         self.refer(Reference::Function(oid));
         if let Oid(2077 | 3294) = oid {
             return Ok((self.setting(&args)?, result));
@@ -61,7 +80,7 @@ impl Compiler<'_> {
         }
         let function = self.demanded(built_in.function, built_in.demand, collation)?;
         let args = args.into_iter().map(|arg| arg.expr);
-        Ok((strict(function, args.collect()), built_in.result))
+        Ok((called(function, args.collect()), built_in.result))
     }
 
     fn demanded(
@@ -85,6 +104,7 @@ impl Compiler<'_> {
         let known = self.scope.types.collation(collation);
         let met = match demand {
             Demand::None => true,
+            Demand::Elements => collation.0 == 0 || known.is_some_and(|known| known.deterministic),
             Demand::Deterministic => known.is_some_and(|known| known.deterministic),
             Demand::Bytewise => known.is_some_and(|known| known.bytewise),
             Demand::Case => known.is_some_and(|known| known.plain_case),
@@ -124,6 +144,68 @@ impl Compiler<'_> {
             Some(Setting::Unset) => Ok(Expr::Fail(crate::datum::Trouble::Error)),
             None => Err(Refusal::new(format!("setting {name} is not known"))),
         }
+    }
+
+    /// `#>` and `#>>`, by operator or function.
+    pub(super) fn by_path(
+        &mut self,
+        text: bool,
+        args: &Tree,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let [value, path] = args.items()? else {
+            return Err(Refusal::new("a path has other operands"));
+        };
+        let value = self.expr(value, depth)?;
+        let path = self.path(path)?;
+        if value.oid != Oid(3802) {
+            return Err(Refusal::new("a path into something else than jsonb"));
+        }
+        let (function, result) = if text {
+            (expr::Function::PathText(path), Oid(25))
+        } else {
+            (expr::Function::Path(path), Oid(3802))
+        };
+        Ok((strict(function, vec![value.expr]), result))
+    }
+
+    /// A function that takes operands of any type, by their text or as JSON.
+    fn of_any(
+        &self,
+        function: expr::Function,
+        args: Vec<Typed>,
+        result: Oid,
+    ) -> Result<(Expr, Oid), Refusal> {
+        for arg in &args {
+            // A literal's type may not be known.
+            if arg.oid.0 == 705 {
+                continue;
+            }
+            let known = self.type_of(arg.oid, Oid(100))?;
+            let object = matches!(function, expr::Function::Text(_));
+            match known {
+                Type::Bool
+                | Type::Int2
+                | Type::Int4
+                | Type::Int8
+                | Type::Numeric
+                | Type::Text(_)
+                | Type::Uuid
+                | Type::Enum(_)
+                | Type::Jsonb => {}
+                Type::Array(_) if !object => self.in_order(&arg.expr)?,
+                _ => return Err(Refusal::new(format!("type {} is not native here", arg.oid))),
+            }
+        }
+        let given = match function {
+            expr::Function::Text(_) => Oid(25),
+            _ => Oid(3802),
+        };
+        if given != result {
+            return Err(Refusal::new("a function has another result"));
+        }
+        let args = args.into_iter().map(|arg| arg.expr);
+        Ok((called(function, args.collect()), result))
     }
 
     /// Whether two types are one, or both `text` or `varchar`.
@@ -235,7 +317,8 @@ impl Compiler<'_> {
                 | Type::Uuid
                 | Type::Enum(_)
                 | Type::Json
-                | Type::Jsonb => Ok((strict(expr::Function::Input(of), vec![arg.expr]), to)),
+                | Type::Jsonb
+                | Type::Array(_) => Ok((strict(expr::Function::Input(of), vec![arg.expr]), to)),
                 _ => Err(Refusal::new(format!("the input function of type {to}"))),
             };
         }
@@ -250,7 +333,8 @@ impl Compiler<'_> {
                 | Type::Uuid
                 | Type::Enum(_)
                 | Type::Json
-                | Type::Jsonb => Ok((strict(expr::Function::Output, vec![arg.expr]), to)),
+                | Type::Jsonb
+                | Type::Array(_) => Ok((strict(expr::Function::Output, vec![arg.expr]), to)),
                 _ => Err(Refusal::new(format!(
                     "the output function of type {}",
                     arg.oid
@@ -258,6 +342,15 @@ impl Compiler<'_> {
             };
         }
         Err(Refusal::new(format!("a cast of type {} to {to}", arg.oid)))
+    }
+}
+
+/// A call of any function.
+pub(super) fn called(function: expr::Function, args: Vec<Expr>) -> Expr {
+    if function.takes_null() {
+        Expr::Call(function, args)
+    } else {
+        strict(function, args)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::inline::strict;
 use super::operators::{self, Compared};
 use super::{Around, Column, ColumnRef, Compiler, Origin, Reference, Refusal, Typed, constant};
 use crate::datum::{Datum, Type};
@@ -11,6 +10,7 @@ use crate::policy::expr::{Comparison, Constant, Expr, Function};
 use crate::policy::node_tree::{Node, Tree};
 
 const BOOL: Oid = Oid(16);
+const UNKNOWN: Oid = Oid(705);
 
 /// The fields of a reference to a column of the row.
 const PLAIN_VAR: [&str; 9] = [
@@ -54,6 +54,10 @@ impl Compiler<'_> {
                 Ok((Expr::NullIf(two), oid))
             }
             "SCALARARRAYOPEXPR" => self.any(node, depth),
+            "ARRAYEXPR" | "ARRAY" => self.constructor(node, depth),
+            "ARRAYCOERCEEXPR" => self.coerced(node, depth),
+            "SUBSCRIPTINGREF" => self.subscript(node, depth),
+            "MINMAXEXPR" | "MINMAX" => self.extreme(node, depth),
             "BOOLEXPR" => self.logic(node, depth),
             "NULLTEST" => {
                 if node.flag("argisrow")? {
@@ -249,6 +253,9 @@ impl Compiler<'_> {
         let collation = node.oid("constcollid")?;
         self.refer(Reference::Type(oid));
         self.refer(Reference::Collation(collation));
+        if oid == UNKNOWN {
+            return self.literal(node);
+        }
         let of = self.type_of(oid, collation)?;
         if node.flag("constisnull")? {
             return Ok((Expr::NULL, oid));
@@ -261,15 +268,39 @@ impl Compiler<'_> {
         Ok((Expr::constant(datum), oid))
     }
 
+    /// A literal whose type nothing asked for: a function of operands of any type takes its text.
+    fn literal(&self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        if node.flag("constisnull")? {
+            return Ok((Expr::NULL, UNKNOWN));
+        }
+        let text = match node.field("constvalue")? {
+            Tree::Bytes(bytes) => match bytes.split_last() {
+                Some((0, text)) => self.scope.types.encoding.text(text),
+                _ => None,
+            },
+            _ => None,
+        };
+        let text = text.ok_or_else(|| Refusal::new("a constant of no type"))?;
+        Ok((Expr::constant(Datum::text(text)), UNKNOWN))
+    }
+
     fn operator(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let oid = node.oid("opno")?;
         self.refer(Reference::Operator(oid));
         if node.flag("opretset")? {
             return Err(Refusal::new(format!("operator {oid} returns a set")));
         }
+        if let Some(timed) = self.timed(oid, node, depth)? {
+            return Ok((timed, BOOL));
+        }
         if operators::comparison(oid).is_some() {
             let comparison = self.comparison(oid, node)?.comparison;
             let (two, _) = self.compared(node, depth)?;
+            if let Comparison::Eq | Comparison::Ne = comparison {
+                // Of an array of rows nobody knows the order.
+                self.in_order(&two.0)?;
+                self.in_order(&two.1)?;
+            }
             if two.0 == Expr::NULL || two.1 == Expr::NULL {
                 return Ok((Expr::NULL, BOOL));
             }
@@ -281,31 +312,18 @@ impl Compiler<'_> {
             return Ok((Expr::Compare(comparison, two), BOOL));
         }
         if let Some(text) = operators::path_operator(oid) {
-            let [value, path] = node.field("args")?.items()? else {
-                return Err(Refusal::new(format!("operator {oid} has other operands")));
-            };
-            let value = self.expr(value, depth)?;
-            let path = self.path(path)?;
-            if value.oid != Oid(3802) {
-                return Err(Refusal::new(format!("operator {oid} has other operands")));
-            }
-            let (function, result) = if text {
-                (Function::PathText(path), Oid(25))
-            } else {
-                (Function::Path(path), Oid(3802))
-            };
-            return Ok((strict(function, vec![value.expr]), result));
+            return self.by_path(text, node.field("args")?, depth);
+        }
+        let collation = node.oid("inputcollid")?;
+        let types = (node.field("args")?, node.oid("opresulttype")?, collation);
+        if let Some(done) = self.polymorphic(operators::array_operator(oid), types, depth)? {
+            return Ok(done);
         }
         let Some(built_in) = operators::operator(oid) else {
             return Err(Refusal::new(format!("operator {oid} is not compiled")));
         };
         let args = self.exprs(node.field("args")?, depth)?;
-        self.built_in(
-            built_in,
-            args,
-            node.oid("inputcollid")?,
-            &format!("operator {oid}"),
-        )
+        self.built_in(built_in, args, collation, &format!("operator {oid}"))
     }
 
     /// What a comparison operator does; refused under a collation that it cannot have.
@@ -341,6 +359,8 @@ impl Compiler<'_> {
     ) -> Result<(), Refusal> {
         let fits = if compared.left == Oid(3500) {
             left == right && matches!(self.type_of(left, Oid(0))?, Type::Enum(_))
+        } else if compared.left == Oid(2277) {
+            left == right && self.scope.types.element(left).is_some()
         } else {
             left == compared.left && right == compared.right
         };
@@ -362,6 +382,11 @@ impl Compiler<'_> {
         if let Some(expr) = self.any_of_rows(node, &left, array, depth)? {
             return Ok((expr, BOOL));
         }
+        if !self.is_written(array)? {
+            let all = !node.flag("useOr")?;
+            let expr = self.any_of((&compared, all), left, array, depth)?;
+            return Ok((expr, BOOL));
+        }
         let Some((element, items)) = self.array(array, depth)? else {
             return Ok((Expr::NULL, BOOL));
         };
@@ -369,6 +394,32 @@ impl Compiler<'_> {
         let all = !node.flag("useOr")?;
         let expr = Expr::Any(compared.comparison, all, Box::new(left.expr), items);
         Ok((expr, BOOL))
+    }
+
+    /// Whether an array's elements are written one by one.
+    fn is_written(&self, tree: &Tree) -> Result<bool, Refusal> {
+        let node = tree.node(self.scope.major)?;
+        match node.name.as_str() {
+            "ARRAYEXPR" | "ARRAY" | "CONST" => Ok(true),
+            "ARRAYCOERCEEXPR" | "RELABELTYPE" => self.is_written(node.field("arg")?),
+            _ => Ok(false),
+        }
+    }
+
+    /// `GREATEST` and `LEAST`
+    fn extreme(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let oid = node.oid("minmaxtype")?;
+        let of = self.type_of(oid, node.oid("inputcollid")?)?;
+        if !of.has_order() {
+            return Err(Refusal::new(format!("the order of type {oid}")));
+        }
+        let args = self.exprs(node.field("args")?, depth)?;
+        if args.iter().any(|arg| arg.oid != oid) {
+            return Err(Refusal::new("MINMAXEXPR of other types"));
+        }
+        let greatest = node.number::<u8>("op")? == 0;
+        let args = args.into_iter().map(|arg| arg.expr);
+        Ok((Expr::Call(Function::Extreme(greatest), args.collect()), oid))
     }
 
     /// The elements of an array and their type; `None` is the NULL array.
@@ -455,10 +506,11 @@ impl Compiler<'_> {
         array
             .map(Some)
             .ok_or_else(|| Refusal::new("a constant array of its type"))
+            .map(|found| found.map(|(element, array)| (element, array.elements().to_vec())))
     }
 
     /// The path of `#>`: a constant array of texts, none of them NULL.
-    fn path(&mut self, tree: &Tree) -> Result<Vec<Box<str>>, Refusal> {
+    pub(super) fn path(&mut self, tree: &Tree) -> Result<Vec<Box<str>>, Refusal> {
         let refuse = || Refusal::new("a path that is not a constant");
         let node = tree.node(self.scope.major)?;
         let items = match node.name.as_str() {
@@ -543,7 +595,7 @@ impl Compiler<'_> {
         Ok(whens)
     }
 
-    fn typed(&mut self, tree: &Tree, depth: usize, oid: Oid) -> Result<Expr, Refusal> {
+    pub(super) fn typed(&mut self, tree: &Tree, depth: usize, oid: Oid) -> Result<Expr, Refusal> {
         let typed = self.expr(tree, depth)?;
         if typed.oid == oid {
             Ok(typed.expr)

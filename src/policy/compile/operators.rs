@@ -5,7 +5,9 @@
 
 use crate::datum::Type;
 use crate::pg::Oid;
-use crate::policy::expr::{Comparison, Function};
+use crate::policy::expr::{
+    Arithmetic, ArrayFunction, Comparison, Function, JsonbFunction, TextFunction,
+};
 
 const BOOL: u32 = 16;
 const NAME: u32 = 19;
@@ -20,6 +22,8 @@ const BPCHAR: u32 = 1042;
 const NUMERIC: u32 = 1700;
 const ANYENUM: u32 = 3500;
 const JSONB: u32 = 3802;
+const TEXTS: u32 = 1009;
+const ANYARRAY: u32 = 2277;
 
 /// `=`, `<>`, `<`, `<=`, `>`, `>=` (0 where the order is not native) and the operand types.
 const COMPARISONS: &[([u32; 6], u32, u32)] = &[
@@ -51,6 +55,7 @@ const COMPARISONS: &[([u32; 6], u32, u32)] = &[
     ([2972, 2973, 2974, 2976, 2975, 2977], 2950, 2950),
     ([3516, 3517, 3518, 3520, 3519, 3521], ANYENUM, ANYENUM),
     ([3240, 3241, 0, 0, 0, 0], JSONB, JSONB),
+    ([1070, 1071, 0, 0, 0, 0], ANYARRAY, ANYARRAY),
 ];
 
 const ORDER: [Comparison; 6] = [
@@ -69,6 +74,8 @@ pub(super) enum Demand {
     None,
     /// Equality: it must be deterministic.
     Deterministic,
+    /// Equality of elements: where there is one, it must be deterministic.
+    Elements,
     /// Order: it must be that of the bytes.
     Bytewise,
     /// `lower` and `upper`.
@@ -89,6 +96,7 @@ pub(super) fn comparison(operator: Oid) -> Option<Compared> {
         let (_, comparison) = known.find(|(known, _)| **known == operator.0 && **known != 0)?;
         let textual = [TEXT, NAME, BPCHAR].contains(left);
         let demand = match comparison {
+            _ if *left == ANYARRAY => Demand::Elements,
             _ if !textual => Demand::None,
             Comparison::Eq | Comparison::Ne => Demand::Deterministic,
             _ => Demand::Bytewise,
@@ -122,22 +130,189 @@ pub(super) fn operator(operator: Oid) -> Option<BuiltIn> {
         3963 => (Function::GetText, &[JSON, TEXT], TEXT),
         3965 => (Function::GetText, &[JSON, INT4], TEXT),
         3247 => (Function::Has, &[JSONB, TEXT], BOOL),
+        3246 => (
+            Function::Jsonb(JsonbFunction::Contains),
+            &[JSONB, JSONB],
+            BOOL,
+        ),
+        3250 => (
+            Function::Jsonb(JsonbFunction::Contained),
+            &[JSONB, JSONB],
+            BOOL,
+        ),
+        3248 => (
+            Function::Jsonb(JsonbFunction::HasAny),
+            &[JSONB, TEXTS],
+            BOOL,
+        ),
+        3249 => (
+            Function::Jsonb(JsonbFunction::HasAll),
+            &[JSONB, TEXTS],
+            BOOL,
+        ),
+        1627 => (
+            Function::Text(TextFunction::Insensitive(false)),
+            &[TEXT, TEXT],
+            BOOL,
+        ),
+        1628 => (
+            Function::Text(TextFunction::Insensitive(true)),
+            &[TEXT, TEXT],
+            BOOL,
+        ),
+        3877 => (Function::Text(TextFunction::Starts), &[TEXT, TEXT], BOOL),
         654 => (Function::Concat, &[TEXT, TEXT], TEXT),
         1209 => (Function::Like, &[TEXT, TEXT], BOOL),
         1210 => (Function::NotLike, &[TEXT, TEXT], BOOL),
-        _ => return None,
+        other => return arithmetic(other),
     };
     let like = matches!(function, Function::Like | Function::NotLike);
+    let function_demand = demanded(&function);
     Some(BuiltIn {
         function,
         args,
         result: Oid(result),
-        demand: if like {
-            Demand::Deterministic
-        } else {
-            Demand::None
+        demand: match function_demand {
+            Some(demand) => demand,
+            None if like => Demand::Deterministic,
+            None => Demand::None,
         },
     })
+}
+
+fn demanded(function: &Function) -> Option<Demand> {
+    match function {
+        Function::Text(TextFunction::Insensitive(_)) => Some(Demand::Case),
+        Function::Text(_) => Some(Demand::Deterministic),
+        _ => None,
+    }
+}
+
+/// The functions of text.
+fn text(function: u32) -> Option<BuiltIn> {
+    const ONE: &[u32] = &[TEXT];
+    const TWO: &[u32] = &[TEXT, TEXT];
+    const NUMBER: &[u32] = &[TEXT, INT4];
+    let (function, args, result) = match function {
+        1317 | 1369 | 1381 => (TextFunction::Length, ONE, INT4),
+        885 => (TextFunction::Trim(true, true), ONE, TEXT),
+        881 => (TextFunction::Trim(true, false), ONE, TEXT),
+        882 => (TextFunction::Trim(false, true), ONE, TEXT),
+        884 => (TextFunction::Trim(true, true), TWO, TEXT),
+        875 => (TextFunction::Trim(true, false), TWO, TEXT),
+        876 => (TextFunction::Trim(false, true), TWO, TEXT),
+        883 | 937 => (TextFunction::Substring, NUMBER, TEXT),
+        877 | 936 => (TextFunction::Substring, &[TEXT, INT4, INT4] as &[u32], TEXT),
+        3060 => (TextFunction::Left, NUMBER, TEXT),
+        3061 => (TextFunction::Right, NUMBER, TEXT),
+        868 | 849 => (TextFunction::Position, TWO, INT4),
+        3696 => (TextFunction::Starts, TWO, BOOL),
+        2087 => (TextFunction::Replace, &[TEXT, TEXT, TEXT] as &[u32], TEXT),
+        2088 => (TextFunction::Part, &[TEXT, TEXT, INT4] as &[u32], TEXT),
+        3062 => (TextFunction::Reverse, ONE, TEXT),
+        _ => return None,
+    };
+    Some(BuiltIn {
+        function: Function::Text(function),
+        args,
+        result: Oid(result),
+        demand: Demand::Deterministic,
+    })
+}
+
+/// The operators of integers.
+fn arithmetic(operator: u32) -> Option<BuiltIn> {
+    let of = |small: u32| match small {
+        INT2 => (i64::from(i16::MIN), i64::from(i16::MAX)),
+        INT4 => (i64::from(i32::MIN), i64::from(i32::MAX)),
+        _ => (i64::MIN, i64::MAX),
+    };
+    ARITHMETIC.iter().find_map(|(operators, args, result)| {
+        let at = operators
+            .iter()
+            .position(|known| *known == operator && *known != 0)?;
+        let op = [
+            Arithmetic::Add,
+            Arithmetic::Subtract,
+            Arithmetic::Multiply,
+            Arithmetic::Divide,
+            Arithmetic::Remainder,
+        ];
+        let (least, most) = of(*result);
+        Some(BuiltIn {
+            function: Function::Arithmetic(*op.get(at)?, least, most),
+            args,
+            result: Oid(*result),
+            demand: Demand::None,
+        })
+    })
+}
+
+/// `+`, `-`, `*`, `/`, `%`, their operands and their result.
+const ARITHMETIC: &[([u32; 5], &[u32], u32)] = &[
+    ([550, 554, 526, 527, 529], &[INT2, INT2], INT2),
+    ([551, 555, 514, 528, 530], &[INT4, INT4], INT4),
+    ([684, 685, 686, 687, 439], &[INT8, INT8], INT8),
+    ([552, 556, 544, 546, 0], &[INT2, INT4], INT4),
+    ([553, 557, 545, 547, 0], &[INT4, INT2], INT4),
+    ([822, 823, 824, 825, 0], &[INT2, INT8], INT8),
+    ([818, 819, 820, 821, 0], &[INT8, INT2], INT8),
+    ([692, 693, 694, 695, 0], &[INT4, INT8], INT8),
+    ([688, 689, 690, 691, 0], &[INT8, INT4], INT8),
+];
+
+/// The operators of arrays of any type.
+pub(super) const fn array_operator(operator: Oid) -> Option<ArrayFunction> {
+    Some(match operator.0 {
+        2751 => ArrayFunction::Contains,
+        2752 => ArrayFunction::Contained,
+        2750 => ArrayFunction::Overlaps,
+        349 => ArrayFunction::Append,
+        374 => ArrayFunction::Prepend,
+        375 => ArrayFunction::Concat,
+        _ => return None,
+    })
+}
+
+/// The functions of arrays of any type.
+pub(super) const fn array_function(function: Oid) -> Option<ArrayFunction> {
+    Some(match function.0 {
+        2748 => ArrayFunction::Contains,
+        2749 => ArrayFunction::Contained,
+        2747 => ArrayFunction::Overlaps,
+        2176 => ArrayFunction::Length,
+        2091 => ArrayFunction::Lower,
+        2092 => ArrayFunction::Upper,
+        3179 => ArrayFunction::Cardinality,
+        748 => ArrayFunction::Dimensions,
+        378 => ArrayFunction::Append,
+        379 => ArrayFunction::Prepend,
+        383 => ArrayFunction::Concat,
+        3167 => ArrayFunction::Remove,
+        3277 => ArrayFunction::Position,
+        395 => ArrayFunction::Join,
+        _ => return None,
+    })
+}
+
+/// The functions that take operands of any type, by their text or as JSON.
+pub(super) const fn any_function(function: Oid) -> Option<Function> {
+    Some(match function.0 {
+        3058 => Function::Text(TextFunction::Concat),
+        3787 => Function::Jsonb(JsonbFunction::Make),
+        3271 | 3272 => Function::Jsonb(JsonbFunction::Array),
+        3273 | 3274 => Function::Jsonb(JsonbFunction::Object),
+        _ => return None,
+    })
+}
+
+/// `jsonb_extract_path` (false) and `jsonb_extract_path_text` (true).
+pub(super) const fn path_function(function: Oid) -> Option<bool> {
+    match function.0 {
+        3217 => Some(false),
+        3940 => Some(true),
+        _ => None,
+    }
 }
 
 /// `#>` (false) and `#>>` (true), whose path must be a constant.
@@ -185,10 +360,33 @@ pub(super) fn function(function: Oid, major: u16) -> Option<BuiltIn> {
         3214 => (Function::GetText, &[JSONB, TEXT], TEXT),
         4047 => (Function::Has, &[JSONB, TEXT], BOOL),
         1258 => (Function::Concat, &[TEXT, TEXT], TEXT),
-        _ => return None,
+        4046 => (
+            Function::Jsonb(JsonbFunction::Contains),
+            &[JSONB, JSONB],
+            BOOL,
+        ),
+        4050 => (
+            Function::Jsonb(JsonbFunction::Contained),
+            &[JSONB, JSONB],
+            BOOL,
+        ),
+        4048 => (
+            Function::Jsonb(JsonbFunction::HasAny),
+            &[JSONB, TEXTS],
+            BOOL,
+        ),
+        4049 => (
+            Function::Jsonb(JsonbFunction::HasAll),
+            &[JSONB, TEXTS],
+            BOOL,
+        ),
+        3207 => (Function::Jsonb(JsonbFunction::Length), &[JSONB], INT4),
+        394 => (Function::Array(ArrayFunction::Split), &[TEXT, TEXT], TEXTS),
+        other => return text(other),
     };
     let demand = match computed {
         Function::Lower(_) | Function::Upper(_) => Demand::Case,
+        Function::Array(_) => Demand::Deterministic,
         _ => Demand::None,
     };
     Some(BuiltIn {

@@ -111,7 +111,8 @@ impl Compiler<'_> {
         let kind = node.number::<u8>("subLinkType")?;
         let query = node.field("subselect")?;
         let tested = *node.field("testexpr")? != Tree::Null;
-        if kind == 4 && !tested && self.is_plain(query)? && self.called(query)?.is_none() {
+        let sets = query.node(self.scope.major)?.flag("hasTargetSRFs")?;
+        if kind == 4 && !tested && self.is_plain(query)? && !sets {
             self.frames.push(Around::Nothing);
             let query = self.query(query, depth);
             self.frames.pop();
@@ -143,8 +144,14 @@ impl Compiler<'_> {
                     let values = std::mem::take(&mut rows.values);
                     let around = std::mem::replace(&mut self.output, values);
                     let test = self.boolean(node.field("testexpr")?, depth);
-                    self.output = around;
-                    any.push(rows.asked(Asked::Any(all, Box::new(test?))));
+                    let values = std::mem::replace(&mut self.output, around);
+                    let mut test = test?;
+                    if test == Expr::NULL {
+                        // What the planner makes of the comparison does not spare the values.
+                        let values = values.into_iter().map(|value| value.expr);
+                        test = Expr::Body(values.collect(), false, Box::new(test));
+                    }
+                    any.push(rows.asked(Asked::Any(all, Box::new(test))));
                 }
                 let join = if all { Expr::And } else { Expr::Or };
                 Ok((after(guards, either(any, join)), BOOL))
@@ -158,6 +165,7 @@ impl Compiler<'_> {
                 let several = rows.several;
                 Ok((after(guards, rows.one(several, value.expr)), value.oid))
             }
+            (6, false) => self.listed(query, depth),
             _ => Err(Refusal::new("SUBLINK of another kind")),
         }
     }
@@ -194,6 +202,9 @@ impl Compiler<'_> {
     /// The call in `select f(…)` of a function that returns a set.
     fn called<'t>(&self, query: &'t Tree) -> Result<Option<&'t Node>, Refusal> {
         let query = query.node(self.scope.major)?;
+        if let Some(call) = self.called_alone(query)? {
+            return Ok(Some(call));
+        }
         let plain = [
             "commandType",
             "canSetTag",
@@ -239,6 +250,9 @@ impl Compiler<'_> {
         link: Link,
         depth: usize,
     ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
+        if let Some(rows) = self.elements_or_none(query, depth)? {
+            return Ok((vec![rows], Vec::new()));
+        }
         let Some(call) = self.called(query)? else {
             let around = std::mem::take(&mut self.before);
             let rows = self.rows(query, link, depth);
@@ -248,6 +262,16 @@ impl Compiler<'_> {
         let looked = self.looked;
         self.frames.push(Around::Nothing);
         let rows = self.rows_of_call(call, depth);
+        self.frames.pop();
+        self.looked = looked;
+        rows
+    }
+
+    /// The rows of `select <expression>` with the elements of an array.
+    fn elements_or_none(&mut self, query: &Tree, depth: usize) -> Result<Option<Rows>, Refusal> {
+        let looked = self.looked;
+        self.frames.push(Around::Nothing);
+        let rows = self.expanded(query, depth);
         self.frames.pop();
         self.looked = looked;
         rows

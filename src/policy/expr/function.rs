@@ -1,12 +1,26 @@
-//! The built-in functions that are computed natively. All are strict.
+//! The built-in functions that are computed natively. Most are strict.
+
+mod arrays;
+
+mod documents;
+
+mod texts;
+
+mod times;
 
 use std::sync::Arc;
+
+pub use arrays::ArrayFunction;
+pub use documents::JsonbFunction;
+pub use texts::TextFunction;
+pub use times::TimeFunction;
 
 use crate::datum::json::{self, Step};
 use crate::datum::{self, Datum, Jsonb, Numeric, Trouble, Type};
 use crate::mutant::PolicyMutant;
+use crate::policy::expr::Outcome;
 
-/// A strict built-in function, as fixed by the operand types at compile time.
+/// A built-in function, as fixed by the operand types at compile time.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Function {
     /// `-> text`, `-> integer`, of `json` and `jsonb`
@@ -46,9 +60,88 @@ pub enum Function {
     Output,
     /// The input function of a type
     Input(Type),
+    /// A function of arrays
+    Array(ArrayFunction),
+    /// A function of `jsonb`
+    Jsonb(JsonbFunction),
+    /// A function of text
+    Text(TextFunction),
+    /// A function of dates and times
+    Time(TimeFunction),
+    /// A sum and the like of integers, with the range of the result
+    Arithmetic(Arithmetic, i64, i64),
+    /// `GREATEST`, or `LEAST` where the flag is not set
+    Extreme(bool),
+}
+
+/// What is computed of two integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// `+`
+    Add,
+    /// `-`
+    Subtract,
+    /// `*`
+    Multiply,
+    /// `/`, cut towards zero
+    Divide,
+    /// `%`, with the sign of the first
+    Remainder,
+}
+
+impl Arithmetic {
+    fn of(self, a: i64, b: i64) -> Result<i64, Trouble> {
+        let of = match self {
+            Self::Subtract if PolicyMutant::MinusIsPlus.active() => a.checked_add(b),
+            Self::Add => a.checked_add(b),
+            Self::Subtract => a.checked_sub(b),
+            Self::Multiply => a.checked_mul(b),
+            Self::Divide => a.checked_div(b),
+            Self::Remainder if b == -1 => Some(0),
+            Self::Remainder => a.checked_rem(b),
+        };
+        of.ok_or(Trouble::Error)
+    }
 }
 
 impl Function {
+    /// Whether NULL operands do not make the result NULL.
+    #[must_use]
+    pub const fn takes_null(&self) -> bool {
+        match self {
+            Self::Array(function) => function.takes_null(),
+            Self::Jsonb(function) => function.takes_null(),
+            Self::Text(function) => function.takes_null(),
+            Self::Extreme(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The result of any number of operands.
+    pub(super) fn of(&self, values: &[Option<&Datum>]) -> Outcome {
+        if !self.takes_null() && values.iter().any(Option::is_none) {
+            return Ok(None);
+        }
+        match (self, values) {
+            (Self::Array(function), _) => function.of(values),
+            (Self::Jsonb(function), _) => function.of(values),
+            (Self::Text(function), _) => function.of(values),
+            (Self::Time(function), _) => function.of(values),
+            (Self::Extreme(greatest), _) => extreme(*greatest, values),
+            (Self::Arithmetic(op, least, most), [Some(Datum::Int(a)), Some(Datum::Int(b))]) => {
+                let of = op.of(*a, *b)?;
+                if (least..=most).contains(&&of) {
+                    Ok(Some(Datum::Int(of)))
+                } else {
+                    Err(Trouble::Error)
+                }
+            }
+            (_, [Some(a)]) => self.of_one(a),
+            (_, [Some(a), Some(b)]) => self.of_two(a, b),
+            _ => Err(Trouble::Undecided),
+        }
+    }
+
     pub(super) fn of_one(&self, a: &Datum) -> Result<Option<Datum>, Trouble> {
         Ok(Some(match (self, a) {
             (Self::Lower(_), _) if PolicyMutant::LowerIsUpper.active() => {
@@ -157,6 +250,23 @@ impl Function {
             _ => return Err(Trouble::Undecided),
         })
     }
+}
+
+/// The greatest or least of the values that are not NULL; of equal ones the first.
+fn extreme(greatest: bool, values: &[Option<&Datum>]) -> Outcome {
+    let greatest = greatest != PolicyMutant::GreatestIsLeast.active();
+    let mut found: Option<&Datum> = None;
+    for one in values.iter().flatten() {
+        let better = match found {
+            None => true,
+            Some(known) if greatest => one.order(known).ok_or(Trouble::Undecided)?.is_gt(),
+            Some(known) => one.order(known).ok_or(Trouble::Undecided)?.is_lt(),
+        };
+        if better {
+            found = Some(one);
+        }
+    }
+    Ok(found.cloned())
 }
 
 fn shortened(path: &[Box<str>]) -> impl Iterator<Item = &str> {

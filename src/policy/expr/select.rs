@@ -133,10 +133,18 @@ impl Select {
         match &self.result {
             Asked::Exists => {
                 let mut found = false;
+                let ordered = self.has_elements();
                 let looked = self.rows(inputs, &mut |_, _| {
                     found = true;
+                    if ordered {
+                        return ControlFlow::Continue(());
+                    }
                     ControlFlow::Break(())
                 });
+                // Whether PostgreSQL comes to the error before it has found one is its own affair.
+                if found && ordered && looked.is_err() {
+                    return Err(Trouble::Undecided);
+                }
                 if found {
                     return Ok(Some(!SelectMutant::ExistsFlipped.active()));
                 }
@@ -150,11 +158,14 @@ impl Select {
 
     fn any(&self, all: bool, test: &Expr, inputs: Inputs<'_>) -> Result<Option<bool>, Trouble> {
         let (mut decided, mut null, mut trouble) = (false, false, None);
+        let ordered = self.has_elements();
         let looked = self.rows(inputs, &mut |inputs, _| {
             match test.truth(inputs) {
                 Ok(Some(truth)) if truth != all => {
                     decided = true;
-                    return ControlFlow::Break(());
+                    if !ordered {
+                        return ControlFlow::Break(());
+                    }
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => null |= !SelectMutant::AnyForgetsNull.active(),
@@ -162,13 +173,23 @@ impl Select {
             }
             ControlFlow::Continue(())
         });
+        let trouble = trouble.max(looked.err());
+        if decided && ordered && trouble.is_some() {
+            return Err(Trouble::Undecided);
+        }
         if decided {
             return Ok(Some(!all));
         }
-        match trouble.max(looked.err()) {
+        match trouble {
             Some(met) => Err(met),
             None => Ok((!null).then_some(all)),
         }
+    }
+
+    /// Whether it goes through the elements of an array.
+    fn has_elements(&self) -> bool {
+        let mut places = self.places().into_iter();
+        places.any(|place| place.elements.is_some())
     }
 
     /// The value of a sub-select that gives one.
@@ -276,6 +297,24 @@ impl Expr {
                 .into_iter()
                 .any(|inner| inner.reads_field(of)),
         }
+    }
+
+    /// Whether an array in it may have the elements of a table's rows, in whatever order.
+    pub(in crate::policy) fn is_unordered(&self) -> bool {
+        let own = match self {
+            Self::Select(select) => match &select.result {
+                Asked::Folded(_, all, _) => {
+                    // The elements of one array come in their order.
+                    let places = select.places();
+                    let plain = matches!(places.as_slice(), [place] if place.elements.is_some());
+                    let mut arrays = all.iter().filter(|one| one.kind == Kind::Array);
+                    arrays.any(|one| !plain || one.distinct)
+                }
+                _ => false,
+            },
+            _ => false,
+        };
+        own || self.children().into_iter().any(Self::is_unordered)
     }
 
     /// Whether nothing but the row in hand of the table of that depth is read.

@@ -23,6 +23,7 @@ const OPERATION: &str = "opno opfuncid opresulttype opretset opcollid inputcolli
 const CASE: &str = "casetype casecollid arg args defresult location";
 const WHEN: &str = "expr result location";
 const COALESCE: &str = "coalescetype coalescecollid args location";
+const MINMAX: &str = "minmaxtype minmaxcollid inputcollid op args location";
 const COLLATE: &str = "arg collOid location";
 const ARRAY: &str = "array_typeid array_collid element_typeid elements multidims location";
 
@@ -112,6 +113,9 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         ALL,
         "jointype isNatural larg rarg usingClause join_using_alias quals alias rtindex",
     ),
+    ("MINMAX", 14..=14, MINMAX),
+    ("MINMAXEXPR", 15..=18, MINMAX),
+    ("NAMEDARGEXPR", ALL, "arg name argnumber location"),
     ("NULLIFEXPR", ALL, OPERATION),
     ("NULLTEST", ALL, "arg nulltesttype argisrow location"),
     ("OPEXPR", ALL, OPERATION),
@@ -289,6 +293,12 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         "SUBLINK",
         ALL,
         "subLinkType subLinkId testexpr operName subselect location",
+    ),
+    (
+        "SUBSCRIPTINGREF",
+        ALL,
+        "refcontainertype refelemtype refrestype reftypmod refcollid refupperindexpr \
+         reflowerindexpr refexpr refassgnexpr",
     ),
     (
         "TARGETENTRY",

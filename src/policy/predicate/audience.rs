@@ -1,10 +1,12 @@
 //! From a row to the principals that may see it, without asking each of them.
 
+use std::collections::HashSet;
+
 use smallvec::SmallVec;
 
 use super::routes::{Graph, Known, Path};
 use super::tables::Table;
-use crate::datum::{Datum, Trouble};
+use crate::datum::{Array, Datum, Trouble};
 use crate::lookup::{Looked, Mirror};
 use crate::mutant::{PolicyMutant, SelectMutant};
 use crate::policy::expr::{Comparison, Expr, Inputs};
@@ -197,6 +199,8 @@ pub(super) enum Plan {
     Row(Expr),
     /// Equality of a slot with something that the row decides.
     Probe(usize, Expr),
+    /// Equality of a slot with an element of an array that the row decides.
+    Among(usize, Expr),
     /// A slot that is itself the condition.
     Claim(usize),
     /// Equality of a slot with a column of another table, in the rows that the row leads to.
@@ -235,8 +239,20 @@ impl Plan {
             Expr::Any(Comparison::Eq, false, left, items) => {
                 Self::Or(items.iter().map(|item| Self::equal(left, item)).collect())
             }
+            Expr::AnyOf(Comparison::Eq, false, two) => match &**two {
+                (Expr::Slot(slot), array @ (Expr::Part(_) | Expr::Const(_))) => {
+                    Self::Among(*slot, array.clone())
+                }
+                // Of an array each element finds its principal.
+                (row @ (Expr::Part(_) | Expr::Const(_)), Expr::Slot(slot)) => {
+                    Self::Probe(*slot, row.clone())
+                }
+                _ => Self::Scan,
+            },
             Expr::IsBool(one, Some(true), false) => Self::of(one, tables),
             Expr::Body(_, _, body) => Self::of(body, tables),
+            // One of them is true.
+            Expr::Caught(two) => Self::Or(each(&[two.0.clone(), two.1.clone()])),
             _ => Self::Scan,
         }
     }
@@ -270,7 +286,7 @@ impl Plan {
     pub(super) fn scans(&self) -> bool {
         match self {
             Self::Row(expr) => matches!(expr, Expr::Fail(Trouble::Undecided)),
-            Self::Probe(..) | Self::Claim(_) | Self::Members(_) => false,
+            Self::Probe(..) | Self::Among(..) | Self::Claim(_) | Self::Members(_) => false,
             Self::Or(all) => all.iter().any(Self::scans),
             Self::And(all) => all.iter().all(Self::scans),
             Self::Scan => true,
@@ -282,13 +298,15 @@ impl Plan {
         match self {
             Self::Row(_) => !self.scans(),
             Self::Or(all) | Self::And(all) => all.iter().all(Self::is_of_row),
-            Self::Probe(..) | Self::Claim(_) | Self::Members(_) | Self::Scan => false,
+            Self::Probe(..) | Self::Among(..) | Self::Claim(_) | Self::Members(_) | Self::Scan => {
+                false
+            }
         }
     }
 
     pub(super) fn slots(&self, found: &mut Vec<usize>) {
         match self {
-            Self::Probe(slot, _) | Self::Claim(slot) => found.push(*slot),
+            Self::Probe(slot, _) | Self::Among(slot, _) | Self::Claim(slot) => found.push(*slot),
             Self::Members(path) => found.push(path.slot),
             Self::Or(all) | Self::And(all) => all.iter().for_each(|one| one.slots(found)),
             Self::Row(_) | Self::Scan => {}
@@ -306,6 +324,11 @@ impl Plan {
                 Ok(Some(datum)) => Audience::of(*slot, datum),
                 Ok(None) | Err(Trouble::Error) => Audience::Nobody,
                 Err(Trouble::Undecided) => Audience::Scan,
+            },
+            Self::Among(slot, array) => match array.outcome(inputs) {
+                Ok(Some(Datum::Array(array))) => Audience::among(*slot, &array),
+                Ok(None) | Err(Trouble::Error) => Audience::Nobody,
+                Ok(Some(_)) | Err(Trouble::Undecided) => Audience::Scan,
             },
             Self::Members(path) => Audience::members(path, inputs),
             Self::Claim(slot) => Audience::of(*slot, Datum::Bool(true)),
@@ -328,6 +351,18 @@ type Found = (SmallVec<[Probe; 2]>, Vec<Members>);
 impl Audience {
     fn of(slot: usize, datum: Datum) -> Self {
         Self::Probes(SmallVec::from_iter([Probe { slot, datum }]))
+    }
+
+    fn among(slot: usize, array: &Array) -> Self {
+        let elements: HashSet<&Datum> = array.elements().iter().flatten().collect();
+        if elements.is_empty() {
+            return Self::Nobody;
+        }
+        let probe = |datum: &Datum| Probe {
+            slot,
+            datum: datum.clone(),
+        };
+        Self::Probes(elements.into_iter().map(probe).collect())
     }
 
     fn members(path: &Path, inputs: Inputs<'_>) -> Self {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::tables::Table;
 use super::{index_of, plain};
 use crate::datum::Datum;
-use crate::policy::expr::select::{Asked, Place, Select, Source, Step};
-use crate::policy::expr::{Constant, Expr};
+use crate::policy::expr::select::{Aggregate, Asked, Kind, Place, Select, Source, Step};
+use crate::policy::expr::{ArrayFunction, Comparison, Constant, Expr, Function, JsonbFunction};
 
 #[derive(Default)]
 pub(super) struct Looking {
@@ -34,7 +34,8 @@ impl Looking {
 
     fn select(&mut self, select: &Select) -> Select {
         let around = self.frames.clone();
-        for place in select.places() {
+        let tables = select.places().into_iter();
+        for place in tables.filter(|place| place.elements.is_none()) {
             let at = self.table(place);
             self.frames.insert(place.depth, at);
         }
@@ -70,9 +71,13 @@ impl Looking {
         for step in steps {
             match &step.source {
                 Source::Table(place) => {
-                    let at = self.frames.get(&place.depth).copied().unwrap_or_default();
+                    let table = place.elements.is_none();
+                    let at = self.frames.get(&place.depth).copied();
+                    let at = at.filter(|_| table).unwrap_or(usize::MAX);
+                    let elements = place.elements.as_ref().map(|of| Box::new(self.look(of)));
                     chain.places.push(Place {
                         at,
+                        elements,
                         ..place.clone()
                     });
                 }
@@ -120,6 +125,9 @@ impl Looking {
             };
             // Constants find more than what is known of the row or the claims.
             let worth = |place: &Place| {
+                if place.elements.is_some() {
+                    return 1;
+                }
                 let keys = chain
                     .conditions
                     .iter()
@@ -141,7 +149,8 @@ impl Looking {
                 for one in std::mem::take(&mut chain.conditions) {
                     match place.equality(&one) {
                         Some((column, key))
-                            if !missing(key, known, None)
+                            if place.elements.is_none()
+                                && !missing(key, known, None)
                                 && !place.keys.iter().any(|(of, _)| *of == column) =>
                         {
                             let key = (column, key.clone());
@@ -257,10 +266,131 @@ pub(super) fn positive(expr: &Expr) -> Expr {
                     last.condition.push((**test).clone());
                     exists.result = Asked::Exists;
                 }
-                Expr::Select(Box::new(exists))
+                let any = any_element(&exists).or_else(|| any_cast(select, test));
+                any.unwrap_or_else(|| Expr::Select(Box::new(exists)))
+            }
+            Asked::Exists => any_element(select).unwrap_or_else(|| expr.clone()),
+            _ => expr.clone(),
+        },
+        Expr::AnyOf(Comparison::Eq, false, two) => {
+            any_row(&two.0, &two.1).unwrap_or_else(|| expr.clone())
+        }
+        // Whoever has the key, or is it, is found by it.
+        Expr::Call(Function::Has, two) => match two.as_slice() {
+            [document, key] => {
+                let names = Function::Jsonb(JsonbFunction::Names);
+                let names = Expr::Call(names, vec![document.clone()]);
+                Expr::AnyOf(Comparison::Eq, false, Box::new((key.clone(), names)))
             }
             _ => expr.clone(),
         },
         other => other.clone(),
     }
+}
+
+/// An expression, or what is first in a COALESCE whose others have no elements.
+fn first_of(array: &Expr) -> Option<&Expr> {
+    let empty = |one: &Expr| match one {
+        Expr::Const(Constant(Some(Datum::Array(array)))) => array.elements().is_empty(),
+        other => *other == Expr::NULL,
+    };
+    match array {
+        Expr::Coalesce(all) => {
+            let (one, rest) = all.split_first()?;
+            rest.iter().all(empty).then_some(one)
+        }
+        other => Some(other),
+    }
+}
+
+/// Equality with an element of an array of rows, as the existence of a row that equals it.
+fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
+    match array {
+        Expr::Body(args, strict, body) => {
+            let any = any_row(left, body)?;
+            Some(Expr::Body(args.clone(), *strict, Box::new(any)))
+        }
+        Expr::Coalesce(_) => any_row(left, first_of(array)?),
+        Expr::Select(select) => {
+            let Asked::Folded(depth, all, value) = &select.result else {
+                return None;
+            };
+            let [
+                Aggregate {
+                    kind: Kind::Array,
+                    of: Some(of),
+                    filter,
+                    ..
+                },
+            ] = all.as_slice()
+            else {
+                return None;
+            };
+            let mut from = select.from.clone();
+            let last = from
+                .last_mut()
+                .filter(|_| first_of(value) == Some(&Expr::Field(*depth, 0)))?;
+            last.condition.extend(filter.clone());
+            let two = Box::new((left.clone(), of.clone()));
+            last.condition.push(Expr::Compare(Comparison::Eq, two));
+            Some(positive(&Expr::Select(Box::new(Select {
+                from,
+                result: Asked::Exists,
+            }))))
+        }
+        _ => None,
+    }
+}
+
+/// Equality with an element of an array that does not depend on the row, each of which is cast before
+/// any is compared.
+fn any_cast(select: &Select, test: &Expr) -> Option<Expr> {
+    let [step] = select.from.as_slice() else {
+        return None;
+    };
+    let (Source::Table(place), true) = (&step.source, step.condition.is_empty()) else {
+        return None;
+    };
+    let mut array = (**place.elements.as_ref()?).clone();
+    let Expr::Compare(Comparison::Eq, two) = test else {
+        return None;
+    };
+    let own = Expr::Field(place.depth, 0);
+    if array.reads_row() || two.0.reads_field(&|depth| depth == place.depth) {
+        return None;
+    }
+    let (mut casts, mut rest) = (Vec::new(), &two.1);
+    while *rest != own {
+        let Expr::Call(function, args) = rest else {
+            return None;
+        };
+        let [inner] = args.as_slice() else {
+            return None;
+        };
+        casts.push(function.clone());
+        rest = inner;
+    }
+    for function in casts.into_iter().rev() {
+        let each = Function::Array(ArrayFunction::Each(Box::new(function)));
+        array = Expr::Call(each, vec![array]);
+    }
+    Some(Expr::AnyOf(
+        Comparison::Eq,
+        false,
+        Box::new((two.0.clone(), array)),
+    ))
+}
+
+/// The existence of an element of an array that equals something.
+fn any_element(select: &Select) -> Option<Expr> {
+    let [step] = select.from.as_slice() else {
+        return None;
+    };
+    let (Source::Table(place), [condition]) = (&step.source, step.condition.as_slice()) else {
+        return None;
+    };
+    let of = place.elements.as_ref()?;
+    let (_, key) = place.equality(condition)?;
+    let two = Box::new((key.clone(), (**of).clone()));
+    Some(Expr::AnyOf(Comparison::Eq, false, two))
 }

@@ -178,7 +178,9 @@ impl Graph {
     /// Adds the tables of an inner join.
     fn join(&mut self, steps: &[Step]) {
         for step in steps {
-            if let Source::Table(place) = &step.source {
+            if let Source::Table(place) = &step.source
+                && place.elements.is_none()
+            {
                 self.nodes.push((place.depth, place.at));
                 for (column, key) in &place.keys {
                     let key = self.value(key);
@@ -314,6 +316,11 @@ impl Graph {
     fn changes(&self, steps: &[Step], found: &mut Vec<Route>) {
         for step in steps {
             match &step.source {
+                Source::Table(place) if place.elements.is_some() => {
+                    if let Some(of) = &place.elements {
+                        self.routes(of, found);
+                    }
+                }
                 Source::Table(place) => {
                     found.push(Route {
                         step: step.clone(),

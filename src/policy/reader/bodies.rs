@@ -207,6 +207,7 @@ fn content(function: &Function) -> u64 {
         .hash(&mut hasher);
     (&function.signature, &function.result, &function.returns).hash(&mut hasher);
     (&function.argument_names, &function.argument_types).hash(&mut hasher);
+    function.table_columns.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -366,6 +367,19 @@ async fn made(
     Ok((Arc::from(tree), row.try_get(1)?))
 }
 
+/// A variable whose type is `column%TYPE`, where that may have a length.
+fn types_of_columns(
+    variables: &[plpgsql::Variable],
+    first: usize,
+    types: &[u32],
+) -> Option<String> {
+    // character, character varying, numeric, bit, bit varying
+    let long = [1042, 1043, 1700, 1560, 1562];
+    let mut known = variables.iter().zip(types.iter().skip(first));
+    let copied = known.find(|(one, of)| one.of.contains('%') && long.contains(*of));
+    copied.map(|(one, _)| one.name.clone())
+}
+
 /// The statements of a function, on their way to being analysed.
 struct Statements<'t> {
     transaction: &'t Transaction<'t>,
@@ -393,6 +407,11 @@ impl<'t> Statements<'t> {
         let mut names = function.argument_names.clone().unwrap_or_default();
         names.resize(function.argument_types.len(), String::new());
         let mut types = function.argument_types.clone();
+        // What RETURNS TABLE names are variables.
+        for (name, of) in &function.table_columns {
+            names.push(name.clone());
+            types.push(of.clone());
+        }
         for variable in &source.variables {
             names.push(variable.name.clone());
             types.push(variable.of.clone());
@@ -423,17 +442,21 @@ impl<'t> Statements<'t> {
             arguments,
             types: Vec::new(),
         };
-        if let [plpgsql::Statement::Rows(query)] = source.statements.as_slice()
-            && function.set
-            && source.variables.is_empty()
-        {
-            return Ok(Body::Query(statements.tree(query).await?));
-        }
         let all = statements.all(&source.statements).await?;
         let own = function.arguments.len();
         let variables = statements.types.iter().skip(own).map(|oid| Oid(*oid));
+        let variables: Vec<Oid> = variables.collect();
+        // The modifiers of a column's type are its own, and are not known here.
+        let first = own + function.table_columns.len();
+        let copied = types_of_columns(&source.variables, first, &statements.types);
+        if let Some(name) = copied {
+            return Err(refused(format!(
+                "has the variable {name} of a type with a length"
+            )));
+        }
         Ok(Body::Program(Arc::new(Program {
-            variables: variables.collect(),
+            variables,
+            columns: function.table_columns.len(),
             found,
             statements: all,
         })))
@@ -468,12 +491,22 @@ impl<'t> Statements<'t> {
                     }
                     Statement::If(analysed, Box::pin(self.all(otherwise)).await?)
                 }
+                plpgsql::Statement::Try(inner, handler) => {
+                    let inner = Box::pin(self.all(inner)).await?;
+                    let handler = match handler {
+                        Some(handler) => Some(Box::pin(self.all(handler)).await?),
+                        None => None,
+                    };
+                    Statement::Try(inner, handler)
+                }
+                plpgsql::Statement::Evaluate(value) => {
+                    Statement::Evaluate(self.expression(value).await?)
+                }
                 plpgsql::Statement::Return(value) => {
                     Statement::Return(self.expression(value).await?)
                 }
-                plpgsql::Statement::Rows(_) => {
-                    return Err(Failure::Refused("returns several queries".to_owned()));
-                }
+                plpgsql::Statement::Rows(query) => Statement::Rows(self.tree(query).await?),
+                plpgsql::Statement::End => Statement::End,
                 plpgsql::Statement::Raise => Statement::Raise,
             });
         }

@@ -1,8 +1,8 @@
--- What no compiler should follow: loops, exceptions and dynamic statements.
+-- What the compiler does not follow, a loop, and what it does, a caught error.
 -- shapes: loop, exception, plpgsql-definer, own
 -- expect: asked - public.nodes below because function above: has a loop
 -- expect: native A public.nodes own
--- expect: asked - public.secrets numbers because function safely: has an EXCEPTION block
+-- expect: native - public.secrets numbers
 -- expect: native A public.secrets own
 create table nodes (id int primary key, parent int, owner uuid);
 create table secrets (id int primary key, text text, owner uuid);

@@ -1,10 +1,13 @@
 //! Aggregates without GROUP BY, and ORDER BY.
 
+use std::sync::Arc;
+
 use super::super::operators::{self, Demand};
 use super::super::{Compiler, Refusal, Typed};
-use super::{FIELDS, Link, plain};
+use super::{FIELDS, Link, after, plain};
+use crate::datum::{Array, Datum};
 use crate::pg::Oid;
-use crate::policy::expr::select::{Aggregate, Asked, Kind, Select, Sort};
+use crate::policy::expr::select::{Aggregate, Asked, Kind, Select, Several, Sort};
 use crate::policy::expr::{Comparison, Expr};
 use crate::policy::node_tree::{Node, Tree};
 
@@ -167,6 +170,13 @@ impl Compiler<'_> {
             (2803, None) | (2147, Some(_)) => (Kind::Count, INT8),
             (2517 | 2519, Some(of)) if of.oid == BOOL => (Kind::Every, BOOL),
             (2518, Some(of)) if of.oid == BOOL => (Kind::Some, BOOL),
+            (2335, Some(of)) => {
+                let array = node.oid("aggtype")?;
+                if self.scope.types.element(array) != Some(of.oid) {
+                    return Err(refuse());
+                }
+                (Kind::Array, array)
+            }
             (extreme, Some(of)) => {
                 let mut known = EXTREMES.iter();
                 let known = known.find(|(max, min, _)| *max == extreme || *min == extreme);
@@ -194,6 +204,41 @@ impl Compiler<'_> {
             filter,
         };
         Ok((aggregate, oid))
+    }
+
+    /// `array(select …)`
+    pub(super) fn listed(&mut self, query: &Tree, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let (rows, before) = self.rows_or_call(query, Link::Values, depth)?;
+        let refuse = || Refusal::new("an array of several sub-selects");
+        let mut rows = rows.into_iter();
+        let (Some(mut rows), None) = (rows.next(), rows.next()) else {
+            return Err(refuse());
+        };
+        let value = rows.value()?;
+        let array = self.scope.types.array(value.oid);
+        let array = array.ok_or_else(|| Refusal::new(format!("arrays of type {}", value.oid)))?;
+        let select = Select {
+            from: rows.from,
+            result: Asked::Exists,
+        };
+        let own = select
+            .depths()
+            .into_iter()
+            .max()
+            .map_or(self.looked, |most| most + 1);
+        let all = Aggregate {
+            kind: Kind::Array,
+            of: Some(value.expr),
+            distinct: rows.several == Several::Distinct,
+            filter: None,
+        };
+        let folded = Expr::Select(Box::new(Select {
+            result: Asked::Folded(own, vec![all], Box::new(Expr::Field(own, 0))),
+            ..select
+        }));
+        let empty = Datum::Array(Arc::new(Array::new(Vec::new())));
+        let listed = Expr::Coalesce(vec![folded, Expr::constant(empty)]);
+        Ok((after(before, listed), array))
     }
 
     /// `order by` of a query whose columns are in hand, and the expressions of its target list.

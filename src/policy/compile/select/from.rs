@@ -141,9 +141,9 @@ impl Compiler<'_> {
                     if nullable.contains(&(at + 1)) {
                         return Err(Refusal::new("an outer join with a function"));
                     }
-                    let (steps, column) = self.called_in(call.field("funcexpr")?, depth)?;
+                    let (steps, columns) = self.called_in(call.field("funcexpr")?, depth)?;
                     entries.steps.insert(at + 1, steps);
-                    Origin::Columns(vec![Ok(column)].into())
+                    Origin::Columns(columns.into_iter().map(Ok).collect::<Vec<_>>().into())
                 }
                 2 if entry.has_only(&[&ENTRY[..], &JOIN].concat()) => {
                     Origin::Join(Rc::new(entry.field("joinaliasvars")?.clone()))
@@ -279,8 +279,56 @@ impl Compiler<'_> {
         Err(Refusal::new("WITH of another kind"))
     }
 
-    /// The tables that a function in FROM looks into, and its column.
-    fn called_in(&mut self, call: &Tree, depth: usize) -> Result<(Vec<Step>, Typed), Refusal> {
+    /// The call in `select * from f(…)` of a function that returns a set of values.
+    pub(super) fn called_alone<'t>(&self, query: &'t Node) -> Result<Option<&'t Node>, Refusal> {
+        let plain = [
+            "commandType",
+            "canSetTag",
+            "rtable",
+            "jointree",
+            "targetList",
+            "stmt_location",
+            "stmt_len",
+        ];
+        if query.name != "QUERY" || !query.has_only(&plain) {
+            return Ok(None);
+        }
+        let from = query.field("jointree")?.node(self.scope.major)?;
+        let ([entry], [target]) = (
+            query.field("rtable")?.items()?,
+            query.field("targetList")?.items()?,
+        ) else {
+            return Ok(None);
+        };
+        let entry = entry.node(self.scope.major)?;
+        let target = target.node(self.scope.major)?;
+        let column = target.field("expr")?.node(self.scope.major)?;
+        let one = matches!(entry.name.as_str(), "RTE" | "RANGETBLENTRY")
+            && entry.number::<u8>("rtekind")? == 3
+            && entry.has_only(&[&ENTRY[..], &CALLED].concat())
+            && from.has_only(&["fromlist"])
+            && from.field("fromlist")?.items()?.len() == 1
+            && target.name == "TARGETENTRY"
+            && !target.flag("resjunk")?
+            && column.name == "VAR"
+            && column.number::<u32>("varlevelsup")? == 0
+            && column.number::<i16>("varattno")? == 1;
+        if !one {
+            return Ok(None);
+        }
+        let [call] = entry.field("functions")?.items()? else {
+            return Ok(None);
+        };
+        let call = call.node(self.scope.major)?;
+        if call.name != "RANGETBLFUNCTION" || !call.has_only(&CALL) {
+            return Ok(None);
+        }
+        let call = call.field("funcexpr")?.node(self.scope.major)?;
+        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+    }
+
+    /// The tables that a function in FROM looks into, and its columns.
+    fn called_in(&mut self, call: &Tree, depth: usize) -> Result<(Vec<Step>, Vec<Typed>), Refusal> {
         let node = call.node(self.scope.major)?;
         if node.name != "FUNCEXPR" || !node.flag("funcretset")? {
             return Err(Refusal::new("a function in FROM that gives one value"));
@@ -290,10 +338,7 @@ impl Compiler<'_> {
         self.before.extend(before);
         let mut rows = rows.into_iter();
         match (rows.next(), rows.next()) {
-            (Some(mut rows), None) if rows.several == Several::Raise => {
-                let value = rows.value()?;
-                Ok((rows.from, value))
-            }
+            (Some(rows), None) if rows.several == Several::Raise => Ok((rows.from, rows.values)),
             _ => Err(Refusal::new("a function in FROM of several sub-selects")),
         }
     }

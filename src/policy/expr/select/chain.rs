@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::super::{Comparison, Expr, Inputs, both};
 use crate::datum::{Datum, Trouble};
 use crate::lookup::{Looked, Mirror};
-use crate::mutant::SelectMutant;
+use crate::mutant::{PolicyMutant, SelectMutant};
 use crate::pg::Oid;
 
 /// One more table, or an outer join with several.
@@ -40,6 +40,9 @@ pub struct Place {
     pub at: usize,
     /// Columns of the table and what they must equal, which does not depend on its row.
     pub keys: Vec<(usize, Expr)>,
+    /// Where the rows are those of no table but the elements of an array, that array; they are in
+    /// the first column.
+    pub elements: Option<Box<Expr>>,
 }
 
 /// A table's mirror, and where in its rows the predicate's columns stand.
@@ -89,6 +92,22 @@ impl Step {
                 depth,
                 at: 0,
                 keys: Vec::new(),
+                elements: None,
+            }),
+            condition: Vec::new(),
+        }
+    }
+
+    /// The elements of an array.
+    #[must_use]
+    pub fn elements(of: Expr, depth: u32) -> Self {
+        Self {
+            source: Source::Table(Place {
+                table: Oid(0),
+                depth,
+                at: usize::MAX,
+                keys: Vec::new(),
+                elements: Some(Box::new(of)),
             }),
             condition: Vec::new(),
         }
@@ -96,7 +115,10 @@ impl Step {
 
     pub(super) fn children<'e>(&'e self, all: &mut Vec<&'e Expr>) {
         match &self.source {
-            Source::Table(place) => all.extend(place.keys.iter().map(|(_, key)| key)),
+            Source::Table(place) => {
+                all.extend(place.keys.iter().map(|(_, key)| key));
+                all.extend(place.elements.as_deref());
+            }
             Source::Optional(steps) => steps.iter().for_each(|step| step.children(all)),
         }
         all.extend(&self.condition);
@@ -110,6 +132,7 @@ impl Step {
                     .iter()
                     .map(|(column, key)| (*column, inner(key)))
                     .collect(),
+                elements: place.elements.as_ref().map(|of| Box::new(inner(of))),
                 ..*place
             }),
             Source::Optional(steps) => {
@@ -220,6 +243,39 @@ impl Walk {
             }
         };
         match &step.source {
+            Source::Table(Place {
+                elements: Some(of),
+                depth,
+                ..
+            }) => {
+                let array = match of.evaluate(inputs) {
+                    Ok(array) => array,
+                    // Whatever is asked of the rows, there are none.
+                    Err(met) => return visit(inputs, times, trouble.max(Some(met))),
+                };
+                let elements = match array.as_deref() {
+                    Some(Datum::Array(array)) => array.elements(),
+                    None => &[],
+                    Some(_) => return visit(inputs, times, Some(Trouble::Undecided)),
+                };
+                for one in elements {
+                    if one.is_none() && PolicyMutant::ElementsForgetNull.active() {
+                        continue;
+                    }
+                    let frame = Frame {
+                        depth: *depth,
+                        row: Some(std::slice::from_ref(one)),
+                        positions: &[0],
+                        around: inputs.frame,
+                    };
+                    let inputs = Inputs {
+                        frame: Some(&frame),
+                        ..inputs
+                    };
+                    on(inputs, 1, None)?;
+                }
+                ControlFlow::Continue(())
+            }
             Source::Table(place) => self.table(place, inputs, &mut on),
             Source::Optional(steps) => {
                 let (mut found, mut unsure) = (false, None);

@@ -3,11 +3,12 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::super::{Expr, Inputs, Outcome};
 use super::chain::Frame;
 use super::{Difference, Select, difference};
-use crate::datum::{Datum, Trouble};
+use crate::datum::{Array, Datum, Trouble};
 use crate::mutant::SelectMutant;
 
 /// An aggregate function over all rows.
@@ -36,6 +37,8 @@ pub enum Kind {
     Max,
     /// `min`
     Min,
+    /// `array_agg`, in whatever order
+    Array,
 }
 
 /// A part of `order by`.
@@ -68,18 +71,27 @@ impl Aggregate {
 struct Sum {
     count: i64,
     value: Option<Datum>,
-    seen: HashSet<Datum>,
+    seen: HashSet<Option<Datum>>,
+    all: Vec<Option<Datum>>,
     /// Equal values that are not the same: nobody knows which one it is.
     unsure: bool,
 }
 
 impl Sum {
     fn add(&mut self, of: &Aggregate, datum: Option<Datum>, times: u32) -> Result<(), Trouble> {
+        if of.kind == Kind::Array {
+            let again = of.distinct && !self.seen.insert(datum.clone());
+            let times = if of.distinct { 1 } else { times };
+            if !again {
+                self.all.extend((0..times).map(|_| datum.clone()));
+            }
+            return Ok(());
+        }
         let Some(datum) = datum else {
             return Ok(());
         };
         if of.distinct && !SelectMutant::DistinctIsForgotten.active() {
-            if !self.seen.insert(datum.clone()) {
+            if !self.seen.insert(Some(datum.clone())) {
                 return Ok(());
             }
             self.count += 1;
@@ -92,7 +104,7 @@ impl Sum {
         };
         let order = datum.order(known).ok_or(Trouble::Undecided);
         let better = match of.kind {
-            Kind::Count => return Ok(()),
+            Kind::Count | Kind::Array => return Ok(()),
             Kind::Every | Kind::Min => order? == Ordering::Less,
             Kind::Some | Kind::Max => order? == Ordering::Greater,
         };
@@ -108,6 +120,8 @@ impl Sum {
     fn outcome(self, of: &Aggregate) -> Outcome {
         match of.kind {
             Kind::Count => Ok(Some(Datum::Int(self.count))),
+            Kind::Array if self.all.is_empty() => Ok(None),
+            Kind::Array => Ok(Some(Datum::Array(Arc::new(Array::new(self.all))))),
             _ if self.unsure => Err(Trouble::Undecided),
             _ => Ok(self.value),
         }
