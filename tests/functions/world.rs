@@ -32,8 +32,11 @@ do $$ declare r record; begin
   for r in select polname, polrelid::regclass as of from pg_policy loop
     execute format('drop policy %I on %s', r.polname, r.of);
   end loop;
-  for r in select oid::regprocedure as f from pg_proc where proname like 'f\_%' loop
-    execute format('drop function if exists %s cascade', r.f);
+  for r in select oid from pg_proc where proname like 'f\_%' loop
+    -- One whose default calls another goes with that.
+    if exists (select from pg_proc where oid = r.oid) then
+      execute format('drop function %s cascade', r.oid::regprocedure);
+    end if;
   end loop;
   for r in select relname from pg_class where relnamespace = 'decoy'::regnamespace and relkind = 'r' loop
     execute format('drop table decoy.%I', r.relname);
