@@ -1,6 +1,6 @@
 //! The part of PostgreSQL's catalog that decides who may see which rows, as one immutable value.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use crate::pg::{Lsn, Oid, Xid};
 
 /// What `sql/catalog.sql` returns: published tables, the ancestors of published partitions, and
 /// what their policies look into, with their columns, policies and rights, and what those are made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Catalog {
     /// md5 of the text that this was read from: equal texts decide alike.
     pub hash: String,
@@ -54,7 +54,12 @@ pub struct Catalog {
     pub paths: HashMap<Oid, Arc<str>>,
     /// The schemas, by name.
     pub schemas: HashMap<String, Schema>,
+    /// The policies that a check has found to be answered otherwise than by PostgreSQL.
+    pub refuted: Arc<BTreeSet<Refuted>>,
 }
+
+/// A policy of a table, as it is compiled for a role: the table, the role, the policy's name.
+pub type Refuted = (Oid, String, String);
 
 /// A schema.
 #[derive(Debug, Clone, Deserialize)]
@@ -477,6 +482,24 @@ struct Database {
 }
 
 impl Catalog {
+    /// The same catalog, with these policies not decided natively.
+    #[must_use]
+    pub fn refuting(self: &Arc<Self>, refuted: &Arc<BTreeSet<Refuted>>) -> Arc<Self> {
+        if self.refuted == *refuted {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            refuted: Arc::clone(refuted),
+            ..Self::clone(self)
+        })
+    }
+
+    /// Whether a policy of a table must not be decided natively for a role.
+    pub(super) fn refutes(&self, table: Oid, role: &str, policy: &str) -> bool {
+        let mut refuted = self.refuted.iter();
+        refuted.any(|(of, whose, name)| *of == table && whose == role && name == policy)
+    }
+
     /// Reads the text that `sql/catalog.sql` returns.
     ///
     /// # Errors
@@ -496,6 +519,7 @@ impl Catalog {
             native,
             paths,
             schemas: document.schemas,
+            refuted: Arc::default(),
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
