@@ -85,7 +85,10 @@ async fn no_policy_that_is_compiled_right_is_refused_and_each_is_held_against_po
                     assert!(reason.contains("computed"), "{reason}");
                 }
                 (_, Found::Agrees(tally)) => {
-                    assert!(tally.rows >= 20 && tally.verdicts >= 60, "{role}: {one:?}");
+                    assert!(
+                        tally.rows >= 20 && tally.verdicts >= 4 * tally.rows,
+                        "{role}: {one:?}"
+                    );
                 }
                 _ => panic!("{role}: {one:?}"),
             }

@@ -152,9 +152,11 @@ impl Material {
         }
         match expr {
             Expr::Const(Constant(Some(datum))) => self.constant(datum),
-            Expr::Call(Function::Input(of), all) => {
-                if let Some(names) = all.first().and_then(path) {
-                    let kind = kind_of(of);
+            Expr::Call(Function::Input(of) | Function::Scalar(of, _), all) => {
+                let kind = kind_of(of);
+                let mut read = Vec::new();
+                all.iter().for_each(|one| claims_in(one, &mut read));
+                for names in read {
                     self.claims.entry(names).or_default().insert(kind);
                 }
             }
@@ -273,6 +275,18 @@ impl Material {
         }
         sets.dedup();
         sets
+    }
+}
+
+/// The names that lead to what an expression reads of the claims.
+fn claims_in(expr: &Expr, found: &mut Vec<Vec<String>>) {
+    match path(expr) {
+        Some(names) if !names.is_empty() => found.push(names),
+        _ => {
+            for child in expr.children() {
+                claims_in(child, found);
+            }
+        }
     }
 }
 
