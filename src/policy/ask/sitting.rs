@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::join4;
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
@@ -21,6 +22,7 @@ pub struct Sitting<'c> {
     client: &'c Client,
     become_client: Statement,
     statements: HashMap<Arc<str>, Put>,
+    deadline: Option<Instant>,
 }
 
 /// How a question is put.
@@ -37,7 +39,7 @@ enum Put {
 /// Why there are no answers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unanswered {
-    /// A statement ran into the transaction's `statement_timeout`.
+    /// A statement ran into the transaction's `statement_timeout`, or there was no time left.
     #[error("PostgreSQL did not answer in time")]
     Slow,
     /// PostgreSQL does not take the question.
@@ -68,7 +70,15 @@ impl<'c> Sitting<'c> {
             client,
             become_client: client.prepare(BECOME_CLIENT).await?,
             statements: HashMap::new(),
+            deadline: None,
         })
+    }
+
+    /// Has no statement begin after that.
+    #[must_use]
+    pub const fn until(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
     }
 
     /// What a question ([`super::image::query`]) says of rows under a role and claims, in the rows'
@@ -90,6 +100,9 @@ impl<'c> Sitting<'c> {
             if some.is_empty() {
                 continue;
             }
+            if self.deadline.is_some_and(|end| Instant::now() >= end) {
+                return Err(Unanswered::Slow);
+            }
             let error = match self.attempt(&put, who, some).await {
                 Ok(seen) => {
                     let places = answers.iter_mut().skip(from).zip(seen);
@@ -104,9 +117,8 @@ impl<'c> Sitting<'c> {
                 }
                 Err(error) => error,
             };
-            if let (Trouble::Slow | Trouble::Broken(_), false) =
-                (trouble(&error), transient(&error))
-            {
+            // What is not about the rows is about all of them.
+            if transient(&error) || !matches!(trouble(&error), Trouble::Raised) {
                 return Err(error.into());
             }
             if let Put::Plain(statement) = put {
@@ -115,9 +127,8 @@ impl<'c> Sitting<'c> {
                 continue;
             }
             if let [_] = some {
-                let unsaid = transient(&error)
-                    || matches!(put, Put::Only(_))
-                        && error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+                let unsaid = matches!(put, Put::Only(_))
+                    && error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
                 if let (Some(answer), false) = (answers.get_mut(from), unsaid) {
                     *answer = Answer::Raised;
                 }

@@ -171,10 +171,9 @@ impl Material {
         let kind = match datum {
             Datum::Bool(_) => Kind::Bool,
             Datum::Int(value) => {
-                for near in [value.checked_sub(1), value.checked_add(1)] {
-                    if let Some(near) = near {
-                        self.share(Kind::Integer, &near.to_string());
-                    }
+                let near = [value.checked_sub(1), value.checked_add(1)];
+                for near in near.into_iter().flatten() {
+                    self.share(Kind::Integer, &near.to_string());
                 }
                 Kind::Integer
             }
