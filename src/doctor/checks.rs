@@ -12,7 +12,7 @@ use crate::policy::catalog::{Catalog, Refuted};
 use crate::policy::check::{Found, Limits, check};
 
 /// How long all checks together may take.
-const ALL: Duration = Duration::from_secs(5);
+const ALL: Duration = Duration::from_secs(2);
 
 /// Holds what is compiled of published tables against PostgreSQL, as the relay does; the policies
 /// that are answered otherwise. What cannot be checked is no finding.

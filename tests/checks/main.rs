@@ -5,6 +5,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
+    clippy::print_stderr,
     dead_code,
     reason = "a test fails by panicking; the harness is shared"
 )]
@@ -14,6 +15,9 @@ mod harness;
 
 #[cfg(not(feature = "mutants"))]
 mod agreed;
+
+#[cfg(not(feature = "mutants"))]
+mod schemas;
 
 #[cfg(feature = "mutants")]
 mod refused;
