@@ -24,8 +24,11 @@ pub struct Parts {
     tables: Vec<Judged>,
     kept: Mutex<HashMap<u64, Partial>>,
     /// The policies with their columns found in the newest description of the table, in order.
-    bound: Mutex<Option<(Oid, u64, Arc<[Bound]>)>>,
+    bound: Mutex<Option<Fit>>,
 }
+
+/// The policies as they are in rows of one description of a table, with its number and version.
+type Fit = (Oid, u64, Arc<[Bound]>);
 
 /// A question about some of the policies.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
@@ -38,25 +38,31 @@ pub struct Known {
 /// Where catalogs are given to be checked.
 #[derive(Debug)]
 pub struct Checker {
-    requests: mpsc::UnboundedSender<Request>,
+    newest: watch::Sender<Newest>,
+    /// The number of the catalog that was gone through last.
+    done: watch::Receiver<u64>,
     known: watch::Receiver<Known>,
 }
 
-#[derive(Debug)]
-struct Request {
-    catalog: Arc<Catalog>,
-    done: oneshot::Sender<()>,
+/// The catalog that is to be checked, with its number; those before it need not be any more.
+#[derive(Debug, Clone, Default)]
+struct Newest {
+    number: u64,
+    catalog: Option<Arc<Catalog>>,
 }
 
 impl Checker {
     /// Has a catalog checked, and waits for that a moment.
     pub async fn check(&self, catalog: &Arc<Catalog>) {
-        let (done, checked) = oneshot::channel();
-        let catalog = Arc::clone(catalog);
-        if self.requests.send(Request { catalog, done }).is_ok() {
-            // What takes longer goes on behind.
-            let _in_time = timeout(PATIENCE, checked).await;
-        }
+        let mut number = 0;
+        self.newest.send_modify(|newest| {
+            newest.number += 1;
+            newest.catalog = Some(Arc::clone(catalog));
+            number = newest.number;
+        });
+        let mut done = self.done.clone();
+        // What takes longer goes on behind.
+        let _in_time = timeout(PATIENCE, done.wait_for(|done| *done >= number)).await;
     }
 
     /// What is known.
@@ -68,7 +74,7 @@ impl Checker {
     /// Waits for something to be refused, or not to be any more. Cancel safe.
     pub async fn changed(&mut self) {
         if self.known.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -78,7 +84,8 @@ pub fn checker(
     database: Database,
     metrics: Arc<Metrics>,
 ) -> (Checker, impl Future<Output = ()> + Send) {
-    let (requests, incoming) = mpsc::unbounded_channel();
+    let (newest, incoming) = watch::channel(Newest::default());
+    let (finish, done) = watch::channel(0);
     let (publish, known) = watch::channel(Known::default());
     let desk = Desk {
         database,
@@ -87,7 +94,12 @@ pub fn checker(
         client: None,
         checked: HashMap::new(),
     };
-    (Checker { requests, known }, desk.run(incoming))
+    let checker = Checker {
+        newest,
+        done,
+        known,
+    };
+    (checker, desk.run(incoming, finish))
 }
 
 /// A table and a role.
@@ -103,26 +115,22 @@ struct Desk {
 }
 
 impl Desk {
-    async fn run(mut self, mut incoming: mpsc::UnboundedReceiver<Request>) {
-        let mut current: Option<Arc<Catalog>> = None;
+    async fn run(mut self, mut incoming: watch::Receiver<Newest>, done: watch::Sender<u64>) {
         let mut again: Option<Instant> = None;
         loop {
-            let (mut catalog, mut done) = tokio::select! {
-                request = incoming.recv() => match request {
-                    Some(request) => (request.catalog, Some(request.done)),
-                    None => return,
+            tokio::select! {
+                changed = incoming.changed() => if changed.is_err() {
+                    return;
                 },
-                () = at(again) => match &current {
-                    Some(catalog) => (Arc::clone(catalog), None),
-                    None => continue,
-                },
-            };
+                () = at(again) => {}
+            }
+            let Newest { number, catalog } = incoming.borrow_and_update().clone();
+            let Some(catalog) = catalog else { continue };
             let mut open = self.open(&catalog).into_iter();
             let finished = loop {
-                if let Ok(request) = incoming.try_recv() {
-                    (catalog, done) = (request.catalog, Some(request.done));
-                    open = self.open(&catalog).into_iter();
-                    continue;
+                // A newer one has most of what is left as well.
+                if incoming.has_changed().unwrap_or(true) {
+                    break true;
                 }
                 let Some((key, fingerprint)) = open.next() else {
                     break true;
@@ -135,11 +143,7 @@ impl Desk {
             // It is seldom needed, and the server has only so many.
             self.client = None;
             again = (!finished).then(|| Instant::now() + AGAIN);
-            current = Some(catalog);
-            if let Some(done) = done {
-                // Whoever waited may have gone on.
-                let _gone = done.send(());
-            }
+            done.send_replace(number);
         }
     }
 
