@@ -125,6 +125,8 @@ pub struct Config {
     pub outbox_max_bytes: usize,
     /// How long a question to PostgreSQL may take before its rows are hidden.
     pub ask_timeout: Duration,
+    /// Whether compiled policies are held against PostgreSQL.
+    pub policy_check: bool,
     /// What snapshots may cost: sessions, rows, bytes and time.
     pub snapshot: SnapshotSettings,
     /// How often the catalog is looked at.
@@ -189,6 +191,7 @@ impl Config {
             outbox_max_events: 0,
             outbox_max_bytes: 0,
             ask_timeout: Duration::ZERO,
+            policy_check: true,
             snapshot: SnapshotSettings::default(),
             catalog_interval: Duration::ZERO,
             resync_spread: Duration::ZERO,
@@ -241,6 +244,7 @@ impl fmt::Debug for Config {
             .field("outbox_max_events", &self.outbox_max_events)
             .field("outbox_max_bytes", &self.outbox_max_bytes)
             .field("ask_timeout", &self.ask_timeout)
+            .field("policy_check", &self.policy_check)
             .field("snapshot", &self.snapshot)
             .field("catalog_interval", &self.catalog_interval)
             .field("resync_spread", &self.resync_spread)

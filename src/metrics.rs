@@ -107,6 +107,11 @@ struct ReasonLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
 }
@@ -149,6 +154,9 @@ pub struct Metrics {
     pub catalog_reloads: Counter,
     /// Rules of the settings that are not in force.
     pub rules_refused: Gauge,
+    /// Compiled policies that a check has found wrong: PostgreSQL is asked about them.
+    pub policies_refused: Gauge,
+    policy_checks: Family<OutcomeLabel, Counter>,
     /// How long the last look at the catalog took, in seconds.
     pub catalog_look: Gauge<f64, AtomicU64>,
     /// How long is paused between two looks at the catalog, in seconds.
@@ -203,6 +211,8 @@ impl Metrics {
         let slots_given_up = Counter::default();
         let catalog_reloads = Counter::default();
         let rules_refused = Gauge::default();
+        let policies_refused = Gauge::default();
+        let policy_checks = Family::<OutcomeLabel, Counter>::default();
         let catalog_look = Gauge::default();
         let catalog_interval = Gauge::default();
         let catalog_wait = Gauge::default();
@@ -292,6 +302,16 @@ impl Metrics {
             "Rules of the settings that are not in force, which hides their tables",
             rules_refused.clone(),
         );
+        registry.register(
+            "policies_refused",
+            "Compiled policies that a check has found wrong, which PostgreSQL is asked about",
+            policies_refused.clone(),
+        );
+        registry.register(
+            "policy_checks",
+            "Compiled policies held against PostgreSQL, by outcome",
+            policy_checks.clone(),
+        );
         registry.register_with_unit(
             "catalog_look",
             "How long the last look at the catalog took",
@@ -372,6 +392,8 @@ impl Metrics {
             slots_given_up,
             catalog_reloads,
             rules_refused,
+            policies_refused,
+            policy_checks,
             catalog_look,
             catalog_interval,
             catalog_wait,
@@ -385,6 +407,12 @@ impl Metrics {
             lookups,
             lookup_refusals,
         }
+    }
+
+    /// Counts compiled policies that were held against PostgreSQL, or could not be.
+    pub fn policy_checked(&self, outcome: &'static str, policies: u64) {
+        let label = OutcomeLabel { outcome };
+        self.policy_checks.get_or_create(&label).inc_by(policies);
     }
 
     /// Says how many lookup tables are in a state of their mirrors.
@@ -454,6 +482,7 @@ mod tests {
         metrics.refused(Refused::Origin);
         metrics.lookups_in("ready", 2);
         metrics.lookup_refused("privilege");
+        metrics.policy_checked("agrees", 3);
         let text = metrics.encode();
         for expected in [
             "rowcast_connections 0",
@@ -468,6 +497,8 @@ mod tests {
             "rowcast_questions_total 0",
             "rowcast_source_up 0",
             "rowcast_rules_refused 0",
+            "rowcast_policies_refused 0",
+            "rowcast_policy_checks_total{outcome=\"agrees\"} 3",
             "rowcast_catalog_look_seconds 0",
             "rowcast_catalog_interval_seconds 0",
             "rowcast_catalog_wait_seconds 0",

@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
 use crate::policy::ask::asker;
+use crate::policy::check::checker::checker;
 use crate::policy::generated::Computer;
 use crate::policy::reader::CatalogReader;
 use crate::policy::watch::{CatalogWatch, watch};
@@ -303,7 +304,13 @@ async fn catalog(
         let followed = (publication.to_owned(), config.slot.clone());
         let reader = CatalogReader::new(database.clone(), followed, roles.clone())
             .with_rules(config.rules.clone());
-        match watch(reader, Arc::clone(metrics), config.catalog_interval).await {
+        let checks = config.policy_check.then(|| {
+            let (checks, checking) = checker(database.clone(), Arc::clone(metrics));
+            tokio::spawn(checking);
+            checks
+        });
+        let (metrics, interval) = (Arc::clone(metrics), config.catalog_interval);
+        match watch(reader, metrics, interval, checks).await {
             Ok(watching) => break watching,
             Err(error) if error.retry() == Retry::Soon => {
                 let reason = chain(&error);

@@ -120,6 +120,7 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "outbox_max_events" => config.outbox_max_events.to_string(),
         "outbox_max_bytes" => format!("{}B", config.outbox_max_bytes),
         "ask_timeout" => millis(config.ask_timeout),
+        "policy_check" => if config.policy_check { "on" } else { "off" }.to_owned(),
         "snapshot_sessions" => config.snapshot.sessions.to_string(),
         "snapshot_default_rows" => config.snapshot.default_rows.to_string(),
         "snapshot_max_rows" => config.snapshot.max_rows.to_string(),

@@ -502,6 +502,17 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "policy_check",
+        "on|off",
+        Some("on"),
+        "Whether compiled policies are held against PostgreSQL, on made up rows and on some of the \
+         tables' own: one that is answered otherwise is asked from then on.",
+        |config, text| {
+            config.policy_check = value::switch(text)?;
+            Ok(())
+        },
+    ),
+    setting(
         "snapshot_sessions",
         "COUNT",
         Some("4"),

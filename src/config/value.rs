@@ -239,6 +239,14 @@ pub(super) fn leave(text: &str) -> Result<Leaves, Expected> {
     }
 }
 
+pub(super) fn switch(text: &str) -> Result<bool, Expected> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".to_owned()),
+    }
+}
+
 pub(super) fn log_format(text: &str) -> Result<LogFormat, Expected> {
     match text {
         "auto" => Ok(LogFormat::Auto),

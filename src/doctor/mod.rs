@@ -5,6 +5,8 @@
 //! the relay does. Nothing is written; a function that policies call is resolved in a transaction
 //! that is rolled back, as the relay does it.
 
+mod checks;
+
 mod clients;
 
 mod cost;
@@ -350,7 +352,13 @@ impl Examination<'_> {
             CatalogReader::new(database.clone(), followed, roles).with_rules(config.rules.clone());
         let catalog = reader.look().await.map_err(|error| with_causes(&error))?;
         drop(reader);
+        let catalog = if config.policy_check {
+            catalog.refuting(&checks::refuted(database, &catalog).await)
+        } else {
+            catalog
+        };
         let names = names::Names::read(client, &catalog).await.map_err(words)?;
+        self.findings.extend(checks::findings(&catalog, &names));
         self.report.tables = catalog.tables.values().filter(|one| one.published).count();
         let listed = publication::Listed::read(client, publication, self.patient)
             .await

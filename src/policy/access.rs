@@ -78,7 +78,7 @@ impl Access {
         let mut access = Self {
             rules: Rules::Everything,
             reads: Vec::new(),
-            fingerprint: fingerprint(catalog, table, role),
+            fingerprint: as_checked(catalog, table, role),
             asked_because: Vec::new(),
             consults: Some(Vec::new()),
             lookups: Vec::new(),
@@ -424,6 +424,21 @@ fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     finish(decisive(catalog, table), catalog, table, role)
 }
 
+/// The same, with what is refused of it: then it is decided by somebody else.
+fn as_checked(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    let known = fingerprint(catalog, table, role);
+    let judged: Vec<Oid> = partitioned(catalog, table).map(|table| table.oid).collect();
+    let refuted = catalog.refuted.iter();
+    let refuted = refuted.filter(|(of, whose, _)| judged.contains(of) && whose == role);
+    let refuted: Vec<_> = refuted.collect();
+    if refuted.is_empty() {
+        return known;
+    }
+    let mut hasher = DefaultHasher::new();
+    (known, refuted).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The fingerprints of a table for all roles of the catalog.
 pub fn fingerprints<'a>(
     catalog: &'a Catalog,
@@ -437,7 +452,10 @@ pub fn fingerprints<'a>(
 }
 
 /// The table and those that it is a partition of.
-fn partitioned<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
+pub(super) fn partitioned<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+) -> impl Iterator<Item = &'a Table> {
     let ancestors = table.ancestors.iter();
     let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
     std::iter::once(table).chain(ancestors.map(Arc::as_ref))

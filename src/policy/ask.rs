@@ -19,6 +19,8 @@ mod queue;
 
 pub mod probe;
 
+pub mod sitting;
+
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};

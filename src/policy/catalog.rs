@@ -12,7 +12,7 @@ use crate::pg::{Lsn, Oid, Xid};
 
 /// What `sql/catalog.sql` returns: published tables, the ancestors of published partitions, and
 /// what their policies look into, with their columns, policies and rights, and what those are made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Catalog {
     /// md5 of the text that this was read from: equal texts decide alike.
     pub hash: String,
@@ -56,7 +56,12 @@ pub struct Catalog {
     pub schemas: HashMap<String, Schema>,
     /// Settings that policies and functions name and that nobody has set, in lower case.
     pub unset: Vec<String>,
+    /// The policies that a check has found to be answered otherwise than by PostgreSQL.
+    pub refuted: Arc<BTreeSet<Refuted>>,
 }
+
+/// A policy of a table, as it is compiled for a role: the table, the role, the policy's name.
+pub type Refuted = (Oid, String, String);
 
 /// A schema.
 #[derive(Debug, Clone, Deserialize)]
@@ -484,6 +489,24 @@ struct Database {
 }
 
 impl Catalog {
+    /// The same catalog, with these policies not decided natively.
+    #[must_use]
+    pub fn refuting(self: &Arc<Self>, refuted: &Arc<BTreeSet<Refuted>>) -> Arc<Self> {
+        if self.refuted == *refuted {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            refuted: Arc::clone(refuted),
+            ..Self::clone(self)
+        })
+    }
+
+    /// Whether a policy of a table must not be decided natively for a role.
+    pub(super) fn refutes(&self, table: Oid, role: &str, policy: &str) -> bool {
+        let mut refuted = self.refuted.iter();
+        refuted.any(|(of, whose, name)| *of == table && whose == role && name == policy)
+    }
+
     /// Reads the text that `sql/catalog.sql` returns.
     ///
     /// # Errors
@@ -505,6 +528,7 @@ impl Catalog {
             paths,
             unset,
             schemas: document.schemas,
+            refuted: Arc::default(),
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,

@@ -1,6 +1,8 @@
 //! What becomes of each policy, for people: native, partly asked, asked or denied, and why; what it
 //! reads, and whether whom it concerns is found by an index.
 
+mod deciding;
+
 mod level;
 
 use std::collections::BTreeSet;
@@ -13,6 +15,7 @@ use super::predicate::{Predicate, Verdict};
 use super::reach::alone;
 use super::scope::{Done, compiled};
 use crate::datum::Datum;
+pub use deciding::{Deciding, deciding};
 pub use level::Level;
 
 /// How a policy is decided.

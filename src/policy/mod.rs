@@ -40,6 +40,8 @@ pub mod ask;
 
 pub mod access;
 
+pub mod check;
+
 pub mod explain;
 
 pub mod generated;

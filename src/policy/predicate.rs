@@ -8,7 +8,7 @@
 
 mod audience;
 
-mod claims;
+pub(super) mod claims;
 
 mod looking;
 

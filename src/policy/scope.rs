@@ -16,6 +16,9 @@ use crate::pg::Oid;
 pub(super) const PG_CLASS: u32 = 1259;
 pub(super) const PG_PROC: u32 = 1255;
 
+/// Why a policy is asked that was found to be answered otherwise.
+const REFUTED: &str = "check failed: its compiled form answered otherwise than PostgreSQL";
+
 /// What became of a policy.
 pub(super) struct Done<'p> {
     pub(super) policy: &'p Policy,
@@ -41,8 +44,24 @@ pub(super) fn compiled<'p>(
     // With only a WITH CHECK it says nothing about what may be read.
     let saying = policies.iter().filter(|policy| policy.tree.is_some());
     saying
-        .map(|policy| done(catalog, table, policy, &scope))
+        .map(|policy| {
+            let done = done(catalog, table, policy, &scope);
+            if done.denied.is_none() && catalog.refutes(table.oid, role, &policy.name) {
+                return refuted(catalog, done);
+            }
+            done
+        })
         .collect()
+}
+
+/// A policy whose compiled form is known to be wrong.
+fn refuted<'p>(catalog: &Catalog, done: Done<'p>) -> Done<'p> {
+    Done {
+        expr: Expr::Fail(Trouble::Undecided),
+        refused: vec![REFUTED.to_owned()],
+        decides_all: done.decides_all || !stands_alone(catalog, done.policy),
+        ..done
+    }
 }
 
 fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope) -> Done<'p> {

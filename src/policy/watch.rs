@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::catalog::Catalog;
+use super::check::checker::Checker;
 use super::reader::{CatalogError, CatalogReader, Mark, Reading};
 use super::rule;
 use crate::change::Relation;
@@ -184,7 +185,8 @@ impl CatalogWatch {
 }
 
 /// Reads the catalog for the first time, and makes the task that keeps reading it. The task ends
-/// when every [`CatalogWatch`] is gone.
+/// when every [`CatalogWatch`] is gone. With `checks` policies are held against PostgreSQL, and those
+/// that are found wrong are not decided natively.
 ///
 /// # Errors
 /// Where the first reading fails.
@@ -192,9 +194,18 @@ pub async fn watch(
     mut reader: CatalogReader,
     metrics: Arc<Metrics>,
     interval: Duration,
+    checks: Option<Checker>,
 ) -> Result<(CatalogWatch, impl Future<Output = ()> + Send), CatalogError> {
     let mark = reader.mark().await?;
-    let first = reader.read(mark).await?;
+    let mut first = reader.read(mark).await?;
+    let mut checks = Checks {
+        base: Arc::clone(&first.catalog),
+        shown: Arc::clone(&first.catalog),
+        generation: 0,
+        checker: checks,
+    };
+    checks.begin().await;
+    first = checks.apply(first).await;
     name_open_tables(None, &first.catalog);
     rule::tell_of(None, &first.catalog);
     metrics.rules_refused.set(refused(&first.catalog));
@@ -213,6 +224,7 @@ pub async fn watch(
         roles: Vec::new(),
         marks: Vec::new(),
         failing: false,
+        checks,
     };
     let watch = CatalogWatch {
         requests,
@@ -235,6 +247,63 @@ struct Desk {
     marks: Vec<oneshot::Sender<Arc<Mark>>>,
     /// Whether the last attempt failed.
     failing: bool,
+    checks: Checks,
+}
+
+/// What is known of the catalog's policies from holding them against PostgreSQL.
+struct Checks {
+    checker: Option<Checker>,
+    /// The catalog as it was read last.
+    base: Arc<Catalog>,
+    /// The same, without what is refused.
+    shown: Arc<Catalog>,
+    /// What was refused when that was made.
+    generation: u64,
+}
+
+impl Checks {
+    async fn begin(&self) {
+        if let Some(checker) = &self.checker {
+            checker.check(&self.base).await;
+        }
+    }
+
+    /// Has a new catalog checked, and takes out of it what is refused.
+    async fn apply(&mut self, reading: Reading) -> Reading {
+        if !Arc::ptr_eq(&reading.catalog, &self.base) {
+            self.base = Arc::clone(&reading.catalog);
+            self.shown = Arc::clone(&reading.catalog);
+            self.generation = 0;
+            self.begin().await;
+        }
+        if let Some(known) = self.checker.as_ref().map(Checker::known)
+            && known.generation != self.generation
+        {
+            let refuting = self.base.refuting(&known.refuted);
+            self.generation = known.generation;
+            self.shown = if Arc::ptr_eq(&refuting, &self.base) {
+                refuting
+            } else {
+                // The stream does not tell of it.
+                let era = refuting.era + (known.generation << 32);
+                Arc::new(Catalog {
+                    era,
+                    ..Catalog::clone(&refuting)
+                })
+            };
+        }
+        Reading {
+            catalog: Arc::clone(&self.shown),
+            ..reading
+        }
+    }
+
+    async fn changed(&mut self) {
+        match &mut self.checker {
+            Some(checker) => checker.changed().await,
+            None => pending().await,
+        }
+    }
 }
 
 impl Desk {
@@ -247,6 +316,14 @@ impl Desk {
                     None => return,
                 },
                 () = sleep_until(self.next_look) => {}
+                () = self.checks.changed() => {
+                    let current = self.publish.borrow().clone();
+                    let base = Arc::clone(&self.checks.base);
+                    let reading = Reading { catalog: base, ..current };
+                    let reading = self.checks.apply(reading).await;
+                    self.publish(reading);
+                    continue;
+                }
                 () = at(again) => {}
             }
             while let Ok(request) = incoming.try_recv() {
@@ -319,7 +396,7 @@ impl Desk {
                 self.reader.remove(role);
             }
         }
-        let reading = read?;
+        let reading = self.checks.apply(read?).await;
         let mark = Arc::clone(&reading.mark);
         if due {
             let interval = self.interval.max(reading.took * SPARED);

@@ -83,7 +83,7 @@ async fn hundreds_of_tables_take_seconds() {
     let began = Instant::now();
     let found = place.doctor(&[]).await;
     // The machine of a test may be busy with others.
-    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
     found.is(&["identity_too_little"]);
     assert_eq!(found.report["warnings"], 300);
     let environment = place.environment();

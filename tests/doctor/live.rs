@@ -1,11 +1,16 @@
 //! `--live`: a row of its own, watched.
 
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rowcast::pg::throwaway::Throwaway;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::harness::{DEADLINE, Place, signal};
+use crate::harness::{DEADLINE, Place, options, signal};
 
 /// Whatever it made is gone.
 async fn left_nothing(place: &Place) {
@@ -123,4 +128,72 @@ async fn an_interrupted_one_cleans_up() {
         .unwrap();
     assert_eq!(status.code(), Some(2), "the publication is still broken");
     left_nothing(&place).await;
+}
+
+/// A server that has TLS, the certificate of who vouches for it, and one of somebody else.
+async fn encrypted(folder: &Path) -> (Throwaway, PathBuf, PathBuf) {
+    let mut server = Throwaway::start(options()).await.expect("a cluster");
+    let data = server.directory().join("data");
+    let mut files = Vec::new();
+    for name in ["ours.pem", "theirs.pem"] {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let file = folder.join(name);
+        fs::write(&file, authority.self_signed(&key).unwrap().pem()).unwrap();
+        files.push(file);
+        if name == "theirs.pem" {
+            continue;
+        }
+        let issuer = Issuer::new(authority, key);
+        let key = KeyPair::generate().unwrap();
+        let named = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = named.signed_by(&key, &issuer).unwrap();
+        let owner = fs::metadata(&data).unwrap();
+        for (name, text) in [
+            ("server.crt", certificate.pem()),
+            ("server.key", key.serialize_pem()),
+        ] {
+            let path = data.join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+    }
+    server.configure(&["ssl = on"]).unwrap();
+    server.restart().await.unwrap();
+    let theirs = files.pop().unwrap();
+    (server, files.pop().unwrap(), theirs)
+}
+
+#[tokio::test]
+async fn a_row_is_watched_over_encrypted_sessions_with_a_server_that_is_vouched_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, ours, theirs) = encrypted(folder.path()).await;
+    let place = Place::at(server.fresh_database().await.unwrap()).await;
+    let place = Place::prepared(place).await;
+    let verified = |url: String, authority: &Path| {
+        let (address, _) = url.split_once('?').unwrap_or((&url, ""));
+        let address = address.replacen("127.0.0.1", "localhost", 1);
+        let authority = authority.display();
+        format!("{address}?sslmode=verify-full&sslrootcert={authority}")
+    };
+    let (own, live) = (
+        verified(place.relay_url(), &ours),
+        verified(place.url.clone(), &ours),
+    );
+    assert!(own.contains("localhost"), "{own}");
+    let more = |own| {
+        [
+            ("DATABASE_URL", own),
+            ("ROWCAST_LIVE_DATABASE_URL", live.as_str()),
+        ]
+    };
+    let found = place.doctor_with(&["--live"], &more(&own)).await;
+    assert_eq!(found.report["live"]["arrived"], true, "{:#}", found.report);
+    assert_eq!(found.report["live"]["way"], "slot");
+    left_nothing(&place).await;
+    let other = verified(place.relay_url(), &theirs);
+    let found = place.doctor_with(&[], &more(&other)).await;
+    found.is(&["database_tls"]);
 }

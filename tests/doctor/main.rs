@@ -8,6 +8,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod between;
+
 mod claims;
 
 mod connecting;

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod checks;
+
 use std::process::{Command, Output};
 
 use rowcast::pg::throwaway::{Options, Throwaway};
@@ -41,6 +43,10 @@ async fn database(schema: &str) -> (String, tokio_postgres::Client) {
 }
 
 fn run(url: &str, arguments: &[&str]) -> Output {
+    run_with(url, arguments, &[])
+}
+
+fn run_with(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let directory = tempfile::tempdir().unwrap();
     Command::new(env!("CARGO_BIN_EXE_rowcast"))
         .arg("explain")
@@ -48,6 +54,7 @@ fn run(url: &str, arguments: &[&str]) -> Output {
         .current_dir(directory.path())
         .env_clear()
         .env("DATABASE_URL", url)
+        .envs(environment.iter().copied())
         .output()
         .expect("the command")
 }

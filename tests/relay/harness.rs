@@ -341,6 +341,8 @@ pub(crate) fn config(url: &str) -> Config {
         outbox_max_bytes: 16 << 20,
         // Of no row may be told less because the machine is busy.
         ask_timeout: Duration::from_secs(20),
+        // A deliberate fault is to be noticed by the test, not refused before.
+        policy_check: cfg!(not(feature = "mutants")),
         snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_millis(100),
         resync_spread: Duration::from_secs(5),

@@ -317,3 +317,46 @@ async fn who_comes_back_over_a_restart_with_another_rule_is_to_read_again() {
         client.disconnect().await;
     }
 }
+
+/// PostgreSQL asks a child's own policies where the child is named, and so are rules held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_for_a_table_is_none_for_those_that_inherit_from_it_and_these_lack_what_is_required()
+{
+    let schema = "
+        create table parent (id bigint primary key, business_id bigint);
+        create table child (primary key (id)) inherits (parent);
+        create table ruled (primary key (id)) inherits (parent);
+        alter table parent replica identity full;
+        alter table child replica identity full;
+        alter table ruled replica identity full;
+        grant select on parent, child, ruled to authenticated;
+        alter table fence enable row level security; create policy p on fence using (true);";
+    let mut relay = Relay::with(schema, "parent, child, ruled", |config| {
+        config.require = Require::RlsOrRule;
+        config.rules = vec![
+            rule("public.parent", OWN, &[]),
+            rule("public.ruled", OWN, &[]),
+        ];
+    })
+    .await;
+    let refused = relay.refused("authenticated", "child", "").await;
+    assert!(
+        refused.contains("public.child has no row-level security and no rule"),
+        "{refused}"
+    );
+    let parent = relay.watch("authenticated", &of(1), "parent").await;
+    let ruled = relay.watch("authenticated", &of(1), "ruled").await;
+    relay
+        .run(
+            "insert into parent values (1, 1), (2, 2);
+             insert into child values (3, 1), (4, 2);
+             insert into ruled values (5, 1), (6, 2)",
+        )
+        .await;
+    assert_eq!(
+        brief(&relay.seen(&parent).await),
+        ["INSERT 1"],
+        "a child's rows are the child's"
+    );
+    assert_eq!(brief(&relay.seen(&ruled).await), ["INSERT 5"]);
+}

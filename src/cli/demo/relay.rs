@@ -131,6 +131,7 @@ fn config(settings: Settings) -> Config {
         outbox_max_events: 10_000,
         outbox_max_bytes: 16 << 20,
         ask_timeout: Duration::from_secs(5),
+        policy_check: true,
         snapshot: SnapshotSettings::default(),
         catalog_interval: Duration::from_secs(1),
         resync_spread: Duration::from_secs(5),

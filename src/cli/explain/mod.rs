@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, reason = "the explanation is what is asked for")]
 
+mod checks;
+
 mod print;
 
 mod report;
@@ -42,8 +44,10 @@ Examples:
   DATABASE_URL=… JWT_SECRET=… ROWCAST_TOKEN=… rowcast explain todos --row '{\"org\": 1, \"id\": 7}'
   DATABASE_URL=… rowcast explain --all --json | jq .totals
 
-Exit codes: 0 explained, 1 the relay and PostgreSQL disagree about the row, 64 wrong arguments or \
-settings, 69 PostgreSQL unreachable or unfit.")]
+What is compiled is held against PostgreSQL, on rows that are made up and on some of the table's own \
+(ROWCAST_POLICY_CHECK=off leaves that out).
+
+Exit codes: 0 explained, 1 the relay and PostgreSQL disagree, 64 wrong arguments or settings, 69 PostgreSQL unreachable or unfit.")]
 pub(super) struct Arguments {
     /// The table, as in SQL, with its schema where the login's search path does not have it
     #[arg(
@@ -115,6 +119,13 @@ struct Wish {
 
 /// Explains, and prints it.
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    // A test sees that what it breaks is noticed.
+    #[cfg(feature = "mutants")]
+    for fault in crate::mutant::PolicyMutant::ALL {
+        if std::env::var("ROWCAST_MUTANT").is_ok_and(|name| name == format!("{fault:?}")) {
+            fault.switch_on();
+        }
+    }
     let json = arguments.json;
     match explained(arguments).await {
         Ok(report) => {

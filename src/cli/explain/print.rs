@@ -1,5 +1,6 @@
 //! The explanation for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::report::{Judged, Policy, Report, Row, Table};
@@ -158,6 +159,29 @@ fn write_policy(out: &mut String, policy: &Policy) {
             ),
         );
     }
+    write_checked(out, policy);
+}
+
+/// What holding it against PostgreSQL has found.
+fn write_checked(out: &mut String, policy: &Policy) {
+    if let Some(checked) = &policy.checked {
+        let count = format!("{} rows, {} verdicts", checked.rows, checked.verdicts);
+        let text = if checked.agrees {
+            format!("      checked against PostgreSQL: {count}")
+        } else {
+            format!(
+                "ALARM: what is compiled answers otherwise than PostgreSQL ({count}), so it is \
+                 asked. Please report it."
+            )
+        };
+        line(out, &text);
+    }
+    if let Some(reason) = &policy.not_checked {
+        line(
+            out,
+            &format!("      not checked against PostgreSQL: {reason}"),
+        );
+    }
 }
 
 fn write_row(out: &mut String, row: &Row) {
@@ -203,24 +227,31 @@ fn write_row(out: &mut String, row: &Row) {
 }
 
 fn write_judged(out: &mut String, one: &Judged) {
-    let values: Vec<String> = one
-        .values
-        .iter()
-        .map(|(name, value)| match value {
-            Some(text) => format!("{name} = {text:?}"),
-            None => format!("{name} is null"),
-        })
-        .collect();
-    let by = if values.is_empty() {
-        String::new()
-    } else {
-        format!("; {}", values.join(", "))
+    let by = match named(&one.values) {
+        values if values.is_empty() => String::new(),
+        values => format!("; {values}"),
     };
+    let because = one.undecided_because.as_ref();
+    let because = because.map_or_else(String::new, |because| format!(" ({because})"));
     line(
         out,
         &format!(
-            "  {}: PostgreSQL {}, relay {}{by}",
+            "  {}: PostgreSQL {}, relay {}{because}{by}",
             one.name, one.postgresql, one.relay
         ),
     );
+    for row in &one.lookups {
+        line(
+            out,
+            &format!("      by a row of {}: {}", row.table, named(&row.values)),
+        );
+    }
+}
+
+fn named(values: &BTreeMap<String, Option<String>>) -> String {
+    let values = values.iter().map(|(name, value)| match value {
+        Some(text) => format!("{name} = {text:?}"),
+        None => format!("{name} is null"),
+    });
+    values.collect::<Vec<_>>().join(", ")
 }

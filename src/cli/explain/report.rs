@@ -21,7 +21,9 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn differs(&self) -> bool {
-        self.row.as_ref().is_some_and(|row| row.differs)
+        let policies = self.tables.iter().flat_map(|table| &table.policies);
+        let mut checked = policies.filter_map(|policy| policy.checked.as_ref());
+        checked.any(|one| !one.agrees) || self.row.as_ref().is_some_and(|row| row.differs)
     }
 }
 
@@ -104,6 +106,12 @@ pub(super) struct Policy {
     pub(super) lookups: Vec<Lookup>,
     /// "index", "scan" or "row".
     pub(super) audience: &'static str,
+    /// What holding what is compiled of it against PostgreSQL has found, for that role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) checked: Option<Checked>,
+    /// Why that was not done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) not_checked: Option<String>,
     /// Where it is something else for another role.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) by_role: BTreeMap<String, ByRole>,
@@ -162,6 +170,26 @@ pub(super) struct Judged {
     pub(super) postgresql: &'static str,
     /// "true", "false", "null", "error", or "undecided".
     pub(super) relay: &'static str,
+    /// Why it is undecided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) undecided_because: Option<String>,
     /// The columns that it reads, as the login reads them.
     pub(super) values: BTreeMap<String, Option<String>>,
+    /// The rows of other tables without which the relay would decide otherwise.
+    pub(super) lookups: Vec<Looked>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Looked {
+    pub(super) table: String,
+    pub(super) values: BTreeMap<String, Option<String>>,
+}
+
+/// What holding a policy against PostgreSQL has found.
+#[derive(Serialize, Clone)]
+pub(super) struct Checked {
+    /// Whether every verdict was PostgreSQL's.
+    pub(super) agrees: bool,
+    pub(super) rows: usize,
+    pub(super) verdicts: usize,
 }

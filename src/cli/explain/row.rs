@@ -6,20 +6,29 @@ use std::sync::Arc;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::Trouble;
-use super::report::{Judged, Row};
+use super::report::{Judged, Looked, Row};
 use crate::auth::Principal;
-use crate::change::{self, Column, Relation, ReplicaIdentity, RowBuilder, Value};
-use crate::lookup::Lookups;
+use crate::change::{self, Relation, RowBuilder, Value};
+use crate::lookup::{Lookups, Wanted};
 use crate::pg::{quote_identifier, quote_literal};
 use crate::policy::Verdict;
 use crate::policy::access::{Access, Rules};
-use crate::policy::ask::image;
 use crate::policy::ask::parts::asks;
+use crate::policy::ask::sitting::{Sitting, Unanswered};
+use crate::policy::ask::{Answer, image};
 use crate::policy::catalog::{Catalog, Policy, Table};
-use crate::policy::explain::explain;
+use crate::policy::check::copy::{Copied, copy};
+use crate::policy::check::{disagrees, relation};
+use crate::policy::explain::{Explained, deciding, explain};
 
 /// How long a question may take, in milliseconds.
 const LIMIT: u32 = 5_000;
+
+/// Rows of a table that is looked into; a larger one is not copied.
+const COPIED: usize = 100_000;
+
+/// Rows of such tables that are shown.
+const SHOWN: usize = 5;
 
 /// What PostgreSQL says of something under the client's role and claims.
 enum Said {
@@ -50,7 +59,10 @@ pub(super) async fn judge(
     let key = condition(table, key)?;
     // One snapshot for all of it: the row may be changing.
     client
-        .batch_execute("begin isolation level repeatable read")
+        .batch_execute(&format!(
+            "begin isolation level repeatable read; set local statement_timeout = {LIMIT}; \
+             set local lock_timeout = '1s'"
+        ))
         .await?;
     let judged = judged(client, catalog, table, principal, &key).await;
     client.batch_execute("rollback").await?;
@@ -67,25 +79,31 @@ async fn judged(
     let role: &str = &principal.role;
     let (relation, row) = (relation(table), read(client, table, key).await?);
     let sql = format!("select 1 from {} where {key}", table.sql_name());
-    let whole = as_client(client, principal, &sql, None).await?;
+    let whole = as_client(client, principal, &sql).await?;
     let access = Access::new(catalog, table, role);
     let rights = table.rights.iter().find(|one| one.role == role);
     let bypasses = matches!(access.rules, Rules::Everything);
     let policies = table.policies.iter().filter(|policy| {
         !bypasses && rights.is_some_and(|rights| rights.policies.contains(&policy.name))
     });
-    let mut judged = Vec::new();
-    for policy in policies.chain(table.rules_for(role)) {
-        judged.push(
-            one(
-                client,
-                catalog,
-                table,
-                policy,
-                (principal, &relation, row.as_ref()),
-            )
-            .await?,
-        );
+    let policies: Vec<&Policy> = policies.chain(table.rules_for(role)).collect();
+    let explained = explain(catalog, table, &policies, role);
+    let mut wanted: Vec<Wanted> = Vec::new();
+    for one in explained.iter().flat_map(|one| one.predicate.lookups()) {
+        match wanted.iter_mut().find(|known| known.table == one.table) {
+            Some(known) => known.merge(one),
+            None => wanted.push(one.clone()),
+        }
+    }
+    let copied = copy(client, catalog, &wanted, COPIED).await?;
+    let mut sitting = Sitting::new(client).await?;
+    let (mut judged, mut alarm) = (Vec::new(), false);
+    for one in explained {
+        let subject = (catalog, &**table, principal);
+        let place = (&relation, row.as_ref());
+        let (one, differs) = judge_one(&mut sitting, subject, one, place, &copied).await?;
+        alarm |= differs;
+        judged.push(one);
     }
     let ruled_out: Vec<String> = names(&judged, |one| {
         !one.permissive && one.postgresql == "not true"
@@ -128,13 +146,10 @@ async fn judged(
         Rules::Everything if judged.is_empty() => Some(true),
         _ => combined(&judged, bypasses),
     };
-    let disagree = relay.zip(visible).is_some_and(|(one, other)| one != other);
-    let disagrees = |one: &Judged| {
-        matches!(
-            (one.relay, one.postgresql),
-            ("true", "not true" | "error") | ("false" | "null", "true") | ("error", "true")
-        )
-    };
+    // Where one policy raises an error and another decides, PostgreSQL may raise it or not.
+    let disagree = relay
+        .zip(visible.filter(|_| postgresql != "error"))
+        .is_some_and(|(one, other)| one != other);
     Ok(Row {
         role: role.to_owned(),
         readable: row.is_some(),
@@ -143,7 +158,7 @@ async fn judged(
         postgresql_says,
         decided_by,
         because,
-        differs: row.is_some() && (disagree || judged.iter().any(disagrees)),
+        differs: row.is_some() && (disagree || alarm),
         policies: judged,
     })
 }
@@ -173,69 +188,100 @@ fn names(judged: &[Judged], wanted: impl Fn(&&Judged) -> bool) -> Vec<String> {
     found.map(|one| one.name.clone()).collect()
 }
 
-/// One policy by itself, asked and judged natively.
-async fn one(
-    client: &Client,
-    catalog: &Catalog,
-    table: &Table,
-    policy: &Policy,
-    (principal, relation, row): (&Principal, &Relation, Option<&change::Row>),
-) -> Result<Judged, Trouble> {
-    let explained = explain(catalog, table, &[policy], &principal.role).pop();
-    let Some(explained) = explained else {
-        return Err(Trouble::Database(
-            "the policy cannot be explained".to_owned(),
-        ));
-    };
-    let (mut postgresql, mut relay) = ("unknown", "undecided");
-    let mut values = BTreeMap::new();
-    if let Some(row) = row {
-        let asked = asks(table, policy);
-        let needs: Vec<&str> = image::needs(&asked)
-            .iter()
-            .map(|one| one.name.as_str())
-            .collect();
-        let wanted = |place: usize| {
-            let column = relation.columns.get(place);
-            column.is_some_and(|column| needs.contains(&&*column.name))
-        };
-        let image = image::of(relation, row, wanted);
-        let query = image::query(std::slice::from_ref(&asked));
-        postgresql = match as_client(client, principal, &query, Some(image)).await? {
-            Said::Yes => "true",
-            Said::No => "not true",
-            Said::Error(_) => "error",
-            Said::Unknown(_) => "unknown",
-        };
-        let predicate = Arc::new(explained.predicate);
-        if let Some(bound) = predicate.bind(relation) {
-            // What tables are looked into only a running relay has.
-            let nothing = Lookups::default();
-            let facts = bound.read(row, &nothing);
-            relay = match facts.judge(&predicate.project(principal)) {
-                Verdict::True => "true",
-                Verdict::False => "false",
-                Verdict::Null => "null",
-                Verdict::Error => "error",
-                Verdict::Undecided => "undecided",
-            };
-        }
-        for name in &explained.columns {
-            let value = relation.position(name).and_then(|place| row.get(place));
-            let value = match value {
-                Some(Value::Text(text)) => Some(text.to_owned()),
-                _ => None,
-            };
-            values.insert(name.clone(), value);
-        }
-    }
-    Ok(Judged {
+/// One policy by itself, asked and judged natively, and whether that differs.
+async fn judge_one(
+    sitting: &mut Sitting<'_>,
+    (catalog, table, principal): (&Catalog, &Table, &Principal),
+    explained: Explained<'_>,
+    (relation, row): (&Relation, Option<&change::Row>),
+    copied: &Copied,
+) -> Result<(Judged, bool), Trouble> {
+    let policy = explained.policy;
+    let mut judged = Judged {
         name: policy.name.clone(),
         permissive: policy.permissive,
-        postgresql,
-        relay,
-        values,
-    })
+        postgresql: "unknown",
+        relay: "undecided",
+        undecided_because: None,
+        values: BTreeMap::new(),
+        lookups: Vec::new(),
+    };
+    let Some(row) = row else {
+        return Ok((judged, false));
+    };
+    let asked = asks(table, policy);
+    let needs: Vec<&str> = image::needs(&asked)
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    let wanted = |place: usize| {
+        let column = relation.columns.get(place);
+        column.is_some_and(|column| needs.contains(&&*column.name))
+    };
+    let image = image::of(relation, row, wanted);
+    let query = image::query(std::slice::from_ref(&asked)).into();
+    let who = (&*principal.role, principal.claims.as_json());
+    let answer = match sitting.ask(&query, who, &[&image]).await {
+        Ok(answers) => answers.first().copied().unwrap_or(Answer::Failed),
+        Err(Unanswered::Broken(problem)) => return Err(Trouble::Database(problem)),
+        Err(Unanswered::Slow | Unanswered::Refused(_)) => Answer::Failed,
+    };
+    judged.postgresql = match answer {
+        Answer::Visible => "true",
+        Answer::Hidden => "not true",
+        Answer::Raised => "error",
+        Answer::TimedOut | Answer::Failed => "unknown",
+    };
+    let mut differs = false;
+    let missing = copied.lacks(explained.predicate.lookups());
+    let missing = missing.map(str::to_owned);
+    let predicate = Arc::new(explained.predicate);
+    if let Some(bound) = predicate.bind(relation) {
+        let projection = predicate.project(principal);
+        let verdict = bound.read(row, &copied.lookups).judge(&projection);
+        judged.relay = match verdict {
+            Verdict::True => "true",
+            Verdict::False => "false",
+            Verdict::Null => "null",
+            Verdict::Error => "error",
+            Verdict::Undecided => "undecided",
+        };
+        differs = disagrees(&predicate, verdict, answer);
+        if verdict == Verdict::Undecided {
+            judged.undecided_because = missing.or_else(|| explained.reasons.first().cloned());
+        } else {
+            let mut own = Lookups::default();
+            for wanted in predicate.lookups() {
+                if let Some(mirror) = copied.lookups.get(wanted.table) {
+                    own.put(wanted.table, mirror.clone());
+                }
+            }
+            let judge = |lookups: &Lookups| bound.read(row, lookups).judge(&projection);
+            let rows = deciding(&own, judge).into_iter().take(SHOWN);
+            let named = |oid| catalog.tables.get(&oid).map(|table| table.sql_name());
+            judged.lookups = rows
+                .map(|row| Looked {
+                    table: named(row.table).unwrap_or_else(|| row.table.to_string()),
+                    values: row.values.into_iter().collect(),
+                })
+                .collect();
+        }
+    }
+    for name in &explained.columns {
+        let value = relation.position(name).and_then(|place| row.get(place));
+        let value = match value {
+            Some(Value::Text(text)) => Some(text.to_owned()),
+            _ => None,
+        };
+        judged.values.insert(name.clone(), value);
+    }
+    Ok((judged, differs))
+}
+
+impl From<Unanswered> for Trouble {
+    fn from(error: Unanswered) -> Self {
+        Self::Database(error.to_string())
+    }
 }
 
 /// The key as a condition.
@@ -279,24 +325,6 @@ fn condition(table: &Table, key: &str) -> Result<String, Trouble> {
             columns.join(", ")
         ))
     })
-}
-
-fn relation(table: &Table) -> Relation {
-    let described = |column: &crate::policy::catalog::Column| Column {
-        name: column.name.as_str().into(),
-        type_oid: column.type_oid,
-        type_modifier: column.modifier,
-        identity: true,
-    };
-    Relation {
-        oid: table.oid,
-        schema: table.schema.as_str().into(),
-        name: table.name.as_str().into(),
-        replica_identity: ReplicaIdentity::Default,
-        columns: table.columns.iter().map(described).collect(),
-        version: 0,
-        types: Arc::default(),
-    }
 }
 
 /// The row as the login reads it, under its own rights; `None` where it does not.
@@ -349,15 +377,9 @@ fn unfit(error: &tokio_postgres::Error) -> Trouble {
 }
 
 /// Whether a statement finds a row under the client's role and claims; what it does is rolled back.
-async fn as_client(
-    client: &Client,
-    principal: &Principal,
-    sql: &str,
-    image: Option<String>,
-) -> Result<Said, Trouble> {
-    let begin = format!("savepoint asked; set local statement_timeout = {LIMIT}");
-    client.batch_execute(&begin).await?;
-    let said = said(client, principal, sql, image).await;
+async fn as_client(client: &Client, principal: &Principal, sql: &str) -> Result<Said, Trouble> {
+    client.batch_execute("savepoint asked").await?;
+    let said = said(client, principal, sql).await;
     client.batch_execute("rollback to savepoint asked").await?;
     match said {
         Ok(said) => Ok(said),
@@ -376,7 +398,6 @@ async fn said(
     client: &Client,
     principal: &Principal,
     sql: &str,
-    image: Option<String>,
 ) -> Result<Said, tokio_postgres::Error> {
     let role = quote_identifier(&principal.role);
     if let Err(error) = client
@@ -391,10 +412,7 @@ async fn said(
     }
     let claims = "select pg_catalog.set_config('request.jwt.claims', $1, true)";
     client.query(claims, &[&principal.claims.as_json()]).await?;
-    let found = match image {
-        Some(image) => client.query(sql, &[&vec![image]]).await?,
-        None => client.query(sql, &[]).await?,
-    };
+    let found = client.query(sql, &[]).await?;
     Ok(if found.is_empty() {
         Said::No
     } else {

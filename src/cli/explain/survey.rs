@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+use super::checks::Checks;
 use super::report::{ByRole, Lookup, Policy, Report, Role, Server, Table, Totals};
 use super::{Trouble, Wish, row};
 use crate::config::Config;
@@ -99,6 +100,11 @@ pub(super) async fn report(
             notes.push(format!("role {role} does not exist"));
         }
     }
+    let mut checks = Checks::default();
+    if config.policy_check {
+        checks.make(&client, &catalog, (&tables, &roles)).await?;
+    }
+    let catalog = catalog.refuting(&checks.refuted());
     let published = published(&client, publication.as_deref()).await?;
     let mut report = Report {
         version: 1,
@@ -121,7 +127,10 @@ pub(super) async fn report(
                 .push(format!("table {oid} went away meanwhile"));
             continue;
         };
-        let explained = one(&catalog, table, &roles, published.contains(oid));
+        let mut explained = one(&catalog, table, &roles, published.contains(oid));
+        for policy in &mut explained.policies {
+            checks.tell(*oid, policy);
+        }
         report.totals.add(&explained.totals);
         report.tables.push(explained);
     }
@@ -341,6 +350,8 @@ fn policy_of(
         claims: claims.into_iter().collect(),
         lookups: lookups.collect(),
         audience: found.as_str(),
+        checked: None,
+        not_checked: None,
         by_role,
     }
 }

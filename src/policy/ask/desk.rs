@@ -110,7 +110,7 @@ struct Group {
 }
 
 /// Why a batch could not be settled.
-enum Trouble {
+pub(super) enum Trouble {
     /// A statement raised an error: which of the groups and rows it was is found one by one.
     Raised,
     /// A statement took too long.
@@ -282,14 +282,6 @@ impl Connection {
     }
 
     /// Makes questions that a client's role can put whatever PostgreSQL thinks of their names.
-    ///
-    /// A policy may call a function of a schema that the client's role may not use: PostgreSQL
-    /// resolved that name when the policy was made. So a question must not be parsed under the
-    /// client's role either, also not when PostgreSQL plans it anew: it becomes the resolved body
-    /// of a temporary function, made under the relay's own login.
-    ///
-    /// The function lives no longer than the batch: one that is committed depends on every table,
-    /// column, type and function that the policy names, and nobody could drop or alter those.
     async fn learn(&self, queries: impl Iterator<Item = &Arc<str>>) -> Result<Statements, Trouble> {
         let mut statements = Statements::new();
         for query in queries {
@@ -297,19 +289,8 @@ impl Connection {
                 continue;
             }
             let name = format!("rowcast_ask_{}", statements.len());
-            self.client
-                .batch_execute("savepoint rowcast_ask")
-                .await
-                .map_err(broken)?;
-            let create = format!(
-                "create function pg_temp.{name}(text[]) returns setof bigint language sql \
-                 volatile begin atomic {query}; end"
-            );
-            let statement = match self.client.execute(&create, &[]).await {
-                Ok(_) => {
-                    let ask = format!("select place from pg_temp.{name}($1) as answer(place)");
-                    Some(self.client.prepare(&ask).await.map_err(broken)?)
-                }
+            let statement = match learn(&self.client, &name, query).await {
+                Ok(statement) => Some(statement),
                 Err(error) if error.as_db_error().is_some() => {
                     let hint = if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                         "the relay's login needs TEMPORARY on the database and USAGE on the schemas \
@@ -318,10 +299,6 @@ impl Connection {
                         "its rows are hidden"
                     };
                     warn!(error = %reason(&error), hint, "a policy cannot be asked");
-                    self.client
-                        .batch_execute("rollback to savepoint rowcast_ask")
-                        .await
-                        .map_err(broken)?;
                     // Without the right to make it, most questions can still be put plainly.
                     let refused = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
                     self.prepared.get(query).filter(|_| refused).cloned()
@@ -490,6 +467,38 @@ impl Group {
     }
 }
 
+/// Makes a question that a client's role can put whatever PostgreSQL thinks of its names.
+///
+/// A policy may call a function of a schema that the client's role may not use: PostgreSQL
+/// resolved that name when the policy was made. So a question must not be parsed under the
+/// client's role either, also not when PostgreSQL plans it anew: it becomes the resolved body
+/// of a temporary function, made under the relay's own login.
+///
+/// The function lives no longer than the transaction: one that is committed depends on every table,
+/// column, type and function that the policy names, and nobody could drop or alter those. Where it
+/// cannot be made the transaction is as before.
+pub(super) async fn learn(
+    client: &Client,
+    name: &str,
+    query: &str,
+) -> Result<Statement, tokio_postgres::Error> {
+    client.batch_execute("savepoint rowcast_ask").await?;
+    let create = format!(
+        "create function pg_temp.{name}(text[]) returns setof bigint language sql \
+         volatile begin atomic {query}; end"
+    );
+    if let Err(error) = client.execute(&create, &[]).await {
+        if error.as_db_error().is_some() {
+            client
+                .batch_execute("rollback to savepoint rowcast_ask")
+                .await?;
+        }
+        return Err(error);
+    }
+    let ask = format!("select place from pg_temp.{name}($1) as answer(place)");
+    client.prepare(&ask).await
+}
+
 /// Questions with equal role, claims and policies go into one statement, equal rows once.
 fn grouped(batch: &[Question]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
@@ -533,7 +542,7 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
 
 /// Whether an error says nothing about the policy: a deadlock, a lock that was not to be had, a
 /// file that cannot be read, a fault of the server.
-fn transient(error: &tokio_postgres::Error) -> bool {
+pub(super) fn transient(error: &tokio_postgres::Error) -> bool {
     let code = error.code().map(SqlState::code).unwrap_or_default();
     ["40", "55", "58", "XX"]
         .iter()
@@ -541,7 +550,7 @@ fn transient(error: &tokio_postgres::Error) -> bool {
 }
 
 /// Whether an error is the policy's (or the row's), or the connection's.
-fn trouble(error: &tokio_postgres::Error) -> Trouble {
+pub(super) fn trouble(error: &tokio_postgres::Error) -> Trouble {
     match error.code().map(SqlState::code) {
         Some("57014") => Trouble::Slow,
         // In a failed transaction, or the server is going away or out of something.
@@ -560,7 +569,7 @@ fn broken(error: tokio_postgres::Error) -> Trouble {
 }
 
 /// PostgreSQL's error without its detail, which may hold row values.
-fn reason(error: &tokio_postgres::Error) -> String {
+pub(super) fn reason(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(
         || error.to_string(),
         |refused| format!("SQLSTATE {}", refused.code().code()),

@@ -12,7 +12,7 @@ use crate::lookup::Lookups;
 use crate::pg::Oid;
 use crate::policy::catalog::{Catalog, Column, Policy, Table};
 use crate::policy::expr::Expr;
-use crate::policy::predicate::{Predicate, Verdict};
+use crate::policy::predicate::{Bound, Predicate, Verdict};
 use crate::policy::scope::Done;
 
 /// Queries that are kept for a table and role; where there would be more all policies are asked.
@@ -23,7 +23,12 @@ const KEPT: usize = 64;
 pub struct Parts {
     tables: Vec<Judged>,
     kept: Mutex<HashMap<u64, Partial>>,
+    /// The policies with their columns found in the newest description of the table, in order.
+    bound: Mutex<Option<Fit>>,
 }
+
+/// The policies as they are in rows of one description of a table, with its number and version.
+type Fit = (Oid, u64, Arc<[Bound]>);
 
 /// A question about some of the policies.
 #[derive(Debug, Clone)]
@@ -90,7 +95,23 @@ impl Parts {
         (policies > 1 && policies <= 64).then(|| Self {
             tables,
             kept: Mutex::default(),
+            bound: Mutex::default(),
         })
+    }
+
+    /// The policies as they are in rows of a description; `None` where one does not fit.
+    fn bound(&self, relation: &Relation) -> Option<Arc<[Bound]>> {
+        let mut known = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((oid, version, bound)) = &*known
+            && (*oid, *version) == (relation.oid, relation.version)
+        {
+            return Some(Arc::clone(bound));
+        }
+        let policies = self.tables.iter().flat_map(|table| &table.policies);
+        let bound = policies.map(|part| part.predicate.bind(relation));
+        let bound: Arc<[Bound]> = bound.collect::<Option<_>>()?;
+        *known = Some((relation.oid, relation.version, Arc::clone(&bound)));
+        Some(bound)
     }
 
     /// What has to be asked about a row that is not decided natively; `None` for everything.
@@ -102,10 +123,12 @@ impl Parts {
         lookups: &Lookups,
     ) -> Option<Partial> {
         let (mut open, mut bit) = (0_u64, 1_u64);
+        let all = self.bound(relation)?;
+        let mut all = all.iter();
         for table in &self.tables {
             let (mut permitted, mut asked) = (table.open, 0);
             for part in &table.policies {
-                let bound = part.predicate.bind(relation)?;
+                let bound = all.next()?;
                 let verdict = bound
                     .read(row, lookups)
                     .judge(&part.predicate.project(principal));

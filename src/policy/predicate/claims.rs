@@ -11,11 +11,16 @@ impl Predicate {
     #[must_use]
     pub fn claims(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        let all = self.slots.iter().chain(&self.parts);
-        for expr in all.chain(std::iter::once(&self.whole)) {
+        for expr in self.expressions() {
             gather(expr, &mut found);
         }
         found
+    }
+
+    /// The expressions that it is made of.
+    pub(in crate::policy) fn expressions(&self) -> impl Iterator<Item = &Expr> {
+        let parts = self.slots.iter().chain(&self.parts);
+        parts.chain(std::iter::once(&self.whole))
     }
 }
 
@@ -34,7 +39,7 @@ fn gather(expr: &Expr, found: &mut BTreeSet<String>) {
 
 /// The names that lead from the claims to what an expression reads of them; `None` where it is not
 /// a place in them.
-fn path(expr: &Expr) -> Option<Vec<String>> {
+pub(in crate::policy) fn path(expr: &Expr) -> Option<Vec<String>> {
     match expr {
         Expr::Claims => Some(Vec::new()),
         Expr::NullIf(both) => path(&both.0),
