@@ -122,6 +122,18 @@ mutants! {
         RestrictiveIsPermissive,
         AudienceIsNobody,
         ProbeTakesWrongSlot,
+        ClaimsAreEmpty,
+        RoleIsAnother,
+        ComparisonForgetsEnds,
+        JsonMemberIgnored,
+        TypeofIsObject,
+        UpperIsLower,
+        NarrowTakesAll,
+        NumericIsNegative,
+        FloatIsNegative,
+        ScalarIsNull,
+        ConstantIsNull,
+        ColumnIsNull,
     }
 }
 
@@ -155,6 +167,11 @@ mutants! {
         FilterIsForgotten,
         MaxIsMin,
         OrderIsReversed,
+        NullsChangeEnds,
+        TimesAreForgotten,
+        AllIsAny,
+        ExceptIsIntersect,
+        UnionTakesFirst,
     }
 }
 
