@@ -123,7 +123,7 @@ mutants! {
         AudienceIsNobody,
         ProbeTakesWrongSlot,
         ClaimsAreEmpty,
-        RoleIsAnother,
+        RoleIsNull,
         ComparisonForgetsEnds,
         JsonMemberIgnored,
         TypeofIsObject,

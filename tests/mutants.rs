@@ -20,7 +20,7 @@ fn of_expression(expr: &Expr) -> Vec<String> {
         Expr::Fail(_) => names(&[FunctionMutant::UnusedRaisesNothing]),
         Expr::Column(_) | Expr::Cell(_) => names(&[P::ColumnIsNull]),
         Expr::Claims => names(&[P::ClaimsAreEmpty]),
-        Expr::Role => names(&[P::RoleIsAnother]),
+        Expr::Role => names(&[P::RoleIsNull]),
         Expr::Part(_) | Expr::Slot(_) => names(&[P::ProbeTakesWrongSlot]),
         Expr::And(_) => names(&[P::AndIsOr]),
         Expr::Or(_) => names(&[P::OrIsAnd, P::OrForgetsErrors]),

@@ -339,8 +339,8 @@ impl Expr {
             }
             Self::Role => {
                 let principal = inputs.principal.ok_or(Trouble::Undecided)?;
-                if PolicyMutant::RoleIsAnother.active() {
-                    return Ok(Some(Cow::Owned(Datum::text("nobody"))));
+                if PolicyMutant::RoleIsNull.active() {
+                    return Ok(None);
                 }
                 Ok(Some(Cow::Owned(Datum::Text(Arc::clone(&principal.role)))))
             }

@@ -219,6 +219,11 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "($b < $b)",
                 "(select $b)",
                 "(auth.role() = $t)",
+                "(current_user::text = 'authenticated')",
+                "(jsonb_typeof($j) = 'object')",
+                "(jsonb_typeof($j) <> 'string')",
+                "(i::numeric = 1)",
+                "(i::numeric > $n)",
             ],
         ),
         'u' => (

@@ -140,7 +140,17 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..16) {
+    let policy = match random.random_range(0..19) {
+        // Where NULL comes in an order, and how often a row is there.
+        16 => format!(
+            "(select x0.s from {table} x0 where x0.ok is not false{besides}
+             order by x0.org {} limit 1) = t.s",
+            one(random, &["nulls first", "desc nulls last", "desc"])
+        ),
+        17 | 18 => format!(
+            "(select count(*) from {table} x0 where x0.org = t.org{besides}) = {}",
+            random.random_range(1..3)
+        ),
         // Of several rows it raises an error.
         14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
         15 => format!(
