@@ -48,8 +48,6 @@ pub(crate) struct Standing<'a> {
     /// Questions were put to PostgreSQL about several transactions together, so that an answer may be
     /// as of a later one.
     pub(crate) asked_later: bool,
-    /// Rights, rules or columns have changed: a subscription may end.
-    pub(crate) rules_changed: bool,
 }
 
 fn sees(image: Option<&Arc<Image>>, who: usize, filter: usize) -> Sight {

@@ -1,6 +1,5 @@
 //! Who watches what: most without a socket, some with one.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
@@ -116,7 +115,7 @@ impl Wish {
 /// The end of a subscriber at which its events come out.
 pub(crate) enum Line {
     Inside(Watcher),
-    Socket(Socket),
+    Socket(Box<Socket>),
 }
 
 impl Line {
@@ -160,7 +159,7 @@ impl Subscriber {
     ) -> Result<(), String> {
         let wish = &self.wish;
         let line = if self.by_socket {
-            Line::Socket(Socket::join(address, who, wish).await?)
+            Line::Socket(Box::new(Socket::join(address, who, wish).await?))
         } else {
             let wanted = Wanted {
                 id: 1,
@@ -208,6 +207,3 @@ pub(crate) fn subscribers(
     }
     all
 }
-
-/// Shared by those who ask for the same.
-pub(crate) type Everybody = Arc<[Who]>;

@@ -42,7 +42,6 @@ struct World {
     /// Since the last fence.
     told: Vec<Told>,
     readable: Vec<Readable>,
-    rules_changed: bool,
     pace: Watcher,
     subscribers: Vec<Subscriber>,
     trace: Vec<String>,
@@ -134,7 +133,6 @@ impl World {
             moment: Moment::default(),
             told: Vec::new(),
             readable: Vec::new(),
-            rules_changed: false,
             subscribers: all,
             trace: vec![schema],
             tally,
@@ -294,7 +292,6 @@ impl World {
         }
         self.tally.transactions += 1;
         self.told.extend(told);
-        self.rules_changed |= plan.rules > 0;
         self.readable.push(after.readable.clone());
         self.moment = after;
     }
@@ -417,7 +414,6 @@ impl World {
                     .map(|all| Arc::clone(&all[&of]))
                     .collect(),
                 asked_later: asked && several,
-                rules_changed: self.rules_changed,
             };
             let checked = check(one, (&self.told, fence), &standing, &mut self.tally).await;
             match checked {
@@ -436,7 +432,6 @@ impl World {
         self.subscribers = everybody;
         self.told.clear();
         self.readable.clear();
-        self.rules_changed = false;
         self.tally.took("comparing", began);
         let began = Instant::now();
         let joined = self.join().await;
