@@ -140,9 +140,9 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..19) {
+    let policy = match random.random_range(0..21) {
         // Where NULL comes in an order, and how often a row is there.
-        16 => format!(
+        16 | 19 | 20 => format!(
             "(select x0.s from {table} x0 where x0.ok is not false{besides}
              order by x0.org {} limit 1) = t.s",
             one(random, &["nulls first", "desc nulls last", "desc"])
