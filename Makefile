@@ -35,11 +35,11 @@ test-all-postgres: ## The Rust tests on PostgreSQL 14, 15, 16, 17 and 18
 	@scripts/prepare.sh rust majors
 	@MAJORS='$(MAJORS)' ARGS='$(ARGS)' tests/postgres/run.sh
 
-test-long: ## A million frames and filters, old rows of 300 tables, 10,000 snapshots; make test tries some of each
+test-long: ## A million verdicts of all kinds of policies against PostgreSQL, a million frames and filters, 10,000 snapshots
 	@scripts/prepare.sh rust postgres
 	ROWCAST_CASES=1000000 cargo test --test frames great_number -- --nocapture
-	ROWCAST_OLD_ROWS=300 cargo test --test relay who_hears_of_an_old_row -- --nocapture
 	ROWCAST_SNAPSHOT_TRIALS=10000 cargo test --test snapshot rows_and_changes -- --nocapture
+	tests/long.sh
 
 test-mutants: ## Break the relay on purpose and see that a test notices each time
 	@scripts/prepare.sh rust postgres

@@ -144,6 +144,18 @@ mutants! {
         GreatestIsLeast,
         ProbeForgetsElements,
         NowIsLongAgo,
+        ClaimsAreEmpty,
+        RoleIsNull,
+        ComparisonForgetsEnds,
+        JsonMemberIgnored,
+        TypeofIsObject,
+        UpperIsLower,
+        NarrowTakesAll,
+        NumericIsNegative,
+        FloatIsNegative,
+        ScalarIsNull,
+        ConstantIsNull,
+        ColumnIsNull,
     }
 }
 
@@ -177,6 +189,11 @@ mutants! {
         FilterIsForgotten,
         MaxIsMin,
         OrderIsReversed,
+        NullsChangeEnds,
+        TimesAreForgotten,
+        AllIsAny,
+        ExceptIsIntersect,
+        UnionTakesFirst,
     }
 }
 

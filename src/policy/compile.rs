@@ -365,7 +365,13 @@ impl<'s> Compiler<'s> {
 
     /// A table as the role in force has it.
     fn table(&self, oid: Oid) -> Option<&'s Arc<Looked>> {
-        self.scope.tables.get(&(self.context.role, oid))
+        let mine = self.scope.tables.get(&(self.context.role, oid));
+        if crate::mutant::FunctionMutant::DefinerIsCaller.active() {
+            let mut all = self.scope.tables.iter();
+            let other = all.find(|((role, of), _)| *of == oid && *role != self.context.role);
+            return other.map(|(_, table)| table).or(mine);
+        }
+        mine
     }
 
     fn type_of(&self, oid: Oid, collation: Oid) -> Result<Type, Refusal> {

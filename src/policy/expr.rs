@@ -145,6 +145,8 @@ impl Comparison {
             return Ok(matches!(self, Self::Lt | Self::Gt));
         }
         Ok(match self {
+            // From one end to the other.
+            Self::Lt | Self::Le if PolicyMutant::ComparisonForgetsEnds.active() => order.is_ge(),
             Self::Lt => order.is_lt(),
             Self::Le => order.is_le(),
             Self::Gt => order.is_gt(),
@@ -357,6 +359,7 @@ impl Expr {
 
     fn evaluate<'a>(&'a self, inputs: Inputs<'a>) -> Evaluated<'a> {
         match self {
+            Self::Const(_) if PolicyMutant::ConstantIsNull.active() => Ok(None),
             Self::Const(Constant(datum)) => Ok(datum.as_ref().map(Cow::Borrowed)),
             Self::Fail(trouble) => Err(*trouble),
             // A column is reached through its cell; without one nothing is known of it.
@@ -378,10 +381,19 @@ impl Expr {
             Self::Slot(index) => stored(inputs.slots, *index),
             Self::Claims => {
                 let principal = inputs.principal.ok_or(Trouble::Undecided)?;
-                Ok(Some(Cow::Owned(Datum::text(principal.claims.as_json()))))
+                let empty = PolicyMutant::ClaimsAreEmpty.active();
+                let claims = if empty {
+                    "{}"
+                } else {
+                    principal.claims.as_json()
+                };
+                Ok(Some(Cow::Owned(Datum::text(claims))))
             }
             Self::Role => {
                 let principal = inputs.principal.ok_or(Trouble::Undecided)?;
+                if PolicyMutant::RoleIsNull.active() {
+                    return Ok(None);
+                }
                 Ok(Some(Cow::Owned(Datum::Text(Arc::clone(&principal.role)))))
             }
             Self::NullIf(two) => {
@@ -561,6 +573,7 @@ fn cell(index: usize, inputs: Inputs<'_>) -> Evaluated<'_> {
     };
     match cells.row.get(*position) {
         Some(Value::Null) => Ok(None),
+        Some(Value::Text(_)) if PolicyMutant::ColumnIsNull.active() => Ok(None),
         Some(Value::Text(text)) => Ok(Some(Cow::Owned(Datum::from_output(&column.of, text)?))),
         Some(Value::Unchanged) | None => Err(Trouble::Undecided),
     }

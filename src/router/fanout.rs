@@ -6,6 +6,8 @@ mod complete;
 
 mod delivery;
 
+mod made;
+
 mod memberships;
 
 mod picture;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::complete::Ahead;
+use self::made::Made;
 use self::rules::InForce;
 use self::truncate::LostLeaves;
 use super::allowance::{Allowance, Held};
@@ -117,6 +120,8 @@ pub(super) struct Fanout {
     pub(super) memberships: Arc<Memberships>,
     /// What these tables are around the change in hand.
     pub(super) states: States,
+    /// What the transaction in hand has written, where it changes these tables too.
+    made: Made,
     /// The place up to which that is known; of a transaction in hand, where it begins.
     pub(super) judged_at: Offset,
     /// Whose audience has changed, as somebody who came back had to know it.
@@ -262,6 +267,7 @@ impl Fanout {
             changed,
             memberships,
             states: States::default(),
+            made: Made::default(),
             judged_at: Offset(0),
             missed: HashMap::new(),
             rules_changed: true,

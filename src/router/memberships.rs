@@ -31,6 +31,8 @@ const MAX_NOTES: usize = 1 << 16;
 pub(super) struct States {
     pub(super) before: Lookups,
     pub(super) after: Lookups,
+    /// Whether the transaction in hand makes the one of the other.
+    pub(super) changing: bool,
 }
 
 impl States {
@@ -38,6 +40,7 @@ impl States {
         Self {
             before: lookups.clone(),
             after: lookups.clone(),
+            changing: false,
         }
     }
 }

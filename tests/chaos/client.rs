@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use crate::leak::Leaks;
 use crate::model::Model;
 use crate::schema::{FILTERS, TABLES, connected, token, visible};
 
@@ -54,10 +55,16 @@ pub(crate) struct Client {
     /// The history that the newest fence is of.
     history: Mutex<String>,
     pub(crate) kind: Kind,
+    leaks: Arc<Leaks>,
 }
 
 impl Client {
-    pub(crate) fn new(number: usize, kind: Kind, user: usize, filter: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        number: usize,
+        kind: Kind,
+        (user, filter): (usize, usize),
+        leaks: &Arc<Leaks>,
+    ) -> Arc<Self> {
         let name = format!(
             "client {number} ({kind:?}, user {user}, {:?})",
             FILTERS[filter].0
@@ -75,6 +82,7 @@ impl Client {
             fences: Mutex::new(vec![None; channels]),
             history: Mutex::default(),
             kind,
+            leaks: Arc::clone(leaks),
         })
     }
 
@@ -278,6 +286,8 @@ impl Run {
     }
 
     async fn frame(&mut self, frame: &Value) {
+        let client = &self.client;
+        client.leaks.look(&client.name, client.user, frame);
         let of = frame[0]
             .as_str()
             .and_then(|reference| reference.parse().ok());

@@ -37,6 +37,8 @@ mod schema;
 
 mod writer;
 
+mod leak;
+
 mod model;
 
 mod client;

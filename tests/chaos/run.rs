@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::client::{self, Client, KINDS};
 use crate::database::Database;
 use crate::fault::{FAULTS, Fault};
+use crate::leak::{self, Leaks};
 use crate::proxy::Proxy;
 use crate::relay::{Relay, tail};
 use crate::report::{Outcome, Report};
@@ -36,13 +37,16 @@ pub(crate) struct World {
     /// Whether the policy of drafts is the strict one.
     strict: bool,
     tasks: JoinSet<()>,
+    leaks: Arc<Leaks>,
 }
 
 impl World {
-    async fn start(seed: u64, writers: usize, clients: usize) -> Self {
+    async fn start(seed: u64, writers: usize, clients: usize, leaks: Arc<Leaks>) -> Self {
         let (to_database, to_relay) = (Proxy::start().await, Proxy::start().await);
         let (to_database, to_relay) = (Arc::new(to_database), Arc::new(to_relay));
         let database = Database::start(Arc::clone(&to_database)).await;
+        let sql = database.sql().await;
+        sql.batch_execute(&leak::memberships(false)).await.unwrap();
         let mut relay = Relay::new(database.through_proxy(), Arc::clone(&to_relay));
         relay.spawn();
         relay.serves().await;
@@ -61,7 +65,7 @@ impl World {
             } else {
                 number / 2 % FILTERS.len()
             };
-            let client = Client::new(number, kind, user, filter);
+            let client = Client::new(number, kind, (user, filter), &leaks);
             tasks.spawn(client::run(
                 Arc::clone(&client),
                 to_relay.address(),
@@ -69,6 +73,10 @@ impl World {
                 seed ^ (number as u64) << 20,
             ));
             known.push(client);
+        }
+        for user in [leak::STRANGER, leak::REVOKED] {
+            let address = to_relay.address();
+            tasks.spawn(leak::listen(Arc::clone(&leaks), user, address));
         }
         Self {
             database,
@@ -81,7 +89,14 @@ impl World {
             fence: 0,
             strict: true,
             tasks,
+            leaks,
         }
+    }
+
+    /// Takes from somebody who listens what it was a member of.
+    async fn revoke(&mut self) {
+        self.carry_out(&leak::memberships(true)).await;
+        self.leaks.revoked_behind(self.fence + 1);
     }
 
     /// Changes who may see what. Of another policy applications know by other ways, and read again; of
@@ -256,7 +271,19 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
     println!("ROWCAST_CHAOS_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let clients = usize::try_from(number("ROWCAST_CHAOS_CLIENTS").unwrap_or(20)).unwrap();
-    let mut world = World::start(seed, 4, clients).await;
+    let leaks = Leaks::new();
+    let conducting = conduct(seed, &mut random, clients, Arc::clone(&leaks));
+    // Whatever is being done: the first leak ends it.
+    tokio::select! {
+        () = conducting => {}
+        leak = leaks.found() => panic!("{leak}\nROWCAST_CHAOS_SEED={seed}"),
+    }
+    println!("The leak watcher looked at {} frames.", leaks.frames());
+    assert!(leaks.frames() > 0, "it watched nothing");
+}
+
+async fn conduct(seed: u64, random: &mut StdRng, clients: usize, leaks: Arc<Leaks>) {
+    let mut world = World::start(seed, 4, clients, Arc::clone(&leaks)).await;
     let mut possible = kinds();
     possible.retain(|fault| fault.is_possible(&world));
     let asked = number("ROWCAST_CHAOS_FAULTS");
@@ -270,24 +297,30 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
         .check("before the first fault", false)
         .await
         .unwrap_or_else(|wrong| panic!("{wrong}"));
+    world.revoke().await;
+    world
+        .check("somebody is thrown out of all teams", false)
+        .await
+        .unwrap_or_else(|wrong| panic!("{wrong}"));
     let (mut round, mut count) = (Vec::new(), 0);
     while count < faults {
         let before = (world.resyncs(), world.relay.ended);
         tokio::time::sleep(Duration::from_millis(random.random_range(50..500))).await;
         if random.random_bool(0.4) {
-            world.change_rules(&mut random).await;
+            world.change_rules(random).await;
         }
         // Now and then one comes before the one before it has healed.
         let mut together = Vec::new();
         while count < faults && (together.is_empty() || random.random_bool(overlap)) {
             if round.is_empty() {
                 round.clone_from(&possible);
-                round.shuffle(&mut random);
+                round.shuffle(random);
             }
             let fault: Fault = round.pop().expect("a kind of fault");
             count += 1;
             println!("{count}: {fault:?}");
-            fault.carry_out(&mut world, &mut random).await;
+            leaks.now(format!("fault {count}, {fault:?}"));
+            fault.carry_out(&mut world, random).await;
             together.push(fault);
         }
         let branches = together.contains(&Fault::LaggingStandbyPromoted);
@@ -317,6 +350,28 @@ async fn whatever_breaks_nothing_is_lost_or_doubled_or_leaked_and_every_gap_is_t
     if let Ok(path) = std::env::var("ROWCAST_CHAOS_TABLE") {
         std::fs::write(&path, &table).unwrap();
     }
+    world.tasks.abort_all();
+    world.relay.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_somebody_may_never_see_ends_the_run_at_once() {
+    let leaks = Leaks::new();
+    let mut world = World::start(1, 2, 2, Arc::clone(&leaks)).await;
+    world.traffic.go_on();
+    world
+        .check("before the leak", false)
+        .await
+        .unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert!(leaks.frames() > 0, "it watches");
+    leaks.now("a policy for everybody".to_owned());
+    let leak = "create policy leak on plan for select to authenticated using (true)";
+    world.carry_out(leak).await;
+    let found = tokio::time::timeout(HEALED, leaks.found()).await;
+    let found = found.expect("the leak is noticed");
+    assert!(found.contains("a policy for everybody"), "{found}");
+    assert!(found.contains("plan") && found.contains("owner"), "{found}");
+    assert!(!found.contains(&person(0)), "no values: {found}");
     world.tasks.abort_all();
     world.relay.terminate().await;
 }

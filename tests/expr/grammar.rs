@@ -306,6 +306,11 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "(current_date - 30 < d)",
                 "($z + '1 second'::interval > $z)",
                 "(least($n, $n) = $n)",
+                "(current_user::text = 'authenticated')",
+                "(jsonb_typeof($j) = 'object')",
+                "(jsonb_typeof($j) <> 'string')",
+                "(i::numeric = 1)",
+                "(i::numeric > $n)",
             ],
         ),
         'u' => (

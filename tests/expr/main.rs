@@ -435,6 +435,7 @@ async fn native_verdicts_are_postgresqls() {
         wrong.len(),
         wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n")
     );
+    eprintln!("expressions: {} cases, 0 shown too much", counts.of(""));
     assert!(
         counts.compiled > 8 * counts.refused.len(),
         "most of the grammar compiles"

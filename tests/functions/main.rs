@@ -163,6 +163,7 @@ async fn random_functions_are_judged_as_postgresql_judges_them() {
         wrong.len(),
         few(&wrong)
     );
+    eprintln!("functions: {} cases, 0 shown too much", counts.judged);
     assert!(
         counts.native > 2 * (counts.asked + counts.denied),
         "most are judged natively"

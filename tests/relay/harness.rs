@@ -213,7 +213,8 @@ impl Relay {
         claims: &Value,
         first: Wanted,
     ) -> Result<Watcher, String> {
-        let session = SessionId(LAST.fetch_add(1, Ordering::Relaxed));
+        // A front before the same router counts its own from 0.
+        let session = SessionId((1 << 40) + LAST.fetch_add(1, Ordering::Relaxed));
         let mut watcher = Watcher {
             outbox: Outbox::new(session, 100_000, 1 << 30),
             principal: principal(role, claims),

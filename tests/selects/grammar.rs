@@ -140,20 +140,30 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..20) {
-        16 => format!(
+    let policy = match random.random_range(0..25) {
+        // Where NULL comes in an order, and how often a row is there.
+        16 | 19 | 20 => format!(
+            "(select x0.s from {table} x0 where x0.ok is not false{besides}
+             order by x0.org {} limit 1) = t.s",
+            one(random, &["nulls first", "desc nulls last", "desc"])
+        ),
+        17 | 18 => format!(
+            "(select count(*) from {table} x0 where x0.org = t.org{besides}) = {}",
+            random.random_range(1..3)
+        ),
+        21 => format!(
             "t.org = any ((select array_agg(x0.org) from {table} x0
              where x0.u = auth.uid(){besides})::int[])"
         ),
-        17 => format!(
+        22 => format!(
             "coalesce((select array_agg(x0.org) filter (where x0.ok) from {table} x0
              where x0.u = auth.uid(){besides}), '{{}}') @> array[t.org]"
         ),
-        18 => format!(
+        23 => format!(
             "array(select x0.org from {table} x0 where x0.u = auth.uid(){besides})
              && array[t.org, t.id]"
         ),
-        19 => format!(
+        24 => format!(
             "not (t.org = any (coalesce((select array_agg(distinct x0.org) from {table} x0
              where x0.u = auth.uid(){besides}), array[t.id])))"
         ),

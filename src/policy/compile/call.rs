@@ -193,8 +193,8 @@ impl Compiler<'_> {
     fn enter(&mut self, oid: Oid, function: &Function, args: Vec<Typed>) -> Caller {
         let context = Context {
             role: match &function.definer {
-                Some((owner, _)) if !FunctionMutant::DefinerIsCaller.active() => *owner,
-                _ => self.context.role,
+                Some((owner, _)) => *owner,
+                None => self.context.role,
             },
             path: function.path.clone().or_else(|| self.context.path.clone()),
         };

@@ -147,6 +147,9 @@ impl Function {
             (Self::Lower(_), _) if PolicyMutant::LowerIsUpper.active() => {
                 return Self::Upper(true).of_one(a);
             }
+            (Self::Upper(_), _) if PolicyMutant::UpperIsLower.active() => {
+                return Self::Lower(true).of_one(a);
+            }
             (Self::Lower(plain) | Self::Upper(plain), Datum::Text(text)) => {
                 if !plain && !text.is_ascii() {
                     return Err(Trouble::Undecided);
@@ -159,16 +162,29 @@ impl Function {
                 }))
             }
             (Self::Narrow(least, most), Datum::Int(value)) => {
-                if !(least..=most).contains(&value) {
+                if !(least..=most).contains(&value) && !PolicyMutant::NarrowTakesAll.active() {
                     return Err(Trouble::Error);
                 }
                 a.clone()
             }
             (Self::ToNumeric, Datum::Int(value)) => {
-                Datum::Numeric(Arc::new(Numeric::from_i64(*value)))
+                let negative = PolicyMutant::NumericIsNegative.active();
+                let value = if negative {
+                    value.wrapping_neg()
+                } else {
+                    *value
+                };
+                Datum::Numeric(Arc::new(Numeric::from_i64(value)))
             }
             #[allow(clippy::cast_precision_loss, reason = "the server rounds likewise")]
-            (Self::ToFloat, Datum::Int(value)) => Datum::Float(*value as f64),
+            (Self::ToFloat, Datum::Int(value)) => {
+                let negative = PolicyMutant::FloatIsNegative.active();
+                Datum::Float(if negative {
+                    -(*value as f64)
+                } else {
+                    *value as f64
+                })
+            }
             (Self::ToFloat, Datum::Float(_)) => a.clone(),
             (Self::ToFloat, Datum::Numeric(value)) => {
                 let value = value
@@ -189,6 +205,9 @@ impl Function {
                 let part = value.path(shortened(path))?.and_then(Jsonb::as_text);
                 return Ok(part.map(|text| Datum::text(&text)));
             }
+            (Self::JsonbTypeof, _) if PolicyMutant::TypeofIsObject.active() => {
+                Datum::text("object")
+            }
             (Self::JsonbTypeof, Datum::Jsonb(value)) => Datum::text(match &**value {
                 Jsonb::Null => "null",
                 Jsonb::Bool(_) => "boolean",
@@ -200,6 +219,7 @@ impl Function {
             (Self::Scalar(_, true), Datum::Jsonb(value)) if **value == Jsonb::Null => {
                 return Ok(None);
             }
+            (Self::Scalar(..), _) if PolicyMutant::ScalarIsNull.active() => return Ok(None),
             (Self::Scalar(to, _), Datum::Jsonb(value)) => scalar(value, to)?,
             (Self::ToText | Self::Output, _) if PolicyMutant::OutputIsEmpty.active() => {
                 Datum::text("")
@@ -225,6 +245,11 @@ impl Function {
                 }
                 part => part.and_then(Jsonb::as_text).map(|text| Datum::text(&text)),
             },
+            (Self::Get | Self::GetText, Datum::Json(_), _)
+                if PolicyMutant::JsonMemberIgnored.active() =>
+            {
+                None
+            }
             (Self::Get, Datum::Json(text), _) => {
                 json::part(text, step(b)?)?.map(|part| Datum::Json(Arc::from(part)))
             }

@@ -157,6 +157,7 @@ impl Select {
     }
 
     fn any(&self, all: bool, test: &Expr, inputs: Inputs<'_>) -> Result<Option<bool>, Trouble> {
+        let all = all != SelectMutant::AllIsAny.active();
         let (mut decided, mut null, mut trouble) = (false, false, None);
         let ordered = self.has_elements();
         let looked = self.rows(inputs, &mut |inputs, _| {
@@ -242,6 +243,7 @@ impl Select {
     ) -> Result<(), Trouble> {
         let mut met = None;
         let count = matches!(self.result, Asked::Scalar(..) | Asked::Folded(..));
+        let count = count && !SelectMutant::TimesAreForgotten.active();
         let walk = chain::Walk { count };
         let _ = walk.chain(
             &self.from,

@@ -23,6 +23,7 @@ use crate::policy::catalog::{Catalog, Table};
 use crate::router::due::Due;
 use crate::router::filter_index::FilterKey;
 use crate::router::group::{Group, Match, Member, SelectionKey, Sight, Subject, Told};
+use crate::router::memberships::States;
 use crate::router::replay::Replay;
 use crate::router::{
     ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
@@ -66,6 +67,8 @@ impl Fanout {
             row: &row,
             old: old.as_deref(),
         };
+        let own = self.states.changing
+            && (self.made).holds_old(entry.batch.xid, &subject, &watched.table);
         let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
         let before = tells_leaves.then(|| leave::before(&subject)).flatten();
         let mut place = Place {
@@ -81,6 +84,8 @@ impl Fanout {
             filters: HashMap::new(),
             open: HashMap::new(),
         };
+        let own = own.then(|| States::of(&self.states.after));
+        let states = own.map(|own| std::mem::replace(&mut self.states, own));
         let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
         for role in roles {
@@ -101,6 +106,9 @@ impl Fanout {
             for (filter, awaited) in std::mem::take(&mut place.filters) {
                 self.ask_filter(&mut place, &role, filter, awaited).await;
             }
+        }
+        if let Some(states) = states {
+            self.states = states;
         }
         for (session, channel, reason) in undecided {
             self.expel(session, channel, reason);

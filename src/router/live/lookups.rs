@@ -294,6 +294,7 @@ impl Live {
         });
         if !notes.is_empty() {
             self.fanout.states.after = after.clone();
+            self.fanout.states.changing = true;
         }
         self.looking_up.in_hand = Some(InHand {
             xid,
@@ -337,7 +338,7 @@ impl Live {
                 let after = self.fanout.states.after.clone();
                 let memberships = &self.fanout.memberships;
                 memberships.advance(place, &after, notes, &unnoted);
-                self.fanout.states.before = after;
+                self.fanout.states = States::of(&after);
             }
             _ => self.fanout.memberships.pass(place),
         }

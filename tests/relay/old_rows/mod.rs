@@ -89,6 +89,7 @@ async fn who_hears_of_an_old_row_is_who_a_select_showed_it() {
         sum.undecided += tally.undecided;
     }
     eprintln!("{sum:?} in {:?}", began.elapsed());
+    eprintln!("old rows: {} cases, 0 shown too much", sum.cases);
     assert!(sum.told > sum.leaves, "{sum:?}");
     if tables >= 20 {
         assert!(sum.leaves > 40 && sum.unjudged > 0, "{sum:?}");

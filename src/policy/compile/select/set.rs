@@ -3,6 +3,7 @@
 use super::super::operators;
 use super::super::{Around, Compiler, Reference, Refusal};
 use super::{Link, Rows, either, plain};
+use crate::mutant::SelectMutant;
 use crate::policy::expr::select::Asked;
 use crate::policy::expr::{Comparison, Expr};
 use crate::policy::node_tree::{Node, Tree};
@@ -81,11 +82,13 @@ impl Compiler<'_> {
             }
         }
         match (node.number::<u8>("op")?, all) {
+            (1, _) if SelectMutant::UnionTakesFirst.active() => {}
             (1, _) => left.extend(right),
             (kind @ (2 | 3), false) => {
                 for rows in &mut left {
                     let among = self.among(rows, &right)?;
-                    let among = if kind == 2 {
+                    let intersect = (kind == 2) != SelectMutant::ExceptIsIntersect.active();
+                    let among = if intersect {
                         among
                     } else {
                         Expr::Not(Box::new(among))

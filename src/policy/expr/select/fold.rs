@@ -222,7 +222,7 @@ impl Select {
 
 fn compared(order: &[Sort], a: &[Option<Datum>], b: &[Option<Datum>]) -> Result<Ordering, Trouble> {
     for (by, (a, b)) in order.iter().zip(a.iter().zip(b)) {
-        let nulls = if by.nulls_first {
+        let nulls = if by.nulls_first != SelectMutant::NullsChangeEnds.active() {
             Ordering::Less
         } else {
             Ordering::Greater

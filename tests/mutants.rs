@@ -1,0 +1,162 @@
+//! Every operator of the evaluator and every node of a plan has a deliberate fault that a test must
+//! notice (`make test-mutants`). A new one does not compile here until it has one as well.
+#![allow(missing_docs, reason = "a test")]
+
+use std::collections::BTreeSet;
+
+use rowcast::mutant::{FunctionMutant, PolicyMutant, SelectMutant};
+use rowcast::policy::expr::select::{Asked, Kind, Several, Source};
+use rowcast::policy::expr::{Comparison, Expr, Function};
+
+/// Faults by their names.
+fn names<T: std::fmt::Debug>(faults: &[T]) -> Vec<String> {
+    faults.iter().map(|fault| format!("{fault:?}")).collect()
+}
+
+fn of_expression(expr: &Expr) -> Vec<String> {
+    use PolicyMutant as P;
+    match expr {
+        Expr::Const(_) => names(&[P::ConstantIsNull]),
+        Expr::Fail(_) => names(&[FunctionMutant::UnusedRaisesNothing]),
+        Expr::Column(_) | Expr::Cell(_) => names(&[P::ColumnIsNull]),
+        Expr::Claims => names(&[P::ClaimsAreEmpty]),
+        Expr::Role => names(&[P::RoleIsNull]),
+        Expr::Part(_) | Expr::Slot(_) => names(&[P::ProbeTakesWrongSlot]),
+        Expr::And(_) => names(&[P::AndIsOr]),
+        Expr::Or(_) => names(&[P::OrIsAnd, P::OrForgetsErrors]),
+        Expr::Not(_) => names(&[P::NotIsNothing]),
+        Expr::IsNull(..) => names(&[P::IsNullFlipped]),
+        Expr::IsBool(..) => names(&[P::IsBoolFlipped]),
+        Expr::Compare(..) => names(&[P::NullIsFalse]),
+        Expr::Distinct(_) => names(&[P::DistinctForgetsNull]),
+        Expr::NullIf(_) => names(&[P::NullIfNever]),
+        Expr::Any(..) => names(&[P::AnyIsAll, P::AnyForgetsNull]),
+        Expr::Coalesce(_) => names(&[P::CoalesceTakesLast]),
+        Expr::Case(..) => names(&[P::CaseTakesDefault]),
+        Expr::Body(..) => names(&[P::StrictCallsAnyway]),
+        Expr::Call(function, _) => of_function(function),
+        Expr::Inner(..) | Expr::Field(..) => names(&[SelectMutant::ConditionIsForgotten]),
+        Expr::Select(select) => of_select(&select.result),
+    }
+}
+
+fn of_comparison(comparison: Comparison) -> Vec<String> {
+    match comparison {
+        Comparison::Eq | Comparison::Ne => names(&[PolicyMutant::EqualFlipped]),
+        Comparison::Lt | Comparison::Le => names(&[
+            PolicyMutant::OrderStrictness,
+            PolicyMutant::ComparisonForgetsEnds,
+        ]),
+        Comparison::Gt | Comparison::Ge => {
+            names(&[PolicyMutant::OrderStrictness, PolicyMutant::OrderFlipped])
+        }
+    }
+}
+
+fn of_function(function: &Function) -> Vec<String> {
+    use PolicyMutant as P;
+    match function {
+        Function::Get => names(&[P::MemberIgnored, P::ElementFromStart, P::JsonMemberIgnored]),
+        Function::GetText => names(&[P::MemberTextKeepsQuotes, P::JsonMemberIgnored]),
+        Function::Path(_) | Function::PathText(_) => names(&[P::PathStopsEarly]),
+        Function::Has => names(&[P::HasFlipped]),
+        Function::JsonbTypeof => names(&[P::TypeofIsObject]),
+        Function::Concat => names(&[P::ConcatSwapped]),
+        Function::Lower(_) => names(&[P::LowerIsUpper]),
+        Function::Upper(_) => names(&[P::UpperIsLower]),
+        Function::Like | Function::NotLike => names(&[P::LikeIsEqual]),
+        Function::Narrow(..) => names(&[P::NarrowTakesAll]),
+        Function::ToNumeric => names(&[P::NumericIsNegative]),
+        Function::ToFloat => names(&[P::FloatIsNegative]),
+        Function::Scalar(..) => names(&[P::ScalarIsNull]),
+        Function::ToText | Function::Output => names(&[P::OutputIsEmpty]),
+        Function::Input(_) => names(&[P::InputFailsToNull]),
+    }
+}
+
+fn of_select(asked: &Asked) -> Vec<String> {
+    use SelectMutant as S;
+    match asked {
+        Asked::Exists => names(&[S::ExistsFlipped]),
+        Asked::Any(..) => names(&[S::AnyForgetsNull, S::AllIsAny]),
+        Asked::Scalar(several, _) => of_several(*several),
+        Asked::First(..) => names(&[S::OrderIsReversed, S::NullsChangeEnds]),
+        Asked::Folded(_, aggregates, _) => {
+            let kinds = aggregates.iter().flat_map(|one| of_kind(one.kind));
+            kinds.chain(names(&[S::FilterIsForgotten])).collect()
+        }
+    }
+}
+
+fn of_several(several: Several) -> Vec<String> {
+    match several {
+        Several::Raise | Several::Distinct => names(&[SelectMutant::ScalarTakesFirst]),
+        // Which one it is nobody knows, so it is asked.
+        Several::First => names(&[FunctionMutant::FirstRowRaises]),
+    }
+}
+
+fn of_kind(kind: Kind) -> Vec<String> {
+    use SelectMutant as S;
+    match kind {
+        Kind::Count => names(&[S::DistinctIsForgotten, S::TimesAreForgotten]),
+        Kind::Every | Kind::Some | Kind::Max | Kind::Min => names(&[S::MaxIsMin]),
+    }
+}
+
+fn of_source(source: &Source) -> Vec<String> {
+    match source {
+        Source::Table(_) => names(&[SelectMutant::KeysAreForgotten]),
+        Source::Optional(_) => names(&[SelectMutant::OuterJoinIsInner]),
+    }
+}
+
+/// What decides beside single operators, and nodes that are compiled away.
+fn besides() -> Vec<String> {
+    use SelectMutant as S;
+    let mut all = names(&[
+        PolicyMutant::RestrictiveIsPermissive,
+        PolicyMutant::AudienceIsNobody,
+    ]);
+    all.extend(names(&[
+        S::MembersForgetAKey,
+        S::AffectedIsAfterOnly,
+        S::OwnPoliciesAreForgotten,
+        S::OwnPoliciesAreRestrictive,
+        S::HopsAreForgotten,
+        S::ExceptIsIntersect,
+        S::UnionTakesFirst,
+    ]));
+    all
+}
+
+#[test]
+fn every_operator_and_every_node_of_a_plan_has_a_fault_and_every_fault_is_of_one() {
+    let text = include_str!("mutants.rs");
+    let known: BTreeSet<String> = names(PolicyMutant::ALL)
+        .into_iter()
+        .chain(names(SelectMutant::ALL))
+        .collect();
+    let unused: Vec<&String> = known
+        .iter()
+        .filter(|fault| !text.contains(&format!("::{fault}")))
+        .collect();
+    assert!(unused.is_empty(), "faults of nothing: {unused:?}");
+    // That each of these has one is what the matches above say, which name every variant.
+    let samples = [
+        of_expression(&Expr::Claims),
+        of_comparison(Comparison::Eq),
+        of_function(&Function::Get),
+        of_select(&Asked::Exists),
+        of_kind(Kind::Count),
+        of_source(&Source::Optional(Vec::new())),
+        besides(),
+    ];
+    for sample in samples {
+        assert!(!sample.is_empty());
+        assert!(
+            sample.iter().all(|fault| known.contains(fault)),
+            "{sample:?}"
+        );
+    }
+}
