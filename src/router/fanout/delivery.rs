@@ -2,6 +2,8 @@
 
 mod leave;
 
+mod old;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -58,7 +60,13 @@ impl Fanout {
             self.expel_table(oid, reason);
             return;
         }
-        let (row, old) = subject_rows(change);
+        let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
+        let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
+        let known = self.found_before(offset, change);
+        if known.is_none() {
+            self.expel_where_forgotten(change);
+        }
+        let (row, old) = old::completed(change, subject_rows(change), known.as_ref());
         let subject = Subject {
             relation: &change.relation,
             change,
@@ -66,7 +74,6 @@ impl Fanout {
             row: &row,
             old: old.as_deref(),
         };
-        let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
         let before = tells_leaves.then(|| leave::before(&subject)).flatten();
         let mut place = Place {
             entry,
@@ -81,7 +88,6 @@ impl Fanout {
             filters: HashMap::new(),
             open: HashMap::new(),
         };
-        let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
         for role in roles {
             place.written.clear();
