@@ -155,7 +155,11 @@ mod tests {
         let _another = body.clone();
         let (room, same, hall): (Arc<str>, Arc<str>, Arc<str>) =
             ("room".into(), "room".into(), "hall".into());
-        let holder = Holder { claims: 1, read: 2 };
+        let holder = Holder {
+            claims: 1,
+            read: 2,
+            rules: None,
+        };
         let mut written = 0;
         let mut frame = |form, topic: &Arc<str>, bindings: SmallVec<[u32; 4]>, holder| {
             let envelope = Envelope {

@@ -14,6 +14,7 @@ use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
 use crate::router::fanout::Channel;
+use crate::router::history::untold;
 use crate::router::replay::Returning;
 use crate::router::resolve::{Readings, Resolved, Unresolved, refused};
 use crate::router::unseen::Late;
@@ -357,7 +358,7 @@ impl Live {
     }
 
     /// [`Live::beginning`] for somebody whose cursors these should be: what lies before another's
-    /// was judged for that one.
+    /// was judged for that one, and who was given one under other rules has not been told of these.
     pub(super) fn beginning_of(&self, wanted: &[Wanted], holder: Holder) -> Result<Offset, Resync> {
         let from = self.beginning(wanted)?;
         let mut starts = wanted.iter().map(|wish| &wish.start);
@@ -365,7 +366,7 @@ impl Live {
             let of = start.holder.filter(|_| start.since.is_some());
             of.is_some_and(|of| !of.sees_as(holder))
         });
-        if of_others {
+        if of_others || untold(wanted, holder) {
             return Err(Resync::AccessChanged);
         }
         Ok(from)
