@@ -72,12 +72,14 @@ impl Keeping {
         })
     }
 
-    /// Whether a table is wanted and has no mirror yet, and nothing is known to stand against one.
+    /// Whether a table has no mirror yet with all that is wanted, and nothing is known to stand against
+    /// one.
     #[must_use]
     pub fn is_coming(&self, table: Oid) -> bool {
         let table = self.tables.get(&table);
         table.is_some_and(|table| {
-            table.mirror.is_none() && !matches!(table.state, State::Refused(_))
+            let order = table.mirror.as_ref().map(|kept| kept.order);
+            order != Some(table.order.number) && !matches!(table.state, State::Refused(_))
         })
     }
 
