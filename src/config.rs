@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::policy::rule::{Require, Rule};
-pub use crate::router::{DeleteWithoutIdentity, Leaves};
+pub use crate::router::{DeleteWithoutIdentity, Leaves, OldRowTables};
 pub use crate::snapshot::Settings as SnapshotSettings;
 pub use crate::transport::{Origins, Proxies};
 pub use load::{ConfigError, Given, Loaded, load, warnings};
@@ -72,6 +72,10 @@ pub struct Config {
     pub lookup_publication: Option<String>,
     /// The most memory of all mirrors of lookup tables together, in bytes.
     pub max_lookup_bytes: usize,
+    /// The tables whose old rows the relay keeps itself.
+    pub old_rows: OldRowTables,
+    /// The most memory of what is kept of old rows, in bytes.
+    pub max_old_row_bytes: usize,
     /// The role of a token without a role claim.
     pub default_role: String,
     /// The claim that names the role.
@@ -165,6 +169,8 @@ impl Config {
             publication: None,
             lookup_publication: None,
             max_lookup_bytes: 0,
+            old_rows: OldRowTables::default(),
+            max_old_row_bytes: 0,
             default_role: String::new(),
             role_claim: String::new(),
             api_keys: BTreeMap::new(),
@@ -215,6 +221,8 @@ impl fmt::Debug for Config {
             .field("publication", &self.publication)
             .field("lookup_publication", &self.lookup_publication)
             .field("max_lookup_bytes", &self.max_lookup_bytes)
+            .field("old_rows", &self.old_rows)
+            .field("max_old_row_bytes", &self.max_old_row_bytes)
             .field("default_role", &self.default_role)
             .field("role_claim", &self.role_claim)
             .field("api_keys", &self.api_keys.len())

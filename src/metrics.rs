@@ -1,5 +1,7 @@
 //! Every metric by name. Labels come from closed sets only: never a user, a topic or a table.
 
+pub mod mirrors;
+
 pub mod recent;
 
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use self::mirrors::{Mirrors, Names};
 
 /// Why a change was not delivered to somebody who asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,16 +174,10 @@ pub struct Metrics {
     pub snapshots_failed: Counter,
     /// Rows read for snapshots.
     pub snapshot_rows: Counter,
-    /// Rows of lookup tables in memory.
-    pub lookup_rows: Gauge,
-    /// About how much memory the mirrors of lookup tables hold, in bytes.
-    pub lookup_bytes: Gauge,
-    /// Lookup tables that were copied.
-    pub lookup_copies: Counter,
-    /// Changes of lookup tables that were applied to their mirrors.
-    pub lookup_changes: Counter,
-    lookups: Family<StateLabel, Gauge>,
-    lookup_refusals: Family<ReasonLabel, Counter>,
+    /// The tables that policies look into.
+    pub lookups: Mirrors,
+    /// The published tables whose old rows the relay keeps itself.
+    pub old_rows: Mirrors,
 }
 
 impl Default for Metrics {
@@ -219,12 +217,6 @@ impl Metrics {
         let snapshots = Counter::default();
         let snapshots_failed = Counter::default();
         let snapshot_rows = Counter::default();
-        let lookup_rows = Gauge::default();
-        let lookup_bytes = Gauge::default();
-        let lookup_copies = Counter::default();
-        let lookup_changes = Counter::default();
-        let lookups = Family::<StateLabel, Gauge>::default();
-        let lookup_refusals = Family::<ReasonLabel, Counter>::default();
 
         registry.register("connections", "Open client sockets", connections.clone());
         registry.register("subscriptions", "Bindings in force", subscriptions.clone());
@@ -345,32 +337,21 @@ impl Metrics {
             "Rows read for snapshots",
             snapshot_rows.clone(),
         );
-        registry.register(
-            "lookup_rows",
-            "Rows of lookup tables in memory",
-            lookup_rows.clone(),
+        let lookups = Mirrors::register(
+            &mut registry,
+            &Names {
+                one: "lookup",
+                all: "lookups",
+                tables: "lookup tables",
+            },
         );
-        registry.register_with_unit(
-            "lookup",
-            "About how much memory the mirrors of lookup tables hold",
-            Unit::Bytes,
-            lookup_bytes.clone(),
-        );
-        registry.register(
-            "lookup_copies",
-            "Lookup tables that were copied",
-            lookup_copies.clone(),
-        );
-        registry.register(
-            "lookup_changes",
-            "Changes of lookup tables that were applied to their mirrors",
-            lookup_changes.clone(),
-        );
-        registry.register("lookups", "Lookup tables, by state", lookups.clone());
-        registry.register(
-            "lookup_refusals",
-            "Times a lookup table was not mirrored, or its mirror given up, by reason",
-            lookup_refusals.clone(),
+        let old_rows = Mirrors::register(
+            &mut registry,
+            &Names {
+                one: "old_row_mirror",
+                all: "old_row_mirrors",
+                tables: "published tables whose old rows the relay keeps itself",
+            },
         );
         Self {
             registry,
@@ -400,12 +381,8 @@ impl Metrics {
             snapshots,
             snapshots_failed,
             snapshot_rows,
-            lookup_rows,
-            lookup_bytes,
-            lookup_copies,
-            lookup_changes,
             lookups,
-            lookup_refusals,
+            old_rows,
         }
     }
 
@@ -413,19 +390,6 @@ impl Metrics {
     pub fn policy_checked(&self, outcome: &'static str, policies: u64) {
         let label = OutcomeLabel { outcome };
         self.policy_checks.get_or_create(&label).inc_by(policies);
-    }
-
-    /// Says how many lookup tables are in a state of their mirrors.
-    pub fn lookups_in(&self, state: &'static str, tables: i64) {
-        self.lookups
-            .get_or_create(&StateLabel { state })
-            .set(tables);
-    }
-
-    /// Counts a lookup table that is not mirrored, or whose mirror was given up.
-    pub fn lookup_refused(&self, reason: &'static str) {
-        let label = ReasonLabel { reason };
-        self.lookup_refusals.get_or_create(&label).inc();
     }
 
     /// Counts changes hidden from clients that asked for them.
@@ -480,9 +444,11 @@ mod tests {
         metrics.hidden(HiddenReason::PolicyError, 2);
         metrics.closed("slow");
         metrics.refused(Refused::Origin);
-        metrics.lookups_in("ready", 2);
-        metrics.lookup_refused("privilege");
         metrics.policy_checked("agrees", 3);
+        metrics.lookups.in_state("ready", 2);
+        metrics.lookups.refused("privilege");
+        metrics.old_rows.in_state("copying", 1);
+        metrics.old_rows.refused("too_large");
         let text = metrics.encode();
         for expected in [
             "rowcast_connections 0",
@@ -511,6 +477,12 @@ mod tests {
             "rowcast_lookup_changes_total 0",
             "rowcast_lookups{state=\"ready\"} 2",
             "rowcast_lookup_refusals_total{reason=\"privilege\"} 1",
+            "rowcast_old_row_mirror_rows 0",
+            "rowcast_old_row_mirror_bytes 0",
+            "rowcast_old_row_mirror_copies_total 0",
+            "rowcast_old_row_mirror_changes_total 0",
+            "rowcast_old_row_mirrors{state=\"copying\"} 1",
+            "rowcast_old_row_mirror_refusals_total{reason=\"too_large\"} 1",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }

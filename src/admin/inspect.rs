@@ -173,8 +173,10 @@ async fn picture(desk: &Desk) -> Value {
         "questions": metrics.questions.get(),
         "slot_lag_bytes": metrics.slot_lag_bytes.get(),
         "catalog_wait_seconds": metrics.catalog_wait.get(),
-        "lookup_rows": metrics.lookup_rows.get(),
-        "lookup_bytes": metrics.lookup_bytes.get(),
+        "lookup_rows": metrics.lookups.rows.get(),
+        "lookup_bytes": metrics.lookups.bytes.get(),
+        "old_row_mirror_rows": metrics.old_rows.rows.get(),
+        "old_row_mirror_bytes": metrics.old_rows.bytes.get(),
         "router": router,
         "hidden": metrics.recent.list(),
     })

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::log::Log;
 use crate::log::disk::{self, DiskLog, OpenError};
 use crate::log::memory::{Bounds, MemoryLog};
-use crate::lookup::keep::{self, keep};
+use crate::lookup::keep::{self, Purpose, keep};
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::Retry;
@@ -41,6 +41,9 @@ const ACCESS: &str = "access.json";
 
 /// The file beside the log that holds the mirrors of lookups.
 const LOOKUPS: &str = "lookups.checkpoint";
+
+/// The file beside the log that holds what is kept of old rows.
+const OLD_ROWS: &str = "old_rows.checkpoint";
 
 /// The file beside the log that says where lookups changed last.
 const MEMBERSHIPS: &str = "memberships.json";
@@ -109,14 +112,16 @@ impl Core {
             answering.await;
             Ok("asker")
         });
+        let mirrors = || keep::Foundation {
+            database: database.clone(),
+            log: Arc::clone(&feed.log),
+            stream: stream.clone(),
+            metrics: Arc::clone(&metrics),
+        };
         let (keeping, clerk) = keep(
-            keep::Foundation {
-                database: database.clone(),
-                log: Arc::clone(&feed.log),
-                stream,
-                metrics: Arc::clone(&metrics),
-            },
+            mirrors(),
             keep::Settings {
+                purpose: Purpose::Lookups,
                 publication: publication.clone(),
                 lookup_publication: config.lookup_publication(),
                 max_bytes: config.max_lookup_bytes,
@@ -129,6 +134,26 @@ impl Core {
         tasks.spawn(async move {
             clerk.await;
             Ok("lookups")
+        });
+        let old_rows = (!config.old_rows.0.is_empty()).then(|| {
+            let (keeping, clerk) = keep(
+                mirrors(),
+                keep::Settings {
+                    purpose: Purpose::OldRows,
+                    publication: publication.clone(),
+                    lookup_publication: config.lookup_publication(),
+                    max_bytes: config.max_old_row_bytes,
+                    look_every: config.catalog_interval,
+                    checkpoint: config.data.as_ref().map(|data| data.join(OLD_ROWS)),
+                    checkpoint_every: CHECKPOINT_EVERY,
+                },
+                feed.log.range().end,
+            );
+            tasks.spawn(async move {
+                clerk.await;
+                Ok("old rows")
+            });
+            (config.old_rows.clone(), keeping)
         });
         let (router, fanout) = router(
             Foundation {
@@ -151,6 +176,7 @@ impl Core {
                 history: config.data.as_ref().map(|data| data.join(ACCESS)),
                 keeping,
                 memberships: config.data.as_ref().map(|data| data.join(MEMBERSHIPS)),
+                old_rows,
             },
             crate::router::Settings {
                 require: config.require,

@@ -84,6 +84,8 @@ fn current(config: &Config, name: &str) -> Option<String> {
         "publication" => config.publication.clone()?,
         "lookup_publication" => config.lookup_publication(),
         "max_lookup_bytes" => format!("{}B", config.max_lookup_bytes),
+        "old_rows" => config.old_rows.to_string(),
+        "max_old_row_bytes" => format!("{}B", config.max_old_row_bytes),
         "default_role" => config.default_role.clone(),
         "role_claim" => config.role_claim.clone(),
         "require" => config.require.as_str().to_owned(),

@@ -265,6 +265,31 @@ pub static SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "old_rows",
+        "TABLE,…",
+        Some(""),
+        "Published tables whose old rows the relay keeps in memory, so that DELETEs can be judged, \
+         and leaves be told, where the replica identity carries too little and is to stay as it is: \
+         public.jobs keeps its key and what its policies read, public.jobs.status also a column \
+         that clients filter by, public.jobs.* all columns. None by default: a replica identity \
+         costs no memory.",
+        |config, text| {
+            config.old_rows = value::old_rows(text)?;
+            Ok(())
+        },
+    ),
+    setting(
+        "max_old_row_bytes",
+        "SIZE",
+        Some("256MiB"),
+        "The memory of all tables that old_rows names, about: some 600,000 rows. Of a table that \
+         does not fit nothing is kept.",
+        |config, text| {
+            config.max_old_row_bytes = value::size(text, 0, 1024 * GIB)?;
+            Ok(())
+        },
+    ),
+    setting(
         "leave",
         "asked|all",
         Some("asked"),

@@ -140,6 +140,7 @@ fn a_given_value_is_printed_so_that_it_reads_back_and_a_secret_is_not() {
             "jwks_url" => "https://example.test/jwks",
             "publication" | "lookup_publication" => "a \"quoted\" name",
             "log" => "warn",
+            "old_rows" => "public.jobs,public.\"T\".\"a, b\",app.tickets.*",
             "resync_spread" => "700ms",
             "drain" => "1500ms",
             "trusted_proxies" => "10.0.0.0/8, 192.0.2.7",

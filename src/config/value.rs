@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{DeleteWithoutIdentity, Leaves, LogFormat, Origins, Proxies, Require};
+use super::{DeleteWithoutIdentity, Leaves, LogFormat, OldRowTables, Origins, Proxies, Require};
 
 /// What would have been right.
 pub(super) type Expected = String;
@@ -222,6 +222,12 @@ pub(super) fn delete_without_identity(text: &str) -> Result<DeleteWithoutIdentit
         "key" => Ok(DeleteWithoutIdentity::Key),
         _ => Err("suppress or key".to_owned()),
     }
+}
+
+/// Tables and columns, separated by commas.
+pub(super) fn old_rows(text: &str) -> Result<OldRowTables, Expected> {
+    text.parse()
+        .map_err(|error: crate::router::InvalidTables| error.to_string())
 }
 
 pub(super) fn require(text: &str) -> Result<Require, Expected> {

@@ -41,6 +41,7 @@ pub(super) async fn findings(
         })
         .collect();
     let settings = keep::Settings {
+        purpose: keep::Purpose::Lookups,
         publication: publication.to_owned(),
         lookup_publication: config.lookup_publication(),
         max_bytes: config.max_lookup_bytes,
@@ -111,6 +112,6 @@ pub(super) async fn findings(
 }
 
 /// The policy by which the relay's login reads past row-level security on one table.
-fn shown(name: &str, login: &str) -> String {
+pub(super) fn shown(name: &str, login: &str) -> String {
     format!("create policy \"rowcast reads lookups\" on {name} for select to {login} using (true)")
 }

@@ -17,6 +17,8 @@ mod lookups;
 
 mod names;
 
+mod old_rows;
+
 mod publication;
 
 mod server;
@@ -382,7 +384,16 @@ impl Examination<'_> {
         }
         let meant = listed.meant(&catalog);
         let functions = table::functions(client, &catalog).await.map_err(words)?;
-        let mut all = table::Tables::new(&catalog, config, holder, (facts, &names));
+        let (kept, found) = old_rows::findings(
+            client,
+            &catalog,
+            (publication, config, &facts.login),
+            &names,
+        )
+        .await
+        .map_err(words)?;
+        self.findings.extend(found);
+        let mut all = table::Tables::new(&catalog, config, holder, (facts, &names), kept);
         for (one, named) in &meant {
             all.examine(one, *named);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use super::names::Names;
+use super::old_rows::Kept;
 use super::publication::Listed;
 use super::server::Facts;
 use super::token::{self, Holder};
@@ -69,6 +70,8 @@ pub(super) struct Tables<'c> {
     holder: Option<&'c Holder>,
     facts: &'c Facts,
     pub(super) names: &'c Names,
+    /// What the relay itself keeps of old rows.
+    kept: Kept,
     pub(super) seen: Vec<Seen<'c>>,
 }
 
@@ -83,11 +86,12 @@ struct Blind {
 }
 
 impl<'c> Tables<'c> {
-    pub(super) const fn new(
+    pub(super) fn new(
         catalog: &'c Catalog,
         config: &'c Config,
         holder: Option<&'c Holder>,
         (facts, names): (&'c Facts, &'c Names),
+        kept: Kept,
     ) -> Self {
         Self {
             catalog,
@@ -95,6 +99,7 @@ impl<'c> Tables<'c> {
             holder,
             facts,
             names,
+            kept,
             seen: Vec::new(),
         }
     }
@@ -505,6 +510,10 @@ impl<'c> Tables<'c> {
             .iter()
             .filter(|(_, access)| !access.hides_all)
             .flat_map(|(_, access)| access.reads.iter().map(String::as_str))
+            .filter(|name| {
+                let mut kept = self.kept.get(&table.oid).into_iter();
+                !kept.any(|kept| kept.columns.iter().any(|column| *column.name == **name))
+            })
             .collect();
         let Some(text) = crate::router::undelivered_delete(table, reads.into_iter()) else {
             return;
@@ -522,7 +531,11 @@ impl<'c> Tables<'c> {
         found.push(
             finding
                 .sql(format!("alter table {name} replica identity full"))
-                .advice("`rowcast setup --only identity` takes an index instead where one does: it costs less."),
+                .advice(
+                    "`rowcast setup --only identity` takes an index instead where one does: it \
+                     costs less. Without a change to the database: name the table in old_rows, and \
+                     the relay keeps in memory what policies read of its rows.",
+                ),
         );
     }
 

@@ -10,6 +10,8 @@
 
 mod arriving;
 
+mod before;
+
 mod catalog;
 
 mod checkpoint;
@@ -19,6 +21,10 @@ mod clerk;
 mod copy;
 
 mod follow;
+
+mod kept;
+
+mod purpose;
 
 mod reason;
 
@@ -35,15 +41,18 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use self::arriving::Arriving;
+pub use self::before::Before;
 pub use self::catalog::examine;
 use self::checkpoint::{Checkpoint, Writing};
 use self::clerk::{Clerk, Order, Orders, Report};
-use self::follow::{Effect, Followed};
+use self::kept::Kept;
+pub use self::purpose::Purpose;
 pub use self::reason::{Cause, Refusal};
 pub use self::status::{State, Status};
 use super::{Looked, Lookups, Wanted};
 use crate::log::{Entry, Log, Offset};
 use crate::metrics::Metrics;
+use crate::metrics::mirrors::Mirrors;
 use crate::pg::Oid;
 use crate::pg::connect::Database;
 use crate::source::lookups::Wishing;
@@ -105,6 +114,8 @@ pub enum Event {
 /// What mirrors may cost, and where they come from.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What they are kept for.
+    pub purpose: Purpose,
     /// The publication whose tables can be subscribed to.
     pub publication: String,
     /// The lookups' own publication.
@@ -151,6 +162,8 @@ pub struct Keeping {
     open: Option<Applied>,
     /// What the stream was seen to carry last.
     covered: Option<u64>,
+    /// [`Keeping::take_found`].
+    found: Vec<Before>,
     writing: Writing,
     number: u64,
 }
@@ -166,17 +179,6 @@ struct Table {
     /// [`Keeping::complete_from`].
     complete_from: Option<Offset>,
     arriving: Option<Arriving>,
-}
-
-/// A mirror in force.
-#[derive(Debug, Clone)]
-struct Kept {
-    followed: Followed,
-    /// The stretch of the stream that it lives on; `None` where the subscribers' publication has it.
-    stretch: Option<u64>,
-    /// What the catalog said of the table when it was copied.
-    identity: Arc<str>,
-    order: u64,
 }
 
 /// Makes the mirrors' keeper, which begins at `place`, and the task that looks and copies for it,
@@ -216,6 +218,7 @@ pub fn keep(
         ),
         stream,
         covered: None,
+        found: Vec::new(),
         settings,
         lookups: Lookups::default(),
         tables: HashMap::new(),
@@ -355,7 +358,7 @@ impl Keeping {
         }
         self.published.store(self.place.0, Ordering::Release);
         if !open.deltas.is_empty() {
-            self.metrics.lookup_changes.inc_by(open.deltas.len() as u64);
+            self.counts().changes.inc_by(open.deltas.len() as u64);
             self.bound(&mut open.deltas);
             self.measure();
         }
@@ -505,19 +508,21 @@ impl Keeping {
                 continue;
             };
             let complete_from = arriving.complete_from();
-            let kept = arriving.kept;
+            let (kept, found) = (arriving.kept, arriving.found);
             // The subscribers' publication has had it all the time.
             table.complete_from = complete_from.filter(|_| kept.stretch.is_some());
             if kept.stretch.is_some() && kept.stretch != covered {
                 self.give_up_arriving(oid, broken_off());
                 continue;
             }
+            self.found.extend(found);
             self.lookups.put(oid, kept.followed.mirror.clone());
             info!(
                 table = table.name.as_deref().unwrap_or_default(),
                 rows = kept.followed.mirror.len(),
                 bytes = kept.followed.bytes,
-                "the lookup is mirrored"
+                "{}",
+                self.settings.purpose.ready()
             );
             table.mirror = Some(kept);
             table.state = State::Ready;
@@ -538,6 +543,7 @@ impl Keeping {
                 name,
                 state,
             } => {
+                let without = self.settings.purpose.without();
                 let known = self.of_order(table, order)?;
                 known.name = Some(name);
                 if let State::Refused(refusal) = &state
@@ -546,9 +552,9 @@ impl Keeping {
                     warn!(
                         table = known.name.as_deref(),
                         reason = %refusal,
-                        "the lookup is not mirrored; policies that read it are asked"
+                        "{without}"
                     );
-                    self.metrics.lookup_refused(refusal.cause.as_str());
+                    self.counts().refused(refusal.cause.as_str());
                 }
                 if let Some(known) = self.of_order(table, order) {
                     known.state = state;
@@ -662,15 +668,16 @@ impl Keeping {
 
     /// A copy on its way is of no use: it is ordered anew. What is in force stays.
     fn give_up_arriving(&mut self, oid: Oid, refusal: Refusal) {
+        let counts = self.settings.purpose.counts(&self.metrics);
         let Some(table) = self.tables.get_mut(&oid) else {
             return;
         };
         table.arriving = None;
-        self.metrics.lookup_refused(refusal.cause.as_str());
+        counts.refused(refusal.cause.as_str());
         warn!(
             table = table.name.as_deref().unwrap_or_default(),
             reason = %refusal,
-            "a lookup's mirror is given up and made anew; until then policies that read it are asked"
+            "{}", self.settings.purpose.given_up()
         );
         table.last_fault = Some(refusal);
         table.state = State::Waiting;
@@ -696,7 +703,8 @@ impl Keeping {
             let Some(oid) = largest.map(|(oid, _)| *oid) else {
                 return;
             };
-            self.give_up(oid, too_large(self.settings.max_bytes), Some(deltas));
+            let refusal = self.settings.purpose.too_large(self.settings.max_bytes);
+            self.give_up(oid, refusal, Some(deltas));
         }
     }
 
@@ -727,57 +735,21 @@ impl Keeping {
                 *count += 1;
             }
         }
-        self.metrics
-            .lookup_rows
-            .set(i64::try_from(rows).unwrap_or(i64::MAX));
-        self.metrics
-            .lookup_bytes
-            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let counts = self.counts();
+        counts.rows.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        counts.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         for (state, count) in State::ALL.into_iter().zip(states) {
-            self.metrics.lookups_in(state, count);
+            counts.in_state(state, count);
         }
     }
-}
 
-impl Kept {
-    /// Applies what an entry does to the table; whether it did anything.
-    fn take(&mut self, entry: &Entry, oid: Oid, deltas: &mut Vec<Delta>) -> Result<bool, Refusal> {
-        let mut did = false;
-        let mut counted = 0_usize;
-        for change in &entry.batch.changes {
-            if change.relation.oid != oid {
-                continue;
-            }
-            let Some(effect) = self.followed.apply(change)? else {
-                continue;
-            };
-            did = true;
-            counted += 1;
-            deltas.push(match effect {
-                Effect::All => Delta::All { table: oid },
-                Effect::Row { before, after } => Delta::Row {
-                    table: oid,
-                    before,
-                    after,
-                },
-            });
-        }
-        if counted > 0 && deltas.len() > DELTAS {
-            deltas.retain(|delta| delta.table() != oid);
-            deltas.push(Delta::All { table: oid });
-        }
-        Ok(did)
+    fn counts(&self) -> &Mirrors {
+        self.settings.purpose.counts(&self.metrics)
     }
 }
 
 fn broken_off() -> Refusal {
     Cause::Stream.because("the stream went on without the lookups' publication")
-}
-
-fn too_large(most: usize) -> Refusal {
-    Cause::TooLarge.because(format!(
-        "the mirrors together would be larger than {most} bytes (max_lookup_bytes)"
-    ))
 }
 
 impl std::fmt::Debug for Keeping {

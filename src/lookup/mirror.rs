@@ -79,6 +79,12 @@ impl Mirror {
         &self.columns
     }
 
+    /// The same, to be held beside rows.
+    #[must_use]
+    pub fn shared_columns(&self) -> Arc<[Column]> {
+        Arc::clone(&self.columns)
+    }
+
     /// Where a column's values stand in a row.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {

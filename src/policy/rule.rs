@@ -50,9 +50,10 @@ pub fn table_name(text: &str) -> Option<(String, String)> {
     rest.is_empty().then_some((schema, table))
 }
 
-fn identifier(text: &str) -> Option<(String, &str)> {
+/// The first identifier of a text, as SQL reads it, and what comes behind it.
+pub fn identifier(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find(['.', '"', ' ']).unwrap_or(text.len());
+        let end = text.find(['.', '"', ' ', ',']).unwrap_or(text.len());
         let (name, rest) = text.split_at(end);
         return (!name.is_empty()).then(|| (name.to_lowercase(), rest));
     };

@@ -35,6 +35,7 @@ use super::holder;
 use super::layout::Layout;
 use super::live::snapshots::Reader;
 use super::memberships::{Memberships, Missed, States};
+use super::old_rows::{OldRowTables, OldRows};
 use super::position::Position;
 use super::replay::{Awaited, Replay};
 use super::resolve::Readings;
@@ -102,6 +103,8 @@ pub struct Foundation {
     pub keeping: Keeping,
     /// Where it is kept where these tables changed last, beside a log that outlives the process.
     pub memberships: Option<PathBuf>,
+    /// Whose old rows are kept, and who keeps them.
+    pub old_rows: Option<(OldRowTables, Keeping)>,
 }
 
 /// A set of subscriptions, and all that is needed to judge a change for them.
@@ -122,6 +125,8 @@ pub(super) struct Fanout {
     pub(super) states: States,
     /// What the transaction in hand has written, where it changes these tables too.
     made: Made,
+    /// What changes found of rows that the relay mirrors itself; `None` where it mirrors none.
+    pub(super) old_rows: Option<Arc<OldRows>>,
     /// The place up to which that is known; of a transaction in hand, where it begins.
     pub(super) judged_at: Offset,
     /// Whose audience has changed, as somebody who came back had to know it.
@@ -268,6 +273,7 @@ impl Fanout {
             memberships,
             states: States::default(),
             made: Made::default(),
+            old_rows: None,
             judged_at: Offset(0),
             missed: HashMap::new(),
             rules_changed: true,
@@ -319,6 +325,7 @@ impl Fanout {
         replaying.catalog = Arc::clone(&self.catalog);
         replaying.in_force = self.in_force.clone();
         replaying.unseen = Arc::clone(&self.unseen);
+        replaying.old_rows.clone_from(&self.old_rows);
         replaying.before.clone_from(&self.before);
         let (lookups, place) = self.memberships.now();
         (replaying.states, replaying.judged_at) = (States::of(&lookups), place);

@@ -3,6 +3,8 @@
 
 pub(super) mod leave;
 
+mod old_rows;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 

@@ -4,6 +4,8 @@ mod joins;
 
 mod lookups;
 
+mod old_rows;
+
 mod returns;
 
 mod seen;
@@ -24,6 +26,7 @@ use tracing::warn;
 
 pub(super) use self::joins::{Arriving, Unmirrored, Unparked};
 use self::lookups::Looking;
+use self::old_rows::Remembering;
 use self::returns::Returns;
 use self::seen::{first_mark, looked};
 use self::snapshots::Takings;
@@ -31,6 +34,7 @@ use super::changed::Changed;
 use super::fanout::{Fanout, Foundation, Settings};
 use super::history::AccessHistory;
 use super::memberships::Memberships;
+use super::old_rows::OldRows;
 use super::{Command, Resync, Router};
 use crate::change::Relation;
 use crate::log::{Cursor, LogError, Offset};
@@ -73,6 +77,8 @@ pub struct Live {
     /// Joins that need mirrors which are about to be made.
     unmirrored: Vec<Unmirrored>,
     looking_up: Looking,
+    /// Old rows that the relay keeps itself, where it does.
+    old_rows: Option<Remembering>,
     /// A look at what can be read by now, for those who wait for it.
     looking: Option<BoxFuture<'static, Option<Arc<Mark>>>>,
 }
@@ -98,6 +104,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         snapshots,
         keeping,
         memberships,
+        old_rows,
     } = foundation;
     let memberships = Arc::new(Memberships::open(memberships));
     let reading = watch.take();
@@ -111,7 +118,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         &catalog,
     ));
     snapshots.nothing_before(history.began());
-    let fanout = Fanout::new(
+    let mut fanout = Fanout::new(
         (log, watch, asker, computer, metrics),
         settings,
         *snapshots.settings(),
@@ -119,6 +126,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         Arc::clone(&router.position),
         (epoch, &reading),
     );
+    fanout.old_rows = old_rows.is_some().then(|| Arc::new(OldRows::default()));
     let live = Live {
         fanout,
         commands: incoming,
@@ -132,6 +140,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         waiting: Vec::new(),
         unmirrored: Vec::new(),
         looking_up: Looking::new(keeping),
+        old_rows: old_rows.map(|(tables, keeping)| Remembering::new(keeping, tables)),
         looking: None,
     };
     live.publish();
@@ -147,6 +156,7 @@ impl Live {
         loop {
             self.look_whether_whole();
             self.look_into();
+            self.look_for_old_rows();
             self.store_lookups(false);
             if self.looking.is_none() {
                 self.look_again(false);
@@ -189,6 +199,9 @@ impl Live {
                 {
                     self.lookups_changed();
                 }
+                if old_rows::next(&mut self.old_rows).now_or_never().is_some() {
+                    self.old_rows_changed();
+                }
                 if let Some(mark) = looked(&mut self.looking).now_or_never() {
                     self.seen(mark);
                 }
@@ -216,6 +229,7 @@ impl Live {
                 _event = self.looking_up.keeping.next(), if !self.looking_up.is_amid() => {
                     self.lookups_changed();
                 }
+                _event = old_rows::next(&mut self.old_rows) => self.old_rows_changed(),
                 mark = looked(&mut self.looking) => self.seen(mark),
                 () = self.fanout.unseen.asked(), if self.looking.is_none() => {}
                 changed = tail.changed() => if changed.is_err() { break },
@@ -236,6 +250,7 @@ impl Live {
         }
         self.store_lookups(true);
         self.looking_up.keeping.stop().await;
+        self.stop_old_rows().await;
     }
 
     async fn follow(&mut self) -> ControlFlow<()> {
@@ -260,6 +275,7 @@ impl Live {
                         // What is to be read next says the same.
                         break;
                     }
+                    self.note_old_rows(entry);
                     self.fanout.changed.note(entry);
                     self.fanout.unseen.note(entry);
                     if told {
@@ -380,6 +396,7 @@ impl Live {
         self.next = next;
         self.publish();
         self.lose_lookups(next);
+        self.lose_all_old_rows(next);
         self.fanout.expel_everybody(reason);
         self.returns.expel_arriving(reason);
         self.returns.look_again();

@@ -25,6 +25,8 @@ mod changed;
 
 mod memberships;
 
+mod old_rows;
+
 mod position;
 
 mod due;
@@ -42,6 +44,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 pub use fanout::{Foundation, Settings};
 pub use live::{Live, router};
+pub use old_rows::{Columns, InvalidTables, Keeps, Mirrored, OldRowTables};
 pub use outbox::{Carrier, Outbox, Overflow, Ruling, Verdict, Voice};
 pub use resolve::undelivered_delete;
 

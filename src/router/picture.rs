@@ -19,6 +19,8 @@ pub struct Picture {
     pub behind: u64,
     /// The tables that policies look into.
     pub lookups: Vec<Lookup>,
+    /// The tables whose old rows the relay keeps itself.
+    pub old_rows: Vec<Lookup>,
 }
 
 /// A table with subscribers.
@@ -49,7 +51,7 @@ pub struct Group {
     pub decided: &'static str,
 }
 
-/// A table that policies look into.
+/// A table that is mirrored in memory, or is to be.
 #[derive(Debug, Clone, Serialize)]
 pub struct Lookup {
     /// As in SQL, once it is known.

@@ -110,11 +110,14 @@ impl Rulebook {
     }
 }
 
+/// Whether the relay itself knows a column of a table's old rows.
+type Mirrored<'a> = &'a dyn Fn(&Table, &str) -> bool;
+
 /// Resolves the wishes of one channel. `access` gives what a role may see of a table.
 pub(super) fn resolve(
     catalog: &Catalog,
     told: Told<'_>,
-    rulebook: Rulebook,
+    (rulebook, mirrored): (Rulebook, Mirrored<'_>),
     principal: &Principal,
     wanted: &[Wanted],
     mut access: impl FnMut(&Arc<Table>) -> Arc<Access>,
@@ -151,12 +154,15 @@ pub(super) fn resolve(
         };
         for (table, access, binding) in bound {
             if wish.events.deletes() && catalog.deletes {
-                resolved
-                    .notices
-                    .extend(unjudged_delete(rulebook, wish, &table, &access));
+                resolved.notices.extend(unjudged_delete(
+                    (rulebook, mirrored),
+                    wish,
+                    &table,
+                    &access,
+                ));
             }
             if binding.leave {
-                let untold = unjudged_leave(wish, &table, &access);
+                let untold = unjudged_leave(mirrored, wish, &table, &access);
                 resolved.notices.extend(untold);
             }
             match resolved
@@ -632,7 +638,7 @@ fn worded(code: &str, text: &str) -> String {
 
 /// What to say where deletes will not come because old rows do not carry what decides.
 fn unjudged_delete(
-    rulebook: Rulebook,
+    (rulebook, mirrored): (Rulebook, Mirrored<'_>),
     wish: &Wanted,
     table: &Table,
     access: &Access,
@@ -644,7 +650,7 @@ fn unjudged_delete(
             .iter()
             .map(|condition| condition.column.as_str()),
     );
-    undelivered_delete(table, needed)
+    undelivered_delete(table, needed.filter(|name| !mirrored(table, name)))
 }
 
 /// What to say where DELETEs of a table do not reach those for whom these columns decide; `None`
@@ -669,7 +675,12 @@ pub fn undelivered_delete<'a>(
 
 /// What to say where nobody is told of rows that leave their view, because old rows do not carry
 /// what decides who saw them, or the key.
-fn unjudged_leave(wish: &Wanted, table: &Table, access: &Access) -> Option<String> {
+fn unjudged_leave(
+    mirrored: Mirrored<'_>,
+    wish: &Wanted,
+    table: &Table,
+    access: &Access,
+) -> Option<String> {
     let key = table.columns.iter().filter(|column| table.is_key(column));
     let needed = access.reads.iter().map(String::as_str);
     let needed = needed
@@ -678,6 +689,8 @@ fn unjudged_leave(wish: &Wanted, table: &Table, access: &Access) -> Option<Strin
                 .iter()
                 .map(|condition| condition.column.as_str()),
         )
+        .filter(|name| !mirrored(table, name))
+        // What goes out of the row before is what the stream carries.
         .chain(key.map(|column| column.name.as_str()));
     let missing = not_carried(table, needed);
     (!missing.is_empty()).then(|| {
@@ -714,7 +727,8 @@ fn cure(table: &Table) -> String {
         None => "",
     };
     format!(
-        "To have it delivered: alter table {table_sql} replica identity full{and}{cure}",
+        "To have it delivered: alter table {table_sql} replica identity full{and}{cure}; or let the \
+         relay keep its old rows (old_rows)",
         and = if cure.is_empty() { "" } else { ", and " },
         table_sql = table.sql_name(),
     )

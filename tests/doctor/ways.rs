@@ -99,6 +99,31 @@ ways! {
 }
 
 #[tokio::test]
+async fn old_rows_that_the_relay_keeps_need_no_identity_and_what_it_cannot_keep_is_said() {
+    let place = Place::good().await;
+    place
+        .run("alter table app.note replica identity default")
+        .await;
+    let found = place.doctor(&["--old-rows", "app.note"]).await;
+    found.is(&["identity_too_little", "old_rows_refused"]);
+    let findings = found.report["findings"].as_array().unwrap();
+    let refused = |one: &&serde_json::Value| one["code"] == "old_rows_refused";
+    let refused = findings.iter().find(refused).unwrap();
+    for statement in refused["sql"].as_array().unwrap() {
+        place.run(statement.as_str().unwrap()).await;
+    }
+    place.doctor(&[]).await.is(&["identity_too_little"]);
+    place.doctor(&["--old-rows", "app.note"]).await.is_well();
+    let found = place
+        .doctor(&["--old-rows", "app.note,app.nowhere,app.note.no,app.member"])
+        .await;
+    // The last table is a lookup, and nobody subscribes to it.
+    found.is(&["identity_too_little", "old_rows_unknown"]);
+    let found = place.doctor(&["--old-rows", "app.note,app.judged"]).await;
+    found.is(&["old_rows_needless"]);
+}
+
+#[tokio::test]
 async fn a_set_up_that_is_well_has_no_finding_and_delivers() {
     let place = Place::good().await;
     let found = place.doctor(&[]).await;

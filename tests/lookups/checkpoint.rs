@@ -44,7 +44,7 @@ async fn after_a_restart_the_checkpoint_serves_unless_it_is_damaged_or_the_table
     while world.log.appended() < lsn {
         tokio::task::yield_now().await;
     }
-    let copies = world.metrics.lookup_copies.get();
+    let copies = world.metrics.lookups.copies.get();
     let mut again = world.follow(World::settings(Some(path.clone())));
     assert!(
         again.next > place,
@@ -54,7 +54,7 @@ async fn after_a_restart_the_checkpoint_serves_unless_it_is_damaged_or_the_table
     again.all_ready().await;
     again.check(&world, "kinds", table).await;
     assert_eq!(
-        world.metrics.lookup_copies.get(),
+        world.metrics.lookups.copies.get(),
         copies,
         "nothing was copied"
     );
@@ -70,12 +70,12 @@ async fn after_a_restart_the_checkpoint_serves_unless_it_is_damaged_or_the_table
         let mut wrong = right.clone();
         wrong[at] ^= 1;
         std::fs::write(&path, &wrong).unwrap();
-        let copies = world.metrics.lookup_copies.get();
+        let copies = world.metrics.lookups.copies.get();
         let mut other = world.follow(World::settings(Some(path.clone())));
         other.keeping.want(&wanted);
         other.all_ready().await;
         other.check(&world, "kinds", table).await;
-        assert_eq!(world.metrics.lookup_copies.get(), copies + 1, "byte {at}");
+        assert_eq!(world.metrics.lookups.copies.get(), copies + 1, "byte {at}");
     }
 
     // The same file, and another table by now.
@@ -83,12 +83,12 @@ async fn after_a_restart_the_checkpoint_serves_unless_it_is_damaged_or_the_table
     world
         .run("alter table kinds alter column big type bigint using 1")
         .await;
-    let copies = world.metrics.lookup_copies.get();
+    let copies = world.metrics.lookups.copies.get();
     let mut other = world.follow(World::settings(Some(path.clone())));
     other.keeping.want(&wanted);
     other.all_ready().await;
     other.passes(world.now().await).await;
     other.check(&world, "kinds", table).await;
-    assert!(world.metrics.lookup_copies.get() > copies);
+    assert!(world.metrics.lookups.copies.get() > copies);
     assert_eq!(other.status(table).state, State::Ready);
 }

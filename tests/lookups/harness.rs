@@ -9,7 +9,9 @@ use futures_util::FutureExt;
 use rowcast::datum::{Collation, Datum, Type};
 use rowcast::log::memory::{Bounds, MemoryLog};
 use rowcast::log::{Entry, Log, Offset, Origin};
-use rowcast::lookup::keep::{Applied, Event, Foundation, Keeping, Settings, State, Status, keep};
+use rowcast::lookup::keep::{
+    Applied, Event, Foundation, Keeping, Purpose, Settings, State, Status, keep,
+};
 use rowcast::lookup::{Column, Looked, Wanted};
 use rowcast::metrics::Metrics;
 use rowcast::pg::connect::Database;
@@ -120,6 +122,7 @@ impl World {
 
     pub(crate) fn settings(checkpoint: Option<PathBuf>) -> Settings {
         Settings {
+            purpose: Purpose::Lookups,
             publication: PUBLICATION.to_owned(),
             lookup_publication: LOOKUPS.to_owned(),
             max_bytes: 64 << 20,

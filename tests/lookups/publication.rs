@@ -253,10 +253,10 @@ async fn what_the_stream_does_not_tell_is_noticed_and_copied_anew() {
         ),
         ("parts", 1, "truncate parts_1"),
     ] {
-        let copies = world.metrics.lookup_copies.get();
+        let copies = world.metrics.lookups.copies.get();
         world.run(sql).await;
         follower
-            .until(sql, |_| world.metrics.lookup_copies.get() > copies)
+            .until(sql, |_| world.metrics.lookups.copies.get() > copies)
             .await;
         follower.all_ready().await;
         follower.passes(world.now().await).await;

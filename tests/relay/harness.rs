@@ -225,6 +225,19 @@ impl Relay {
         Ok(watcher)
     }
 
+    /// Waits until the relay keeps the old rows of as many tables.
+    pub(crate) async fn keeps_old_rows(&self, tables: usize) {
+        if tables == 0 {
+            return;
+        }
+        let ready = format!("rowcast_old_row_mirrors{{state=\"ready\"}} {tables}\n");
+        let since = tokio::time::Instant::now();
+        while !self.core.metrics.encode().contains(&ready) {
+            assert!(since.elapsed() < DEADLINE, "{}", self.core.metrics.encode());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Has the catalog read as it is now: before a client is refused a table, it is looked at again.
     pub(crate) async fn reads_the_catalog(&self) {
         self.refused("anon", "nowhere", "").await;
@@ -325,6 +338,8 @@ pub(crate) fn config(url: &str) -> Config {
         log_retention_bytes: 1 << 30,
         lookup_publication: None,
         max_lookup_bytes: 256 << 20,
+        old_rows: rowcast::config::OldRowTables::default(),
+        max_old_row_bytes: 256 << 20,
         max_retained_wal: 0,
         log_max_changes: 1_000_000,
         log_max_bytes: 256 << 20,

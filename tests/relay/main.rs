@@ -37,6 +37,8 @@ mod partitions;
 
 mod random_alters;
 
+mod old_row_mirrors;
+
 mod old_rows;
 
 mod rows;

@@ -99,7 +99,7 @@ impl Client {
                     Ok(0) => self.outbox.readable().await,
                     // Nothing that a client hears.
                     Ok(_) if matches!(events.last(), Some(Event::Introduced { .. })) => {
-                        events.clear()
+                        events.clear();
                     }
                     Ok(_) => return events.pop(),
                     Err(_full) => return None,

@@ -118,7 +118,7 @@ function show(now) {
 }
 
 function showRouter(now, seconds) {
-  const { tables, watched, unwatched, sessions, channels, lookups } = now.router
+  const { tables, watched, unwatched, sessions, channels, lookups, old_rows: oldRows } = now.router
   const before = new Map(last?.router?.tables.map((one) => [`${one.schema}.${one.name}`, one.changes]))
   by('tables-hint').textContent =
     `${whole.format(watched)} with subscribers, ${whole.format(unwatched)} published without; ` +
@@ -138,14 +138,15 @@ function showRouter(now, seconds) {
     ])
   })
   fill('tables', lines, 7, 'Nobody is subscribed to anything.')
-  const mirrors = lookups.map((one) => [
+  const mirror = (one) => [
     cell(one.name ?? '–'),
     cell(one.state),
     number(whole.format(one.rows)),
     number(bytes(one.bytes)),
     cell(one.refused ?? ''),
-  ])
-  fill('lookups', mirrors, 5, 'None.')
+  ]
+  fill('lookups', lookups.map(mirror), 5, 'None.')
+  fill('old-rows', oldRows.map(mirror), 5, 'None.')
 }
 
 function finding(one) {

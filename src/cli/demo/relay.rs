@@ -115,6 +115,8 @@ fn config(settings: Settings) -> Config {
         log_retention_bytes: 1 << 30,
         lookup_publication: None,
         max_lookup_bytes: 256 << 20,
+        old_rows: Default::default(),
+        max_old_row_bytes: 256 << 20,
         max_retained_wal: 1 << 30,
         log_max_changes: 100_000,
         log_max_bytes: 64 << 20,

@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending};
 
+use super::kept::Kept;
 use super::reason::{Cause, Refusal};
-use super::{Kept, Table};
+use super::{Before, Table};
 use crate::log::{Entry, Log, LogError, Offset};
 use crate::pg::snapshot::Snapshot;
 use crate::pg::{Lsn, Oid};
@@ -19,6 +20,9 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Entries read at once.
 const ENTRIES: usize = 64;
+
+/// Rows before changes that a copy notes on its way; of more than these the last ones count.
+const FOUND: usize = 1 << 16;
 
 /// A copy, and where it stands in the log.
 pub(super) struct Arriving {
@@ -31,6 +35,9 @@ pub(super) struct Arriving {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     /// Where the server stood when it was copied: before that it may show what lies ahead.
     pub(super) exact_from: Lsn,
+    /// What the changes found that were applied on the way, where that is asked for.
+    pub(super) found: Vec<Before>,
+    notes: bool,
     reading: Option<BoxFuture<'static, Result<Vec<Arc<Entry>>, LogError>>>,
 }
 
@@ -47,8 +54,16 @@ impl Arriving {
             began: next,
             snapshot,
             exact_from,
+            found: Vec::new(),
+            notes: false,
             reading: None,
         }
+    }
+
+    /// Notes from now on what changes find.
+    pub(super) const fn noting(mut self) -> Self {
+        self.notes = true;
+        self
     }
 
     /// The log has every change of the table from here on; `None` where a mirror of before goes on,
@@ -72,9 +87,14 @@ impl Arriving {
         if !shown.is_some_and(|snapshot| snapshot.shows(entry.batch.xid)) {
             for (offset, change) in entry.changes() {
                 if offset >= self.next && change.relation.oid == oid {
-                    self.kept.followed.apply(change)?;
+                    self.kept.pass_one(offset, change, &mut self.found)?;
                 }
             }
+        }
+        if !self.notes {
+            self.found.clear();
+        } else if self.found.len() > 2 * FOUND {
+            self.found.drain(..self.found.len() - FOUND);
         }
         self.next = entry.end();
         Ok(())

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use super::Settings;
 use super::follow::{Followed, Shape};
 use super::reason::{Cause, Refusal};
+use super::{Purpose, Settings};
 use crate::datum::{Collation, Type, Types};
 use crate::lookup::{Column, Wanted};
 use crate::pg::{Oid, quote_identifier};
@@ -162,8 +162,14 @@ impl Found {
     }
 
     fn way(&self, wanted: &Wanted, settings: &Settings) -> Result<Option<Way>, Refusal> {
-        self.look_at_kind()?;
+        self.look_at_kind(settings)?;
         let shape = self.shape(wanted)?;
+        if shape.key.is_empty() && settings.purpose == Purpose::OldRows {
+            return Err(Cause::Identity.because(format!(
+                "{} has no primary key, by which the row before a change is found",
+                self.name
+            )));
+        }
         self.look_at_rights()?;
         let Some(beside) = self.publication(settings)? else {
             return Ok(None);
@@ -177,11 +183,18 @@ impl Found {
         }))
     }
 
-    fn look_at_kind(&self) -> Result<(), Refusal> {
+    fn look_at_kind(&self, settings: &Settings) -> Result<(), Refusal> {
         let name = &self.name;
+        let old_rows = settings.purpose == Purpose::OldRows;
+        let first = self.publications.get(&settings.publication);
+        // One that is published as itself is in the stream as itself.
+        let by_root = self.partition && !(old_rows && first.is_some_and(|first| first.listed));
         let what = match (self.kind.as_str(), self.persistence.as_str()) {
             _ if self.system => "is one of the system's",
-            ("r" | "p", "p") if self.partition => {
+            ("r" | "p", "p") if by_root && old_rows => {
+                "is a partition, whose rows are in the stream as its parent's: name that"
+            }
+            ("r" | "p", "p") if by_root => {
                 "is a partition, whose rows are in the stream as its parent's; let policies read \
                  the parent"
             }
@@ -342,6 +355,11 @@ impl Found {
                 Ok(Some(false))
             };
         }
+        if settings.purpose == Purpose::OldRows {
+            return Err(Cause::Publication.because(format!(
+                "{name} is not in publication {first_name}: nobody is told of its rows"
+            )));
+        }
         let Some(second) = self.publications.get(&settings.lookup_publication) else {
             return Ok(None);
         };
@@ -371,7 +389,9 @@ impl Found {
         let there = second.is_some_and(|second| second.touched && second.owned);
         let first = self.publications.get(&settings.publication);
         let both = first.is_some_and(|first| first.touched);
-        there && (refusal.cause == Cause::Identity || both && refusal.cause == Cause::Narrowed)
+        let ours = settings.purpose == Purpose::Lookups;
+        ours && there
+            && (refusal.cause == Cause::Identity || both && refusal.cause == Cause::Narrowed)
     }
 
     /// The statement that adds the table.

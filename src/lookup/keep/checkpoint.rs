@@ -16,8 +16,8 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-use super::Kept;
 use super::follow::Followed;
+use super::kept::Kept;
 use crate::datum::{Datum, Jsonb, Type};
 use crate::log::{Epoch, Offset};
 use crate::lookup::Wanted;

@@ -15,7 +15,7 @@ use super::arriving::Arriving;
 use super::catalog::{Found, Verdict, Way, look};
 use super::copy::{Copying, Failure, Source};
 use super::reason::{Cause, Refusal};
-use super::{Settings, State, too_large};
+use super::{Settings, State};
 use crate::log::Log;
 use crate::lookup::Wanted;
 use crate::metrics::Metrics;
@@ -371,7 +371,10 @@ impl Clerk {
                 task.not_before = Some(Instant::now() + wait);
                 let (name, refusal) = match failure {
                     Failure::Refused(name, refusal) => (name, refusal),
-                    Failure::TooLarge(name) => (name, too_large(self.settings.max_bytes)),
+                    Failure::TooLarge(name) => {
+                        let most = self.settings.max_bytes;
+                        (name, self.settings.purpose.too_large(most))
+                    }
                     Failure::Again(name, problem) => {
                         debug!(table = &*name, problem, "a lookup could not be copied yet");
                         (name, Cause::Unreachable.because(problem))

@@ -21,8 +21,9 @@ use super::catalog::{Verdict, Way, look};
 use super::checkpoint;
 use super::clerk::words;
 use super::follow::Followed;
+use super::kept::Kept;
 use super::reason::{Cause, Refusal};
-use super::{Kept, Settings};
+use super::{Purpose, Settings};
 use crate::log::horizon::{Horizon, NoPlace};
 use crate::log::{Epoch, Log, Offset};
 use crate::lookup::Wanted;
@@ -166,7 +167,8 @@ impl Source {
             return Err(Trouble::Again(NOT_STREAMED.to_owned()));
         }
         let began = Instant::now();
-        info!(table = &*copying.name, "copying a lookup");
+        let purpose = self.settings.purpose.as_str();
+        info!(table = &*copying.name, purpose, "copying a table");
         let mut horizon = Horizon::new(self.log.range().end);
         horizon.bound(youngest(&client).await?);
         let deadline = Instant::now() + PATIENCE;
@@ -190,13 +192,14 @@ impl Source {
         if let Err(error) = client.batch_execute(nudge).await {
             debug!(problem = words(&error), "the stream is not nudged");
         }
-        self.metrics.lookup_copies.inc();
+        self.settings.purpose.counts(&self.metrics).copies.inc();
         info!(
             table = &*copying.name,
             rows = followed.mirror.len(),
             bytes = followed.bytes,
             took_ms = began.elapsed().as_millis(),
-            "a lookup is copied"
+            purpose,
+            "a table is copied"
         );
         let kept = Kept {
             followed,
@@ -205,6 +208,7 @@ impl Source {
             order: copying.order,
         };
         let arriving = Arriving::new(kept, next, Some(Arc::new(snapshot)), exact_from);
+        let arriving = self.noting(arriving);
         let arriving = self.catch_up(copying, arriving).await?;
         if self.stretch(copying) != stretch || self.log.epoch() != epoch {
             return Err(Trouble::Again("the stream began anew meanwhile".to_owned()));
@@ -216,6 +220,13 @@ impl Source {
     fn stretch(&self, copying: &Copying) -> Option<u64> {
         let now = self.stream.now().stretch;
         now.filter(|_| copying.way.beside)
+    }
+
+    fn noting(&self, arriving: Arriving) -> Arriving {
+        match self.settings.purpose {
+            Purpose::Lookups => arriving,
+            Purpose::OldRows => arriving.noting(),
+        }
     }
 
     async fn stored(&self, copying: &Copying, epoch: Epoch) -> Option<Arriving> {
@@ -241,7 +252,8 @@ impl Source {
             table = &*copying.name,
             rows = followed.mirror.len(),
             at = %offset,
-            "a lookup is taken from the checkpoint"
+            purpose = self.settings.purpose.as_str(),
+            "a mirror is taken from the checkpoint"
         );
         let kept = Kept {
             followed,
@@ -249,7 +261,7 @@ impl Source {
             identity: Arc::clone(&copying.way.identity),
             order: copying.order,
         };
-        Some(Arriving::new(kept, offset, None, Lsn(0)))
+        Some(self.noting(Arriving::new(kept, offset, None, Lsn(0))))
     }
 
     /// Returns once all that happens to the table from now on is in the stream.

@@ -21,6 +21,8 @@ pub(super) enum Effect {
         before: Option<Looked>,
         after: Option<Looked>,
     },
+    /// It changed nothing of what is mirrored of this row.
+    Same(Looked),
     /// All rows are gone.
     All,
 }
@@ -96,7 +98,7 @@ impl Followed {
         values.collect()
     }
 
-    /// Applies a change of the table; what it did, where it did anything to what is mirrored. After
+    /// Applies a change of the table; what it did, where it is one of a row. After
     /// an error the mirror is of no use.
     pub(super) fn apply(&mut self, change: &Change) -> Result<Option<Effect>, Refusal> {
         let (old, new) = match &change.kind {
@@ -127,7 +129,7 @@ impl Followed {
         if let (Some(before), Some(after)) = (&before, &after)
             && identical(before, after)
         {
-            return Ok(None);
+            return Ok(Some(Effect::Same(Arc::clone(before))));
         }
         if let Some(before) = &before {
             if !self.mirror.remove(before) {

@@ -7,6 +7,7 @@ use super::{Channel, Fanout, Watched};
 use crate::auth::Principal;
 use crate::pg::Oid;
 use crate::policy::access::Access;
+use crate::policy::catalog::Table;
 use crate::router::group::{Group, Moment};
 use crate::router::resolve::{Readings, Resolved, Rulebook, Told, Unresolved, resolve};
 use crate::router::{ChannelId, Event, Leaves, Resync, SessionId};
@@ -26,6 +27,11 @@ impl Fanout {
             all_leaves: matches!(self.settings.leave, Leaves::All),
             snapshot: self.snapshot_settings,
         };
+        let old_rows = self.old_rows.clone();
+        let mirrored = |table: &Table, column: &str| {
+            let rows = old_rows.as_ref();
+            rows.is_some_and(|rows| rows.carries(table.oid, column))
+        };
         let (catalog, accesses) = (&self.catalog, &mut self.access);
         let rules_changed = &mut self.rules_changed;
         let mut resolved = resolve(
@@ -34,7 +40,7 @@ impl Fanout {
                 own: told,
                 shared: &self.readings,
             },
-            rulebook,
+            (rulebook, &mirrored),
             principal,
             wanted,
             |table| {

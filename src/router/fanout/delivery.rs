@@ -2,6 +2,8 @@
 
 mod leave;
 
+mod old;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,7 +61,14 @@ impl Fanout {
             self.expel_table(oid, reason);
             return;
         }
-        let (row, old) = subject_rows(change);
+        let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
+        let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
+        let own_table = self.states.changing.then(|| Arc::clone(&watched.table));
+        let known = self.found_before(offset, change);
+        if known.is_none() {
+            self.expel_where_forgotten(change);
+        }
+        let (row, old) = old::completed(change, subject_rows(change), known.as_ref());
         let subject = Subject {
             relation: &change.relation,
             change,
@@ -67,9 +76,8 @@ impl Fanout {
             row: &row,
             old: old.as_deref(),
         };
-        let own = self.states.changing
-            && (self.made).holds_old(entry.batch.xid, &subject, &watched.table);
-        let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
+        let own = own_table
+            .is_some_and(|table| self.made.holds_old(entry.batch.xid, &subject, &table));
         let before = tells_leaves.then(|| leave::before(&subject)).flatten();
         let mut place = Place {
             entry,
@@ -86,7 +94,6 @@ impl Fanout {
         };
         let own = own.then(|| States::of(&self.states.after));
         let states = own.map(|own| std::mem::replace(&mut self.states, own));
-        let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
         let mut undecided = Vec::new();
         for role in roles {
             place.written.clear();

@@ -12,7 +12,7 @@ use crate::router::picture::{Group, Lookup, Picture, Table};
 const TABLES: usize = 200;
 
 impl Fanout {
-    pub(in crate::router) fn picture(&self, lookups: &[Status]) -> Picture {
+    pub(in crate::router) fn picture(&self, lookups: &[Status], old_rows: &[Status]) -> Picture {
         let mut tables: Vec<Table> = self
             .tables
             .values()
@@ -66,6 +66,7 @@ impl Fanout {
             unwatched,
             behind: end.0.saturating_sub(self.position.get().offset.0),
             lookups: lookups.iter().map(lookup).collect(),
+            old_rows: old_rows.iter().map(lookup).collect(),
         }
     }
 

@@ -79,7 +79,8 @@ impl Live {
             Command::Leave { session, channel } => self.leave(session, channel),
             Command::Picture(answer) => {
                 let lookups = self.looking_up.keeping.status();
-                let picture = self.fanout.picture(&lookups);
+                let old_rows = self.old_row_status();
+                let picture = self.fanout.picture(&lookups, &old_rows);
                 // Whoever asked may be gone.
                 let _gone = answer.send(picture);
             }
@@ -507,6 +508,7 @@ impl Live {
             let mut tables = tables.clone();
             self.fanout.reads_one_of(&mut tables, role, &[*lookup])
         });
+        awaited.extend(self.awaited_old_rows(tables));
         awaited
     }
 
@@ -515,7 +517,9 @@ impl Live {
         if self.unmirrored.is_empty() {
             return;
         }
-        let awaited = self.looking_up.awaited();
+        let mut awaited = self.looking_up.awaited();
+        let lookups = self.unmirrored.iter().flat_map(|one| &one.lookups);
+        awaited.extend(self.awaited_old_rows(lookups.copied()));
         let (waiting, ready) = std::mem::take(&mut self.unmirrored)
             .into_iter()
             .partition(|one| {

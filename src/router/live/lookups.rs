@@ -22,7 +22,7 @@ use crate::router::replay::Returning;
 const LINGER: Duration = Duration::from_secs(300);
 
 /// How long those who come back wait for a mirror: without one what they missed may not be judged.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Entries read ahead at once.
 const AHEAD: usize = 64;
@@ -224,7 +224,7 @@ impl Live {
     /// yet; returns the others.
     pub(super) fn wait_for_mirrors(&mut self, members: Vec<Returning>) -> Vec<Returning> {
         let awaited = self.looking_up.awaited();
-        if awaited.is_empty() {
+        if awaited.is_empty() && !self.awaits_old_rows() {
             return members;
         }
         let mut others = Vec::with_capacity(members.len());
@@ -236,9 +236,10 @@ impl Live {
                 .resolve(whose, principal, wanted, &member.readings);
             let tables = resolved.map(|resolved| resolved.tables).unwrap_or_default();
             let mut tables = tables.iter().map(|(table, _)| *table);
-            if self
-                .fanout
-                .reads_one_of(&mut tables, &principal.role, &awaited)
+            if !self.awaited_old_rows(tables.clone()).is_empty()
+                || self
+                    .fanout
+                    .reads_one_of(&mut tables, &principal.role, &awaited)
             {
                 self.wait_again(member);
             } else {

@@ -135,8 +135,10 @@ async fn play(random: &mut StdRng) -> Tally {
         if world.all {
             config.leave = Leaves::All;
         }
+        config.old_rows = world.old_rows().0.parse().expect("tables");
     })
     .await;
+    relay.keeps_old_rows(world.old_rows().1).await;
     relay.run(PUBLISH_GENERATED).await;
     let mut eyes = HashMap::new();
     let mut watching = Vec::new();

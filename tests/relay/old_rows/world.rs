@@ -30,6 +30,16 @@ pub(super) enum Identity {
     Full,
 }
 
+/// What the relay itself keeps of old rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    Nothing,
+    /// What policies read.
+    Read,
+    /// All columns.
+    All,
+}
+
 /// A condition and the columns that it reads; `{t}` stands for the table's name.
 pub(super) type Condition = (&'static str, &'static [&'static str]);
 
@@ -89,6 +99,7 @@ pub(super) struct World {
     pub(super) large: bool,
     /// Whether everybody is told of leaves.
     pub(super) all: bool,
+    pub(super) kept: Kept,
 }
 
 impl World {
@@ -120,6 +131,9 @@ impl World {
             leaf_policies,
             large: random.random_bool(0.25),
             all: random.random_bool(0.2),
+            kept: *[Kept::Nothing, Kept::Nothing, Kept::Read, Kept::All]
+                .choose(random)
+                .unwrap(),
         }
     }
 
@@ -150,20 +164,54 @@ impl World {
         }
     }
 
-    /// Whether the old rows of a published table carry all of these columns.
+    /// Whether of the old rows of a published table all of these columns are known.
     pub(super) fn carries(&self, table: &str, columns: &[&str]) -> bool {
+        let mut columns = columns.iter();
+        columns.all(|name| self.streams(table, name) || self.keeps(table, name))
+    }
+
+    /// Whether the old rows in the stream carry a column.
+    fn streams(&self, table: &str, name: &str) -> bool {
         let carries = |identity: Identity| match identity {
             Identity::Full => true,
-            Identity::Default => columns.iter().all(|name| self.key().contains(name)),
-            Identity::Index(more) => columns
-                .iter()
-                .all(|name| self.key().contains(name) || more.contains(name)),
+            Identity::Default => self.key().contains(&name),
+            Identity::Index(more) => self.key().contains(&name) || more.contains(&name),
         };
         match self.shape {
             Shape::Plain => carries(self.identities[0]),
             Shape::ViaRoot => self.identities.iter().all(|identity| carries(*identity)),
             Shape::ByLeaf => carries(self.identities[usize::from(table == "t_b")]),
         }
+    }
+
+    /// Whether the relay itself keeps a column, as far as the stream tells of it.
+    fn keeps(&self, table: &str, name: &str) -> bool {
+        let mut identities = self.identities.iter();
+        let tells = self.shape != Shape::ViaRoot
+            || identities.all(|one| matches!(one, Identity::Default | Identity::Full));
+        let named = match self.kept {
+            Kept::Nothing => false,
+            Kept::Read => self.reads(table).contains(&name),
+            Kept::All => true,
+        };
+        tells && named && name != "gen"
+    }
+
+    /// The setting, and how many tables come to be kept.
+    pub(super) fn old_rows(&self) -> (String, usize) {
+        let behind = match self.kept {
+            Kept::Nothing => return (String::new(), 0),
+            Kept::Read => "",
+            Kept::All => ".*",
+        };
+        let names = self.tables().iter();
+        let names: Vec<String> = names.map(|name| format!("public.{name}{behind}")).collect();
+        let columns = ["id", "grp", "owner", "open", "n", "note", "seq"];
+        let kept = |table: &&&str| {
+            let mut columns = columns.iter();
+            columns.any(|name| self.keeps(table, name) && !self.streams(table, name))
+        };
+        (names.join(","), self.tables().iter().filter(kept).count())
     }
 
     /// What the policies of a published table and of its ancestors read.

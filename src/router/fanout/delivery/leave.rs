@@ -71,10 +71,15 @@ impl Fanout {
         }
         let key = watched.table.columns.iter();
         let mut key = key.filter(|column| watched.table.is_key(column));
+        // What goes out of the row before is what the stream carries.
         let is_known = key.all(|column| {
             let position = subject.relation.position(&column.name);
-            let value = position.and_then(|position| before.get(position));
-            value.is_some_and(|value| value != Value::Unchanged)
+            position.is_some_and(|position| {
+                let described = subject.relation.columns.get(position);
+                let value = before.get(position);
+                described.is_some_and(|column| column.identity)
+                    && value.is_some_and(|value| value != Value::Unchanged)
+            })
         });
         if !is_known || !group.can_judge(subject, before) {
             // The join said so.
