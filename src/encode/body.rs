@@ -27,7 +27,7 @@ struct Framed {
     form: u8,
     topic: Arc<str>,
     bindings: SmallVec<[u32; 4]>,
-    held: bool,
+    rest: usize,
     frame: Bytes,
 }
 
@@ -40,9 +40,9 @@ pub struct Envelope<'a> {
     pub topic: &'a Arc<str>,
     /// The bindings that asked for the change.
     pub bindings: &'a SmallVec<[u32; 4]>,
-    /// Whether the frame ends where its cursor says whom it is given to: what follows is the
-    /// receiver's own.
-    pub held: bool,
+    /// How many bytes follow behind what is shared, and count as the frame's: the receiver's own,
+    /// from where the cursor says whom it is given to. 0 where nothing does.
+    pub rest: usize,
 }
 
 impl Body {
@@ -71,7 +71,7 @@ impl Body {
                 form: envelope.form,
                 topic: Arc::clone(envelope.topic),
                 bindings: envelope.bindings.clone(),
-                held: envelope.held,
+                rest: envelope.rest,
                 frame: frame.clone(),
             };
             if let Err(framed) = shared.first.set(framed) {
@@ -85,7 +85,7 @@ impl Body {
 impl Framed {
     fn is(&self, envelope: &Envelope<'_>) -> bool {
         self.form == envelope.form
-            && self.held == envelope.held
+            && self.rest == envelope.rest
             && self.bindings == *envelope.bindings
             && *self.topic == **envelope.topic
     }
@@ -155,33 +155,31 @@ mod tests {
         let (room, same, hall): (Arc<str>, Arc<str>, Arc<str>) =
             ("room".into(), "room".into(), "hall".into());
         let mut written = 0;
-        let mut frame = |form, topic: &Arc<str>, bindings: SmallVec<[u32; 4]>, held| {
+        let mut frame = |form, topic: &Arc<str>, bindings: SmallVec<[u32; 4]>, rest| {
             let envelope = Envelope {
                 form,
                 topic,
                 bindings: &bindings,
-                held,
+                rest,
             };
             body.framed(&envelope, |_| {
                 written += 1;
-                Some(Bytes::from(format!("{form} {topic} {bindings:?} {held}")))
+                Some(Bytes::from(format!("{form} {topic} {bindings:?} {rest}")))
             })
             .unwrap()
         };
-        let first = frame(0, &room, smallvec![1], false);
-        assert_eq!(
-            first.as_ptr(),
-            frame(0, &same, smallvec![1], false).as_ptr()
-        );
+        let first = frame(0, &room, smallvec![1], 0);
+        assert_eq!(first.as_ptr(), frame(0, &same, smallvec![1], 0).as_ptr());
         for other in [
-            frame(1, &room, smallvec![1], false),
-            frame(0, &hall, smallvec![1], false),
-            frame(0, &room, smallvec![1, 2], false),
-            frame(0, &room, smallvec![1], true),
+            frame(1, &room, smallvec![1], 0),
+            frame(0, &hall, smallvec![1], 0),
+            frame(0, &room, smallvec![1, 2], 0),
+            frame(0, &room, smallvec![1], 20),
+            frame(0, &room, smallvec![1], 37),
         ] {
             assert_ne!(other, first);
         }
-        assert_eq!(written, 5);
+        assert_eq!(written, 6);
     }
 
     #[test]
@@ -195,7 +193,7 @@ mod tests {
                     form: 0,
                     topic: &topic,
                     bindings: &smallvec![1],
-                    held: false,
+                    rest: 0,
                 };
                 let frame = body.framed(&envelope, |_| Some(Bytes::from(number.to_string())));
                 assert_eq!(frame.unwrap(), number.to_string());

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::pg::Lsn;
+
 /// A change's place in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Offset(pub u64);
@@ -50,6 +52,9 @@ pub struct Holder {
     pub claims: u32,
     /// Of the role and of what the policies of the channel's tables read of the claims.
     pub read: u32,
+    /// Where in the write-ahead log the newest catalog was read that changed the rules of one of the
+    /// channel's tables; `None` in texts of before this was said.
+    pub rules: Option<Lsn>,
 }
 
 impl Holder {
@@ -72,7 +77,11 @@ pub struct HeldCursor {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:08x}{:08x}", self.claims, self.read)
+        write!(f, "{:08x}{:08x}", self.claims, self.read)?;
+        match self.rules {
+            Some(rules) => write!(f, "-{:016x}", rules.0),
+            None => Ok(()),
+        }
     }
 }
 
@@ -89,7 +98,7 @@ impl fmt::Display for HeldCursor {
 /// A text that is not a cursor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a cursor: two or three groups of 16 lower-case hexadecimal digits joined by hyphens were \
+    "not a cursor: two to four groups of 16 lower-case hexadecimal digits joined by hyphens were \
      expected"
 )]
 pub struct InvalidCursor;
@@ -111,11 +120,14 @@ impl FromStr for HeldCursor {
         let mut next = || parts.next().transpose();
         let epoch = next()?.ok_or(InvalidCursor)?;
         let offset = next()?.ok_or(InvalidCursor)?;
-        let holder = next()?.map(|both| {
+        let both = next()?;
+        let rules = next()?.map(Lsn);
+        let holder = both.map(|both| {
             let [a, b, c, d, e, f, g, h] = both.to_be_bytes();
             Holder {
                 claims: u32::from_be_bytes([a, b, c, d]),
                 read: u32::from_be_bytes([e, f, g, h]),
+                rules,
             }
         });
         if next()?.is_some() {
@@ -174,16 +186,31 @@ mod tests {
                 epoch: Epoch(7),
                 offset: Offset(offset),
             },
-            holder: Some(Holder { claims, read }),
+            holder: Some(Holder {
+                claims,
+                read,
+                rules: None,
+            }),
         };
         let (early, late) = (held(9, u32::MAX, 1), held(10, 0, 0x0a));
-        for one in [early, late] {
+        let under = |rules| HeldCursor {
+            holder: late.holder.map(|holder| Holder {
+                rules: Some(Lsn(rules)),
+                ..holder
+            }),
+            ..late
+        };
+        for one in [early, late, under(0), under(u64::MAX)] {
             assert_eq!(one.to_string().parse(), Ok(one));
             assert_eq!(one.to_string().parse(), Ok(one.cursor), "the place alone");
         }
         assert_eq!(
             late.to_string(),
             "0000000000000007-000000000000000a-000000000000000a"
+        );
+        assert_eq!(
+            under(0xb).to_string(),
+            "0000000000000007-000000000000000a-000000000000000a-000000000000000b"
         );
         assert!(early.to_string() < late.to_string());
         assert!(early.cursor.to_string() < early.to_string());
@@ -192,9 +219,14 @@ mod tests {
             ..early
         };
         assert_eq!(early.cursor.to_string().parse(), Ok(old));
-        let other = Holder { claims: 2, read: 1 };
-        assert!(other.sees_as(Holder { claims: 3, read: 1 }));
-        assert!(other.sees_as(Holder { claims: 2, read: 9 }));
-        assert!(!other.sees_as(Holder { claims: 1, read: 2 }));
+        let holder = |claims, read| Holder {
+            claims,
+            read,
+            rules: None,
+        };
+        let other = holder(2, 1);
+        assert!(other.sees_as(holder(3, 1)));
+        assert!(other.sees_as(holder(2, 9)));
+        assert!(!other.sees_as(holder(1, 2)));
     }
 }

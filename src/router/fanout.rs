@@ -352,13 +352,15 @@ impl Fanout {
         tables: impl IntoIterator<Item = Oid>,
         principal: &Principal,
     ) -> Holder {
-        let access = |oid| {
-            Some((
-                oid,
-                &**self.access.get(&(oid, Arc::clone(&principal.role)))?,
-            ))
+        let tables: Vec<Oid> = tables.into_iter().collect();
+        let access = |oid: &Oid| {
+            let access = self.access.get(&(*oid, Arc::clone(&principal.role)));
+            access.map(|access| (*oid, &**access))
         };
-        holder::holder(principal, tables.into_iter().filter_map(access))
+        let rules = self.history.changed_in(&tables, &principal.role);
+        // A cohort may know of a newer one, which is not in force here.
+        let rules = rules.min(self.catalog.read_at);
+        holder::holder(principal, tables.iter().filter_map(access), rules)
     }
 
     /// The place from which somebody who reads the tables now misses nothing.

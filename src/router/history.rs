@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::Resync;
-use crate::log::Epoch;
 use crate::log::sealed::{self, Content};
+use crate::log::{Epoch, Holder};
 use crate::pg::{Lsn, Oid};
 use crate::policy::access::fingerprints;
 use crate::policy::catalog::Catalog;
+use crate::subscription::Wanted;
 
 /// For each table and role, since where in the write-ahead log its rules hold. Shared by all who
 /// judge, and kept in a file beside a log that outlives the process.
@@ -43,6 +44,9 @@ struct Rules {
     fingerprint: u64,
     /// Whatever committed behind this place fell under them.
     since: u64,
+    /// Where the catalog was read that they first stood in.
+    #[serde(default)]
+    changed_in: u64,
 }
 
 impl AccessHistory {
@@ -85,6 +89,7 @@ impl AccessHistory {
                     let rules = Rules {
                         fingerprint,
                         since: since.0,
+                        changed_in: catalog.read_at.0,
                     };
                     pairs.insert(role.to_owned(), rules);
                     changed = true;
@@ -121,6 +126,17 @@ impl AccessHistory {
         Lsn(self.lock().began)
     }
 
+    /// Where the newest catalog was read in which one of these tables first had the rules that it has
+    /// for a role. Whoever was told something under an older one has not been told of that.
+    pub(super) fn changed_in(&self, tables: &[Oid], role: &str) -> Lsn {
+        let known = self.lock();
+        let rules = tables.iter().filter_map(|table| {
+            let rules = known.tables.get(&table.0)?.get(role)?;
+            Some(rules.changed_in)
+        });
+        Lsn(rules.max().unwrap_or(0))
+    }
+
     /// Why what commits at or behind `from` must not be judged by today's rules, if it must not: as
     /// somebody has it who has it from before, or has read the tables under the rules at `read_at`.
     pub(super) fn changed_after(
@@ -155,6 +171,17 @@ impl AccessHistory {
         // No code under this lock panics half-way through a change.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether one of these has a cursor that was given under older rules than those that `holder` falls
+/// under, as far as it says, and has not read since: nobody has told it then what they show of rows
+/// that did not change.
+pub(super) fn untold(wanted: &[Wanted], holder: Holder) -> bool {
+    let mut starts = wanted.iter().map(|wish| &wish.start);
+    starts.any(|start| {
+        let known = start.since.and_then(|_| start.knows_rules());
+        known.is_some_and(|known| Some(known) < holder.rules)
+    })
 }
 
 fn read(file: &Path, epoch: Epoch) -> Option<Known> {

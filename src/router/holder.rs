@@ -6,15 +6,17 @@ use smallvec::SmallVec;
 
 use crate::auth::Principal;
 use crate::log::Holder;
-use crate::pg::Oid;
+use crate::pg::{Lsn, Oid};
 use crate::policy::access::{Access, Rules};
 use crate::policy::predicate::Projection;
 
 /// A principal as the holder of a cursor of these tables. What no rule reads makes no difference to
 /// one of its numbers; what stays with the user is all of the other, whichever tables they are.
+/// `rules` is where the newest catalog was read that changed those of the tables.
 pub(super) fn holder<'a>(
     principal: &Principal,
     tables: impl Iterator<Item = (Oid, &'a Access)>,
+    rules: Lsn,
 ) -> Holder {
     let lasting = principal.claims.lasting();
     let mut claims = DefaultHasher::new();
@@ -43,6 +45,7 @@ pub(super) fn holder<'a>(
     Holder {
         claims: half(&claims),
         read: half(&read),
+        rules: Some(rules),
     }
 }
 

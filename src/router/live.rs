@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-pub(super) use self::joins::{Unmirrored, Unparked};
+pub(super) use self::joins::{Arriving, Unmirrored, Unparked};
 use self::lookups::Looking;
 use self::returns::Returns;
 use self::seen::{first_mark, looked};
@@ -69,7 +69,7 @@ pub struct Live {
     /// Set while the next entry waits for the catalog: everything else goes on.
     held: Option<Held>,
     /// Joins that need a catalog which the stream has yet to come to.
-    waiting: Vec<(Instant, Unparked)>,
+    waiting: Vec<(Instant, Arriving)>,
     /// Joins that need mirrors which are about to be made.
     unmirrored: Vec<Unmirrored>,
     looking_up: Looking,
@@ -366,7 +366,7 @@ impl Live {
             self.fanout.adopt_anyway();
         }
         for (_, join) in std::mem::take(&mut self.waiting) {
-            self.unpark(join);
+            self.go_on(join);
         }
     }
 

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::fanout::{Channel, Fanout};
 use super::group::Begin;
+use super::history::untold;
 use super::resolve::{Readings, Resolved};
 use super::{ChannelId, Event, Outbox, Resync, SessionId};
 use crate::auth::Principal;
@@ -459,15 +460,20 @@ impl Cohort {
                 // then, and a version of a row that they hid stays hidden.
                 let changed =
                     tables.find_map(|(oid, _)| history.changed_after(*oid, role, commit, None));
+                let all = resolved.tables.iter().map(|(oid, _)| *oid);
+                let whom = self.fanout.holder(all, &member.principal);
+                let untold = self
+                    .fanout
+                    .channel(session, channel)
+                    .is_some_and(|state| untold(&state.wanted, whom));
                 let tables = resolved.tables.iter();
                 let fanout = &mut self.fanout;
                 let mut readers = tables.map(|(oid, bindings)| {
                     fanout.has_missed_a_change(*oid, &member.principal, bindings)
                 });
                 let changed = changed.or_else(|| {
-                    readers
-                        .any(|missed| missed)
-                        .then_some(Resync::AccessChanged)
+                    let missed = untold || readers.any(|missed| missed);
+                    missed.then_some(Resync::AccessChanged)
                 });
                 match changed {
                     Some(reason) => reason,

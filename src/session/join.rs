@@ -168,6 +168,9 @@ impl Session {
         let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) else {
             return;
         };
+        if channel.holder != holder {
+            channel.progress.tell_anew();
+        }
         channel.holder = holder;
         // Whoever waits for all of its bindings gets all of them or none.
         if let Some(refusal) = refusals.first()

@@ -65,6 +65,12 @@ impl Progress {
         }
     }
 
+    /// What it was told last is said in another way from now on.
+    pub(super) const fn tell_anew(&mut self) {
+        self.busy |= self.told.is_some();
+        self.told = None;
+    }
+
     /// When it is to be told, since the clock's start.
     fn due(&self) -> Option<Duration> {
         if !self.reported || self.reached.is_none() && !self.current {

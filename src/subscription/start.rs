@@ -24,6 +24,14 @@ pub struct Start {
 }
 
 impl Start {
+    /// The place of the newest rules that its holder has been told or has read under, where that is
+    /// known.
+    #[must_use]
+    pub fn knows_rules(&self) -> Option<Lsn> {
+        let told = self.holder.and_then(|holder| holder.rules);
+        told.max(self.read_at)
+    }
+
     /// Whether it lies before the join, or with a snapshot.
     #[must_use]
     pub const fn is_earlier(&self) -> bool {

@@ -185,12 +185,11 @@ impl Line {
             form: self.serializer as u8,
             topic,
             bindings: &bindings,
-            held: ending.is_some(),
+            rest: ending.as_ref().map_or(0, Bytes::len),
         };
-        let rest = ending.as_ref().map_or(0, Bytes::len);
         let frame = data.framed(&envelope, |data| {
-            wire::text(data.len() + topic.len() + 128, rest, |bytes| {
-                let change = (&**data, envelope.held);
+            wire::text(data.len() + topic.len() + 128, envelope.rest, |bytes| {
+                let change = (&**data, ending.is_some());
                 write_change(self.serializer, topic, &bindings, change, bytes);
             })
         });

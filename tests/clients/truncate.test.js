@@ -121,7 +121,7 @@ for (const kind of CLIENTS) describe(kind.name, () => {
     }
     const first = listening('away')
     const { cursor } = await first.system.first(({ status }) => status === 'cursor', 'a cursor')
-    assert.match(cursor, /^[0-9a-f]{16}(-[0-9a-f]{16}){2}$/)
+    assert.match(cursor, /^[0-9a-f]{16}(-[0-9a-f]{16}){3}$/)
     await client.removeChannel(first.channel)
     await tables.query('insert into todos values (10, $1, $2)', [ANN.user, 'ten'])
     await tables.query('truncate todos cascade')

@@ -1,6 +1,7 @@
 //! Cursors: what a client may say, what it is told, and that no cursor makes it come back for ever.
 
 use rowcast::log::{Cursor, Epoch, Holder, Offset};
+use rowcast::pg::Lsn;
 use rowcast::router::{Event, Join, Resync};
 use rowcast::snapshot::Failure;
 use rowcast::subscription::Events;
@@ -322,8 +323,9 @@ async fn every_cursor_that_a_client_is_given_says_whose_it_is_and_is_read_back_s
     let holder = Holder {
         claims: 0x0102_0304,
         read: 5,
+        rules: Some(Lsn(0x1a2b)),
     };
-    let said = |offset: u64| format!("{}-0102030400000005", cursor(offset));
+    let said = |offset: u64| format!("{}-0102030400000005-0000000000001a2b", cursor(offset));
     let mut client = server.client().await;
     let bindings = json!([{ "table": "t" }]);
     join(&mut client, 1, bindings, json!({ "cursor": true })).await;

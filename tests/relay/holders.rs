@@ -202,3 +202,72 @@ async fn a_channel_whose_policies_change_is_told_whose_its_cursors_are_now() {
     let heard = back(&relay, &other, &["own"], (start, after)).await;
     assert_eq!(heard, Heard::CaughtUp);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_while_rules_changed_is_told_also_where_nothing_else_happened() {
+    for told in [true, false] {
+        let mut relay = if told {
+            Relay::told(TABLES, PUBLISHED, |_| {}).await
+        } else {
+            Relay::start(TABLES, PUBLISHED).await
+        };
+        let ann = token(ANN, &json!({ "org": 1 }));
+        relay
+            .run(&format!("insert into own values (1, '{BEN}')"))
+            .await;
+        let of = holder(&relay, &ann, &["own", "open"]).await;
+        let place = settled(&mut relay).await;
+        relay.run("alter policy mine on own using (true)").await;
+        relay.reads_the_catalog().await;
+        // Nothing at all lies behind the cursor, or nothing but that.
+        let of_open = holder(&relay, &ann, &["open"]).await;
+        for tables in [&["own"][..], &["open", "own"]] {
+            let heard = back(&relay, &ann, tables, (place, of)).await;
+            assert!(is_of_another(&heard), "{told} {tables:?}: {heard:?}");
+        }
+        let heard = back(&relay, &ann, &["open"], (place, of_open)).await;
+        assert_eq!(heard, Heard::CaughtUp, "{told}: of another table");
+        // With rows behind it.
+        relay
+            .run(&format!("insert into own values (2, '{BEN}')"))
+            .await;
+        let later = settled(&mut relay).await;
+        let heard = back(&relay, &ann, &["own"], (place, of)).await;
+        assert!(is_of_another(&heard), "{told}: {heard:?}");
+        // Who has been told goes on.
+        let now = holder(&relay, &ann, &["own"]).await;
+        let heard = back(&relay, &ann, &["own"], (later, now)).await;
+        assert_eq!(heard, Heard::CaughtUp, "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_told_that_rules_changed_goes_on_with_the_cursor_that_comes_with_it() {
+    let mut relay = Relay::told(TABLES, PUBLISHED, |_| {}).await;
+    let ann = token(ANN, &json!({ "org": 1 }));
+    let outbox = Outbox::new(SessionId(5_900_000), 1_000, 1 << 20);
+    let join = Join {
+        outbox: Arc::clone(&outbox),
+        channel: ChannelId(1),
+        principal: Arc::clone(&ann),
+        wanted: vec![wish(1, "own", "")],
+        keeps_cursor: true,
+    };
+    relay.core.router.join(join).await.unwrap();
+    settled(&mut relay).await;
+    relay.run("alter policy mine on own using (true)").await;
+    let (mut events, mut whose, mut given) = (Vec::new(), None, None);
+    while given.is_none() {
+        while outbox.take(&mut events, 1).unwrap() == 0 {
+            outbox.readable().await;
+        }
+        match events.pop() {
+            Some(Event::Joined { holder, .. }) => whose = holder,
+            Some(Event::Resync { cursor, .. }) => given = cursor,
+            _ => {}
+        }
+    }
+    let (given, whose) = (given.unwrap(), whose.unwrap());
+    let heard = back(&relay, &ann, &["own"], (given, whose)).await;
+    assert_eq!(heard, Heard::CaughtUp);
+}

@@ -14,8 +14,9 @@ use crate::policy::ask::probe::{Probe, Reading};
 use crate::policy::watch::CatalogWatch;
 use crate::retry::Backoff;
 use crate::router::fanout::Channel;
+use crate::router::history::untold;
 use crate::router::replay::Returning;
-use crate::router::resolve::{Readings, Unresolved, refused};
+use crate::router::resolve::{Readings, Resolved, Unresolved, refused};
 use crate::router::unseen::Late;
 use crate::router::{ChannelId, Command, Event, Join, Resync, SessionId};
 use crate::subscription::{Start, Wanted};
@@ -31,23 +32,30 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// told that its audience may have changed meanwhile.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A join whose question to PostgreSQL was answered.
-pub(in crate::router) struct Unparked {
+/// A join on its way, with what it has waited for so far.
+pub(in crate::router) struct Arriving {
     join: Join,
+    /// Which of its channel's joins it is.
     joining: u64,
+    /// Whether the catalog was looked at again for its sake.
     role_read: bool,
-    /// What it was told before.
+    /// What PostgreSQL has said of its filters.
     told: Readings,
-    readings: Vec<(Probe, Reading)>,
-    /// Whether there was an answer at all.
-    answered: bool,
     /// Since when it waits for mirrors, or has.
     since: Option<Instant>,
 }
 
+/// A join whose question to PostgreSQL was answered.
+pub(in crate::router) struct Unparked {
+    arriving: Arriving,
+    readings: Vec<(Probe, Reading)>,
+    /// Whether there was an answer at all.
+    answered: bool,
+}
+
 /// A join to tables whose rules read what is not mirrored yet.
 pub(in crate::router) struct Unmirrored {
-    unparked: Unparked,
+    arriving: Arriving,
     since: Instant,
     lookups: Vec<Oid>,
 }
@@ -60,7 +68,13 @@ impl Live {
                 // With a new token a channel's filters mean what they meant.
                 let known = self.fanout.channel(join.outbox.session(), join.channel);
                 let told = known.map(|channel| channel.readings.clone());
-                self.join(join, joining, false, &told.unwrap_or_default(), None);
+                self.join(Arriving {
+                    join,
+                    joining,
+                    role_read: false,
+                    told: told.unwrap_or_default(),
+                    since: None,
+                });
             }
             Command::Leave { session, channel } => self.leave(session, channel),
             Command::Picture(answer) => {
@@ -109,187 +123,193 @@ impl Live {
         self.fanout.leave(session, channel);
     }
 
-    fn join(
-        &mut self,
-        mut join: Join,
-        joining: u64,
-        role_read: bool,
-        told: &Readings,
-        since: Option<Instant>,
-    ) {
+    fn join(&mut self, arriving: Arriving) {
         if self.fanout.is_behind() {
             // Who comes now falls under what holds now.
-            return self.wait(join, joining, role_read, told.clone(), since);
+            return self.wait(arriving);
         }
+        let join = &arriving.join;
         let whose = (join.outbox.session(), join.channel);
         let resolved = self
             .fanout
-            .resolve(whose, &join.principal, &join.wanted, told);
+            .resolve(whose, &join.principal, &join.wanted, &arriving.told);
         // The catalog may be a second old. Before a client is told what it cannot have, it is
         // looked at again.
-        let stale = !role_read
+        let stale = !arriving.role_read
             && match &resolved {
                 Ok(resolved) => !resolved.notices.is_empty() || !resolved.refusals.is_empty(),
                 Err(Unresolved::Role) => true,
                 Err(Unresolved::Unread(_)) => false,
             };
         if stale {
-            self.park(join, joining, Vec::new(), told, since);
-            return;
+            return self.park(arriving, Vec::new());
         }
         match resolved {
             Ok(resolved) => {
-                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
-                let lookups = self.awaited_by(&join, tables);
-                if !lookups.is_empty() && self.unmirrored.len() < MAX_PARKED {
-                    let since = since.unwrap_or_else(Instant::now);
-                    if since.elapsed() < MIRROR_PATIENCE {
-                        let unparked = Unparked {
-                            join,
-                            joining,
-                            role_read,
-                            told: told.clone(),
-                            readings: Vec::new(),
-                            answered: true,
-                            since: Some(since),
-                        };
-                        return self.unmirrored.push(Unmirrored {
-                            unparked,
-                            since,
-                            lookups,
-                        });
-                    }
-                }
-                let (notices, refusals) = (resolved.notices.clone(), resolved.refusals.clone());
-                let (session, channel) = (join.outbox.session(), join.channel);
-                let Some(known) = self.fanout.channel(session, channel) else {
-                    return;
-                };
-                if let Some(reader) = known.reader.take() {
-                    reader.close();
-                    known.away = false;
-                }
-                if known.away {
-                    // It takes effect where the one before it has come to.
-                    known.successor = Some(Box::new((join, resolved.readings)));
-                    self.returns.recalled.call(session, channel);
-                    return;
-                }
-                let mut wishes = join.wanted.iter();
-                let with_snapshot = wishes.any(|wish| wish.start.snapshot.is_some());
-                let goes_on = known.settled;
-                let (before, holder) = (Arc::clone(&known.wanted), Arc::clone(&known.principal));
-                let tables = resolved.tables.iter().map(|(oid, _)| *oid);
-                let whom = self.fanout.holder(tables.clone(), &join.principal);
-                // The rows of another are others.
-                let alike = !goes_on || self.fanout.shows_alike(tables, &holder, &join.principal);
-                if goes_on {
-                    // With a new token it goes on where it is.
-                    for wish in &mut join.wanted {
-                        let known = before.iter().find(|known| known.id == wish.id);
-                        let since = known.and_then(|known| known.start.since);
-                        wish.start = Start {
-                            // The log has yet to come to where it is.
-                            since: since.filter(|since| since.offset > self.next),
-                            holder: None,
-                            read_at: None,
-                            unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
-                            snapshot: wish.start.snapshot.take().filter(|_| !alike),
-                        };
-                    }
-                }
-                let begin = self.begin_with_snapshot(&mut join.wanted, whom);
-                let queries = queries(&resolved, &begin);
-                // Who has all its rows read anew misses nothing.
-                let shows_else = join.keeps_cursor && !alike && begin.len() < join.wanted.len();
-                self.fanout.withdraw(session, channel);
-                self.note(&join, &resolved.readings);
-                let holder = self.introduce(session, channel, whom);
-                let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
-                if shows_else {
-                    join.outbox.push(Event::Joined {
-                        channel,
-                        refusals,
-                        notices,
-                        holder,
-                    });
-                    self.fanout.expel(session, channel, Resync::AccessChanged);
-                    return;
-                }
-                // What it is about to read, as nobody tells it what lies before.
-                let reads = |binding: u32| {
-                    let mut wishes = join.wanted.iter().filter(|wish| wish.id == binding);
-                    !goes_on && wishes.any(|wish| !wish.start.is_earlier())
-                };
-                let read: Vec<Oid> = resolved
-                    .tables
-                    .iter()
-                    .filter(|(_, bindings)| bindings.iter().any(|binding| reads(binding.id)))
-                    .map(|(oid, _)| *oid)
-                    .collect();
-                if returning {
-                    self.fanout.reserve(session, channel, resolved);
-                } else {
-                    self.fanout.put_in_force(session, channel, resolved);
-                }
-                let joined = Event::Joined {
-                    channel,
-                    refusals,
-                    notices,
-                    holder,
-                };
-                if read.is_empty() {
-                    join.outbox.push(joined);
-                } else {
-                    let late = Late::Expel(session, channel, joining);
-                    self.fanout.unseen.tell(&read, &join.outbox, joined, late);
-                }
-                if goes_on && with_snapshot && !returning {
-                    join.outbox.push(Event::CaughtUp { channel });
-                }
-                if returning {
-                    match self.beginning_of(&join.wanted, whom) {
-                        Ok(_) if !queries.is_empty() => {
-                            self.take_snapshot(session, channel, queries);
-                        }
-                        Ok(from) => self.send_after(session, channel, from),
-                        Err(reason) => self.fanout.tell_to_read(&join.outbox, channel, reason),
-                    }
+                if let Some(arriving) = self.wait_mirrored(arriving, &resolved) {
+                    self.settle(arriving, resolved);
                 }
             }
-            Err(Unresolved::Role) => {
-                let reason = format!(
-                    "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
-                    join.principal.role
-                );
-                let (session, channel) = (join.outbox.session(), join.channel);
-                self.fanout.withdraw(session, channel);
-                if let Some(known) = self.fanout.channel(session, channel) {
-                    // What it was before the refresh must not come back with the next catalog.
-                    known.principal = Arc::clone(&join.principal);
-                    known.wanted = Arc::new([]);
-                    known.refused = Vec::new();
-                    known.successor = None;
-                    if let Some(reader) = known.reader.take() {
-                        reader.close();
-                        known.away = false;
-                    } else if std::mem::take(&mut known.away) {
-                        self.returns.recalled.call(session, channel);
-                    }
-                }
-                join.outbox.push(Event::Joined {
-                    channel,
-                    refusals: join
-                        .wanted
-                        .iter()
-                        .map(|wish| refused(wish, &reason))
-                        .collect(),
-                    notices: Vec::new(),
-                    holder: None,
-                });
-            }
-            Err(Unresolved::Unread(unread)) => self.park(join, joining, unread, told, since),
+            Err(Unresolved::Role) => self.refuse_role(&arriving.join),
+            Err(Unresolved::Unread(unread)) => self.park(arriving, unread),
         }
+    }
+
+    /// Lets a join wait until what its rules read is mirrored; gives it back where it need not, or has.
+    fn wait_mirrored(&mut self, arriving: Arriving, resolved: &Resolved) -> Option<Arriving> {
+        let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+        let lookups = self.awaited_by(&arriving.join, tables);
+        let since = arriving.since.unwrap_or_else(Instant::now);
+        let full = self.unmirrored.len() >= MAX_PARKED;
+        if lookups.is_empty() || full || since.elapsed() >= MIRROR_PATIENCE {
+            return Some(arriving);
+        }
+        let arriving = Arriving {
+            since: Some(since),
+            ..arriving
+        };
+        self.unmirrored.push(Unmirrored {
+            arriving,
+            since,
+            lookups,
+        });
+        None
+    }
+
+    /// Puts a join in force, or sends it after what it has missed.
+    fn settle(&mut self, arriving: Arriving, resolved: Resolved) {
+        let Arriving {
+            mut join, joining, ..
+        } = arriving;
+        let (notices, refusals) = (resolved.notices.clone(), resolved.refusals.clone());
+        let (session, channel) = (join.outbox.session(), join.channel);
+        let Some(known) = self.fanout.channel(session, channel) else {
+            return;
+        };
+        if let Some(reader) = known.reader.take() {
+            reader.close();
+            known.away = false;
+        }
+        if known.away {
+            // It takes effect where the one before it has come to.
+            known.successor = Some(Box::new((join, resolved.readings)));
+            self.returns.recalled.call(session, channel);
+            return;
+        }
+        let mut wishes = join.wanted.iter();
+        let with_snapshot = wishes.any(|wish| wish.start.snapshot.is_some());
+        let goes_on = known.settled;
+        let (before, holder) = (Arc::clone(&known.wanted), Arc::clone(&known.principal));
+        let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+        let whom = self.fanout.holder(tables.clone(), &join.principal);
+        // The rows of another are others.
+        let alike = !goes_on || self.fanout.shows_alike(tables, &holder, &join.principal);
+        if goes_on {
+            // With a new token it goes on where it is.
+            for wish in &mut join.wanted {
+                let known = before.iter().find(|known| known.id == wish.id);
+                let since = known.and_then(|known| known.start.since);
+                wish.start = Start {
+                    // The log has yet to come to where it is.
+                    since: since.filter(|since| since.offset > self.next),
+                    holder: None,
+                    read_at: None,
+                    unseen_by: known.and_then(|known| known.start.unseen_by.clone()),
+                    snapshot: wish.start.snapshot.take().filter(|_| !alike),
+                };
+            }
+        }
+        let begin = self.begin_with_snapshot(&mut join.wanted, whom);
+        let queries = queries(&resolved, &begin);
+        // Who has all its rows read anew misses nothing.
+        let shows_else = join.keeps_cursor && !alike && begin.len() < join.wanted.len();
+        self.fanout.withdraw(session, channel);
+        self.note(&join, &resolved.readings);
+        let holder = self.introduce(session, channel, whom);
+        let returning = join.wanted.iter().any(|wish| wish.start.is_earlier());
+        if shows_else {
+            join.outbox.push(Event::Joined {
+                channel,
+                refusals,
+                notices,
+                holder,
+            });
+            self.fanout.expel(session, channel, Resync::AccessChanged);
+            return;
+        }
+        // What it is about to read, as nobody tells it what lies before.
+        let reads = |binding: u32| {
+            let mut wishes = join.wanted.iter().filter(|wish| wish.id == binding);
+            !goes_on && wishes.any(|wish| !wish.start.is_earlier())
+        };
+        let read: Vec<Oid> = resolved
+            .tables
+            .iter()
+            .filter(|(_, bindings)| bindings.iter().any(|binding| reads(binding.id)))
+            .map(|(oid, _)| *oid)
+            .collect();
+        if returning {
+            self.fanout.reserve(session, channel, resolved);
+        } else {
+            self.fanout.put_in_force(session, channel, resolved);
+        }
+        let joined = Event::Joined {
+            channel,
+            refusals,
+            notices,
+            holder,
+        };
+        if read.is_empty() {
+            join.outbox.push(joined);
+        } else {
+            let late = Late::Expel(session, channel, joining);
+            self.fanout.unseen.tell(&read, &join.outbox, joined, late);
+        }
+        if goes_on && with_snapshot && !returning {
+            join.outbox.push(Event::CaughtUp { channel });
+        }
+        if returning {
+            match self.beginning_of(&join.wanted, whom) {
+                Ok(_) if !queries.is_empty() => {
+                    self.take_snapshot(session, channel, queries);
+                }
+                Ok(from) => self.send_after(session, channel, from),
+                Err(reason) => self.fanout.tell_to_read(&join.outbox, channel, reason),
+            }
+        }
+    }
+
+    /// Takes a channel out of force whose role there is not.
+    fn refuse_role(&mut self, join: &Join) {
+        let reason = format!(
+            "ERROR 22023 (invalid_parameter_value) role {:?} does not exist",
+            join.principal.role
+        );
+        let (session, channel) = (join.outbox.session(), join.channel);
+        self.fanout.withdraw(session, channel);
+        if let Some(known) = self.fanout.channel(session, channel) {
+            // What it was before the refresh must not come back with the next catalog.
+            known.principal = Arc::clone(&join.principal);
+            known.wanted = Arc::new([]);
+            known.refused = Vec::new();
+            known.successor = None;
+            if let Some(reader) = known.reader.take() {
+                reader.close();
+                known.away = false;
+            } else if std::mem::take(&mut known.away) {
+                self.returns.recalled.call(session, channel);
+            }
+        }
+        join.outbox.push(Event::Joined {
+            channel,
+            refusals: join
+                .wanted
+                .iter()
+                .map(|wish| refused(wish, &reason))
+                .collect(),
+            notices: Vec::new(),
+            holder: None,
+        });
     }
 
     /// Notes who a channel is now and what it wants.
@@ -337,7 +357,7 @@ impl Live {
     }
 
     /// [`Live::beginning`] for somebody whose cursors these should be: what lies before another's
-    /// was judged for that one.
+    /// was judged for that one, and who was given one under other rules has not been told of these.
     pub(super) fn beginning_of(&self, wanted: &[Wanted], holder: Holder) -> Result<Offset, Resync> {
         let from = self.beginning(wanted)?;
         let mut starts = wanted.iter().map(|wish| &wish.start);
@@ -345,7 +365,7 @@ impl Live {
             let of = start.holder.filter(|_| start.since.is_some());
             of.is_some_and(|of| !of.sees_as(holder))
         });
-        if of_others {
+        if of_others || untold(wanted, holder) {
             return Err(Resync::AccessChanged);
         }
         Ok(from)
@@ -436,30 +456,21 @@ impl Live {
     }
 
     /// Lets a join wait for PostgreSQL while everything else goes on.
-    fn park(
-        &mut self,
-        join: Join,
-        joining: u64,
-        unread: Vec<Probe>,
-        told: &Readings,
-        since: Option<Instant>,
-    ) {
+    fn park(&mut self, arriving: Arriving, unread: Vec<Probe>) {
         if self.parked.len() >= MAX_PARKED {
             debug!("too many joins wait for the database");
-            self.unavailable(&join);
+            self.unavailable(&arriving.join);
             return;
         }
         let (watch, asker) = (self.fanout.watch.clone(), self.fanout.asker.clone());
-        let told = told.clone();
         self.parked.push(Box::pin(async move {
             let mut unparked = Unparked {
-                joining,
-                role_read: unread.is_empty(),
-                told,
+                arriving: Arriving {
+                    role_read: unread.is_empty(),
+                    ..arriving
+                },
                 readings: Vec::new(),
                 answered: false,
-                join,
-                since,
             };
             let answering = answer(&watch, &asker, &mut unparked, unread);
             // Clients give up a join after ten seconds and try again: better they hear why.
@@ -470,28 +481,12 @@ impl Live {
     }
 
     /// Lets a join wait until the stream has come to the newest catalog.
-    fn wait(
-        &mut self,
-        join: Join,
-        joining: u64,
-        role_read: bool,
-        told: Readings,
-        since: Option<Instant>,
-    ) {
+    fn wait(&mut self, arriving: Arriving) {
         if self.waiting.len() >= MAX_PARKED {
             debug!("too many joins wait for the stream");
-            return self.unavailable(&join);
+            return self.unavailable(&arriving.join);
         }
-        let unparked = Unparked {
-            join,
-            joining,
-            role_read,
-            told,
-            readings: Vec::new(),
-            answered: true,
-            since,
-        };
-        self.waiting.push((Instant::now(), unparked));
+        self.waiting.push((Instant::now(), arriving));
     }
 
     /// The lookups without a mirror yet that the rules read by which a new channel would be judged.
@@ -530,7 +525,7 @@ impl Live {
         self.unmirrored = waiting;
         let ready: Vec<Unmirrored> = ready;
         for one in ready {
-            self.unpark(one.unparked);
+            self.go_on(one.arriving);
         }
     }
 
@@ -541,48 +536,52 @@ impl Live {
         });
     }
 
+    /// Takes a join up that has waited for PostgreSQL.
     pub(super) fn unpark(&mut self, unparked: Unparked) {
         let Unparked {
-            join,
-            joining,
-            role_read,
-            mut told,
+            mut arriving,
             readings,
             answered,
-            since,
         } = unparked;
         for (probe, reading) in readings {
             if Reading::lasts(&probe) {
                 self.fanout.readings.share(probe.clone(), reading.clone());
             }
-            told.insert(probe, reading);
-        }
-        let current = self
-            .fanout
-            .sessions
-            .get(&join.outbox.session())
-            .and_then(|channels| channels.get(&join.channel))
-            .is_some_and(|channel| channel.joining == joining);
-        if !current {
-            debug!("a channel was left while it was joining");
-            return;
+            arriving.told.insert(probe, reading);
         }
         if answered {
-            if !self.adopt() {
-                return self.wait(join, joining, role_read, told, since);
-            }
-            self.join(join, joining, role_read, &told, since);
-        } else {
+            self.go_on(arriving);
+        } else if self.is_current(&arriving) {
             warn!("a join could not be decided: the database does not answer");
-            self.unavailable(&join);
+            self.unavailable(&arriving.join);
         }
     }
+
+    /// Takes a join up that has waited.
+    pub(super) fn go_on(&mut self, arriving: Arriving) {
+        if !self.is_current(&arriving) {
+            debug!("a channel was left while it was joining");
+        } else if self.adopt() {
+            self.join(arriving);
+        } else {
+            self.wait(arriving);
+        }
+    }
+
+    /// Whether a join is the last word of its channel.
+    fn is_current(&self, arriving: &Arriving) -> bool {
+        let join = &arriving.join;
+        let channels = self.fanout.sessions.get(&join.outbox.session());
+        let channel = channels.and_then(|channels| channels.get(&join.channel));
+        channel.is_some_and(|channel| channel.joining == arriving.joining)
+    }
 }
+
 /// Gets what a join waits for; tries again for as long as it is polled.
 async fn answer(watch: &CatalogWatch, asker: &Asker, unparked: &mut Unparked, unread: Vec<Probe>) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
     if unread.is_empty() {
-        let role = unparked.join.principal.role.as_ref();
+        let role = unparked.arriving.join.principal.role.as_ref();
         while watch.role(role.to_owned()).await.is_err() {
             tokio::time::sleep(backoff.after_failure()).await;
         }

@@ -16,6 +16,7 @@ use tracing::debug;
 use super::Live;
 use crate::log::{Entry, LogError, Offset};
 use crate::pg::Lsn;
+use crate::router::history::untold;
 use crate::router::replay::{Back, Cohort, NEAR, Recalled, Replay, Returning, read_at};
 use crate::router::{ChannelId, Event, Resync, SessionId};
 
@@ -327,9 +328,11 @@ impl Live {
         let coming = Lsn(appended.0 + 1);
         let read_at = read_at(&wanted);
         let mut tables = resolved.tables.iter();
-        if let Some(reason) =
-            tables.find_map(|(oid, _)| history.changed_after(*oid, role, coming, read_at))
-        {
+        let changed =
+            tables.find_map(|(oid, _)| history.changed_after(*oid, role, coming, read_at));
+        let tables = resolved.tables.iter().map(|(oid, _)| *oid);
+        let untold = untold(&wanted, self.fanout.holder(tables, &principal));
+        if let Some(reason) = changed.or(untold.then_some(Resync::AccessChanged)) {
             return self.fanout.expel(session, channel, reason);
         }
         self.fanout.put_in_force(session, channel, resolved);

@@ -176,7 +176,8 @@ impl Live {
             let own = std::slice::from_ref(wish);
             let good = wish.start.since.is_some() && self.beginning_of(own, holder).is_ok();
             if !good {
-                wish.start.since = None;
+                // What the cursor says is of what it does not go on from.
+                (wish.start.since, wish.start.holder, wish.start.read_at) = (None, None, None);
                 begin.push(wish.id);
             }
         }
