@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::log::Holder;
-
 /// Frames that a change keeps beside the first. Where more different ones are asked for, the others are written for
 /// whoever asks: to look for one among many would cost as much.
 const MAX_FRAMES: usize = 8;
@@ -29,7 +27,7 @@ struct Framed {
     form: u8,
     topic: Arc<str>,
     bindings: SmallVec<[u32; 4]>,
-    holder: Option<Holder>,
+    rest: usize,
     frame: Bytes,
 }
 
@@ -42,8 +40,9 @@ pub struct Envelope<'a> {
     pub topic: &'a Arc<str>,
     /// The bindings that asked for the change.
     pub bindings: &'a SmallVec<[u32; 4]>,
-    /// Whom the cursor is given to.
-    pub holder: Option<Holder>,
+    /// How many bytes follow behind what is shared, and count as the frame's: the receiver's own,
+    /// from where the cursor says whom it is given to. 0 where nothing does.
+    pub rest: usize,
 }
 
 impl Body {
@@ -72,7 +71,7 @@ impl Body {
                 form: envelope.form,
                 topic: Arc::clone(envelope.topic),
                 bindings: envelope.bindings.clone(),
-                holder: envelope.holder,
+                rest: envelope.rest,
                 frame: frame.clone(),
             };
             if let Err(framed) = shared.first.set(framed) {
@@ -86,7 +85,7 @@ impl Body {
 impl Framed {
     fn is(&self, envelope: &Envelope<'_>) -> bool {
         self.form == envelope.form
-            && self.holder == envelope.holder
+            && self.rest == envelope.rest
             && self.bindings == *envelope.bindings
             && *self.topic == **envelope.topic
     }
@@ -155,38 +154,32 @@ mod tests {
         let _another = body.clone();
         let (room, same, hall): (Arc<str>, Arc<str>, Arc<str>) =
             ("room".into(), "room".into(), "hall".into());
-        let holder = Holder {
-            claims: 1,
-            read: 2,
-            rules: None,
-        };
         let mut written = 0;
-        let mut frame = |form, topic: &Arc<str>, bindings: SmallVec<[u32; 4]>, holder| {
+        let mut frame = |form, topic: &Arc<str>, bindings: SmallVec<[u32; 4]>, rest| {
             let envelope = Envelope {
                 form,
                 topic,
                 bindings: &bindings,
-                holder,
+                rest,
             };
             body.framed(&envelope, |_| {
                 written += 1;
-                Some(Bytes::from(format!(
-                    "{form} {topic} {bindings:?} {holder:?}"
-                )))
+                Some(Bytes::from(format!("{form} {topic} {bindings:?} {rest}")))
             })
             .unwrap()
         };
-        let first = frame(0, &room, smallvec![1], None);
-        assert_eq!(first.as_ptr(), frame(0, &same, smallvec![1], None).as_ptr());
+        let first = frame(0, &room, smallvec![1], 0);
+        assert_eq!(first.as_ptr(), frame(0, &same, smallvec![1], 0).as_ptr());
         for other in [
-            frame(1, &room, smallvec![1], None),
-            frame(0, &hall, smallvec![1], None),
-            frame(0, &room, smallvec![1, 2], None),
-            frame(0, &room, smallvec![1], Some(holder)),
+            frame(1, &room, smallvec![1], 0),
+            frame(0, &hall, smallvec![1], 0),
+            frame(0, &room, smallvec![1, 2], 0),
+            frame(0, &room, smallvec![1], 20),
+            frame(0, &room, smallvec![1], 37),
         ] {
             assert_ne!(other, first);
         }
-        assert_eq!(written, 5);
+        assert_eq!(written, 6);
     }
 
     #[test]
@@ -200,7 +193,7 @@ mod tests {
                     form: 0,
                     topic: &topic,
                     bindings: &smallvec![1],
-                    holder: None,
+                    rest: 0,
                 };
                 let frame = body.framed(&envelope, |_| Some(Bytes::from(number.to_string())));
                 assert_eq!(frame.unwrap(), number.to_string());

@@ -154,7 +154,8 @@ pub(super) struct Fanout {
     /// The newest versions of tables that nobody watches: one that is new here may be of a table
     /// that is new, and meant by whoever named none.
     pub(super) passed: HashMap<Oid, u64>,
-    pub(super) sessions: HashMap<SessionId, HashMap<ChannelId, Channel>>,
+    /// Boxed, since a map has room for several, and most clients have one.
+    pub(super) sessions: HashMap<SessionId, HashMap<ChannelId, Box<Channel>>>,
     /// Set where what was missed is handed out.
     pub(super) replay: Option<Replay>,
     /// Who was handed live changes and has not been told yet.
@@ -340,7 +341,8 @@ impl Fanout {
         session: SessionId,
         channel: ChannelId,
     ) -> Option<&mut Channel> {
-        self.sessions.get_mut(&session)?.get_mut(&channel)
+        let channels = self.sessions.get_mut(&session)?;
+        channels.get_mut(&channel).map(|channel| &mut **channel)
     }
 
     /// Whether a new token shows the same of these tables as the one before.

@@ -231,10 +231,10 @@ struct BoundRules {
     predicates: Option<SmallVec<[Bound; 1]>>,
 }
 
-/// One kin's share of a change: who of it asked for it.
+/// One kin's share of a change, or that of all who may see it: who of them asked for it.
 #[derive(Debug)]
 pub(super) struct Match {
-    /// Which kin of the group.
+    /// Which kin of the group; where the row may be seen, the first of several.
     pub(super) kin: usize,
     pub(super) principal: Arc<Principal>,
     pub(super) sight: Sight,
@@ -495,23 +495,49 @@ impl Group {
         let facts = self.facts(subject.row, standing);
         let old = subject.old.map(|old| self.facts(old, &states.before));
         let mut outcomes = Outcomes::default();
-        let mut by_kin: HashMap<usize, Heard> = HashMap::new();
+        let mut heard: Vec<Heard> = Vec::new();
         match self.candidates(subject.row(), facts.as_deref(), &mut outcomes) {
             Candidates::Kin(kin) => {
+                heard.reserve(kin.len());
                 for who in kin {
+                    let mut one = Heard::of(who, 0);
                     for key in self.kin.get(who).iter().flat_map(|entry| &entry.members) {
-                        self.hear(*key, subject, &mut outcomes, &mut by_kin);
+                        self.hear(*key, subject, &mut outcomes, &mut one);
                     }
+                    heard.push(one);
                 }
             }
             Candidates::Members(members) => {
-                for key in members {
-                    self.hear(key, subject, &mut outcomes, &mut by_kin);
+                let mut by_kin: HashMap<usize, usize> = HashMap::new();
+                let mut last = None;
+                for key in &members {
+                    let Some(who) = self.members.get(key.0).map(|member| member.who) else {
+                        continue;
+                    };
+                    // Mostly there are either many kin or many members of one.
+                    let at = match last {
+                        Some((kin, at)) if kin == who => at,
+                        _ => *by_kin.entry(who).or_insert_with(|| {
+                            let alone = self.kin.len() == 1;
+                            heard.push(Heard::of(who, if alone { members.len() } else { 0 }));
+                            heard.len() - 1
+                        }),
+                    };
+                    last = Some((who, at));
+                    if let Some(heard) = heard.get_mut(at) {
+                        self.hear(*key, subject, &mut outcomes, heard);
+                    }
                 }
             }
         }
-        let mut matches = Vec::with_capacity(by_kin.len());
-        for (who, heard) in by_kin {
+        let mut matches: Vec<Match> = Vec::new();
+        // Of those who see the row it does not matter any more who they are.
+        let mut seeing: [Option<usize>; 2] = [None; 2];
+        for heard in heard {
+            if heard.told.is_empty() && heard.unclear.is_empty() {
+                continue;
+            }
+            let who = heard.who;
             let Some(kin) = self.kin.get(who) else {
                 continue;
             };
@@ -532,11 +558,22 @@ impl Group {
                     && old
                         .as_ref()
                         .is_some_and(|old| self.sight(kin, old.as_deref()) == Sight::Visible);
+                let alike = seeing
+                    .get_mut(usize::from(sees_old))
+                    .filter(|_| sight == Sight::Visible);
+                if let Some(alike) = alike {
+                    let known = alike.and_then(|at| matches.get_mut(at));
+                    if let Some(known) = known {
+                        known.told.extend(heard.told);
+                        continue;
+                    }
+                    *alike = Some(matches.len());
+                }
                 matches.push(Match {
                     kin: who,
                     principal: Arc::clone(&kin.principal),
                     sight,
-                    told: heard.told,
+                    told: heard.told.into_vec(),
                     sees_old,
                     unclear: false,
                 });
@@ -662,12 +699,12 @@ impl Group {
         key: MemberKey,
         subject: &Subject<'_>,
         outcomes: &mut Outcomes,
-        by_kin: &mut HashMap<usize, Heard>,
+        heard: &mut Heard,
     ) {
         let Some(member) = self.members.get(key.0) else {
             return;
         };
-        let mut told: SmallVec<[Told; 1]> = SmallVec::new();
+        let first = heard.told.len();
         let mut unclear: SmallVec<[u32; 4]> = SmallVec::new();
         for binding in &member.bindings {
             if !binding.events.includes(&subject.change.kind)
@@ -686,9 +723,10 @@ impl Group {
                 Outcome::Asked => Some(filter),
             };
             let alike = |one: &&mut Told| one.asked == asked && one.selection == binding.selection;
-            match told.iter_mut().find(alike) {
+            let own = heard.told.get_mut(first..).unwrap_or_default();
+            match own.iter_mut().find(alike) {
                 Some(one) => one.bindings.push(binding.id),
-                None => told.push(Told {
+                None => heard.told.push(Told {
                     member: key,
                     bindings: SmallVec::from_slice(&[binding.id]),
                     selection: binding.selection,
@@ -696,11 +734,6 @@ impl Group {
                 }),
             }
         }
-        if told.is_empty() && unclear.is_empty() {
-            return;
-        }
-        let heard = by_kin.entry(member.who).or_default();
-        heard.told.extend(told);
         if !unclear.is_empty() {
             heard.unclear.push(Told {
                 member: key,
@@ -733,11 +766,22 @@ impl Group {
 }
 
 /// One kin's share of a change.
-#[derive(Default)]
 struct Heard {
-    told: Vec<Told>,
+    who: usize,
+    told: SmallVec<[Told; 1]>,
     /// Whether these ask for it cannot be told.
     unclear: Vec<Told>,
+}
+
+impl Heard {
+    /// Nothing yet, with room for so many.
+    fn of(who: usize, room: usize) -> Self {
+        Self {
+            who,
+            told: SmallVec::with_capacity(room),
+            unclear: Vec::new(),
+        }
+    }
 }
 
 enum Candidates {

@@ -12,6 +12,9 @@ use super::{Event, SessionId};
 /// As many events as a session takes at once are worth a look at any time.
 const MANY: usize = 64;
 
+/// Room for so many events is kept while there is none.
+const KEPT: usize = 4;
+
 /// The outbox was full: the session is to be closed with a code that means "come back".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the client does not keep up")]
@@ -208,31 +211,41 @@ impl Outbox {
     ) -> Result<usize, Overflow> {
         let mut inner = self.lock();
         let (mut taken, mut taken_bytes) = (0, 0);
-        while taken < limit && taken_bytes < bytes {
-            match inner.slots.front() {
-                None => break,
-                Some(Slot::Held(event, verdict)) => match verdict.0.load(Ordering::Acquire) {
-                    Verdict::SHOW if wanted(event) => {}
-                    Verdict::HIDE => {
-                        let hidden = inner.slots.pop_front();
-                        inner.bytes -= hidden.map_or(0, |slot| slot.bytes());
-                        continue;
-                    }
-                    _ => break,
-                },
-                Some(Slot::Ready(event)) if wanted(event) => {}
-                Some(Slot::Ready(_)) => break,
+        loop {
+            // Those that may go out are taken at once.
+            let (mut open, mut open_bytes) = (0, 0);
+            for slot in &inner.slots {
+                let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
+                let goes = taken + open < limit
+                    && taken_bytes + open_bytes < bytes
+                    && slot.is(Verdict::SHOW)
+                    && wanted(event);
+                if !goes {
+                    break;
+                }
+                open += 1;
+                open_bytes += slot.bytes();
             }
-            let Some(slot) = inner.slots.pop_front() else {
+            inner.bytes -= open_bytes;
+            events.extend(inner.slots.drain(..open).map(|slot| {
+                let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
+                event
+            }));
+            taken += open;
+            taken_bytes += open_bytes;
+            let hidden = taken < limit && taken_bytes < bytes;
+            if !hidden
+                || !inner
+                    .slots
+                    .front()
+                    .is_some_and(|slot| slot.is(Verdict::HIDE))
+            {
                 break;
-            };
-            inner.bytes -= slot.bytes();
-            taken_bytes += slot.bytes();
-            let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
-            events.extend([event]);
-            taken += 1;
+            }
+            let hidden = inner.slots.pop_front();
+            inner.bytes -= hidden.map_or(0, |slot| slot.bytes());
         }
-        if inner.slots.is_empty() && inner.slots.capacity() > 32 {
+        if inner.slots.is_empty() && inner.slots.capacity() > KEPT {
             // A burst must not cost memory for the rest of an idle connection's life.
             inner.slots = VecDeque::new();
         }
@@ -333,7 +346,7 @@ impl Outbox {
         self.readable.notify_one();
     }
 
-    /// Has the session look where no fewer than `many` wait then.
+    /// Has the session look each time that there are `many` more.
     fn put(&self, slot: Slot, many: usize) -> bool {
         let (waiting, loud) = {
             let mut inner = self.lock();
@@ -351,7 +364,8 @@ impl Outbox {
                 inner.bytes += bytes;
                 inner.slots.push_back(slot);
             }
-            (inner.slots.len(), full || inner.slots.len() >= many)
+            let waiting = inner.slots.len();
+            (waiting, full || many == 0 || waiting.is_multiple_of(many))
         };
         if loud {
             self.readable.notify_one();
@@ -366,6 +380,14 @@ impl Outbox {
 }
 
 impl Slot {
+    /// Whether that was said of it; of one that is not held, that it may go out.
+    fn is(&self, said: u8) -> bool {
+        match self {
+            Self::Ready(_) => said == Verdict::SHOW,
+            Self::Held(_, verdict) => verdict.0.load(Ordering::Acquire) == said,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Ready(Event::Change { data, .. }) | Self::Held(Event::Change { data, .. }, _) => {

@@ -448,7 +448,7 @@ impl Cohort {
         state.wanted = member.wanted;
         state.readings = member.readings;
         let channels = self.fanout.sessions.entry(session).or_default();
-        channels.insert(channel, state);
+        channels.insert(channel, state.into());
         self.members.insert((session, channel), member.from);
         let reason = match resolved {
             Ok(mut resolved) if resolved.refusals.is_empty() => {

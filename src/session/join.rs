@@ -67,6 +67,8 @@ impl Session {
         self.last_channel = self.last_channel.wrapping_add(1);
         let id = ChannelId(self.last_channel);
         let token = join.token.filter(|token| !token.starts_with(PLACEHOLDER));
+        // Most clients have one: room for four would be most of what such a session costs.
+        self.channels.reserve_exact(1);
         self.channels.push(Channel {
             id,
             topic,

@@ -7,6 +7,9 @@ use crate::log::{HeldCursor, Holder};
 use crate::session::{Reply, System, Wire};
 use crate::snapshot::Page;
 
+/// The end of a change's JSON, behind its cursor.
+const CURSOR_END: &[u8] = b"\"}";
+
 /// The text frame of a reply. `None` only where a change's bytes are no UTF-8, which no frame may
 /// carry.
 #[must_use]
@@ -26,15 +29,28 @@ pub fn room(reply: &Reply) -> usize {
     }
 }
 
-/// Appends the text of a change's frame.
+/// Whether a change ends with a cursor that can say whom it is given to. The frame before that is
+/// the same for all.
+#[must_use]
+pub fn can_be_held(data: &[u8]) -> bool {
+    data.ends_with(CURSOR_END)
+}
+
+/// Appends the text of a change's frame; of a `held` one up to where its cursor says whom it is
+/// given to, which [`write_holder`] goes on with.
 pub fn write_change(
     serializer: Serializer,
     topic: &str,
     bindings: &[u32],
-    (data, holder): (&[u8], Option<Holder>),
+    (data, held): (&[u8], bool),
     bytes: &mut Vec<u8>,
 ) {
-    Frame { serializer, bytes }.change(topic, bindings, data, holder);
+    Frame { serializer, bytes }.change(topic, bindings, data, held);
+}
+
+/// Appends the rest of the text of a held change's frame.
+pub fn write_holder(serializer: Serializer, holder: Holder, bytes: &mut Vec<u8>) {
+    Frame { serializer, bytes }.holder(holder);
 }
 
 /// Appends the text of a reply's frame.
@@ -97,7 +113,13 @@ pub fn write(serializer: Serializer, reply: &Reply, bytes: &mut Vec<u8>) {
             data,
             holder,
             ..
-        } => frame.change(topic, bindings, data, *holder),
+        } => {
+            let holder = holder.filter(|_| can_be_held(data));
+            frame.change(topic, bindings, data, holder.is_some());
+            if let Some(holder) = holder {
+                frame.holder(holder);
+            }
+        }
     }
 }
 
@@ -107,7 +129,7 @@ struct Frame<'a> {
 }
 
 impl Frame<'_> {
-    fn change(&mut self, topic: &str, bindings: &[u32], data: &[u8], holder: Option<Holder>) {
+    fn change(&mut self, topic: &str, bindings: &[u32], data: &[u8], held: bool) {
         self.open(None, None, topic, "postgres_changes");
         self.raw(b"{\"ids\":[");
         for (at, id) in bindings.iter().enumerate() {
@@ -118,13 +140,20 @@ impl Frame<'_> {
         }
         self.raw(b"],\"data\":");
         // Many share the bytes, so what is one's own is put into the cursor at their end.
-        match (holder, data.strip_suffix(b"\"}")) {
-            (Some(holder), Some(open)) => {
-                self.raw(open);
-                let _written = write!(self.bytes, "-{holder}\"}}");
+        match data.strip_suffix(CURSOR_END) {
+            Some(open) if held => self.raw(open),
+            _ => {
+                self.raw(data);
+                self.raw(b"}");
+                self.close(None);
             }
-            _ => self.raw(data),
         }
+    }
+
+    /// The rest of a change whose cursor is given to somebody.
+    fn holder(&mut self, holder: Holder) {
+        let _written = write!(self.bytes, "-{holder}");
+        self.raw(CURSOR_END);
         self.raw(b"}");
         self.close(None);
     }
@@ -249,5 +278,72 @@ impl Frame<'_> {
         }
         self.raw(b"}");
         self.close(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use smallvec::smallvec;
+
+    use super::*;
+    use crate::pg::Lsn;
+
+    const HOLDERS: [Holder; 2] = [
+        Holder {
+            claims: 0,
+            read: 1,
+            rules: None,
+        },
+        Holder {
+            claims: u32::MAX,
+            read: 7,
+            rules: Some(Lsn(3)),
+        },
+    ];
+
+    #[test]
+    fn all_holders_of_a_change_share_the_frame_but_for_its_ending() {
+        let data: &[u8] = br#"{"record":{"id":7},"cursor":"0000000000000001-0000000000000002"}"#;
+        for serializer in [Serializer::V1, Serializer::V2] {
+            let mut shared = Vec::new();
+            write_change(serializer, "realtime:a", &[1, 2], (data, true), &mut shared);
+            let endings = HOLDERS.map(|holder| {
+                let mut ending = Vec::new();
+                write_holder(serializer, holder, &mut ending);
+                let text = [&shared[..], &ending[..]].concat();
+                let frame: Value = serde_json::from_slice(&text).unwrap();
+                let payload = frame.get("payload").unwrap_or_else(|| &frame[4]);
+                let cursor = format!("0000000000000001-0000000000000002-{holder}");
+                assert_eq!(payload["data"]["cursor"], cursor);
+                assert_eq!(payload["ids"], serde_json::json!([1, 2]));
+                let reply = Reply::Change {
+                    topic: "realtime:a".into(),
+                    bindings: smallvec![1, 2],
+                    committed_at: 0,
+                    data: data.to_vec().into(),
+                    holder: Some(holder),
+                };
+                let whole = encode(serializer, &reply).unwrap();
+                assert_eq!(whole.as_bytes(), text);
+                ending
+            });
+            assert_ne!(endings[0], endings[1]);
+        }
+    }
+
+    #[test]
+    fn a_change_without_a_cursor_at_its_end_is_written_whole() {
+        assert!(!can_be_held(b"{}"));
+        let mut bytes = Vec::new();
+        write_change(
+            Serializer::V2,
+            "realtime:a",
+            &[1],
+            (b"{}", true),
+            &mut bytes,
+        );
+        let frame: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(frame[4]["data"], serde_json::json!({}));
     }
 }

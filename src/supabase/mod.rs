@@ -7,7 +7,7 @@ mod json;
 mod rowcast;
 mod text;
 
-pub use encode::{encode, room, write, write_change};
+pub use encode::{can_be_held, encode, room, write, write_change, write_holder};
 
 use crate::session::Request;
 

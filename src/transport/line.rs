@@ -13,19 +13,23 @@ use super::connection::{since_epoch, unix_now};
 use super::stream::ClientStream;
 use super::{Front, wire};
 use crate::encode::Envelope;
+use crate::log::Holder;
 use crate::router::{Carrier, Event, Outbox, Overflow};
 use crate::session::{Action, Close, Now, Session};
-use crate::supabase::{Serializer, room, write, write_change};
+use crate::supabase::{Serializer, can_be_held, room, write, write_change, write_holder};
 
 /// Events and bytes of changes that are taken before the socket has what came before: so much waits
 /// here at most, and one change.
 const RUN: (usize, usize) = (64, 64 * 1024);
 
-/// Frames of one write.
-const SLICES: usize = 64;
+/// Runs that whoever hands out changes writes before the task has to go on.
+const RUNS: usize = 4;
+
+/// Frames of one write, each perhaps in two pieces.
+const SLICES: usize = 2 * RUN.0;
 
 /// What is kept of the room for frames that wait.
-const ROOM: usize = 16;
+const ROOM: usize = 4;
 
 /// What the task of a socket and the router share.
 pub(super) struct Line {
@@ -39,8 +43,11 @@ pub(super) struct Line {
 /// What only one of them may have at a time.
 pub(super) struct Half {
     pub(super) session: Session,
-    /// Frames that the kernel has not taken; of the first a part may be gone.
+    /// Frames that the kernel has not taken, in pieces; of the first a part may be gone.
     waiting: VecDeque<Bytes>,
+    /// What changes' frames end with whose cursor is given to somebody: a socket's channels mostly
+    /// have one holder.
+    ending: Option<(Holder, Bytes)>,
     /// Changes among what waits.
     changes: u32,
     /// When they committed, in microseconds since 1970-01-01 00:00 UTC: once for those of one
@@ -73,6 +80,7 @@ impl Line {
             half: Mutex::new(Half {
                 session,
                 waiting: VecDeque::new(),
+                ending: None,
                 changes: 0,
                 committed: SmallVec::new(),
                 closed: false,
@@ -136,7 +144,7 @@ impl Line {
                 _ if left.close.is_some() => return,
                 Action::Close(reason) => left.close = Some(reason),
                 Action::Reply(reply) => {
-                    let frame = wire::text(room(&reply), |bytes| {
+                    let frame = wire::text(room(&reply), 0, |bytes| {
                         write(self.serializer, &reply, bytes);
                     });
                     half.wait(frame);
@@ -160,22 +168,38 @@ impl Line {
         let Some((topic, holder)) = half.session.change(channel, offset) else {
             return;
         };
+        let holder = holder.filter(|_| can_be_held(&data));
+        if let Some(holder) = holder
+            && !half
+                .ending
+                .as_ref()
+                .is_some_and(|(known, _)| *known == holder)
+        {
+            let mut bytes = Vec::new();
+            write_holder(self.serializer, holder, &mut bytes);
+            half.ending = Some((holder, bytes.into()));
+        }
+        let ending = half.ending.as_ref().filter(|_| holder.is_some());
+        let ending = ending.map(|(_, ending)| ending.clone());
         let envelope = Envelope {
             form: self.serializer as u8,
             topic,
             bindings: &bindings,
-            holder,
+            rest: ending.as_ref().map_or(0, Bytes::len),
         };
         let frame = data.framed(&envelope, |data| {
-            wire::text(data.len() + topic.len() + 128, |bytes| {
-                write_change(self.serializer, topic, &bindings, (data, holder), bytes);
+            wire::text(data.len() + topic.len() + 128, envelope.rest, |bytes| {
+                let change = (&**data, ending.is_some());
+                write_change(self.serializer, topic, &bindings, change, bytes);
             })
         });
         half.changes += 1;
         if half.committed.last() != Some(&committed_at) {
             half.committed.push(committed_at);
         }
+        let ending = ending.filter(|_| frame.is_some());
         half.wait(frame);
+        half.waiting.extend(ending);
     }
 
     /// Writes what the kernel takes at once; says whether that is everything.
@@ -238,20 +262,28 @@ impl Line {
         if expiry.is_some_and(|at| at <= unix_now()) {
             return None;
         }
-        let position = self.front.0.router.position();
-        let mut events: SmallVec<[Event; 4]> = SmallVec::new();
         let is_change = |event: &Event| matches!(event, Event::Change { .. });
-        let taken = self.outbox.take_while(&mut events, RUN, is_change).ok()?;
-        if taken > 0 {
+        for _ in 0..RUNS {
+            let position = self.front.0.router.position();
+            let mut events: SmallVec<[Event; 4]> = SmallVec::new();
+            let taken = self.outbox.take_while(&mut events, RUN, is_change).ok()?;
+            if taken == 0 {
+                break;
+            }
             half.session.reach(position, false);
+            half.waiting.reserve(2 * taken);
             for event in events {
                 self.put_change(half, event);
             }
-            half.session.reach(position, self.outbox.is_empty());
+            let emptied = self.outbox.is_empty();
+            half.session.reach(position, emptied);
+            // Where a write fails the task finds out why.
+            if !self.try_flush(half).ok()? || emptied {
+                break;
+            }
         }
-        // Where a write fails the task finds out why.
-        let written = self.try_flush(half).ok()?;
         // The task's timer was set by what was due then.
+        let written = half.waiting.is_empty();
         Some(written && half.session.next_report() == due && self.outbox.is_empty())
     }
 }

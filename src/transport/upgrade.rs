@@ -91,11 +91,16 @@ pub(super) async fn websocket(
             all,
             address,
         } = places;
-        if let Some((stream, reading)) = taken_over(upgrade, &front).await {
-            let connection = Connection::new(front, stream, reading, serializer, session);
+        let Some((stream, reading)) = taken_over(upgrade, &front).await else {
+            return;
+        };
+        let connection = Connection::new(front, stream, reading, serializer, session);
+        let connection = Box::new(connection);
+        // A task of its own, since the room for what this one has waited with is kept to its end.
+        tokio::spawn(async move {
             connection.run().await;
-        }
-        drop((all, address, tracked));
+            drop((all, address, tracked));
+        });
     });
     (
         StatusCode::SWITCHING_PROTOCOLS,

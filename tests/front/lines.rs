@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use rowcast::log::Offset;
+use rowcast::encode::Body;
+use rowcast::log::{Holder, Offset};
+use rowcast::pg::Lsn;
 use rowcast::router::{Event, Join};
 use rowcast::transport::Settings;
 use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Client, Server, change, join_frame, soon, token};
+use crate::support::{Client, Server, change, join_frame, next_join, soon, token};
 
 fn numbered(join: &Join, number: u64, filling: usize) -> Event {
     let mut event = change(
@@ -177,6 +179,60 @@ async fn a_client_that_takes_little_at_a_time_gets_everything_whole_and_in_order
     join.outbox.deliver();
     take_in_order(&mut client, 1).await;
     client.heartbeat().await;
+}
+
+#[tokio::test]
+async fn sockets_that_share_changes_are_each_told_whose_cursors_these_are() {
+    const COUNT: u64 = 200;
+    let (server, mut commands) = Server::start(roomy()).await;
+    let holder = |claims, rules| Holder {
+        claims,
+        read: 7,
+        rules,
+    };
+    let mut sockets = Vec::new();
+    for holder in [
+        Some(holder(1, None)),
+        Some(holder(2, Some(Lsn(3)))),
+        None,
+        Some(holder(4, None)),
+        Some(holder(5, Some(Lsn(6)))),
+    ] {
+        let mut client = server.client().await;
+        let granted = async {
+            let join = next_join(&mut commands).await;
+            join.outbox.push(Event::Joined {
+                channel: join.channel,
+                refusals: Vec::new(),
+                notices: Vec::new(),
+                holder,
+            });
+            join
+        };
+        let (join, ()) = tokio::join!(granted, client.join("realtime:room", 1));
+        sockets.push((client, join, holder));
+    }
+    let cursor = |number: u64| format!("0000000000000001-{number:016x}");
+    for number in 0..COUNT {
+        let data = format!("{{\"number\":{number},\"cursor\":\"{}\"}}", cursor(number));
+        let data = Body::from(data);
+        for (_, join, _) in &sockets {
+            let _first = join.outbox.push_quietly(change(join, data.clone()));
+        }
+    }
+    for (_, join, _) in &sockets {
+        join.outbox.deliver();
+    }
+    for (client, _, holder) in &mut sockets {
+        for number in 0..COUNT {
+            let frame = client.next().await;
+            let data = &frame[4]["data"];
+            let own = holder.map_or(String::new(), |holder| format!("-{holder}"));
+            assert_eq!(data["number"], number);
+            assert_eq!(data["cursor"], format!("{}{own}", cursor(number)));
+        }
+        client.heartbeat().await;
+    }
 }
 
 #[tokio::test]

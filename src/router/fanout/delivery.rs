@@ -459,7 +459,7 @@ impl Fanout {
             };
             let event = Event::Change {
                 channel: member.channel,
-                bindings: told.bindings.clone(),
+                bindings: SmallVec::from_slice(&told.bindings),
                 offset: place.offset,
                 committed_at: place.entry.batch.committed_at,
                 data,

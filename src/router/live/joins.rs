@@ -107,7 +107,7 @@ impl Live {
             .or_default();
         let channel = channels
             .entry(join.channel)
-            .or_insert_with(|| Channel::new(&join.principal, &join.outbox));
+            .or_insert_with(|| Channel::new(&join.principal, &join.outbox).into());
         channel.joining += 1;
         channel.joining
     }

@@ -1,6 +1,7 @@
 //! Subscribers that are nothing but an outbox and somebody who empties it.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,9 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Events taken at once.
 const BATCH: usize = 256;
+
+/// Changes that a thread knows again.
+const KNOWN_CHANGES: usize = 1_024;
 
 /// The one binding of a subscriber.
 const BINDING: u32 = 1;
@@ -253,26 +257,29 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
     }
 }
 
-/// Reads a change; the one that this thread read last at once. Everybody who receives the same
+/// Reads a change; one of those that this thread read last at once. Everybody who receives the same
 /// shares its bytes, so that reading them again would be measured for the relay's work.
 fn read(data: Body) -> serde_json::Result<Frame> {
     thread_local! {
-        static LAST: RefCell<Option<(Body, u64, u64)>> = const { RefCell::new(None) };
+        /// What was read, by where it lies, with the row's number and time.
+        static KNOWN: RefCell<HashMap<usize, (Body, u64, u64)>> = RefCell::default();
     }
-    LAST.with_borrow_mut(|last| {
-        if let Some((bytes, id, sent)) = last {
-            // They are held here, so no others can lie in their place.
-            if bytes.as_ptr() == data.as_ptr() && bytes.len() == data.len() {
-                return Ok(Frame::Row {
-                    id: *id,
-                    sent: *sent,
-                    cursor: None,
-                });
-            }
+    KNOWN.with_borrow_mut(|known| {
+        let place = data.as_ptr().addr();
+        // It is held here, so nothing else can lie in its place.
+        if let Some((_, id, sent)) = known.get(&place) {
+            return Ok(Frame::Row {
+                id: *id,
+                sent: *sent,
+                cursor: None,
+            });
         }
         let frame = frame::read_data(&data)?;
         if let Frame::Row { id, sent, .. } = frame {
-            *last = Some((data, id, sent));
+            if known.len() >= KNOWN_CHANGES {
+                known.clear();
+            }
+            known.insert(place, (data, id, sent));
         }
         Ok(frame)
     })
