@@ -76,8 +76,8 @@ impl Fanout {
             row: &row,
             old: old.as_deref(),
         };
-        let own = own_table
-            .is_some_and(|table| self.made.holds_old(entry.batch.xid, &subject, &table));
+        let own =
+            own_table.is_some_and(|table| self.made.holds_old(entry.batch.xid, &subject, &table));
         let before = tells_leaves.then(|| leave::before(&subject)).flatten();
         let mut place = Place {
             entry,
