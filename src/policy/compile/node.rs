@@ -159,7 +159,8 @@ impl Compiler<'_> {
                 let origin = origins.get(entry).ok_or_else(beyond)?;
                 Ok(Some((origin.clone(), number, level)))
             }
-            (Some(Around::Own), Some(0)) => Ok(None),
+            // No join of a query inside makes these NULL.
+            (Some(Around::Own), Some(0)) if node.has_only(&PLAIN_VAR) => Ok(None),
             _ => Err(beyond()),
         }
     }
