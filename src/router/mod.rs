@@ -78,6 +78,13 @@ pub enum Event {
         /// Whom the channel's cursors are given to; `None` where nobody knows.
         holder: Option<Holder>,
     },
+    /// The channel's cursors are given to somebody else from here on: its tables' rules have changed.
+    Introduced {
+        /// The channel.
+        channel: ChannelId,
+        /// Whom they are given to.
+        holder: Holder,
+    },
     /// [`Router::join`] could not be decided because the database cannot be reached: nothing is in
     /// force for the channel, and its client is to try again.
     Unavailable {

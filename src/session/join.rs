@@ -155,6 +155,16 @@ impl Session {
         Some(refused_by_binding(text))
     }
 
+    /// Notes whom a channel's cursors are given to from now on.
+    pub(super) fn introduced(&mut self, channel: ChannelId, holder: Option<Holder>) {
+        let at = self.position(channel);
+        let channel = at.and_then(|at| self.channels.get_mut(at));
+        if let Some(channel) = channel.filter(|channel| channel.holder != holder) {
+            channel.holder = holder;
+            channel.progress.tell_anew();
+        }
+    }
+
     pub(super) fn joined(
         &mut self,
         channel: ChannelId,
@@ -162,14 +172,11 @@ impl Session {
         holder: Option<Holder>,
         actions: &mut Vec<Action>,
     ) {
+        self.introduced(channel, holder);
         let at = self.position(channel);
         let Some(channel) = at.and_then(|at| self.channels.get_mut(at)) else {
             return;
         };
-        if channel.holder != holder {
-            channel.progress.tell_anew();
-        }
-        channel.holder = holder;
         // Whoever waits for all of its bindings gets all of them or none.
         if let Some(refusal) = refusals.first()
             && channel.joining.as_ref().is_some_and(|joining| joining.wait)

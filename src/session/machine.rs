@@ -342,6 +342,7 @@ impl Session {
                 notices,
                 holder,
             } => self.joined(channel, (refusals, notices), holder, actions),
+            Event::Introduced { channel, holder } => self.introduced(channel, Some(holder)),
             Event::Change {
                 channel,
                 bindings,

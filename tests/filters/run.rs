@@ -272,7 +272,7 @@ async fn subscribe(core: &Core, subject: &mut Subject) {
                     break;
                 }
                 // On a busy machine, as a client would.
-                Event::CaughtUp { .. } | Event::Unavailable { .. } => {}
+                Event::CaughtUp { .. } | Event::Introduced { .. } | Event::Unavailable { .. } => {}
                 other => panic!("joining: {other:?}"),
             }
         }

@@ -430,9 +430,7 @@ impl Watcher {
                 }
                 Event::Unavailable { .. } => return Err("unavailable".to_owned()),
                 Event::Change { .. } | Event::CaughtUp { .. } | Event::Resync { .. } => {}
-                other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
-                    panic!("nobody asked for a snapshot: {other:?}")
-                }
+                other => panic!("nobody asked for it: {other:?}"),
             }
         }
     }
@@ -441,10 +439,14 @@ impl Watcher {
         let next = async {
             let mut events = Vec::new();
             loop {
-                if self.outbox.take(&mut events, 1).expect("room") > 0 {
-                    return events.pop().expect("one event");
+                if self.outbox.take(&mut events, 1).expect("room") == 0 {
+                    self.outbox.readable().await;
                 }
-                self.outbox.readable().await;
+                match events.pop() {
+                    // Nothing that a client hears.
+                    Some(Event::Introduced { .. }) | None => {}
+                    Some(event) => return event,
+                }
             }
         };
         tokio::time::timeout(DEADLINE, next)
@@ -480,7 +482,10 @@ impl Watcher {
                     // Nothing follows on this joining.
                     return seen;
                 }
-                Event::Unavailable { .. } | Event::CaughtUp { .. } | Event::Joined { .. } => {}
+                Event::Unavailable { .. }
+                | Event::CaughtUp { .. }
+                | Event::Joined { .. }
+                | Event::Introduced { .. } => {}
                 other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
                     panic!("nobody asked for a snapshot: {other:?}")
                 }

@@ -80,6 +80,7 @@ async fn next(watcher: &Watcher) -> String {
             panic!("nobody asked for a snapshot: {other:?}")
         }
         Event::CaughtUp { .. } => panic!("there was nothing to catch up with"),
+        Event::Introduced { .. } => unreachable!("no event of a client's"),
         Event::Unavailable { .. } => panic!("the database was there all the time"),
     }
 }

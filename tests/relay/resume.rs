@@ -97,6 +97,10 @@ impl Client {
             loop {
                 match self.outbox.take(&mut events, 1) {
                     Ok(0) => self.outbox.readable().await,
+                    // Nothing that a client hears.
+                    Ok(_) if matches!(events.last(), Some(Event::Introduced { .. })) => {
+                        events.clear()
+                    }
                     Ok(_) => return events.pop(),
                     Err(_full) => return None,
                 }
@@ -115,6 +119,7 @@ impl Client {
                 Heard::Change(bindings.to_vec(), serde_json::from_slice(&data).unwrap())
             }
             Event::CaughtUp { .. } => Heard::CaughtUp,
+            Event::Introduced { .. } => unreachable!("passed over above"),
             Event::Resync { reason, cursor, .. } => Heard::Resync(reason.as_str(), cursor),
             Event::Unavailable { .. } => panic!("the database is there"),
             other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {

@@ -143,7 +143,7 @@ async fn a_policy_that_changed_while_the_relay_was_down_is_said_to_whoever_misse
     let mut client = back(&daemon, &both(), since).await;
     let told = resync(&mut client).await;
     assert_eq!(told["reason"], "access_changed");
-    assert_eq!(told["cursor"].as_str().unwrap().len(), 50);
+    assert_eq!(told["cursor"].as_str().unwrap().len(), 67);
 }
 
 #[tokio::test]

@@ -194,6 +194,7 @@ impl Client {
         loop {
             let event = self.event().await;
             let of = match &event {
+                Event::Introduced { .. } => continue,
                 Event::Joined { channel, .. }
                 | Event::Unavailable { channel }
                 | Event::Change { channel, .. }
@@ -343,5 +344,6 @@ fn told(event: Event) -> Heard {
         Event::SnapshotFailed { failure, .. } => Heard::Again(failure.to_string()),
         Event::Resync { reason, .. } => Heard::Again(reason.as_str().to_owned()),
         Event::CaughtUp { .. } => Heard::CaughtUp,
+        Event::Introduced { .. } => unreachable!("no event of a client's"),
     }
 }

@@ -140,7 +140,10 @@ pub(crate) async fn delivered(relay: &mut Relay, watcher: &Watcher) -> BTreeMap<
                 table.records.push(data.record.get().to_owned());
             }
             Event::Resync { reason, .. } => panic!("resync {}", reason.as_str()),
-            Event::Joined { .. } | Event::CaughtUp { .. } | Event::Unavailable { .. } => {}
+            Event::Joined { .. }
+            | Event::Introduced { .. }
+            | Event::CaughtUp { .. }
+            | Event::Unavailable { .. } => {}
             other @ (Event::Snapshot { .. } | Event::SnapshotFailed { .. }) => {
                 panic!("nobody asked for a snapshot: {other:?}")
             }

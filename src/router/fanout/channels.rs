@@ -291,22 +291,24 @@ impl Fanout {
                 Ok(resolved) if resolved.refusals == refused => {
                     let tables: BTreeSet<Oid> =
                         resolved.tables.iter().map(|(oid, _)| *oid).collect();
-                    let holder = Some(self.holder(tables.iter().copied(), &principal));
+                    let holder = self.holder(tables.iter().copied(), &principal);
                     let known = self.channel(session, channel);
                     let same = known.is_some_and(|known| {
-                        let before = std::mem::replace(&mut known.holder, holder);
-                        before == holder
+                        let before = known.holder.replace(holder);
+                        before == Some(holder)
                     });
                     self.put_in_force(session, channel, resolved);
-                    if !same || before.get(&(session, channel)) != Some(&tables) {
-                        // A client that named no table is told that it hears of others now; and
-                        // its cursors are to say what decides now.
+                    if before.get(&(session, channel)) != Some(&tables) {
+                        // A client that named no table is told that it hears of others now.
                         outbox.push(Event::Joined {
                             channel,
                             refusals: Vec::new(),
                             notices: Vec::new(),
-                            holder,
+                            holder: Some(holder),
                         });
+                    } else if !same {
+                        // Its cursors are to say what decides now.
+                        outbox.push(Event::Introduced { channel, holder });
                     }
                 }
                 // The client joins again and learns there what fits now and what no longer does.

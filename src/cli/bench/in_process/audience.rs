@@ -245,6 +245,8 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
                 }
                 Event::CaughtUp { .. } => books.note("caught up with nothing".to_owned()),
                 Event::Joined { .. } => books.note("joined twice".to_owned()),
+                // In force from before, with other rules.
+                Event::Introduced { .. } => {}
                 Event::Unavailable { .. } => books.note("the database is away".to_owned()),
             }
         }
