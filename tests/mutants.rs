@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 
 use rowcast::mutant::{FunctionMutant, PolicyMutant, SelectMutant};
 use rowcast::policy::expr::select::{Asked, Kind, Several, Source};
-use rowcast::policy::expr::{Comparison, Expr, Function};
+use rowcast::policy::expr::{
+    Arithmetic, ArrayFunction, Comparison, Expr, Function, JsonbFunction, TextFunction,
+    TimeFunction,
+};
 
 /// Faults by their names.
 fn names<T: std::fmt::Debug>(faults: &[T]) -> Vec<String> {
@@ -21,6 +24,7 @@ fn of_expression(expr: &Expr) -> Vec<String> {
         Expr::Column(_) | Expr::Cell(_) => names(&[P::ColumnIsNull]),
         Expr::Claims => names(&[P::ClaimsAreEmpty]),
         Expr::Role => names(&[P::RoleIsNull]),
+        Expr::Now | Expr::Timed(..) => names(&[P::NowIsLongAgo]),
         Expr::Part(_) | Expr::Slot(_) => names(&[P::ProbeTakesWrongSlot]),
         Expr::And(_) => names(&[P::AndIsOr]),
         Expr::Or(_) => names(&[P::OrIsAnd, P::OrForgetsErrors]),
@@ -31,6 +35,8 @@ fn of_expression(expr: &Expr) -> Vec<String> {
         Expr::Distinct(_) => names(&[P::DistinctForgetsNull]),
         Expr::NullIf(_) => names(&[P::NullIfNever]),
         Expr::Any(..) => names(&[P::AnyIsAll, P::AnyForgetsNull]),
+        Expr::AnyOf(..) => names(&[P::AnyOfIsAll, P::AnyOfForgetsNull, P::ProbeForgetsElements]),
+        Expr::Caught(_) => names(&[FunctionMutant::NothingIsCaught]),
         Expr::Coalesce(_) => names(&[P::CoalesceTakesLast]),
         Expr::Case(..) => names(&[P::CaseTakesDefault]),
         Expr::Body(..) => names(&[P::StrictCallsAnyway]),
@@ -71,6 +77,71 @@ fn of_function(function: &Function) -> Vec<String> {
         Function::Scalar(..) => names(&[P::ScalarIsNull]),
         Function::ToText | Function::Output => names(&[P::OutputIsEmpty]),
         Function::Input(_) => names(&[P::InputFailsToNull]),
+        Function::Array(function) => of_array(function),
+        Function::Jsonb(function) => of_document(function),
+        Function::Text(function) => of_text(function),
+        Function::Time(function) => match function {
+            TimeFunction::Shift(..) | TimeFunction::ToDate | TimeFunction::AddDays(_) => {
+                names(&[P::TimeIsNull])
+            }
+        },
+        Function::Arithmetic(kind, ..) => match kind {
+            Arithmetic::Subtract => names(&[P::MinusIsPlus, P::SumIsFirst]),
+            Arithmetic::Add | Arithmetic::Multiply | Arithmetic::Divide | Arithmetic::Remainder => {
+                names(&[P::SumIsFirst])
+            }
+        },
+        Function::Extreme(_) => names(&[P::GreatestIsLeast]),
+    }
+}
+
+fn of_array(function: &ArrayFunction) -> Vec<String> {
+    use ArrayFunction as A;
+    use PolicyMutant as P;
+    match function {
+        A::Contains | A::Contained => names(&[P::ContainsIsOverlaps]),
+        A::Overlaps => names(&[P::OverlapsIsContains]),
+        A::Length | A::Cardinality => names(&[P::LengthIsLess]),
+        A::Element => names(&[P::SubscriptFromZero]),
+        A::Slice(..) => names(&[P::SliceHasNoEnd]),
+        A::Append | A::Prepend => names(&[P::AppendPrepends]),
+        A::Split => names(&[P::SplitKeepsWhole]),
+        A::Make
+        | A::Lower
+        | A::Upper
+        | A::Dimensions
+        | A::Concat
+        | A::Remove
+        | A::Position
+        | A::Join
+        | A::Each(_) => names(&[P::ArrayIsNull]),
+    }
+}
+
+fn of_document(function: &JsonbFunction) -> Vec<String> {
+    use JsonbFunction as J;
+    use PolicyMutant as P;
+    match function {
+        J::Contains | J::Contained => names(&[P::JsonbContainsIsEqual]),
+        J::HasAny | J::HasAll => names(&[P::AnyKeyIsAll]),
+        J::Elements | J::Texts | J::Keys => names(&[P::ElementsForgetNull, P::JsonbIsNull]),
+        J::Length | J::Names | J::Make | J::Array | J::Object => names(&[P::JsonbIsNull]),
+    }
+}
+
+fn of_text(function: &TextFunction) -> Vec<String> {
+    use PolicyMutant as P;
+    use TextFunction as T;
+    match function {
+        T::Length => names(&[P::LengthIsOfBytes]),
+        T::Trim(..) => names(&[P::TrimKeepsEnd]),
+        T::Position => names(&[P::PositionFromZero]),
+        T::Starts => names(&[P::StartsIsEnds]),
+        T::Part => names(&[P::PartFromStart]),
+        T::Insensitive(_) => names(&[P::IlikeIsLike]),
+        T::Substring | T::Left | T::Right | T::Replace | T::Reverse | T::Concat => {
+            names(&[P::TextIsNull])
+        }
     }
 }
 
@@ -100,6 +171,7 @@ fn of_kind(kind: Kind) -> Vec<String> {
     use SelectMutant as S;
     match kind {
         Kind::Count => names(&[S::DistinctIsForgotten, S::TimesAreForgotten]),
+        Kind::Array => names(&[PolicyMutant::ArrayIsNull]),
         Kind::Every | Kind::Some | Kind::Max | Kind::Min => names(&[S::MaxIsMin]),
     }
 }

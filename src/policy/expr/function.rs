@@ -92,6 +92,7 @@ pub enum Arithmetic {
 impl Arithmetic {
     fn of(self, a: i64, b: i64) -> Result<i64, Trouble> {
         let of = match self {
+            _ if PolicyMutant::SumIsFirst.active() => Some(a),
             Self::Subtract if PolicyMutant::MinusIsPlus.active() => a.checked_add(b),
             Self::Add => a.checked_add(b),
             Self::Subtract => a.checked_sub(b),
@@ -123,9 +124,13 @@ impl Function {
             return Ok(None);
         }
         match (self, values) {
+            (Self::Array(_), _) if PolicyMutant::ArrayIsNull.active() => Ok(None),
+            (Self::Jsonb(_), _) if PolicyMutant::JsonbIsNull.active() => Ok(None),
+            (Self::Text(_), _) if PolicyMutant::TextIsNull.active() => Ok(None),
             (Self::Array(function), _) => function.of(values),
             (Self::Jsonb(function), _) => function.of(values),
             (Self::Text(function), _) => function.of(values),
+            (Self::Time(_), _) if PolicyMutant::TimeIsNull.active() => Ok(None),
             (Self::Time(function), _) => function.of(values),
             (Self::Extreme(greatest), _) => extreme(*greatest, values),
             (Self::Arithmetic(op, least, most), [Some(Datum::Int(a)), Some(Datum::Int(b))]) => {
