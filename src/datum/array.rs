@@ -395,6 +395,10 @@ impl Parser<'_, '_> {
             return Ok(());
         }
         if self.lengths.len() <= depth {
+            // All elements lie as deep as the first.
+            if !self.elements.is_empty() {
+                return Err(Trouble::Undecided);
+            }
             self.lengths.push(0);
         }
         let mut length = 0;
@@ -490,6 +494,7 @@ mod tests {
             "{{}}",
             "{{a},b}",
             "{a,{b}}",
+            "{{a},{{b}}}",
             "{{a},{b,c}}",
             "[1:3]={a}",
             "[1:0]={}",

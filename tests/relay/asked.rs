@@ -185,7 +185,7 @@ async fn a_function_in_a_schema_that_the_role_may_not_use_still_decides() {
         "create schema hidden;
          create table hidden.members (org int, user_id uuid);
          create function hidden.is_member(o int) returns bool language plpgsql stable security definer
-           as 'begin perform 1; return exists (select from hidden.members m where m.org = o and m.user_id = auth.uid()); end';
+           as 'begin for i in 1..1 loop perform 1; end loop; return exists (select from hidden.members m where m.org = o and m.user_id = auth.uid()); end';
          create table t (id int primary key, org int);
          alter table t enable row level security;
          create policy p on t using (hidden.is_member(org));

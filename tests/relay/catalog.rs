@@ -237,7 +237,7 @@ async fn replacing_a_compiled_function_holds_within_the_catalog_interval() {
 async fn replacing_a_function_that_is_asked_holds_at_once() {
     let mut relay = Relay::start(
         "create function mine(owner uuid) returns bool language plpgsql stable
-           as 'begin perform 1; return owner = auth.uid(); end';
+           as 'begin for i in 1..1 loop perform 1; end loop; return owner = auth.uid(); end';
          create table notes (id int primary key, user_id uuid, body text);
          alter table notes enable row level security;
          create policy own on notes for select using (mine(user_id));
@@ -249,7 +249,7 @@ async fn replacing_a_function_that_is_asked_holds_at_once() {
     relay.run(&insert(1, ANN)).await;
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
     relay
-        .run("create or replace function mine(owner uuid) returns bool language plpgsql stable as 'begin perform 1; return false; end'")
+        .run("create or replace function mine(owner uuid) returns bool language plpgsql stable as 'begin for i in 1..1 loop perform 1; end loop; return false; end'")
         .await;
     relay.run(&insert(2, ANN)).await;
     let seen = relay.seen(&ann).await;

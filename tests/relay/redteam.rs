@@ -12,7 +12,7 @@ async fn what_a_question_names_can_still_be_dropped_and_altered() {
     let mut relay = Relay::start(
         "create table members (org int, user_id uuid);
          create function mine(o int) returns bool language plpgsql stable security definer
-           as 'begin perform 1; return exists (select from public.members m where m.org = o and m.user_id = auth.uid()); end';
+           as 'begin for i in 1..1 loop perform 1; end loop; return exists (select from public.members m where m.org = o and m.user_id = auth.uid()); end';
          create table t (id int primary key, org int);
          alter table t enable row level security;
          create policy p on t using (mine(org) and exists (select from members m where m.org = t.org));

@@ -394,7 +394,13 @@ fn sub_select(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>, depth: 
         10 => format!("{left} <> all (select {column} {from} where {condition})"),
         11 => format!("{left} = any (array(select {column} {from} where {condition}))"),
         12 | 26 | 27 => {
-            let limit = one(random, &["", "limit 1"]);
+            // Without it several rows raise an error.
+            let limits = if wish.errors {
+                &["", "limit 1"][..]
+            } else {
+                &["limit 1"]
+            };
+            let limit = one(random, limits);
             format!("(select {distinct}{column} {from} where {condition} {limit}) = {left}")
         }
         13 => format!("(select {truth} {from} where {condition} limit 1)"),

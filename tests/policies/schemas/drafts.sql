@@ -3,8 +3,8 @@
 -- traps: 15
 -- expect: native A public.drafts author
 -- expect: native A public.drafts narrow
--- expect: hybrid A public.drafts published because function 1299 is not compiled
--- expect: asked A public.drafts reviewer because an array by VAR
+-- expect: native A public.drafts published
+-- expect: native A public.drafts reviewer
 create table drafts (
   id uuid primary key,
   author_id uuid,

@@ -5,7 +5,7 @@
 -- expect: native A public.n1 p2
 -- expect: native A public.n1 p3
 -- expect: native A public.n2 p1
--- expect: asked A public.n2 p2 because type 1009 is not native
+-- expect: native A public.n2 p2
 -- expect: native A public.n3 p1
 -- expect: native A public.n3 p2
 create table n1 (id int primary key, owner uuid, level int, tag text);

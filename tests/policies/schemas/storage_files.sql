@@ -5,9 +5,9 @@
 -- values: storage.objects.bucket_id = 'avatars' | 'files' | 'teams'
 -- values: storage.buckets.id = 'avatars' | 'files' | 'teams'
 -- expect: native A storage.objects avatars are public
--- expect: hybrid D storage.objects own folder because SUBSCRIPTINGREF is not compiled
+-- expect: native D storage.objects own folder
 -- expect: native A storage.objects owner
--- expect: hybrid D storage.objects team folder because SUBSCRIPTINGREF is not compiled
+-- expect: native D storage.objects team folder
 create table public.team_members (team_id int, user_id uuid, primary key (team_id, user_id));
 create policy "avatars are public" on storage.objects for select using (bucket_id = 'avatars');
 create policy "own folder" on storage.objects for select to authenticated

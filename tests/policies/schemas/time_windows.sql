@@ -1,7 +1,7 @@
 -- Rows that are visible in a window of time; nothing is written when it opens or closes.
 -- shapes: time, coalesce, ordering
 -- traps: 15
--- expect: asked A public.announcements window_open because function 1299 is not compiled
+-- expect: native A public.announcements window_open
 -- expect: native A public.archive old
 -- expect: native A public.archive own
 create table announcements (id int primary key, starts_at timestamptz, ends_at timestamptz, body text);

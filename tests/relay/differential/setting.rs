@@ -117,7 +117,7 @@ impl Setting {
             "create or replace function decides(who uuid, n int) returns bool \
              language plpgsql stable as {}",
             quoted(&format!(
-                "begin perform 1; return {}; end",
+                "begin for i in 1..1 loop perform 1; end loop; return {}; end",
                 DECISIONS[self.decision]
             ))
         )
