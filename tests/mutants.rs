@@ -24,7 +24,7 @@ fn of_expression(expr: &Expr) -> Vec<String> {
         Expr::Column(_) | Expr::Cell(_) => names(&[P::ColumnIsNull]),
         Expr::Claims => names(&[P::ClaimsAreEmpty]),
         Expr::Role => names(&[P::RoleIsNull]),
-        Expr::Now | Expr::Timed(..) => names(&[P::NowIsLongAgo]),
+        Expr::Now(_) | Expr::Timed(..) => names(&[P::NowIsLongAgo]),
         Expr::Part(_) | Expr::Slot(_) => names(&[P::ProbeTakesWrongSlot]),
         Expr::And(_) => names(&[P::AndIsOr]),
         Expr::Or(_) => names(&[P::OrIsAnd, P::OrForgetsErrors]),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::body::{Body, Context};
+use super::clock::ServerClock;
 use super::rule::TableRule;
 use crate::datum::{Collation, Encoding, Labels, Types, UserType};
 use crate::pg::{Lsn, Oid, Xid};
@@ -56,6 +57,8 @@ pub struct Catalog {
     pub schemas: HashMap<String, Schema>,
     /// Settings that policies and functions name and that nobody has set, in lower case.
     pub unset: Vec<String>,
+    /// What time it is on the server that this was read from.
+    pub clock: Arc<ServerClock>,
     /// The policies that a check has found to be answered otherwise than by PostgreSQL.
     pub refuted: Arc<BTreeSet<Refuted>>,
 }
@@ -528,6 +531,7 @@ impl Catalog {
             paths,
             unset,
             schemas: document.schemas,
+            clock: Arc::default(),
             refuted: Arc::default(),
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),

@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::body::{Body, Context};
+use super::clock::ServerClock;
 use super::expr::{ColumnRef, Constant, Expr, Inputs};
 use super::node_tree::{self, Tree};
 use crate::datum::{Datum, Type, Types};
@@ -97,6 +98,8 @@ pub struct Scope {
     pub context: Context,
     /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
     pub settings: HashMap<String, Setting>,
+    /// What time it is on the server.
+    pub clock: Arc<ServerClock>,
 }
 
 /// A table that sub-selects look into, as the role has it.

@@ -17,6 +17,7 @@ pub use function::{
 };
 pub use select::Select;
 
+use super::clock::ServerClock;
 use crate::auth::Principal;
 use crate::change::{Row, Value};
 use crate::datum::{Datum, Trouble, Type};
@@ -65,8 +66,8 @@ pub enum Expr {
     Claims,
     /// `current_setting('role')` and `current_user`
     Role,
-    /// `now()`
-    Now,
+    /// `now()`, by the server's clock
+    Now(Arc<ServerClock>),
     /// A condition that is decided where it is the same that many microseconds earlier and later.
     Timed(i64, Box<Self>),
     /// The row's value at this place of the predicate's columns.
@@ -194,7 +195,7 @@ impl Expr {
             | Self::Column(_)
             | Self::Claims
             | Self::Role
-            | Self::Now
+            | Self::Now(_)
             | Self::Cell(_)
             | Self::Part(_)
             | Self::Slot(_)
@@ -228,7 +229,7 @@ impl Expr {
         matches!(
             self,
             Self::Column(_)
-                | Self::Now
+                | Self::Now(_)
                 | Self::Cell(_)
                 | Self::Part(_)
                 | Self::Inner(..)
@@ -369,10 +370,10 @@ impl Expr {
                 Ok(value.map(Cow::Borrowed))
             }
             Self::Select(select) => Ok(select.value(inputs)?.map(Cow::Owned)),
-            Self::Now if PolicyMutant::NowIsLongAgo.active() => {
+            Self::Now(_) if PolicyMutant::NowIsLongAgo.active() => {
                 Ok(Some(Cow::Owned(Datum::Timestamp(0))))
             }
-            Self::Now => {
+            Self::Now(_) => {
                 let now = inputs.now.ok_or(Trouble::Undecided)?;
                 Ok(Some(Cow::Owned(Datum::Timestamp(now))))
             }

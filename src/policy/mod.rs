@@ -11,6 +11,8 @@
 
 pub mod body;
 
+pub mod clock;
+
 pub mod catalog;
 
 mod plpgsql;

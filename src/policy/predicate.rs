@@ -19,7 +19,6 @@ mod tables;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use smallvec::SmallVec;
 
@@ -29,6 +28,7 @@ use looking::{Looking, positive};
 use routes::{Graph, Route};
 use tables::Table;
 
+use super::clock::ServerClock;
 use super::explain::Found;
 use super::expr::select::Opened;
 use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
@@ -92,6 +92,8 @@ pub struct Predicate {
     /// Whom a change of one of them concerns.
     routes: Vec<Route>,
     lookups: Vec<Wanted>,
+    /// What says what time it is, where that is asked.
+    clock: Option<Arc<ServerClock>>,
 }
 
 impl Predicate {
@@ -119,6 +121,7 @@ impl Predicate {
             tables: Vec::new(),
             routes: Vec::new(),
             lookups: Vec::new(),
+            clock: clock_of(&whole),
         };
         let mut looking = Looking::default();
         let whole = looking.look(&plain(&positive(&plain(&whole))));
@@ -261,7 +264,7 @@ fn reads(expr: &Expr) -> Reads {
     let bit = |depth: u32| 1_u64.checked_shl(depth).unwrap_or(0);
     match expr {
         // With the row it is read anew.
-        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) | Expr::Now => reads.row = true,
+        Expr::Column(_) | Expr::Cell(_) | Expr::Part(_) | Expr::Now(_) => reads.row = true,
         Expr::Claims | Expr::Role | Expr::Slot(_) => reads.claims = true,
         Expr::Inner(depth, _) | Expr::Field(depth, _) => reads.frames |= bit(*depth),
         Expr::Select(select) => {
@@ -430,7 +433,7 @@ impl Bound {
     pub fn read<'p>(&'p self, row: &Row, lookups: &'p Lookups) -> Facts<'p> {
         let tables = self.predicate.tables.iter();
         let tables: Tables<'p> = tables.map(|table| table.open(lookups)).collect();
-        let now = now();
+        let now = self.predicate.clock.as_ref().and_then(|clock| clock.now());
         let inputs = Inputs {
             now,
             tables: &tables,
@@ -452,13 +455,11 @@ impl Bound {
     }
 }
 
-/// Microseconds since 2000-01-01, by the relay's clock.
-fn now() -> Option<i64> {
-    const EPOCH: i64 = 946_684_800_000_000;
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .ok()?;
-    i64::try_from(since.as_micros()).ok()?.checked_sub(EPOCH)
+fn clock_of(expr: &Expr) -> Option<Arc<ServerClock>> {
+    if let Expr::Now(clock) = expr {
+        return Some(Arc::clone(clock));
+    }
+    expr.children().into_iter().find_map(clock_of)
 }
 
 type Tables<'l> = SmallVec<[Option<Opened<'l>>; 1]>;

@@ -16,6 +16,7 @@ use tokio_postgres::{Client, Statement};
 
 use self::bodies::Bodies;
 use super::catalog::Catalog;
+use super::clock::ServerClock;
 use super::rule::{self, Analysed, Rule};
 use crate::change::Relation;
 use crate::pg::connect::{ConnectError, Database};
@@ -35,11 +36,15 @@ const WHOLE: Duration = Duration::from_secs(60);
 /// … unless that took more than this part of the time.
 const WHOLE_SHARE: u32 = 100;
 
+/// How long an answer may have taken that says what time it is.
+const PROMPT: Duration = Duration::from_secs(1);
+
 /// How often the catalog is read at once until it has all that functions come to.
 const MAX_ROUNDS: usize = 10;
 
 /// What every snapshot of the server shows by now, and the tables that somebody holds.
-const MARK: &str = "select pg_current_snapshot()::text, coalesce((
+const MARK: &str = "select pg_current_snapshot()::text,
+    (extract(epoch from clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::bigint, coalesce((
     select array_agg(l.relation) from pg_locks l join pg_database d on d.oid = l.database
     where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted
       and l.pid is distinct from pg_backend_pid() and d.datname = current_database()), '{}')";
@@ -175,6 +180,8 @@ pub struct CatalogReader {
     analysed: Vec<Analysed>,
     /// Tables that are described though they are not published.
     described: Vec<Oid>,
+    /// What time it is on the server.
+    clock: Arc<ServerClock>,
 }
 
 /// What a catalog was made of.
@@ -236,6 +243,7 @@ impl CatalogReader {
             rules: Vec::new(),
             analysed: Vec::new(),
             described: Vec::new(),
+            clock: Arc::default(),
         }
     }
 
@@ -309,10 +317,15 @@ impl CatalogReader {
 
     async fn mark_once(&mut self, versions: u64) -> Result<Mark, CatalogError> {
         let connection = self.connected().await?;
+        let asked = Instant::now();
         let row = connection.client.query_one(&connection.mark, &[]).await?;
         let snapshot: String = row.try_get(0)?;
-        let locked: Vec<u32> = row.try_get(1)?;
+        let (micros, locked): (i64, Vec<u32>) = (row.try_get(1)?, row.try_get(2)?);
         let now = Instant::now();
+        // An answer that took long says less than one of before, and that something is wrong.
+        if now.duration_since(asked) < PROMPT {
+            self.clock.set(micros, now.into_std());
+        }
         self.held.retain(|table, _| locked.contains(&table.0));
         let altered = locked.into_iter().map(Oid).filter(|table| {
             let since = *self.held.entry(*table).or_insert(now);
@@ -448,6 +461,7 @@ impl CatalogReader {
                 .try_get(0)?;
             let read_at: Lsn = read_at.parse().unwrap_or_default();
             let mut catalog = Catalog::parse(&text, String::new(), read_at)?;
+            catalog.clock = Arc::clone(&self.clock);
             rule::install(&mut catalog, &self.analysed);
             let client = &mut self.connected().await?.client;
             let complete = bodies.fill(client, &mut catalog, (&roles, &names)).await?;

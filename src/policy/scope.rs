@@ -132,6 +132,7 @@ fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
         tables: looked.collect(),
         context,
         settings: unset.map(|name| (name.clone(), Setting::Unset)).collect(),
+        clock: Arc::clone(&catalog.clock),
     }
 }
 

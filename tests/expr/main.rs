@@ -30,6 +30,7 @@ use rowcast::datum::{Collation, Labels, UserType};
 use rowcast::lookup::Lookups;
 use rowcast::pg::Oid;
 use rowcast::policy::body::{Body, Context};
+use rowcast::policy::clock::ServerClock;
 use rowcast::policy::compile::{self, Scope};
 use rowcast::policy::expr::Expr;
 use rowcast::policy::{Audience, Predicate, Projection, Verdict};
@@ -71,6 +72,8 @@ async fn scope_of(client: &Client) -> Scope {
     let version: u32 = version[0][0].as_deref().unwrap().parse().unwrap();
     let mut scope = Scope {
         major: u16::try_from(version / 10_000).unwrap(),
+        // The server runs beside.
+        clock: Arc::new(ServerClock::local()),
         ..Scope::default()
     };
     let oid = |text: &Option<String>| Oid(text.as_deref().unwrap().parse().unwrap());

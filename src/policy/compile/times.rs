@@ -4,6 +4,8 @@
 //! what the relay's clock may differ from the server's, and what the server's time zone and the
 //! lengths of months may make of the operands; nearer than that PostgreSQL is asked.
 
+use std::sync::Arc;
+
 use super::inline::strict;
 use super::{Compiler, Constant, Refusal, Typed};
 use crate::datum::Datum;
@@ -121,18 +123,19 @@ impl Compiler<'_> {
             off,
             now: true,
         };
-        let date = || Expr::Call(Function::Time(TimeFunction::ToDate), vec![Expr::Now]);
+        let clock = || Expr::Now(Arc::clone(&self.scope.clock));
+        let date = || Expr::Call(Function::Time(TimeFunction::ToDate), vec![clock()]);
         let (args, operator) = match node.name.as_str() {
             "SQLVALUEFUNCTION" if node.number::<u8>("op")? == 0 => {
                 return Ok(now(date(), DATE, DATED));
             }
-            "SQLVALUEFUNCTION" => return Ok(now(Expr::Now, TIMESTAMPTZ, 0)),
+            "SQLVALUEFUNCTION" => return Ok(now(clock(), TIMESTAMPTZ, 0)),
             "FUNCEXPR" => (node.field("args")?.items()?, node.oid("funcid")?),
             _ => (node.field("args")?.items()?, node.oid("opno")?),
         };
         let refuse = || Refusal::new("a time by another operator");
         match (operator.0, args) {
-            (1299 | 2647 | 2648, []) => Ok(now(Expr::Now, TIMESTAMPTZ, 0)),
+            (1299 | 2647 | 2648, []) => Ok(now(clock(), TIMESTAMPTZ, 0)),
             (1178, [of]) => {
                 let of = self.term(of, depth + 1)?;
                 if of.typed.oid != TIMESTAMPTZ {
