@@ -431,6 +431,11 @@ impl Fanout {
             self.behind = Offset(offset.0 + 1);
             self.hand_on(entry, offset, change, &mut ahead).await;
             self.set_aside(self.behind);
+            if self.due.is_full() {
+                self.due.deliver();
+                // Those that write get their turn before there is more.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

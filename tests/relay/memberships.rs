@@ -187,6 +187,8 @@ async fn a_membership_that_changes_its_key_concerns_both_and_one_that_changes_ot
     relay.run("insert into doc values (2, 1)").await;
     assert_eq!(heard(&mut relay, &ann).await, ["resync access_changed"]);
     assert_eq!(heard(&mut relay, &ben).await, ["resync access_changed"]);
+    // Who joins before the router has come to the row is told of it.
+    assert_eq!(heard(&mut relay, &cat).await, [""; 0]);
     again(&relay, &mut ann).await;
     again(&relay, &mut ben).await;
     relay.run("insert into doc values (3, 1)").await;
