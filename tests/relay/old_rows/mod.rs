@@ -244,7 +244,11 @@ fn hears_leaves(world: &World, who: &Who) -> bool {
 
 /// Whether old rows carry all that decides whether they were seen.
 fn judges(world: &World, who: &Who) -> bool {
-    let mut needed = world.reads(who.table);
+    // What a policy reads that is computed PostgreSQL computes anew, of what it is computed from.
+    let read = world.reads(who.table).into_iter();
+    let mut needed: Vec<&str> = read
+        .map(|name| if name == "gen" { "n" } else { name })
+        .collect();
     needed.extend(who.filter.2);
     world.carries(who.table, &needed)
 }
