@@ -76,6 +76,8 @@ impl Relay {
         has_it_told(&connect(&url).await, &slot).await;
         Self::in_database(&url, schema, tables, |config| {
             config.slot = slot;
+            // A changed catalog waits a moment for it, and what changes meanwhile is in doubt.
+            config.policy_check = false;
             adjust(config);
         })
         .await
