@@ -27,9 +27,11 @@ const MAX_COMING: usize = 64;
 /// Entries that are read ahead at once.
 const ENTRIES: usize = 64;
 
-/// How often they are, to find whether rules change once more; and how long their end is waited for.
+/// How often they are, to find whether rules change once more; and how long it is waited for the
+/// stream to come to where the catalog was read. That may be in WAL that no commit has flushed, which
+/// the WAL writer does within three of its delays (600 ms, as PostgreSQL is set by default).
 const MOST_AHEAD: usize = 64;
-const AHEAD_PATIENCE: Duration = Duration::from_millis(250);
+const AHEAD_PATIENCE: Duration = Duration::from_secs(1);
 const AHEAD_LOOK: Duration = Duration::from_millis(2);
 
 /// What is known of the catalog in hand, and of those that are to follow it.
@@ -243,7 +245,7 @@ impl Fanout {
             if at_end && appended >= until {
                 return false;
             }
-            left -= 1;
+            left -= usize::from(!at_end);
             if left == 0 || Instant::now() >= deadline {
                 return true;
             }
