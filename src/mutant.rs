@@ -161,6 +161,7 @@ mutants! {
         ScalarIsNull,
         ConstantIsNull,
         ColumnIsNull,
+        PatternForgetsNot,
     }
 }
 
@@ -199,6 +200,7 @@ mutants! {
         AllIsAny,
         ExceptIsIntersect,
         UnionTakesFirst,
+        ViewIsCaller,
     }
 }
 
@@ -216,6 +218,8 @@ mutants! {
         NothingIsCaught,
         DefaultIsNull,
         RowsForgetTheirBranch,
+        UnsetIsNull,
+        MissingColumnKeepsValue,
     }
 }
 

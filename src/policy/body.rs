@@ -32,6 +32,8 @@ pub enum Body {
 pub struct Program {
     /// The types of the variables that it declares. All are NULL at first.
     pub variables: Vec<Oid>,
+    /// Those among them that are fields of rows of any kind: nobody may read one before it is set.
+    pub unset: BTreeSet<usize>,
     /// How many of them, the first, are the columns that RETURNS TABLE names.
     pub columns: usize,
     /// Which variable says whether the last query INTO found a row, where that is asked.
@@ -49,8 +51,9 @@ pub enum Statement {
     Into {
         /// Whether another number of rows than one is an error.
         strict: bool,
-        /// The variables, by their number; none for PERFORM.
-        variables: Vec<usize>,
+        /// The variables for its columns, by their number; `None` where nothing reads one. None at
+        /// all for PERFORM.
+        variables: Vec<Option<usize>>,
         /// The query.
         query: Arc<str>,
     },
@@ -167,7 +170,7 @@ impl Statement {
                 false
             }
             Self::Into { variables, .. } => {
-                found.extend(variables);
+                found.extend(variables.iter().flatten());
                 true
             }
             Self::If(branches, otherwise) => {

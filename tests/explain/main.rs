@@ -146,7 +146,7 @@ async fn every_policy_of_an_odd_schema_without_a_publication_is_explained() {
         ("member", "native", Some("B")),
         ("loud", "asked", None),
         ("mixed", "hybrid", None),
-        ("viewed", "asked", Some("B")),
+        ("viewed", "native", Some("B")),
         ("mfa", "native", Some("A")),
         ("looped", "deny", Some("B")),
         ("inert", "native", Some("A")),

@@ -147,13 +147,17 @@ pub fn value(random: &mut StdRng, pool: &[&str]) -> String {
     format!("'{}'", one(random, pool))
 }
 
-/// Fills in a template: `$x` becomes a random expression of the type that the letter stands for.
+/// Fills in a template: `$x` becomes a random expression of the type that the letter stands for, `$$` a
+/// dollar sign.
 fn fill(random: &mut StdRng, template: &str, depth: u32) -> String {
     let mut sql = String::new();
     let mut letters = template.chars();
     while let Some(letter) = letters.next() {
         if letter == '$' {
-            sql.push_str(&of(random, letters.next().unwrap(), depth - 1));
+            match letters.next().unwrap() {
+                '$' => sql.push('$'),
+                kind => sql.push_str(&of(random, kind, depth - 1)),
+            }
         } else {
             sql.push(letter);
         }
@@ -291,6 +295,13 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "((select count(*) from unnest($A) e where e <> $t) = $i)",
                 "((auth.jwt() -> 'roles') ? $t)",
                 "($t ilike $t)",
+                "($t ~ 'a')",
+                "($t ~ '^a|1')",
+                "($t !~ 'b$$')",
+                "($t ~* '^(A|ab)$$')",
+                "($t !~* '^.+B')",
+                "($t ~ '^a.*b$$|^.$$')",
+                "(v !~ '[.]|\\_')",
                 "(t not ilike 'A%')",
                 "starts_with($t, $t)",
                 "($t ^@ left(t, 1))",
@@ -464,6 +475,9 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "($j -> $t)",
                 "($j -> 'a')",
                 "($j -> -1)",
+                "($j)['a']",
+                "($j)['a'][1]",
+                "($j)[-1]",
                 "coalesce($j, $j)",
                 "nullif($j, $j)",
             ],
