@@ -198,7 +198,9 @@ fn besides() -> Vec<String> {
         S::HopsAreForgotten,
         S::ExceptIsIntersect,
         S::UnionTakesFirst,
+        S::ViewIsCaller,
     ]));
+    all.extend(names(&[PolicyMutant::PatternForgetsNot]));
     all
 }
 
