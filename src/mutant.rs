@@ -214,6 +214,7 @@ mutants! {
         UnusedRaisesNothing,
         RowSecurityIsForgotten,
         NothingIsCaught,
+        ErrorsArePassedOver,
         DefaultIsNull,
         RowsForgetTheirBranch,
     }

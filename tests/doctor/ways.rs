@@ -145,6 +145,7 @@ async fn rows_and_columns_that_a_publication_leaves_out_are_found_and_mended() {
         .parse()
         .unwrap();
     if version < 150_000 {
+        println!("not tested: publications of PostgreSQL 14 carry whole tables");
         return;
     }
     for (how, code) in [
