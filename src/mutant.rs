@@ -216,6 +216,7 @@ mutants! {
         UnusedRaisesNothing,
         RowSecurityIsForgotten,
         NothingIsCaught,
+        ErrorsArePassedOver,
         DefaultIsNull,
         RowsForgetTheirBranch,
         UnsetIsNull,

@@ -36,7 +36,8 @@ pub struct Program {
     pub unset: BTreeSet<usize>,
     /// How many of them, the first, are the columns that RETURNS TABLE names.
     pub columns: usize,
-    /// Which variable says whether the last query INTO found a row, where that is asked.
+    /// Which variable says whether the last query INTO, PERFORM or RETURN QUERY found a row, where
+    /// that is asked.
     pub found: Option<usize>,
     /// What it does.
     pub statements: Vec<Statement>,
@@ -173,6 +174,7 @@ impl Statement {
                 found.extend(variables.iter().flatten());
                 true
             }
+            Self::Rows(_) => true,
             Self::If(branches, otherwise) => {
                 let inner = branches.iter().flat_map(|(_, inner)| inner);
                 let all = inner.chain(otherwise);
@@ -182,7 +184,7 @@ impl Statement {
                 let all = inner.iter().chain(handler.iter().flatten());
                 all.filter(|one| one.sets(found)).count() > 0
             }
-            Self::Evaluate(_) | Self::Return(_) | Self::Rows(_) | Self::End | Self::Raise => false,
+            Self::Evaluate(_) | Self::Return(_) | Self::End | Self::Raise => false,
         }
     }
 }

@@ -5,6 +5,8 @@ mod arrays;
 
 mod call;
 
+mod caught;
+
 mod constant;
 
 mod inline;

@@ -315,8 +315,10 @@ impl Making {
             ),
             15 => (
                 format!(
-                    "declare n int; begin select count(*) into n from {table} x where {condition};
-                       return n > {}; end",
+                    "declare n int; begin select count(*) into n from {table} x where {condition}{};
+                       {}return n > {}; end",
+                    one(random, &["", "", " having count(*) > 1", " having bool_or(x.ok)"]),
+                    one(random, &["", "if not found then return true; end if; "]),
                     one(random, &["0", "1", "2"])
                 ),
                 "plpgsql",
@@ -516,6 +518,9 @@ pub fn case(random: &mut StdRng) -> (Vec<String>, Option<&'static str>) {
                    select x.s into v from public.profiles x where x.id = auth.uid();
                    if v = 'admin' then return query select x.org from public.g x; return;
                    elsif not found then return query select x.org from public.g x where x.ok; end if;
+                   return query select",
+                "plpgsql as $$ begin return query select x.org from public.g x where x.u = auth.uid() and x.ok;
+                   if not found then return query select x.org from public.g x where x.s = 'admin'; return; end if;
                    return query select",
                 "sql as $$ select x.org from public.g x where x.u = auth.uid() union all select",
             ],

@@ -286,6 +286,37 @@ pub const TRAPS: &[Trap] = &[
             select ok into b from public.m where org = p limit 1;
             if found then return b is null or b; end if; return not found and p = 3; end $$;
          create policy p on t for select using (f_n(org))"),
+    trap("FOUND is false where HAVING leaves the only row out", NATIVE,
+        "create function f_i(p int) returns boolean language plpgsql stable security definer as
+         $$ declare n int; begin
+            select count(*) into n from public.m where org = p having count(*) > 1;
+            if found then return true; end if;
+            perform 1 from public.m where org = p having bool_and(ok);
+            return found; end $$;
+         create policy p on t for select using (f_i(org))"),
+    trap("FOUND of groups", "more to it than tables",
+        "create function f_i(p int) returns boolean language plpgsql stable security definer as
+         $$ begin perform 1 from public.m where org = p group by u having count(*) > 1; return found; end $$;
+         create policy p on t for select using (f_i(org))"),
+    trap("RETURN QUERY says what it found", NATIVE,
+        "create function f_i() returns setof int language plpgsql stable security definer as
+         $$ begin
+            return query select x.org from public.m x where x.u = auth.uid();
+            if not found then return query select y.org from public.g y; end if; end $$;
+         create policy p on t for select using (org in (select f_i()))"),
+    trap("RETURN QUERY in a branch says what it found", NATIVE,
+        "create function f_i(p int) returns setof int language plpgsql stable security definer as
+         $$ begin
+            if p > 1 then return query select x.org from public.m x where x.org = p and x.ok; end if;
+            if found then return query select y.org + 1 from public.g y; return; end if;
+            return query select y.org from public.g y where y.u = auth.uid(); end $$;
+         create policy p on t for select using (org in (select f_i(org)) or 3 in (select f_i(org)))"),
+    trap("INTO STRICT where HAVING leaves the only row out", NATIVE,
+        "create function f_i(p int) returns boolean language plpgsql stable security definer as
+         $$ declare n int; begin
+            select count(*) into strict n from public.m where org = p having count(*) > 1;
+            return n is null or n > 1; end $$;
+         create policy p on t for select using (coalesce(f_i(org), true))"),
     trap("a value is cast as it is returned", NATIVE,
         "create function f_n() returns uuid language plpgsql stable as
          $$ begin return auth.jwt() ->> 'sub'; end $$;
@@ -307,6 +338,26 @@ pub const TRAPS: &[Trap] = &[
         "create function f_e(p text) returns boolean language plpgsql stable as
          $$ begin return p::int > 1; exception when others then return false; end $$;
          create policy p on t for select using (not f_e(s))"),
+    trap("an error beside what decides is caught all the same", NATIVE,
+        "create function f_e(p text, b boolean) returns boolean language plpgsql stable as
+         $$ begin return p::int > 1 or b; exception when others then return false; end $$;
+         create policy p on t for select using (f_e(s, ok))"),
+    trap("an error beside what decides ends a block that does not return", NATIVE,
+        "create function f_e(p text, b boolean) returns boolean language plpgsql stable as
+         $$ declare v boolean; begin
+            begin v := not (p::int > 1 and b); exception when others then return false; end;
+            return v; end $$;
+         create policy p on t for select using (f_e(s, ok))"),
+    trap("an error in the claims is caught where a row is found without", NATIVE,
+        "create function f_e() returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.m x where x.ok or x.u = auth.uid());
+            exception when others then return false; end $$;
+         create policy p on t for select using (f_e())"),
+    trap("an error of another row is caught where one is found", "an error of another table's row",
+        "create function f_e() returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.g x where x.s::int = 1 or x.ok);
+            exception when others then return false; end $$;
+         create policy p on t for select using (f_e())"),
     trap("an error in a declaration is not caught", NATIVE,
         "create function f_e(p text) returns boolean language plpgsql stable as
          $$ declare n int := p::int; begin return n > 1; exception when others then return true; end $$;

@@ -10,7 +10,7 @@ use crate::datum::{Datum, Trouble, Type, UserType};
 use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
 use crate::policy::body::{Program, Statement};
-use crate::policy::expr::select::{Asked, Several};
+use crate::policy::expr::select::{Asked, Select, Several};
 use crate::policy::expr::{Constant, Expr};
 use crate::policy::node_tree::{self, Tree};
 
@@ -244,7 +244,7 @@ impl Compiler<'_> {
             }
             let ended = guarded(guards, Expr::constant(Datum::Bool(true)));
             let failed = Expr::constant(Datum::Bool(false));
-            let ended = Expr::Caught(Box::new((ended, failed)));
+            let ended = self.caught(ended, failed)?;
             let behind = self.run(running, then, depth)?;
             self.restore(&variables);
             let caught = self.handled(running, (inner, handler), then, depth)?;
@@ -254,7 +254,7 @@ impl Compiler<'_> {
         self.restore(&variables);
         let caught = self.handled(running, (inner, handler), then, depth)?;
         self.restore(&variables);
-        Ok(Expr::Caught(Box::new((tried, caught))))
+        self.caught(tried, caught)
     }
 
     /// What comes of the statements for errors.
@@ -366,6 +366,13 @@ impl Compiler<'_> {
                 if !rows.iter().all(alike) {
                     return Err(Refusal::new("returns rows of another type"));
                 }
+                let exist = rows.iter().map(|one| {
+                    Expr::Select(Box::new(Select {
+                        from: one.from.clone(),
+                        result: Asked::Exists,
+                    }))
+                });
+                self.says(running.program, Expr::Or(exist.collect()));
                 for step in rows.iter_mut().filter_map(|rows| rows.from.last_mut()) {
                     if !FunctionMutant::RowsForgetTheirBranch.active() {
                         step.condition.splice(0..0, when.iter().cloned());
@@ -485,8 +492,10 @@ impl Compiler<'_> {
         for variable in missing.filter(|_| !FunctionMutant::MissingColumnKeepsValue.active()) {
             values.push((*variable, self.null_of(*variable)?));
         }
-        let found = if plain || query.node(self.scope.major)?.flag("hasAggs")? {
+        let found = if plain {
             Expr::constant(Datum::Bool(true))
+        } else if query.node(self.scope.major)?.flag("hasAggs")? {
+            self.folded_is_found(query, variables.len(), depth)?
         } else {
             let frames = std::mem::take(&mut self.frames);
             let rows = self.rows_or_call(query, Link::Exists, depth);
@@ -506,18 +515,23 @@ impl Compiler<'_> {
         for (variable, value) in values {
             guards.extend(self.assign(variable, value)?);
         }
+        self.says(program, found);
+        Ok(guards)
+    }
+
+    /// Sets FOUND, where that is asked.
+    fn says(&mut self, program: &Program, found: Expr) {
         let noticed = !FunctionMutant::NothingIsFound.active();
-        if let Some(at) = program.found.filter(|_| noticed) {
-            let truth = Typed {
+        let Some(at) = program.found.filter(|_| noticed) else {
+            return;
+        };
+        if let Some(known) = self.calls.last_mut().and_then(|all| all.get_mut(at)) {
+            *known = Typed {
                 expr: found,
                 oid: BOOL,
                 nodes: 1,
             };
-            if let Some(known) = self.calls.last_mut().and_then(|all| all.get_mut(at)) {
-                *known = truth;
-            }
         }
-        Ok(guards)
     }
 
     /// What PERFORM evaluates and throws away, where that could raise an error.
@@ -563,6 +577,29 @@ impl Compiler<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Whether a query with aggregates gives its row, which its HAVING may leave out.
+    fn folded_is_found(
+        &mut self,
+        query: &Tree,
+        variables: usize,
+        depth: usize,
+    ) -> Result<Expr, Refusal> {
+        let having = query.node(self.scope.major)?.field("havingQual")?;
+        if variables > 0 && *having == Tree::Null {
+            // That there is nothing else to it was seen with the values.
+            return Ok(Expr::constant(Datum::Bool(true)));
+        }
+        let only = match variables {
+            0 => query.clone(),
+            _ => self.only_target(query, 0)?,
+        };
+        let only = only.node(self.scope.major)?;
+        let frames = std::mem::take(&mut self.frames);
+        let folded = self.folded(only, Link::Exists, depth);
+        self.frames = frames;
+        folded.map(|(found, _)| found)
     }
 
     /// A query with only one of its columns.
