@@ -320,7 +320,7 @@ async fn a_thousand_policies_take_seconds() {
     let report = json(&output);
     assert_eq!(report["totals"]["native"], 1000, "{}", report["totals"]);
     assert!(
-        took.as_secs() < 60,
+        took.as_secs() < 600,
         "{took:?} for a thousand policies, unoptimised"
     );
     println!("{took:?}");
