@@ -25,6 +25,7 @@ use crate::auth::Authenticator;
 use crate::config::{self, Config};
 use crate::doctor::{self, Patient};
 use crate::metrics::Metrics;
+use crate::subscription::Events;
 use crate::{auth, session, transport};
 
 /// Why the daemon ended although nobody asked it to.
@@ -148,10 +149,18 @@ fn findings(config: &Config) -> admin::Findings {
         config: config.clone(),
         token: None,
         tables: Vec::new(),
+        filters: Vec::new(),
+        events: Events::All,
+        filtered: Vec::new(),
     });
-    Arc::new(move || {
+    Arc::new(move |router| {
         let patient = Arc::clone(&patient);
         let examining = async move {
+            let mut patient = Patient::clone(&patient);
+            if let Some(router) = router {
+                // Without it the rest is still worth knowing.
+                patient.filtered = router.filtered().await.unwrap_or_default();
+            }
             let report = doctor::examine(&patient).await;
             serde_json::to_value(report).unwrap_or_default()
         };

@@ -45,8 +45,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long looking for findings may take.
 const EXAMINATION: Duration = Duration::from_secs(60);
 
-/// Looks for what keeps rows from subscribers; what it returns is put out as it is.
-pub type Findings = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>;
+/// Looks for what keeps rows from subscribers, and from those of a router once there is one; what it
+/// returns is put out as it is.
+pub type Findings = Arc<dyn Fn(Option<router::Router>) -> BoxFuture<'static, Value> + Send + Sync>;
 
 /// What the page is made from. Cheap to clone.
 #[derive(Clone)]
@@ -217,7 +218,8 @@ async fn found(State(desk): State<Desk>) -> Response {
     {
         return (HEADERS, Json(known.clone())).into_response();
     }
-    match tokio::time::timeout(EXAMINATION, (inspector.findings)()).await {
+    let router = inspector.router.get().cloned();
+    match tokio::time::timeout(EXAMINATION, (inspector.findings)(router)).await {
         Ok(report) => {
             *last = Some((Instant::now(), report.clone()));
             (HEADERS, Json(report)).into_response()

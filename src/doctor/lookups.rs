@@ -9,7 +9,7 @@ use super::names::Names;
 use crate::config::Config;
 use crate::lookup::Wanted;
 use crate::lookup::keep::{self, Cause};
-use crate::pg::quote_identifier;
+use crate::pg::{Oid, quote_identifier};
 use crate::policy::catalog::Catalog;
 
 pub(super) async fn findings(
@@ -67,20 +67,10 @@ pub(super) async fn findings(
             .tables
             .values()
             .find(|table| names.of(table) == *name);
-        let schema = known.map(|table| quote_identifier(&table.schema));
         let (code, sql) = match refusal.cause {
             Cause::Privilege => (
                 "lookup_privilege",
-                schema
-                    .map(|schema| format!("grant usage on schema {schema} to {login}"))
-                    .into_iter()
-                    .chain([format!("grant select on table {name} to {login}")])
-                    .chain(
-                        known
-                            .filter(|table| table.row_security)
-                            .map(|_| shown(&name, &login)),
-                    )
-                    .collect(),
+                rights(catalog, known.map(|table| table.oid), (&name, &login)),
             ),
             Cause::RowSecurity => ("lookup_row_security", vec![shown(&name, &login)]),
             Cause::Publication if exists => (
@@ -109,6 +99,23 @@ pub(super) async fn findings(
         );
     }
     Ok(found)
+}
+
+/// What lets a login read all of a table.
+pub(super) fn rights(
+    catalog: &Catalog,
+    table: Option<Oid>,
+    (name, login): (&str, &str),
+) -> Vec<String> {
+    let known = table.and_then(|oid| catalog.tables.get(&oid));
+    let schema = known.map(|table| quote_identifier(&table.schema));
+    let usage = schema.map(|schema| format!("grant usage on schema {schema} to {login}"));
+    let past = known.filter(|table| table.row_security);
+    usage
+        .into_iter()
+        .chain([format!("grant select on table {name} to {login}")])
+        .chain(past.map(|_| shown(name, login)))
+        .collect()
 }
 
 /// The policy by which the relay's login reads past row-level security on one table.

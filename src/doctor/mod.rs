@@ -11,7 +11,11 @@ mod clients;
 
 mod cost;
 
+mod filters;
+
 mod finding;
+
+mod identity;
 
 mod lookups;
 
@@ -41,7 +45,9 @@ use crate::config::{Config, Secret};
 use crate::pg::connect::{ConnectError, Database};
 use crate::pg::refusal::{Retry, with_causes};
 use crate::policy::reader::CatalogReader;
+use crate::router::picture::Filtered;
 use crate::source::{self, SourceError};
+use crate::subscription::Events;
 
 /// How long one statement may take. Nothing here needs longer, and nobody is to wait for a doctor.
 const STATEMENT: Duration = Duration::from_secs(10);
@@ -62,6 +68,12 @@ pub struct Patient {
     /// The tables that are meant, as SQL names with their schema; all that are published where
     /// there are none.
     pub tables: Vec<String>,
+    /// Filters of subscribers of the one table that is meant, as clients word them.
+    pub filters: Vec<String>,
+    /// What subscribers with these filters ask for.
+    pub events: Events,
+    /// What those filter by who are subscribed now, where a relay is asked that runs.
+    pub filtered: Vec<Filtered>,
 }
 
 /// What was found.
@@ -287,9 +299,7 @@ impl Examination<'_> {
                     "wal_sender_timeout is 0 for this login: the session of a relay whose machine \
                      died holds the slot for ever, and no other relay can read it",
                 )
-                .sql("alter system set wal_sender_timeout = '60s'")
-                .sql("select pg_reload_conf()")
-                .advice("Or take wal_sender_timeout out of the options in DATABASE_URL."),
+                .advice("Take wal_sender_timeout out of the options in DATABASE_URL."),
             ),
             Ok(Some(limit)) if limit < Duration::from_secs(2) => self.findings.push(
                 Finding::warning(
@@ -354,13 +364,14 @@ impl Examination<'_> {
             CatalogReader::new(database.clone(), followed, roles).with_rules(config.rules.clone());
         let catalog = reader.look().await.map_err(|error| with_causes(&error))?;
         drop(reader);
-        let catalog = if config.policy_check {
-            catalog.refuting(&checks::refuted(database, &catalog).await)
-        } else {
-            catalog
-        };
+        let mut checked = checks::Checks::default();
+        if config.policy_check {
+            checked.make(database, &catalog).await;
+        }
+        let catalog = catalog.refuting(&checked.refuted());
         let names = names::Names::read(client, &catalog).await.map_err(words)?;
-        self.findings.extend(checks::findings(&catalog, &names));
+        self.findings.extend(checked.findings(&catalog, &names));
+        self.unseen.extend(checked.unseen(&catalog, &names));
         self.report.tables = catalog.tables.values().filter(|one| one.published).count();
         let listed = publication::Listed::read(client, publication, self.patient)
             .await
@@ -393,11 +404,29 @@ impl Examination<'_> {
         .await
         .map_err(words)?;
         self.findings.extend(found);
-        let mut all = table::Tables::new(&catalog, config, holder, (facts, &names), kept);
+        let mut all = table::Tables::new(&catalog, config, holder, (facts, &names), &kept);
         for (one, named) in &meant {
             all.examine(one, *named);
         }
-        self.findings.extend(all.findings(&functions, &listed));
+        let mut lacking = identity::Lacking::default();
+        let mut found = all.findings(&functions, &listed, &mut lacking);
+        let filters = filters::Examined {
+            catalog: &catalog,
+            tables: &all,
+            listed: &listed,
+            patient: self.patient,
+            kept: &kept,
+        };
+        found.extend(
+            filters
+                .findings(database, &mut lacking, &mut self.unseen)
+                .await,
+        );
+        found.extend(filters.of_subscribers(&mut lacking));
+        lacking
+            .mend(client, (&catalog, publication), &mut found)
+            .await;
+        self.findings.extend(found);
         let wanted = all.wanted();
         self.findings.extend(
             lookups::findings(
@@ -478,14 +507,16 @@ fn refusal(fault: &SourceError) -> Finding {
             .sql("alter system set wal_level = logical")
             .advice("Then restart PostgreSQL. Managed hosts have a parameter for it."),
         SourceError::NoReplication { role } => {
-            Finding::error("login_replication", text).sql(format!(
-                "alter role {} replication",
-                crate::pg::quote_identifier(role)
-            ))
+            let role = crate::pg::quote_identifier(role);
+            Finding::error("login_replication", text)
+                .sql(format!("alter role {role} replication"))
+                .advice(format!(
+                    "Only a superuser may; on Amazon RDS it is: grant rds_replication to {role}."
+                ))
         }
-        SourceError::OtherPlugin { slot } => {
-            Finding::error("slot_plugin", text).sql(slot::drop_sql(slot))
-        }
+        SourceError::OtherPlugin { slot } => Finding::error("slot_plugin", text)
+            .sql(slot::drop_sql(slot))
+            .advice("Drop it only where no other program needs it; else set ROWCAST_SLOT."),
         SourceError::OtherDatabase { slot, .. } => Finding::error("slot_other_database", text)
             .sql(slot::drop_sql(slot))
             .advice(

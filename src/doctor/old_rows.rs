@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::Finding;
-use super::lookups::shown;
+use super::lookups::{rights, shown};
 use super::names::Names;
 use crate::config::Config;
 use crate::lookup::Wanted;
@@ -70,7 +70,7 @@ pub(super) async fn findings(
             continue;
         };
         let sql = match refusal.cause {
-            Cause::Privilege => vec![format!("grant select on table {name} to {login}")],
+            Cause::Privilege => rights(catalog, Some(columns.table), (&name, &login)),
             Cause::RowSecurity => vec![shown(&name, &login)],
             _ => Vec::new(),
         };

@@ -284,21 +284,21 @@ impl Listed {
         found
     }
 
+    /// What has a table published with all its rows and columns.
+    pub(super) fn whole(&self, table: &str) -> [String; 2] {
+        let name = quote_identifier(&self.name);
+        [
+            format!("alter publication {name} drop table only {table}"),
+            format!("alter publication {name} add table only {table}"),
+        ]
+    }
+
     /// A list of columns or a row filter.
     fn narrowed(&self, item: &Item, catalog: &Catalog) -> Vec<Finding> {
-        let name = quote_identifier(&self.name);
         let again = |finding: Finding| {
-            finding
-                .table(item.name.as_str())
-                .sql(format!(
-                    "alter publication {name} drop table only {}",
-                    item.name
-                ))
-                .sql(format!(
-                    "alter publication {name} add table only {}",
-                    item.name
-                ))
-                .advice("Leave it where just that is meant: it holds for all clients.")
+            let mut finding = finding.table(item.name.as_str());
+            finding.sql.extend(self.whole(&item.name));
+            finding.advice("Leave it where just that is meant: it holds for all clients.")
         };
         let mut found = Vec::new();
         if item.filter {

@@ -95,6 +95,16 @@ impl Facts {
                 .is_some_and(|l| l == "minimal")
     }
 
+    /// What sets something for the relay's login, whatever is set for the login or the database
+    /// alone.
+    pub(super) fn set_for_login(&self, name: &str, value: &str) -> String {
+        format!(
+            "alter role {} in database {} set {name} = {value}",
+            quote_identifier(&self.login),
+            quote_identifier(&self.database)
+        )
+    }
+
     /// Whether somebody reads the slot.
     pub(super) fn is_read(&self) -> bool {
         let active = self.slot.as_ref().and_then(|slot| slot.get("active"));
@@ -319,10 +329,7 @@ impl Facts {
                     "login_timeout",
                     format!("{name} is {limit} ms for the login {}: {what}", self.login),
                 )
-                .sql(format!(
-                    "alter role {} set {name} = 0",
-                    quote_identifier(&self.login)
-                )),
+                .sql(self.set_for_login(name, "0")),
             );
         }
         found

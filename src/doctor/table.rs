@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+use super::identity::Lacking;
 use super::names::Names;
 use super::old_rows::Kept;
 use super::publication::Listed;
@@ -71,7 +72,7 @@ pub(super) struct Tables<'c> {
     facts: &'c Facts,
     pub(super) names: &'c Names,
     /// What the relay itself keeps of old rows.
-    kept: Kept,
+    kept: &'c Kept,
     pub(super) seen: Vec<Seen<'c>>,
 }
 
@@ -91,7 +92,7 @@ impl<'c> Tables<'c> {
         config: &'c Config,
         holder: Option<&'c Holder>,
         (facts, names): (&'c Facts, &'c Names),
-        kept: Kept,
+        kept: &'c Kept,
     ) -> Self {
         Self {
             catalog,
@@ -123,9 +124,14 @@ impl<'c> Tables<'c> {
     }
 
     /// The role whose clients matter first: the token's, else that of tokens without a role.
-    fn focus(&self) -> &str {
+    pub(super) fn focus(&self) -> &str {
         self.holder
             .map_or(self.config.default_role.as_str(), |holder| &holder.role)
+    }
+
+    /// The role of the token.
+    pub(super) fn holds(&self) -> Option<&str> {
+        self.holder.map(|holder| holder.role.as_str())
     }
 
     /// What compiled policies read of other tables.
@@ -146,12 +152,13 @@ impl<'c> Tables<'c> {
         &self,
         functions: &BTreeMap<Oid, Named>,
         listed: &Listed,
+        lacking: &mut Lacking<'c>,
     ) -> Vec<Finding> {
         let mut found = Vec::new();
         for seen in &self.seen {
             self.security(seen, &mut found);
             self.sight(seen, functions, &mut found);
-            self.old_rows(seen, listed, &mut found);
+            self.old_rows(seen, (listed, lacking), &mut found);
             self.token(seen, &mut found);
         }
         self.helpers(functions, &mut found);
@@ -499,7 +506,12 @@ impl<'c> Tables<'c> {
     }
 
     /// Whether DELETEs carry what decides about them.
-    fn old_rows(&self, seen: &Seen<'c>, listed: &Listed, found: &mut Vec<Finding>) {
+    fn old_rows(
+        &self,
+        seen: &Seen<'c>,
+        (listed, lacking): (&Listed, &mut Lacking<'c>),
+        found: &mut Vec<Finding>,
+    ) {
         let table = seen.table;
         let keys = self.config.delete_without_identity == DeleteWithoutIdentity::Key;
         if !self.catalog.deletes || keys || listed.is_unidentified(table.oid) {
@@ -515,7 +527,7 @@ impl<'c> Tables<'c> {
                 !kept.any(|kept| kept.columns.iter().any(|column| *column.name == **name))
             })
             .collect();
-        let Some(text) = crate::router::undelivered_delete(table, reads.into_iter()) else {
+        let Some(text) = crate::router::undelivered_delete(table, reads.iter().copied()) else {
             return;
         };
         let text = text
@@ -524,6 +536,7 @@ impl<'c> Tables<'c> {
             .unwrap_or(&text)
             .to_owned();
         let name = self.names.of(table);
+        lacking.add((table, &name), reads.into_iter());
         let mut finding = Finding::warning("identity_too_little", text).table(name.as_str());
         for leaf in listed.leaves(table.oid.0) {
             finding = finding.sql(format!("alter table {leaf} replica identity full"));
@@ -532,9 +545,9 @@ impl<'c> Tables<'c> {
             finding
                 .sql(format!("alter table {name} replica identity full"))
                 .advice(
-                    "`rowcast setup --only identity` takes an index instead where one does: it \
-                     costs less. Without a change to the database: name the table in old_rows, and \
-                     the relay keeps in memory what policies read of its rows.",
+                    "`rowcast setup --only identity` does it, and its --remove takes it back. \
+                     Without a change to the database: name the table in old_rows, and the relay \
+                     keeps in memory what policies read of its rows.",
                 ),
         );
     }

@@ -315,15 +315,17 @@ impl One {
             .collect();
         // For each of the claims the verdict on each row, and whether the audience has them.
         let mut verdicts: Vec<Vec<(Verdict, bool)>> = vec![Vec::new(); principals.len()];
+        let looks = !self.predicate.lookups().is_empty();
         for row in rows {
             let facts = bound.read(row, &copied.lookups);
             let audience = facts.audience();
             for (verdicts, projection) in verdicts.iter_mut().zip(&projections) {
+                let unindexed = projection.is_undecided() || looks && projection.fails();
                 let named = match &audience {
                     Audience::Nobody => false,
-                    Audience::Probes(probes) if !projection.is_undecided() => probes
+                    Audience::Probes(probes) if !unindexed => probes
                         .iter()
-                        .any(|probe| projection.slot(probe.slot) == Some(&probe.datum)),
+                        .any(|probe| projection.has(probe.slot, &probe.datum)),
                     _ => true,
                 };
                 verdicts.push((facts.judge(projection), named));
@@ -432,17 +434,15 @@ pub fn relation(table: &Table) -> Relation {
 
 /// Has PostgreSQL put out the dates and moments that policies name.
 async fn times(client: &Client, material: &mut Material) -> Result<(), Unanswered> {
-    if material.days.is_empty() && material.moments.is_empty() {
+    let (days, moments) = material.times();
+    if days.is_empty() && moments.is_empty() {
         return Ok(());
     }
     let sql = "select array(select (date '2000-01-01' + day)::text from unnest($1::int4[]) day), \
                array(select (timestamp '2000-01-01' + moment * interval '1 microsecond')::text \
                      from unnest($2::int8[]) moment)";
-    let row = client
-        .query_one(sql, &[&material.days, &material.moments])
-        .await?;
-    let (dates, moments): (Vec<String>, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
-    material.share_times(&dates, &moments);
+    let row = client.query_one(sql, &[&days, &moments]).await?;
+    material.share_times(row.try_get(0)?, row.try_get(1)?);
     Ok(())
 }
 

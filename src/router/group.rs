@@ -3,7 +3,11 @@
 
 pub(super) mod leave;
 
+mod member;
+
 mod old_rows;
+
+mod selection;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -11,161 +15,22 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
+pub(super) use self::member::{Begin, Binding, Member, MemberKey, Moment};
+use self::member::{Installed, wants};
+use self::selection::Selections;
+pub(super) use self::selection::{Selection, SelectionKey};
 use super::filter_index::{FilterIndex, FilterKey, Outcomes};
 use super::memberships::{Note, States, affected};
 use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
-use crate::log::Offset;
 use crate::lookup::Lookups;
-use crate::pg::Xid;
-use crate::pg::snapshot::Snapshot;
 use crate::policy::access::{Access, Rules};
 use crate::policy::predicate::{
     Affected, Audience, Bound, Facts, Members, Probe, Projection, Verdict as Judgement,
 };
-use crate::snapshot::Query;
-use crate::subscription::Events;
 use crate::subscription::matcher::{Filter, Outcome};
-
-/// A binding in force on one table.
-#[derive(Debug, Clone)]
-pub(super) struct Binding {
-    pub(super) id: u32,
-    pub(super) events: Events,
-    pub(super) filter: Arc<Filter>,
-    pub(super) selection: Option<Selection>,
-    /// Whether it is told when a row leaves its view.
-    pub(super) leave: bool,
-    /// Where it begins; `None` where that is its join.
-    pub(super) begin: Option<Arc<Begin>>,
-    /// What it wants to have read before its changes.
-    pub(super) snapshot: Option<Arc<Query>>,
-}
-
-/// Where a binding begins that does not begin with its join.
-#[derive(Debug)]
-pub(super) struct Begin {
-    /// The first change that is wanted; `None` for those after the join.
-    pub(super) from: Option<Offset>,
-    /// What this snapshot shows is not wanted.
-    pub(super) unseen_by: Option<Arc<Snapshot>>,
-}
-
-/// When a change happened.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
-    pub(super) offset: Offset,
-    pub(super) xid: Xid,
-    /// Before whoever joined without a cursor could have subscribed.
-    pub(super) early: bool,
-}
-
-/// Whether a binding that begins there wants what happened then.
-fn wants(begin: Option<&Begin>, moment: Moment) -> bool {
-    let Some(begin) = begin else {
-        return !moment.early;
-    };
-    let reached = begin
-        .from
-        .map_or(!moment.early, |from| from <= moment.offset);
-    let shown = begin.unseen_by.as_ref();
-    reached && !shown.is_some_and(|snapshot| snapshot.shows(moment.xid))
-}
-
-/// The names of the columns that a binding wants, the primary key's among them, in order.
-pub(super) type Selection = Arc<[Arc<str>]>;
-
-/// Where a selection is among those of its [`Group`], where equal ones are one. Small numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct SelectionKey(pub(super) usize);
-
-#[derive(Debug, Default)]
-struct Selections {
-    /// With how many bindings want them.
-    known: Slab<(Selection, usize)>,
-    by_names: HashMap<Selection, SelectionKey>,
-}
-
-impl Selections {
-    fn add(&mut self, selection: Selection) -> SelectionKey {
-        let known = &mut self.known;
-        let entry = self.by_names.entry(selection);
-        let key = *entry.or_insert_with_key(|names| {
-            let names = Arc::clone(names);
-            SelectionKey(known.insert((names, 0)))
-        });
-        if let Some((_, bindings)) = known.get_mut(key.0) {
-            *bindings += 1;
-        }
-        key
-    }
-
-    fn remove(&mut self, key: SelectionKey) {
-        let Some((names, bindings)) = self.known.get_mut(key.0) else {
-            return;
-        };
-        *bindings -= 1;
-        if *bindings == 0 {
-            self.by_names.remove(names);
-            self.known.remove(key.0);
-        }
-    }
-}
-
-/// A binding with its filter in the group's index.
-#[derive(Debug)]
-struct Installed {
-    id: u32,
-    events: Events,
-    filter: FilterKey,
-    selection: Option<SelectionKey>,
-    leave: bool,
-    begin: Option<Arc<Begin>>,
-}
-
-/// A channel's bindings on one table.
-#[derive(Debug)]
-pub(super) struct Member {
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) channel: ChannelId,
-    bindings: SmallVec<[Installed; 1]>,
-    who: usize,
-}
-
-impl Member {
-    /// Whether one of its bindings wants what happened then, whatever that was.
-    pub(super) fn wants(&self, moment: Moment) -> bool {
-        let mut bindings = self.bindings.iter();
-        bindings.any(|binding| wants(binding.begin.as_deref(), moment))
-    }
-
-    /// Those of its bindings to whom a TRUNCATE at that moment is a change, ascending, and whether
-    /// there are others that want what happened then.
-    pub(super) fn hears_of_truncate(&self, moment: Moment) -> (SmallVec<[u32; 4]>, bool) {
-        let (mut told, mut others) = (SmallVec::new(), false);
-        let bindings = self.bindings.iter();
-        for binding in bindings.filter(|one| wants(one.begin.as_deref(), moment)) {
-            if binding.events.includes(&Kind::Truncate) {
-                told.push(binding.id);
-            } else {
-                others = true;
-            }
-        }
-        (told, others)
-    }
-
-    /// Whether it was given rows when it joined: what it missed it missed a moment ago.
-    pub(super) fn follows_a_snapshot(&self) -> bool {
-        let mut begin = self.bindings.iter().filter_map(|one| one.begin.as_deref());
-        begin.any(|begin| begin.unseen_by.is_some())
-    }
-}
-
-/// Where a member is in its [`Group`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct MemberKey(pub(super) usize);
 
 /// Principals whom no policy of the table can tell apart.
 #[derive(Debug)]
@@ -787,31 +652,4 @@ impl Heard {
 enum Candidates {
     Kin(Vec<usize>),
     Members(Vec<MemberKey>),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(names: &[&str]) -> Selection {
-        names.iter().map(|&name| name.into()).collect()
-    }
-
-    #[test]
-    fn equal_selections_are_one_until_the_last_binding_that_wants_it_goes() {
-        let mut selections = Selections::default();
-        let first = selections.add(names(&["id", "a"]));
-        let other = selections.add(names(&["id", "b"]));
-        assert_ne!(first, other);
-        assert_eq!(selections.add(names(&["id", "a"])), first);
-        selections.remove(first);
-        assert_eq!(selections.add(names(&["id", "a"])), first);
-        selections.remove(first);
-        selections.remove(first);
-        let next = selections.add(names(&["id", "c"]));
-        assert_eq!(next, first, "numbers stay small");
-        let known = selections.known.get(next.0).map(|(names, _)| &**names);
-        assert_eq!(known, Some(&*names(&["id", "c"])));
-        assert_eq!(selections.by_names.len(), 2);
-    }
 }

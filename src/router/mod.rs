@@ -23,6 +23,8 @@ mod holder;
 
 mod changed;
 
+pub mod dry_run;
+
 mod memberships;
 
 mod old_rows;
@@ -261,6 +263,8 @@ pub enum Command {
     },
     /// [`Router::picture`].
     Picture(oneshot::Sender<picture::Picture>),
+    /// [`Router::filtered`].
+    Filtered(oneshot::Sender<Vec<picture::Filtered>>),
 }
 
 impl Router {
@@ -313,6 +317,17 @@ impl Router {
     pub async fn picture(&self) -> Result<picture::Picture, Stopped> {
         let (answer, answered) = oneshot::channel();
         let sent = self.commands.send(Command::Picture(answer)).await;
+        sent.map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// The columns that subscribers who take deletes filter by now. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn filtered(&self) -> Result<Vec<picture::Filtered>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.commands.send(Command::Filtered(answer)).await;
         sent.map_err(|_| Stopped)?;
         answered.await.map_err(|_| Stopped)
     }

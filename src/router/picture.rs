@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::pg::Oid;
+
 /// All of it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Picture {
@@ -49,6 +51,17 @@ pub struct Group {
     pub audience: usize,
     /// How it is decided who sees a row: `everything`, `compiled`, `asked` or `nothing`.
     pub decided: &'static str,
+}
+
+/// A column that subscribers who take deletes filter by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filtered {
+    /// The table.
+    pub table: Oid,
+    /// The column.
+    pub column: String,
+    /// Channels with such a filter.
+    pub subscribers: usize,
 }
 
 /// A table that is mirrored in memory, or is to be.

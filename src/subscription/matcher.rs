@@ -529,6 +529,13 @@ impl Filter {
         &self.tests
     }
 
+    /// Whether PostgreSQL decides a condition of every row that the others let through.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        let asked = |test: &Test| matches!(test.way, Way::Asked { .. });
+        self.tests.iter().any(asked)
+    }
+
     /// What is to be asked where the outcome is [`Outcome::Asked`].
     #[must_use]
     pub const fn question(&self) -> Option<&Question> {

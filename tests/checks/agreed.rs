@@ -50,6 +50,13 @@ const MANY: &str = "
     create policy p16 on t as restrictive using (auth.uid() is null or org is distinct from 3);
     create policy p17 on t using (not (owner = auth.uid()) and lower(title) like 'row%');
     create policy p18 on t as restrictive using (case when open then price > 0 else true end);
+    create policy p19 on t using (tags && array['a', 'b']);
+    create policy p20 on t using (tags @> array['a', 'b'] or 'c' = any (tags));
+    create policy p21 on t using (at > now() - interval '1 day');
+    create policy p22 on t using (day + 7 >= current_date);
+    create policy p23 on t using (at + interval '1 month' < now());
+    create policy p24 on t using ((auth.jwt() -> 'orgs') ? org::text);
+    create policy p25 on t using (org::text in (select jsonb_array_elements_text(auth.jwt() -> 'teams')));
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -78,7 +85,7 @@ async fn no_policy_that_is_compiled_right_is_refused_and_each_is_held_against_po
         };
         let found = check(&sql, &catalog, (table, role), limits).await.unwrap();
         let names: Vec<&str> = found.iter().map(|one| one.policy.as_str()).collect();
-        assert_eq!(names.len(), 18, "{names:?}");
+        assert_eq!(names.len(), 25, "{names:?}");
         for one in &found {
             match (&*one.policy, &one.found) {
                 ("p12", Found::NotChecked(reason)) => {

@@ -1,9 +1,14 @@
 //! A policy that is answered otherwise than by PostgreSQL is not decided natively.
 
+use std::time::Duration;
+
 use rowcast::mutant::{FunctionMutant, PolicyMutant, SelectMutant};
+use rowcast::pg::connect::Database;
+use rowcast::policy::check::{Checked, Found, Limits, check};
+use rowcast::policy::reader::CatalogReader;
 use tokio::sync::Mutex;
 
-use crate::harness::{ANN, BEN, Relay, brief};
+use crate::harness::{ANN, BEN, Relay, brief, cluster, connect};
 use crate::{checked, metric};
 
 /// A fault is one of the whole process.
@@ -87,6 +92,82 @@ async fn what_a_fault_has_decided_wrong_is_refused_and_asked_and_nobody_sees_mor
         eprintln!("{fault:?}");
         let refused = through(|| fault.switch_on()).await;
         assert!(refused > 0, "{fault:?}");
+    }
+}
+
+/// Policies over arrays, the time and lists of claims; each fault is one that only rows show that are
+/// made up for it.
+const VALUES: &str = "
+    create table v (id bigint primary key, tags text[], at timestamptz, day date, org bigint);
+    alter table v enable row level security;
+    grant select on v to authenticated;
+    create policy overlaps on v using (tags && array['a', 'b']);
+    create policy contains on v using (tags @> array['a', 'b']);
+    create policy among on v using ('a' = any (tags));
+    create policy fresh on v using (at > now() - interval '1 day');
+    create policy ended on v using (at + interval '1 month' < now());
+    create policy daily on v using (day >= current_date - 7);
+    create policy listed on v using ((auth.jwt() -> 'orgs') ? org::text);
+    create policy told on v using (org::text in (select jsonb_array_elements_text(auth.jwt() -> 'teams')));";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_with_arrays_times_and_lists_of_claims_show_in_an_empty_table() {
+    let _alone = ONE.lock().await;
+    let url = cluster().await.fresh_database().await.unwrap();
+    let sql = connect(&url).await;
+    for one in [
+        include_str!("../../sql/auth.sql"),
+        VALUES,
+        "create publication rowcast for table v",
+    ] {
+        sql.batch_execute(one).await.unwrap();
+    }
+    let limits = Limits {
+        whole: Duration::from_secs(60),
+        statement: Duration::from_secs(20),
+        ..Limits::default()
+    };
+    let followed = ("rowcast".to_owned(), "rowcast".to_owned());
+    let roles = ["authenticated".to_owned()];
+    let database = Database::parse(&url).unwrap();
+    let mut reader = CatalogReader::new(database, followed, roles);
+    for (fault, differing) in [
+        (None, &[][..]),
+        (Some(PolicyMutant::OverlapsIsContains), &["overlaps"]),
+        (Some(PolicyMutant::ContainsIsOverlaps), &["contains"]),
+        (Some(PolicyMutant::AnyOfIsAll), &["among"]),
+        (
+            Some(PolicyMutant::NowIsLongAgo),
+            &["daily", "ended", "fresh"],
+        ),
+        (Some(PolicyMutant::HasFlipped), &["listed"]),
+        (Some(PolicyMutant::ProbeForgetsElements), &["told"]),
+    ] {
+        if let Some(fault) = fault {
+            fault.switch_on();
+        }
+        let catalog = reader.look().await.unwrap();
+        let mut tables = catalog.tables.values();
+        let table = tables.find(|table| table.name == "v").unwrap();
+        let place = (&**table, "authenticated");
+        let found = check(&sql, &catalog, place, limits).await;
+        PolicyMutant::switch_off();
+        let found = found.unwrap();
+        assert_eq!(found.len(), 8, "{found:?}");
+        let differs = |one: &&Checked| matches!(one.found, Found::Differs(_));
+        let mut names: Vec<&str> = found
+            .iter()
+            .filter(differs)
+            .map(|one| &*one.policy)
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, differing, "{fault:?} {found:?}");
+        for one in found
+            .iter()
+            .filter(|one| !differing.contains(&&*one.policy))
+        {
+            assert!(matches!(one.found, Found::Agrees(_)), "{fault:?} {one:?}");
+        }
     }
 }
 

@@ -110,10 +110,24 @@ describe('the page of the admin port', () => {
     const context = await open('light')
     const found = page.locator('#findings li', { hasText: 'identity_too_little' })
     await found.first().waitFor({ timeout: 60_000 })
-    const mends = page.locator('#findings code', { hasText: `alter table public.${quoted} replica identity full;` })
+    const mends = page.locator('#findings code', { hasText: `alter table public.${quoted} replica identity using index ` })
     assert.equal(await mends.count(), 1)
     assert.equal(await page.locator('#findings img').count(), 0)
     await context.close()
+  })
+
+  test('columns that subscribers filter by and old rows do not carry are named, with how many, without values', async () => {
+    const filter = `body=eq.${SECRET_VALUE}`
+    await subscribe(client, 'filtered', [{ event: '*', schema: 'public', table: HOSTILE, filter }])
+    await subscribe(client, 'inserted', [{ event: 'INSERT', schema: 'public', table: HOSTILE, filter }])
+    const found = await until(async () => {
+      const { findings } = await (await fetch(`${admin}/inspect/findings.json`)).json()
+      return findings.find(({ code }) => code === 'filter_identity')
+    }, 'what filters read', 40_000)
+    assert.match(found.text, /^DELETEs of .* do not carry body, by which 1 subscriber filters$/)
+    assert.equal(found.table, `public.${quoted}`)
+    assert.deepEqual(found.sql, [`alter table public.${quoted} replica identity full`])
+    assert.ok(!JSON.stringify(found).includes(SECRET_VALUE))
   })
 
   test('neither rows nor secrets are in anything that it serves', async () => {

@@ -1,6 +1,7 @@
 //! Tokens, keys and roles.
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{ANN, Place, token};
 
@@ -34,6 +35,19 @@ async fn a_token_that_is_refused_or_shows_nothing_is_said_why() {
     )
     .await;
     finds(&place, &with("role", json!(7)), &["token_role_claim"]).await;
+    finds(&place, &with("exp", json!("soon")), &["token_expiry"]).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let in_a_moment = json!(now.unwrap().as_secs() + 40);
+    let report = finds(&place, &with("exp", in_a_moment), &["token_expires"]).await;
+    assert_eq!(report["notes"], 1, "{report:#}");
+    // Signed with a key of an issuer's, of which nothing is known.
+    let parts = token(&ann);
+    let parts: Vec<&str> = parts.split('.').collect();
+    let foreign = format!(
+        "eyJhbGciOiJSUzI1NiIsImtpZCI6ImEifQ.{}.{}",
+        parts[1], parts[2]
+    );
+    finds(&place, &foreign, &["token_key"]).await;
     finds(&place, "no token at all", &["token_malformed"]).await;
     let foreign = rowcast::auth::mint("another secret that is also thirty-two bytes long", &ann);
     finds(&place, &foreign.unwrap(), &["token_signature"]).await;
@@ -91,6 +105,23 @@ async fn keys_that_cannot_verify_anything_are_found() {
         .doctor_with(&[], &[("JWT_SECRET", "")])
         .await
         .is(&["jwt_none"]);
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let keys = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\
+                    connection: close\r\n\r\n{\"keys\":[]}";
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let _read = client.read(&mut request).await;
+            let _written = client.write_all(keys.as_bytes()).await;
+        }
+    });
+    place
+        .doctor_with(&[], &[("JWKS_URL", &format!("http://{address}/keys"))])
+        .await
+        .is(&["jwks_empty"]);
     // Nobody listens there.
     place
         .doctor_with(&[], &[("JWKS_URL", "http://127.0.0.1:9/keys?key=hidden")])

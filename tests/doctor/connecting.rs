@@ -17,8 +17,15 @@ async fn wrong_connection_data_is_one_finding() {
     } else {
         missing
     };
+    let stranger = place
+        .url
+        .replacen("postgres@", &format!("no_{}@", place.relay), 1);
+    let mark = if place.url.contains('?') { '&' } else { '?' };
+    let standby = format!("{}{mark}target_session_attrs=read-only", place.relay_url());
     for (url, code) in [
         ("", "database_url"),
+        (stranger.as_str(), "database_login"),
+        (standby.as_str(), "database_server"),
         (nowhere, "database_unreachable"),
         (missing.as_str(), "database_missing"),
     ] {
@@ -31,6 +38,19 @@ async fn wrong_connection_data_is_one_finding() {
             found.report
         );
     }
+}
+
+#[tokio::test]
+async fn a_time_limit_of_replication_sessions_that_is_off_or_too_short_is_found() {
+    let place = Place::good().await;
+    let mark = if place.url.contains('?') { '&' } else { '?' };
+    for limit in ["0", "900"] {
+        let option = format!("options=-c%20wal_sender_timeout%3D{limit}");
+        let url = format!("{}{mark}{option}", place.relay_url());
+        let found = place.doctor_with(&[], &[("DATABASE_URL", &url)]).await;
+        found.is(&["wal_sender_timeout"]);
+    }
+    place.doctor(&[]).await.is_well();
 }
 
 #[tokio::test]

@@ -248,6 +248,11 @@ impl Place {
 
     /// Whether what is written to a table reaches Ann through the relay, the DELETE included.
     pub(crate) async fn delivers(&self, table: &str) {
+        self.delivers_to(table, "").await;
+    }
+
+    /// The same, where Ann filters.
+    pub(crate) async fn delivers_to(&self, table: &str, filter: &str) {
         let token =
             token(&json!({ "role": "authenticated", "sub": ANN, "exp": 4_102_444_800_u64 }));
         let url = format!(
@@ -262,7 +267,10 @@ impl Place {
             let Ok((mut socket, _)) = tokio_tungstenite::connect_async(&url).await else {
                 continue;
             };
-            let binding = json!({ "event": "*", "schema": "app", "table": table });
+            let mut binding = json!({ "event": "*", "schema": "app", "table": table });
+            if !filter.is_empty() {
+                binding["filter"] = filter.into();
+            }
             let payload = json!({ "config": { "postgres_changes": [binding] } });
             let join = json!(["1", "1", "realtime:all", "phx_join", payload]);
             socket.send(Message::text(join.to_string())).await.unwrap();

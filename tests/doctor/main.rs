@@ -14,6 +14,8 @@ mod claims;
 
 mod connecting;
 
+mod filters;
+
 mod harness;
 
 mod live;

@@ -101,6 +101,75 @@ async fn a_slot_of_another_database_is_found_and_mended() {
     place.delivers("note").await;
 }
 
+#[tokio::test]
+async fn a_slot_that_keeps_more_than_the_relay_lets_it_is_found() {
+    let mut place = Place::good().await;
+    place.stop().await;
+    for _ in 0..2 {
+        place
+            .run("create table app.filler (id int); drop table app.filler; select pg_switch_wal()")
+            .await;
+    }
+    let less = &[("ROWCAST_MAX_RETAINED_WAL", "16MiB")];
+    let found = place.doctor_with(&[], less).await;
+    found.is(&["slot_lag", "slot_unread"]);
+    place.start().await;
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn a_slot_of_another_plugin_is_found_and_mended() {
+    let mut place = Place::prepared(Place::empty().await).await;
+    let make = format!(
+        "select pg_create_logical_replication_slot('{}', 'test_decoding')",
+        place.relay
+    );
+    if place.admin.batch_execute(&make).await.is_err() {
+        // The server came without it.
+        return;
+    }
+    let found = place.doctor(&[]).await;
+    found.is(&["slot_plugin"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn a_database_with_too_few_sessions_is_found_and_mended() {
+    let mut place = Place::prepared(Place::empty().await).await;
+    place
+        .run("do $$ begin execute format('alter database %I connection limit 6', current_database()); end $$")
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["database_connection_limit", "slot_missing"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
+async fn a_server_without_a_session_left_is_found() {
+    let (mut cluster, mut place) = own().await;
+    cluster.configure(&["max_connections = 10"]).unwrap();
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    // Some are left for superusers only.
+    let mut taken = Vec::new();
+    while taken.len() < 6 {
+        taken.push(connect(&place.url).await);
+    }
+    let found = place.doctor(&[]).await;
+    found.is(&["connections_exhausted"]);
+    assert_eq!(found.report["findings"].as_array().unwrap().len(), 1);
+    assert!(taken.iter().all(|client| !client.is_closed()));
+}
+
 /// The server gives a slot up that keeps too much.
 #[tokio::test]
 async fn a_slot_that_the_server_gave_up_is_found_and_mended() {

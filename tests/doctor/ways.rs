@@ -1,6 +1,6 @@
 //! Ways to break what is in the database.
 
-use crate::harness::{Place, TABLES};
+use crate::harness::{Place, TABLES, rowcast};
 
 /// A way to break it.
 struct Way {
@@ -82,7 +82,7 @@ ways! {
     a_lookup_whose_policies_keep_the_relay_out_is_found_and_mended:
         "alter table app.member enable row level security;
          create policy own on app.member for select to authenticated using (person = auth.uid())",
-        &[], &["lookup_row_security"], "plan";
+        &[], &["lookup_row_security", "policy_unchecked"], "plan";
     a_lookup_without_an_identity_is_found_and_mended:
         "alter table app.member replica identity nothing", &[], &["lookup_identity"], "plan";
     a_definer_function_without_a_path_of_its_own_is_found_and_mended:
@@ -94,6 +94,9 @@ ways! {
         &[], &["login_temporary"], "judged";
     a_login_with_too_few_sessions_is_found_and_mended:
         "alter role RELAY connection limit 6", &[], &["login_connection_limit"], "note";
+    a_login_whose_statements_are_broken_off_in_this_database_is_found_and_mended:
+        "do $$ begin execute format('alter role RELAY in database %I set statement_timeout = 900', current_database()); end $$",
+        &[], &["login_timeout"], "note";
     a_login_whose_statements_are_broken_off_is_found_and_mended:
         "alter role RELAY set statement_timeout = '900ms'", &[], &["login_timeout"], "note";
 }
@@ -166,6 +169,161 @@ async fn rows_and_columns_that_a_publication_leaves_out_are_found_and_mended() {
         place.doctor(&[]).await.is_well();
     }
     place.delivers("note").await;
+}
+
+/// What PostgreSQL has from 15 on.
+#[tokio::test]
+async fn a_policy_that_reads_what_the_publication_leaves_out_is_found_and_mended() {
+    let place = Place::good().await;
+    let version = place
+        .text("select current_setting('server_version_num')")
+        .await;
+    if version.parse::<u32>().unwrap() < 150_000 {
+        return;
+    }
+    place
+        .run(
+            "alter table app.note replica identity default;
+             alter publication rowcast drop table app.note;
+             alter publication rowcast add table app.note (id, body)",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.note"]).await;
+    found.is(&["policy_column_unpublished", "publication_columns"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    // It could not be seen before.
+    let found = place.doctor(&["--table", "app.note"]).await;
+    found.is(&["identity_too_little"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn policies_that_let_nobody_see_anything_or_cannot_be_asked_are_found() {
+    let place = Place::good().await;
+    let was = "alter policy mine on app.note using (person = auth.uid())";
+    for (condition, code) in [
+        ("false", "policy_false"),
+        (
+            "person = auth.uid() and xmin::text <> '0'",
+            "policy_unaskable",
+        ),
+    ] {
+        place
+            .run(&format!(
+                "alter policy mine on app.note using ({condition})"
+            ))
+            .await;
+        let found = place.doctor(&[]).await;
+        found.is(&[code]);
+        assert_eq!(found.code, 2);
+        place.run(was).await;
+        place.doctor(&[]).await.is_well();
+    }
+}
+
+#[tokio::test]
+async fn an_unlogged_lookup_is_found_and_mended_and_then_that_it_is_not_published() {
+    let place = Place::good().await;
+    place
+        .run(&format!(
+            "alter publication {}_lookups drop table app.member; alter table app.member set unlogged",
+            place.relay
+        ))
+        .await;
+    for code in ["lookup_kind", "lookup_unpublished"] {
+        let found = place.doctor(&[]).await;
+        found.is(&[code]);
+        for statement in found.sql() {
+            place.run(&statement).await;
+        }
+    }
+    place.doctor(&[]).await.is_well();
+    place.delivers("plan").await;
+}
+
+#[tokio::test]
+async fn a_publication_without_tables_or_with_all_of_them_is_said_to_be_so() {
+    let place = Place::good().await;
+    place
+        .run("alter publication rowcast drop table app.note, app.judged, app.plan, app.part")
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["publication_empty"]);
+    assert_eq!(found.code, 2);
+    place
+        .run(
+            "drop publication rowcast;
+             create publication rowcast for all tables with (publish_via_partition_root = true)",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    // What nobody meant to be read is there as well.
+    found.is(&["publication_all_tables", "rls_off"]);
+    let open = found.report["findings"].to_string();
+    assert!(
+        open.contains("app.member has no row-level security"),
+        "{open}"
+    );
+}
+
+#[tokio::test]
+async fn a_set_up_without_the_event_trigger_is_noted_and_setup_makes_it() {
+    let place = Place::good().await;
+    place
+        .run(
+            "do $$ declare name text; begin
+               for name in select evtname from pg_event_trigger loop
+                 execute format('drop event trigger %I', name);
+               end loop; end $$",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["ddl_untold"]);
+    assert_eq!(found.code, 0);
+    let advice = found.report["findings"][0]["advice"].as_str().unwrap();
+    let command = advice.split('`').nth(1).expect(advice);
+    let mut arguments: Vec<&str> = command.split(' ').skip(1).collect();
+    arguments.extend(["--role", &place.relay]);
+    let output = rowcast(&arguments, &[("DATABASE_URL", &place.url)]).await;
+    assert_eq!(output.status.code(), Some(0), "{command} {output:?}");
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
+async fn a_compiled_policy_that_cannot_be_held_against_postgresql_is_noted_as_explain_says() {
+    let place = Place::good().await;
+    place
+        .run(
+            "alter table app.note add twice bigint generated always as (id * 2) stored;
+             create policy twice on app.note for select to authenticated using (twice = 4)",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.note"]).await;
+    found.is(&["policy_unchecked"]);
+    assert_eq!(found.code, 0);
+    let text = found.report["findings"][0]["text"].as_str().unwrap();
+    let environment = place.environment();
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let explained = rowcast(&["explain", "app.note", "--json"], &environment).await;
+    let explained: serde_json::Value = serde_json::from_slice(&explained.stdout).unwrap();
+    let policies = explained["tables"][0]["policies"].as_array().unwrap();
+    let unchecked: Vec<String> = policies
+        .iter()
+        .filter(|one| one["status"] == "native")
+        .filter_map(|one| Some((one["name"].as_str()?, one["not_checked"].as_str()?)))
+        .map(|(name, reason)| format!("{name} ({reason})"))
+        .collect();
+    assert_eq!(unchecked.len(), 1, "{explained:#}");
+    assert!(text.ends_with(&unchecked[0]), "{text} {unchecked:?}");
 }
 
 #[tokio::test]

@@ -319,9 +319,78 @@ async fn a_thousand_policies_take_seconds() {
     let took = began.elapsed();
     let report = json(&output);
     assert_eq!(report["totals"]["native"], 1000, "{}", report["totals"]);
+    // The machine of a test may be busy with others.
     assert!(
-        took.as_secs() < 600,
+        took.as_secs() < 180,
         "{took:?} for a thousand policies, unoptimised"
     );
     println!("{took:?}");
+}
+
+#[cfg(not(feature = "mutants"))]
+#[tokio::test(flavor = "multi_thread")]
+async fn where_old_rows_come_from_and_what_they_lack_is_said() {
+    let schema = "
+        create table cards (id bigint primary key, owner uuid not null, title text);
+        alter table cards enable row level security;
+        create policy own on cards using (owner = auth.uid());
+        grant select on cards to authenticated;
+        create unique index by_owner on cards (id, owner);
+        create publication rowcast for table cards";
+    let (url, sql) = database(schema).await;
+    let whole = ["id", "owner", "title"];
+    let relay = [("ROWCAST_OLD_ROWS", "public.cards")];
+    for (identity, environment, from, columns, lacks, said) in [
+        (
+            "default",
+            &[][..],
+            "key",
+            &["id"][..],
+            &["owner"][..],
+            "by the primary key); policies read owner",
+        ),
+        (
+            "default",
+            &relay,
+            "relay",
+            &["id", "owner"],
+            &[],
+            "with id, owner (old_rows: the relay keeps them)\n",
+        ),
+        (
+            "using index by_owner",
+            &[],
+            "index",
+            &["id", "owner"],
+            &[],
+            "with id, owner (replica identity by an index)\n",
+        ),
+        (
+            "full",
+            &relay,
+            "full",
+            &whole,
+            &[],
+            "in full (replica identity full)\n",
+        ),
+        (
+            "nothing",
+            &[],
+            "nothing",
+            &[],
+            &["owner"],
+            "nothing is known (there is no replica identity); policies read owner",
+        ),
+    ] {
+        sql.batch_execute(&format!("alter table cards replica identity {identity}"))
+            .await
+            .unwrap();
+        let report = json(&run_with(&url, &["cards", "--json"], environment));
+        let known = &report["tables"][0]["old_rows"];
+        let expected = serde_json::json!({ "from": from, "columns": columns, "lacks": lacks });
+        assert_eq!(*known, expected, "{identity}");
+        let text = run_with(&url, &["cards"], environment);
+        let text = String::from_utf8_lossy(&text.stdout).into_owned();
+        assert!(text.contains(said), "{identity}: {text}");
+    }
 }

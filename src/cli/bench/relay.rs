@@ -101,6 +101,17 @@ impl Seat {
     }
 }
 
+/// The database's address for a relay that may be held up for as long as it takes to write a backlog:
+/// the server must not end its session meanwhile.
+fn patient(database: &Secret) -> String {
+    let url = database.expose();
+    if url.contains("options=") {
+        return url.to_owned();
+    }
+    let sign = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{sign}options=-c%20wal_sender_timeout%3D0")
+}
+
 impl Relay {
     /// Starts `rowcast serve` for so many connections and waits until it is ready.
     ///
@@ -130,7 +141,7 @@ impl Relay {
         let (address, admin) = (free_address().await?, free_address().await?);
         let mut seat = Seat {
             environment: vec![
-                ("DATABASE_URL", database.expose().into()),
+                ("DATABASE_URL", patient(database).into()),
                 ("JWT_SECRET", jwt_secret.expose().into()),
                 ("ROWCAST_LISTEN", address.to_string().into()),
                 ("ROWCAST_ADMIN_LISTEN", admin.to_string().into()),
@@ -227,7 +238,7 @@ impl Relay {
             .args(["--slot", storage.slot()])
             .arg("--data")
             .arg(data)
-            .env("DATABASE_URL", database.expose())
+            .env("DATABASE_URL", patient(database))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut child = Child::start(command)?;

@@ -17,6 +17,7 @@ use super::setup::are_sql_names;
 use super::{EXIT_USAGE, fail, secret};
 use crate::config::{self, Given, Secret};
 use crate::doctor::{Patient, Report, Severity, examine};
+use crate::subscription::Events;
 use live::Live;
 
 /// There are warnings, and nothing worse.
@@ -37,6 +38,7 @@ warning, too little or too late, now or soon; note, as it may be meant.
 Examples:
   DATABASE_URL=… JWT_SECRET=… rowcast doctor
   rowcast doctor --table public.todos --token-file token
+  rowcast doctor --table public.todos --filter 'team_id=eq.7' --filter 'status=in.(open,new)'
   rowcast doctor --json | jq -r '.findings[].sql[]'
   ROWCAST_LIVE_DATABASE_URL=postgres://owner@… rowcast doctor --live
 
@@ -60,6 +62,14 @@ pub(super) struct Arguments {
     /// that are published]
     #[arg(long = "table", value_name = "SCHEMA.TABLE")]
     tables: Vec<String>,
+    /// A filter that subscribers of the one --table have, in Supabase's grammar (docs/protocol.md):
+    /// whether the relay takes it, and whether old rows carry what it reads; again for more
+    #[arg(long = "filter", value_name = "COLUMN=OP.VALUE")]
+    filters: Vec<String>,
+    /// What subscribers with these filters ask for: INSERT, UPDATE, DELETE or * for all [default: *]
+    #[arg(long, value_name = "EVENT", requires = "filters", ignore_case = true,
+          value_parser = ["*", "INSERT", "UPDATE", "DELETE"])]
+    event: Option<String>,
     /// Write a row into a table of its own, which is made and dropped again, and watch it arrive:
     /// through the running relay as a subscriber does, else through a slot that is gone afterwards
     #[arg(long)]
@@ -95,6 +105,13 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         Err(sentence) => return fail(EXIT_USAGE, format_args!("{sentence}")),
     };
     let mut report = examine(&patient).await;
+    if !patient.filters.is_empty() && patient.tables.is_empty() && report.tables > 1 {
+        let many = report.tables;
+        return fail(
+            EXIT_USAGE,
+            format_args!("{many} tables are published: --table says which one --filter is of."),
+        );
+    }
     let mut watched = None;
     if wants_live {
         let (live, findings) = live::watch(&patient, writer, &report).await;
@@ -135,6 +152,9 @@ fn prepare(arguments: Arguments) -> Result<(Patient, Option<Secret>), String> {
             ));
         }
     }
+    if !arguments.filters.is_empty() && arguments.tables.len() > 1 {
+        return Err("--filter is of one table: give --table once.".to_owned());
+    }
     let loaded = Given::read(arguments.settings.0, arguments.config.as_deref())
         .and_then(|given| config::load(&given, false))
         .map_err(|error| error.to_string())?;
@@ -151,6 +171,9 @@ fn prepare(arguments: Arguments) -> Result<(Patient, Option<Secret>), String> {
         warnings: loaded.warnings,
         token,
         tables: arguments.tables,
+        filters: arguments.filters,
+        events: Events::from_name(arguments.event.as_deref().unwrap_or("*")),
+        filtered: Vec::new(),
     };
     Ok((patient, writer))
 }

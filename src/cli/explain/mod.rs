@@ -4,6 +4,8 @@
 
 mod checks;
 
+mod old_rows;
+
 mod print;
 
 mod report;

@@ -66,6 +66,7 @@ fn write_table(out: &mut String, table: &Table) {
         out,
         &format!("{}.{}  {security}{published}", table.schema, table.table),
     );
+    write_old_rows(out, table);
     for policy in &table.policies {
         write_policy(out, policy);
     }
@@ -91,6 +92,28 @@ fn write_table(out: &mut String, table: &Table) {
         line(out, &text);
     }
     out.push('\n');
+}
+
+/// What the row before an UPDATE or DELETE is judged by.
+fn write_old_rows(out: &mut String, table: &Table) {
+    let known = &table.old_rows;
+    let columns = known.columns.join(", ");
+    let from = match known.from {
+        "full" => "in full (replica identity full)".to_owned(),
+        "nothing" => "of which nothing is known (there is no replica identity)".to_owned(),
+        "index" => format!("with {columns} (replica identity by an index)"),
+        "relay" => format!("with {columns} (old_rows: the relay keeps them)"),
+        _ => format!("with {columns} (replica identity by the primary key)"),
+    };
+    let lacks = if known.lacks.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "; policies read {} besides, which is not known of them",
+            known.lacks.join(", ")
+        )
+    };
+    line(out, &format!("  old rows come {from}{lacks}"));
 }
 
 fn found(audience: &str) -> &'static str {

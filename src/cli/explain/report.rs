@@ -82,9 +82,23 @@ pub(super) struct Table {
     pub(super) published: bool,
     pub(super) row_security: bool,
     pub(super) force_row_security: bool,
+    /// What is known of the row before an UPDATE or DELETE.
+    pub(super) old_rows: OldRows,
     pub(super) policies: Vec<Policy>,
     pub(super) roles: Vec<Role>,
     pub(super) totals: Totals,
+}
+
+/// The row before an UPDATE or DELETE.
+#[derive(Serialize)]
+pub(super) struct OldRows {
+    /// The replica identity: "key", "index", "full", "nothing"; "relay" where `old_rows` has the relay
+    /// keep them itself.
+    pub(super) from: &'static str,
+    /// The columns that are known of it.
+    pub(super) columns: Vec<String>,
+    /// Those that policies read besides: DELETEs are not judged, and reach nobody.
+    pub(super) lacks: Vec<String>,
 }
 
 #[derive(Serialize)]

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::checks::Checks;
 use super::report::{ByRole, Lookup, Policy, Report, Role, Server, Table, Totals};
-use super::{Trouble, Wish, row};
+use super::{Trouble, Wish, old_rows, row};
 use crate::config::Config;
 use crate::pg::Oid;
 use crate::pg::connect::Database;
@@ -127,7 +127,8 @@ pub(super) async fn report(
                 .push(format!("table {oid} went away meanwhile"));
             continue;
         };
-        let mut explained = one(&catalog, table, &roles, published.contains(oid));
+        let place = (config, published.contains(oid));
+        let mut explained = one(&catalog, table, &roles, place);
         for policy in &mut explained.policies {
             checks.tell(*oid, policy);
         }
@@ -220,7 +221,12 @@ async fn roles(
     Ok(kept)
 }
 
-fn one(catalog: &Catalog, table: &Arc<catalog::Table>, roles: &[String], published: bool) -> Table {
+fn one(
+    catalog: &Catalog,
+    table: &Arc<catalog::Table>,
+    roles: &[String],
+    (config, published): (&Config, bool),
+) -> Table {
     let mut totals = Totals {
         tables: 1,
         ..Totals::default()
@@ -238,17 +244,24 @@ fn one(catalog: &Catalog, table: &Arc<catalog::Table>, roles: &[String], publish
     });
     let policies: Vec<Policy> = together(catalog, table, policies.chain(rules), roles);
     policies.iter().for_each(|policy| totals.count(policy));
+    let known = roles
+        .iter()
+        .filter(|role| catalog.roles.contains_key(*role));
+    let accesses: Vec<Access> = known
+        .clone()
+        .map(|role| Access::new(catalog, table, role))
+        .collect();
     Table {
         schema: table.schema.clone(),
         table: table.name.clone(),
         published,
         row_security: table.row_security,
         force_row_security: table.force_row_security,
+        old_rows: old_rows::of(catalog, table, &config.old_rows, &accesses),
         policies,
-        roles: roles
-            .iter()
-            .filter(|role| catalog.roles.contains_key(*role))
-            .map(|role| role_of(catalog, table, role))
+        roles: known
+            .zip(&accesses)
+            .map(|(role, access)| role_of(role, access))
             .collect(),
         totals,
     }
@@ -356,8 +369,7 @@ fn policy_of(
     }
 }
 
-fn role_of(catalog: &Catalog, table: &Arc<catalog::Table>, role: &str) -> Role {
-    let access = Access::new(catalog, table, role);
+fn role_of(role: &str, access: &Access) -> Role {
     let (sees, reason, asked) = match &access.rules {
         Rules::Nothing(reason) => ("nothing", Some(reason.clone()), false),
         Rules::Everything => ("everything", None, false),
@@ -372,7 +384,7 @@ fn role_of(catalog: &Catalog, table: &Arc<catalog::Table>, role: &str) -> Role {
         sees,
         reason,
         asked,
-        audience: found(&access)
+        audience: found(access)
             .filter(|_| sees == "judged")
             .map(|found| found.as_str()),
     }

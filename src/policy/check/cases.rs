@@ -5,12 +5,14 @@
 //! them come out both ways.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::change::{Relation, Row, RowBuilder, Value};
-use crate::datum::{Datum, Type};
+use crate::datum::{Array, Datum, Type};
 use crate::lookup::Lookups;
 use crate::policy::catalog::{Catalog, Column};
-use crate::policy::expr::{Constant, Expr, Function};
+use crate::policy::clock::ServerClock;
+use crate::policy::expr::{Constant, Expr, Function, Inputs, TimeFunction};
 use crate::policy::predicate::Predicate;
 use crate::policy::predicate::claims::path;
 
@@ -19,6 +21,21 @@ const SHARED: usize = 8;
 
 /// Rows of each table whose values are among these.
 const FROM_ROWS: usize = 4;
+
+/// Moments around those that policies compare the time with.
+const BORDERS: usize = 8;
+
+/// How far from such a border a moment is at least, in microseconds: as long as a check may take.
+const CLEAR: i64 = 60_000_000;
+
+/// The same for the one that is farther away.
+const FAR: i64 = 40 * DAY;
+
+/// In microseconds.
+const DAY: i64 = 86_400_000_000;
+
+/// Moments are no farther than this from 2000-01-01.
+const MOST: u64 = 100_000_000_000_000_000;
 
 /// Types whose values can be equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,8 +99,10 @@ pub(super) struct Material {
     /// Texts of each kind.
     shared: BTreeMap<Kind, Vec<String>>,
     /// Dates and timestamps that policies name, from 2000-01-01 on in days and microseconds.
-    pub(super) days: Vec<i32>,
-    pub(super) moments: Vec<i64>,
+    days: Vec<i32>,
+    moments: Vec<i64>,
+    /// Moments on both sides of those that policies compare the time with.
+    borders: Vec<i64>,
     /// The names that lead to a claim, and what its value is read as.
     claims: BTreeMap<Vec<String>, BTreeSet<Kind>>,
 }
@@ -104,9 +123,8 @@ impl Material {
         for (_, mirror) in lookups.tables() {
             for row in mirror.rows().take(FROM_ROWS) {
                 for (column, value) in mirror.columns().iter().zip(row.iter()) {
-                    let text = value.as_ref().and_then(Datum::output);
-                    if let Some(text) = text {
-                        all.share(kind_of(&column.of), &text);
+                    if let Some(value) = value {
+                        all.share_value(&column.of, value);
                     }
                 }
             }
@@ -121,7 +139,10 @@ impl Material {
                 if let (Some(of), Value::Text(text)) = (of, value)
                     && text.len() <= 64
                 {
-                    all.share(kind_of(&of), text);
+                    match (&of, Datum::from_output(&of, text)) {
+                        (Type::Array(_), Ok(value)) => all.share_value(&of, &value),
+                        _ => all.share(kind_of(&of), text),
+                    }
                 }
             }
         }
@@ -144,6 +165,18 @@ impl Material {
         }
     }
 
+    /// A value that stands somewhere; of an array its elements too.
+    fn share_value(&mut self, of: &Type, value: &Datum) {
+        if let (Type::Array(of), Datum::Array(array)) = (of, value) {
+            for element in array.elements().iter().flatten().take(FROM_ROWS) {
+                self.share_value(of, element);
+            }
+        }
+        if let Some(text) = value.output() {
+            self.share(kind_of(of), &text);
+        }
+    }
+
     fn expression(&mut self, expr: &Expr) {
         if let Some(names) = path(expr)
             && !names.is_empty()
@@ -160,10 +193,52 @@ impl Material {
                     self.claims.entry(names).or_default().insert(kind);
                 }
             }
+            // What is read of a document otherwise than by a name may be a list.
+            Expr::Call(Function::Jsonb(_) | Function::Has, all) => {
+                for names in all
+                    .iter()
+                    .filter_map(path)
+                    .filter(|names| !names.is_empty())
+                {
+                    self.claims.entry(names).or_default().insert(Kind::Json);
+                }
+            }
+            Expr::Timed(off, compared) => self.borders(*off, compared),
             _ => {}
         }
         for child in expr.children() {
             self.expression(child);
+        }
+    }
+
+    /// Notes moments at which a comparison with the time comes out one way, and such at which it
+    /// comes out the other; nearer than `off` it is not decided.
+    fn borders(&mut self, off: i64, compared: &Expr) {
+        let Expr::Compare(_, two) = compared else {
+            return;
+        };
+        let sides = match (clock_in(&two.0), clock_in(&two.1)) {
+            (Some(clock), None) => Some((clock, &two.0, &two.1)),
+            (None, Some(clock)) => Some((clock, &two.1, &two.0)),
+            _ => None,
+        };
+        let Some((clock, timed, other)) = sides else {
+            return;
+        };
+        // Both sides as if now() stood in the place of what the row has: what they differ by is how
+        // far the border is from now.
+        let moved = clock.now().and_then(|now| {
+            let (timed, other) = (moment(timed, now)?, moment(other, now)?);
+            Some(now + timed - other)
+        });
+        let Some(border) = moved else { return };
+        for aside in [off + CLEAR, off + FAR] {
+            for moment in [border - aside, border + aside] {
+                let known = self.borders.contains(&moment);
+                if !known && self.borders.len() < BORDERS && moment.unsigned_abs() < MOST {
+                    self.borders.push(moment);
+                }
+            }
         }
     }
 
@@ -183,11 +258,16 @@ impl Material {
             Datum::Uuid(_) => Kind::Uuid,
             Datum::Enum(_) => Kind::Enum,
             Datum::Json(_) | Datum::Jsonb(_) => Kind::Json,
+            Datum::Array(array) => {
+                let elements = array.elements().iter().flatten();
+                elements.for_each(|element| self.constant(element));
+                return;
+            }
             Datum::Date(day) if (-700_000..2_000_000).contains(day) => {
                 self.days.extend([day - 1, *day, day + 1]);
                 return;
             }
-            Datum::Timestamp(moment) if moment.unsigned_abs() < 100_000_000_000_000_000 => {
+            Datum::Timestamp(moment) if moment.unsigned_abs() < MOST => {
                 self.moments.extend([moment - 1, *moment, moment + 1]);
                 return;
             }
@@ -198,10 +278,26 @@ impl Material {
         }
     }
 
-    /// Takes the texts of the dates and moments that policies name.
-    pub(super) fn share_times(&mut self, dates: &[String], moments: &[String]) {
-        for (kind, texts) in [(Kind::Date, dates), (Kind::Timestamp, moments)] {
-            texts.iter().for_each(|text| self.share(kind, text));
+    /// Days and moments whose texts are to be had for [`Material::share_times`].
+    pub(super) fn times(&self) -> (Vec<i32>, Vec<i64>) {
+        let days = self.borders.iter().map(|moment| moment.div_euclid(DAY));
+        let days = days.filter_map(|day| i32::try_from(day).ok());
+        let moments = self.borders.iter().chain(&self.moments);
+        (
+            days.chain(self.days.iter().copied()).collect(),
+            moments.copied().collect(),
+        )
+    }
+
+    /// Takes the texts of the dates and moments that policies name, or around which they decide.
+    /// What stands in tables takes no room from them.
+    pub(super) fn share_times(&mut self, dates: Vec<String>, moments: Vec<String>) {
+        for (kind, mut texts) in [(Kind::Date, dates), (Kind::Timestamp, moments)] {
+            texts.dedup();
+            texts.truncate(BORDERS + SHARED);
+            let known = self.shared.entry(kind).or_default();
+            texts.append(known);
+            *known = texts;
         }
     }
 
@@ -222,6 +318,11 @@ impl Material {
                 }
             }),
             Type::Timestamp => texts.retain(|text| !text.contains('+')),
+            Type::Array(of) => {
+                let mut made = arrays(of, &self.values_of(of));
+                made.append(&mut texts);
+                texts = made;
+            }
             Type::Json | Type::Jsonb => texts.extend(self.objects()),
             _ => {}
         }
@@ -246,6 +347,33 @@ impl Material {
         objects
     }
 
+    /// What a claim may be that is read as a document: lists of what rows have, an object with such
+    /// names, and nothing.
+    fn list(&self, number: usize) -> serde_json::Value {
+        let known = |kind| self.shared.get(&kind).into_iter().flatten();
+        let texts = known(Kind::Text)
+            .chain(known(Kind::Uuid))
+            .chain(known(Kind::Enum));
+        match number {
+            0 => {
+                let numbers = known(Kind::Integer).filter_map(|text| text.parse::<i64>().ok());
+                let numbers = numbers.map(serde_json::Value::from);
+                texts.cloned().map(Into::into).chain(numbers).collect()
+            }
+            1 => texts
+                .skip(1)
+                .step_by(2)
+                .cloned()
+                .map(serde_json::Value::from)
+                .collect(),
+            2 => {
+                let members = texts.map(|text| (text.clone(), serde_json::Value::from(true)));
+                serde_json::Value::Object(members.collect())
+            }
+            _ => serde_json::Value::Array(Vec::new()),
+        }
+    }
+
     /// Claims: none, such as rows and tables have (three), such as nobody has, and such as are of
     /// no use; each set with how much it is worth, the most first.
     pub(super) fn claims(&self, role: &str) -> Vec<String> {
@@ -259,6 +387,10 @@ impl Material {
                 let kind = kind.unwrap_or(Kind::Text);
                 let known = self.shared.get(&kind).map_or(&[][..], Vec::as_slice);
                 let place = (number * (at + 1)) % known.len().max(1);
+                if kinds.contains(&Kind::Json) && number < 4 {
+                    place_in(&mut claims, names, self.list(number));
+                    continue;
+                }
                 let value = match number {
                     0..3 => known.get(place).map_or("1", String::as_str),
                     3 => match kind {
@@ -275,6 +407,62 @@ impl Material {
         sets.dedup();
         sets
     }
+}
+
+/// The clock of an expression.
+fn clock_in(expr: &Expr) -> Option<Arc<ServerClock>> {
+    match expr {
+        Expr::Now(clock) => Some(Arc::clone(clock)),
+        _ => expr.children().into_iter().find_map(clock_in),
+    }
+}
+
+/// The moment that an operand comes to, where what it is computed of is now; of a date its first.
+fn moment(expr: &Expr, now: i64) -> Option<i64> {
+    let Expr::Call(Function::Time(function), of) = expr else {
+        return Some(now);
+    };
+    let inner = moment(of.first()?, now)?;
+    let value = match function {
+        TimeFunction::AddDays(_) => Datum::Date(i32::try_from(inner.div_euclid(DAY)).ok()?),
+        TimeFunction::Shift(..) | TimeFunction::ToDate => Datum::Timestamp(inner),
+    };
+    let inputs = Inputs::default();
+    let call = Expr::Call(
+        Function::Time(function.clone()),
+        vec![Expr::constant(value)],
+    );
+    match call.outcome(inputs).ok()?? {
+        Datum::Timestamp(moment) => Some(moment),
+        Datum::Date(day) => Some(i64::from(day) * DAY),
+        _ => None,
+    }
+}
+
+/// Arrays of these elements: of one each, of none, of some, and such as hold NULL.
+fn arrays(of: &Type, elements: &[String]) -> Vec<String> {
+    let elements: Vec<Datum> = elements
+        .iter()
+        .filter_map(|text| Datum::from_output(of, text).ok())
+        .take(SHARED)
+        .collect();
+    let some = |from: usize, count: usize| -> Vec<Option<Datum>> {
+        let some = elements.iter().skip(from).take(count);
+        some.cloned().map(Some).collect()
+    };
+    let mut all: Vec<Vec<Option<Datum>>> = vec![some(0, 1), Vec::new(), some(0, 2)];
+    all.extend((1..elements.len()).map(|at| some(at, 1)));
+    all.extend((1..elements.len().saturating_sub(1)).map(|at| some(at, 2)));
+    all.push(some(0, SHARED));
+    all.push(vec![None]);
+    all.push(some(0, 1).into_iter().chain([None]).collect());
+    let mut texts = Vec::with_capacity(all.len());
+    for text in all.into_iter().filter_map(|one| Array::new(one).output()) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
 }
 
 /// The names that lead to what an expression reads of the claims.

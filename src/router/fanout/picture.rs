@@ -1,12 +1,14 @@
 //! What is in force, as operators are told, and what was hidden, while they look.
 
+use std::collections::BTreeMap;
+
 use super::Fanout;
 use crate::change::{Change, Kind};
 use crate::lookup::keep::{State, Status};
 use crate::metrics::HiddenReason;
 use crate::metrics::recent::Subject;
 use crate::policy::access::Rules;
-use crate::router::picture::{Group, Lookup, Picture, Table};
+use crate::router::picture::{Filtered, Group, Lookup, Picture, Table};
 
 /// So many tables are shown.
 const TABLES: usize = 200;
@@ -68,6 +70,23 @@ impl Fanout {
             lookups: lookups.iter().map(lookup).collect(),
             old_rows: old_rows.iter().map(lookup).collect(),
         }
+    }
+
+    /// The columns that subscribers who take deletes filter by, in no order.
+    pub(in crate::router) fn filtered(&self) -> Vec<Filtered> {
+        let mut all = Vec::new();
+        for (table, watched) in &self.tables {
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for group in watched.groups.values() {
+                group.filtered(&mut counts);
+            }
+            all.extend(counts.into_iter().map(|(column, subscribers)| Filtered {
+                table: *table,
+                column: column.to_owned(),
+                subscribers,
+            }));
+        }
+        all
     }
 
     /// What a change is of.

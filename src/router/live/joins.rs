@@ -84,6 +84,9 @@ impl Live {
                 // Whoever asked may be gone.
                 let _gone = answer.send(picture);
             }
+            Command::Filtered(answer) => {
+                let _gone = answer.send(self.fanout.filtered());
+            }
             Command::Disconnect { session } => {
                 let channels: Vec<ChannelId> = self
                     .fanout
