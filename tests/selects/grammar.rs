@@ -140,7 +140,7 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..27) {
+    let policy = match random.random_range(0..25) {
         // Where NULL comes in an order, and how often a row is there.
         16 | 19 | 20 => format!(
             "(select x0.s from {table} x0 where x0.ok is not false{besides}
@@ -167,13 +167,8 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
             "not (t.org = any (coalesce((select array_agg(distinct x0.org) from {table} x0
              where x0.u = auth.uid(){besides}), array[t.id])))"
         ),
-        25 => format!(
-            "(select count(*) filter (where x0.ok) from {table} x0
-             where x0.org = t.org{besides}) < 1"
-        ),
         // Of several rows it raises an error.
-        26 if wish.errors => format!("t.s = (select x0.s from {table} x0 where x0.org = t.org{besides})"),
-        14 if wish.errors => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
+        14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
         15 => format!(
             "(select count(distinct x0.org) from {table} x0 where x0.u = auth.uid(){besides}) = 1"
         ),
