@@ -7,6 +7,8 @@
 
 pub mod function;
 
+mod raising;
+
 pub mod select;
 
 use std::borrow::Cow;

@@ -255,6 +255,18 @@ pub const TRAPS: &[Trap] = &[
          create policy p on t for select using (org in (select f_o()));
          create policy q on t for select using (s = '2' and org = any (array(select f_o())));
          create policy r on t for select using (ok is null and exists (select f_o()))"),
+    trap("an array of rows of which another one raises an error", NATIVE,
+        "create function f_a() returns int[] language sql stable security definer as
+         $$ select array(select s::int from public.m where u = auth.uid()) $$;
+         create policy p on t for select using (org = any (f_a()))"),
+    trap("an array of rows, where whether one is in it raises an error", NATIVE,
+        "create function f_a() returns int[] language sql stable security definer as
+         $$ select array_agg(org) from public.m where s::int < 5 $$;
+         create policy p on t for select using (org = any (f_a()))"),
+    trap("an array of rows in which a CASE guards what raises an error", NATIVE,
+        "create function f_a() returns int[] language sql stable security definer as
+         $$ select array(select case when s = 'admin' then 1 / (org - org) else org end from public.m where u = auth.uid()) $$;
+         create policy p on t for select using (org = any (f_a()))"),
     trap("a set with a NULL under NOT IN", NATIVE,
         "create function f_o() returns setof int language sql stable security definer as
          $$ select org from public.m where u = auth.uid() $$;

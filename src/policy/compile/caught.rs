@@ -5,10 +5,9 @@
 //! the handler then. So where there is such an error the block is undecided.
 
 use super::{Compiler, Refusal};
-use crate::datum::{Datum, Trouble, Type};
+use crate::datum::{Datum, Trouble};
 use crate::mutant::FunctionMutant;
-use crate::policy::expr::select::{Asked, Several};
-use crate::policy::expr::{Expr, Function};
+use crate::policy::expr::Expr;
 
 impl Compiler<'_> {
     /// What a block comes to: what is tried, or where that raises an error what is done then.
@@ -32,7 +31,7 @@ impl Compiler<'_> {
 fn passed_over(expr: &Expr, beside: &mut Vec<Expr>) -> Result<(), Refusal> {
     for inner in expr.children() {
         match expr {
-            Expr::And(_) | Expr::Or(_) if may_raise(inner) => {
+            Expr::And(_) | Expr::Or(_) if inner.may_raise() => {
                 beside.push(inner.clone());
                 passed_over(inner, beside)?;
             }
@@ -45,14 +44,14 @@ fn passed_over(expr: &Expr, beside: &mut Vec<Expr>) -> Result<(), Refusal> {
 
 /// The same of what is evaluated for rows, of which nobody knows for how many.
 fn of_rows(expr: &Expr, beside: &mut Vec<Expr>) -> Result<(), Refusal> {
-    if !may_raise(expr) {
+    if !expr.may_raise() {
         return Ok(());
     }
-    if !reads_inner(expr) {
+    if !expr.reads_inner() {
         beside.push(expr.clone());
         return passed_over(expr, beside);
     }
-    if raises(expr) {
+    if expr.raises() {
         return Err(Refusal::new(
             "an error of another table's row in a block with EXCEPTION",
         ));
@@ -61,53 +60,6 @@ fn of_rows(expr: &Expr, beside: &mut Vec<Expr>) -> Result<(), Refusal> {
     inner.try_for_each(|one| of_rows(one, beside))
 }
 
-fn reads_inner(expr: &Expr) -> bool {
-    matches!(expr, Expr::Inner(..) | Expr::Field(..))
-        || expr.children().into_iter().any(reads_inner)
-}
-
-fn may_raise(expr: &Expr) -> bool {
-    raises(expr) || expr.children().into_iter().any(may_raise)
-}
-
 fn size(expr: &Expr) -> usize {
     1 + expr.children().into_iter().map(size).sum::<usize>()
-}
-
-/// Whether an expression itself may raise an error.
-fn raises(expr: &Expr) -> bool {
-    match expr {
-        Expr::Fail(trouble) => *trouble == Trouble::Error,
-        Expr::Select(select) => matches!(
-            select.result,
-            Asked::Scalar(Several::Raise | Several::Distinct, _)
-        ),
-        Expr::Call(function, _) => match function {
-            Function::Get
-            | Function::GetText
-            | Function::Path(_)
-            | Function::PathText(_)
-            | Function::Has
-            | Function::JsonbTypeof
-            | Function::Concat
-            | Function::Lower(_)
-            | Function::Upper(_)
-            | Function::ToNumeric
-            | Function::ToText
-            | Function::Output
-            | Function::Extreme(_) => false,
-            Function::Input(of) => !matches!(of, Type::Text(_)),
-            Function::Like
-            | Function::NotLike
-            | Function::Narrow(..)
-            | Function::ToFloat
-            | Function::Scalar(..)
-            | Function::Array(_)
-            | Function::Jsonb(_)
-            | Function::Text(_)
-            | Function::Time(_)
-            | Function::Arithmetic(..) => true,
-        },
-        _ => false,
-    }
 }

@@ -61,7 +61,7 @@ pub enum Several {
 
 impl Select {
     /// The expressions inside.
-    pub(super) fn children(&self) -> Vec<&Expr> {
+    pub(in crate::policy) fn children(&self) -> Vec<&Expr> {
         let mut all = Vec::new();
         self.from.iter().for_each(|step| step.children(&mut all));
         all.extend(self.asks());

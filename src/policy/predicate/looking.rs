@@ -326,6 +326,10 @@ fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
             else {
                 return None;
             };
+            // An array is made of all rows, and an error of any of them is raised.
+            if select.children().into_iter().any(Expr::may_raise_by_row) {
+                return None;
+            }
             let mut from = select.from.clone();
             let last = from
                 .last_mut()
