@@ -306,7 +306,7 @@ pub const TRAPS: &[Trap] = &[
             perform 1 from public.m where org = p having bool_and(ok);
             return found; end $$;
          create policy p on t for select using (f_i(org))"),
-    trap("FOUND of groups", "more to it than tables",
+    trap("FOUND of groups", "GROUP BY",
         "create function f_i(p int) returns boolean language plpgsql stable security definer as
          $$ begin perform 1 from public.m where org = p group by u having count(*) > 1; return found; end $$;
          create policy p on t for select using (f_i(org))"),
