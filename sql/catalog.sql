@@ -34,7 +34,7 @@ judged as (
   from published p, pg_partition_ancestors(p.oid) as a(relid)
   where a.relid not in (select oid from published)
 ),
--- What policies of those look into, and policies of these, and so on.
+-- What policies of those look into, policies of these, what views among them read, and so on.
 lookups(oid) as (
   select d.refobjid from judged t
   join pg_policy p on p.polrelid = t.oid and p.polcmd in ('r', '*')
@@ -44,8 +44,14 @@ lookups(oid) as (
   select c.oid from pg_class c where c.oid = any ($4::oid[])
   union
   select d.refobjid from lookups l
-  join pg_policy p on p.polrelid = l.oid and p.polcmd in ('r', '*')
-  join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
+  cross join lateral (
+    select 'pg_policy'::regclass as of, p.oid from pg_policy p
+    where p.polrelid = l.oid and p.polcmd in ('r', '*')
+    union all
+    select 'pg_rewrite'::regclass, w.oid from pg_rewrite w
+    join pg_class c on c.oid = w.ev_class and c.relkind = 'v'
+    where w.ev_class = l.oid) p
+  join pg_depend d on d.classid = p.of and d.objid = p.oid
     and d.refclassid = 'pg_class'::regclass and d.refobjid <> l.oid
 ),
 tables as (
@@ -73,6 +79,8 @@ roles as (
   where r.rolname = any ($2::text[])
     -- Bodies of SECURITY DEFINER functions run as their owners.
     or r.oid in (select p.proowner from functions f join pg_proc p on p.oid = f.oid where p.prosecdef)
+    -- What a view reads it reads with its owner's rights.
+    or r.oid in (select c.relowner from tables t join pg_class c on c.oid = t.oid where c.relkind = 'v')
 ),
 -- The types of all columns, and what those are made of.
 types(oid) as (
@@ -101,6 +109,13 @@ functions(oid) as (
   from pg_depend d
   where d.classid = 'pg_policy'::regclass and d.refclassid = 'pg_proc'::regclass
     and d.objid in (select p.oid from policies p where p.polrelid in (select oid from tables))
+  union
+  select d.refobjid
+  from lookups l
+  join pg_class c on c.oid = l.oid and c.relkind = 'v'
+  join pg_rewrite w on w.ev_class = l.oid
+  join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid
+    and d.refclassid = 'pg_proc'::regclass
   union
   select p.oid from pg_proc p where p.oid = any ($3::oid[])
 )
@@ -168,10 +183,9 @@ select jsonb_build_object(
       -- Whether policies look into it, and why its rows cannot all be followed in the stream.
       'lookup', c.oid in (select oid from lookups),
       'unfollowed', case
-        when c.relkind = 'v' then 'is a view'
         when c.relkind = 'm' then 'is a materialized view'
         when c.relkind = 'f' then 'is a foreign table'
-        when c.relkind not in ('r', 'p') then 'is not a table'
+        when c.relkind not in ('r', 'p', 'v') then 'is not a table'
         when c.relpersistence = 'u' then 'is unlogged'
         when c.relpersistence = 't' then 'is temporary'
         when c.relispartition then 'is a partition'
@@ -181,6 +195,12 @@ select jsonb_build_object(
           select from leaves l join pg_class leaf on leaf.oid = l.oid
           where l.root = c.oid and (leaf.relkind <> 'r' or leaf.relpersistence <> 'p'))
           then 'has a partition that is foreign or unlogged' end,
+      -- What a view shows, and with whose rights.
+      'view', case when c.relkind = 'v' then (
+        select jsonb_build_object('tree', w.ev_action::text, 'owner', c.relowner, 'invoker', coalesce((
+          select o.option_value::boolean from pg_options_to_table(c.reloptions) o
+          where o.option_name = 'security_invoker'), false))
+        from pg_rewrite w where w.ev_class = c.oid and w.rulename = '_RETURN') end,
       'ancestors', coalesce((
         select jsonb_agg(a.relid::oid order by a.relid)
         from pg_partition_ancestors(c.oid) as a(relid) where a.relid <> c.oid), '[]'),

@@ -59,7 +59,7 @@ statements(place, statement) as (
          then E'create schema rowcast;\ncomment on schema rowcast is ''Made by rowcast setup.'';\n' else '' end,
     n.name, n.slot,
     (select string_agg(quote_literal(tag), ', ')
-     from unnest(array['CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'GRANT', 'REVOKE', 'CREATE TABLE', 'CREATE TABLE AS',
+     from unnest(array['CREATE POLICY', 'ALTER POLICY', 'DROP POLICY', 'GRANT', 'REVOKE', 'CREATE TABLE', 'CREATE TABLE AS', 'CREATE VIEW', 'ALTER VIEW', 'DROP VIEW',
        'SELECT INTO', 'ALTER TABLE', 'DROP TABLE', 'CREATE FUNCTION', 'ALTER FUNCTION', 'DROP FUNCTION', 'CREATE PROCEDURE',
        'ALTER PROCEDURE', 'DROP PROCEDURE', 'ALTER ROUTINE', 'DROP ROUTINE', 'CREATE AGGREGATE', 'ALTER AGGREGATE',
        'DROP AGGREGATE', 'CREATE PUBLICATION', 'ALTER PUBLICATION', 'DROP PUBLICATION', 'ALTER SCHEMA', 'DROP SCHEMA',

@@ -29,6 +29,7 @@ select array[
    where a.attnum > 0 and a.attrelid not in (select oid from temporary)),
   (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_attrdef d where d.adrelid not in (select oid from temporary)),
   (select sum(hash_record_extended(row(p.ctid, p.xmin), 0)) from pg_policy p),
+  (select sum(hash_record_extended(row(w.ctid, w.xmin), 0)) from pg_rewrite w where w.ev_class not in (select oid from temporary)),
   (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_depend d where d.classid = 'pg_policy'::regclass),
   (select sum(hash_record_extended(row(p.ctid, p.xmin), 0)) from pg_proc p where p.pronamespace not in (select oid from temporary_schemas)),
   (select sum(hash_record_extended(row(l.ctid, l.xmin), 0)) from pg_language l),

@@ -161,6 +161,7 @@ mutants! {
         ScalarIsNull,
         ConstantIsNull,
         ColumnIsNull,
+        PatternForgetsNot,
     }
 }
 
@@ -199,6 +200,7 @@ mutants! {
         AllIsAny,
         ExceptIsIntersect,
         UnionTakesFirst,
+        ViewIsCaller,
     }
 }
 
@@ -214,8 +216,11 @@ mutants! {
         UnusedRaisesNothing,
         RowSecurityIsForgotten,
         NothingIsCaught,
+        ErrorsArePassedOver,
         DefaultIsNull,
         RowsForgetTheirBranch,
+        UnsetIsNull,
+        MissingColumnKeepsValue,
     }
 }
 

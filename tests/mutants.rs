@@ -36,7 +36,10 @@ fn of_expression(expr: &Expr) -> Vec<String> {
         Expr::NullIf(_) => names(&[P::NullIfNever]),
         Expr::Any(..) => names(&[P::AnyIsAll, P::AnyForgetsNull]),
         Expr::AnyOf(..) => names(&[P::AnyOfIsAll, P::AnyOfForgetsNull, P::ProbeForgetsElements]),
-        Expr::Caught(_) => names(&[FunctionMutant::NothingIsCaught]),
+        Expr::Caught(_) => names(&[
+            FunctionMutant::NothingIsCaught,
+            FunctionMutant::ErrorsArePassedOver,
+        ]),
         Expr::Coalesce(_) => names(&[P::CoalesceTakesLast]),
         Expr::Case(..) => names(&[P::CaseTakesDefault]),
         Expr::Body(..) => names(&[P::StrictCallsAnyway]),
@@ -198,7 +201,9 @@ fn besides() -> Vec<String> {
         S::HopsAreForgotten,
         S::ExceptIsIntersect,
         S::UnionTakesFirst,
+        S::ViewIsCaller,
     ]));
+    all.extend(names(&[PolicyMutant::PatternForgetsNot]));
     all
 }
 

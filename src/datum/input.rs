@@ -136,7 +136,8 @@ pub(super) fn newer_integer_form(text: &str) -> bool {
         digits.as_bytes(),
         [b'0', b'x' | b'X' | b'o' | b'O' | b'b' | b'B', ..]
     );
-    digits.starts_with(|first: char| first.is_ascii_digit()) && (prefixed || digits.contains('_'))
+    let begins = digits.starts_with(|first: char| first.is_ascii_digit() || first == '.');
+    begins && (prefixed || digits.contains('_'))
 }
 
 #[cfg(test)]

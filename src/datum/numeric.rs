@@ -314,6 +314,9 @@ mod tests {
         for bad in ["", ".", "1e", "x", "1 2", "--1", "1.2.3"] {
             assert_eq!(bad.parse::<Numeric>(), Err(Trouble::Error), "{bad}");
         }
+        for newer in ["1_000", "-.5_0", "1._5", "0x10", "1e1_0"] {
+            assert_eq!(newer.parse::<Numeric>(), Err(Trouble::Undecided), "{newer}");
+        }
     }
 
     #[test]

@@ -362,7 +362,10 @@ impl Examination<'_> {
         let followed = (publication.to_owned(), config.slot.clone());
         let mut reader =
             CatalogReader::new(database.clone(), followed, roles).with_rules(config.rules.clone());
-        let catalog = reader.look().await.map_err(|error| with_causes(&error))?;
+        let catalog = reader
+            .look_closely()
+            .await
+            .map_err(|error| with_causes(&error))?;
         drop(reader);
         let mut checked = checks::Checks::default();
         if config.policy_check {

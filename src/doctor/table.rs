@@ -1,5 +1,7 @@
 //! The tables: who may see something of each, and what stands in the way.
 
+mod settings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -160,6 +162,7 @@ impl<'c> Tables<'c> {
             self.sight(seen, functions, &mut found);
             self.old_rows(seen, (listed, lacking), &mut found);
             self.token(seen, &mut found);
+            self.unset(seen, &mut found);
         }
         self.helpers(functions, &mut found);
         found

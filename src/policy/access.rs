@@ -482,7 +482,7 @@ fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
             (
                 &table.schema,
                 &table.name,
-                (table.published, &table.unfollowed),
+                (table.published, &table.unfollowed, &table.view),
                 (
                     table.row_security,
                     table.force_row_security,
@@ -523,6 +523,10 @@ fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &st
     let owners = definers.filter_map(|function| catalog.role(function.owner));
     let mut acting: BTreeSet<&str> = owners.map(|owner| owner.name.as_str()).collect();
     acting.insert(role);
+    // And inside views their owners'.
+    let views = judged(catalog, table).filter_map(|table| table.view.as_ref());
+    let owners = views.filter_map(|view| catalog.role(view.owner));
+    acting.extend(owners.map(|owner| owner.name.as_str()));
     for table in judged(catalog, table) {
         let rights = table.rights.iter();
         for rights in rights.filter(|rights| acting.contains(rights.role.as_str())) {

@@ -32,9 +32,12 @@ pub enum Body {
 pub struct Program {
     /// The types of the variables that it declares. All are NULL at first.
     pub variables: Vec<Oid>,
+    /// Those among them that are fields of rows of any kind: nobody may read one before it is set.
+    pub unset: BTreeSet<usize>,
     /// How many of them, the first, are the columns that RETURNS TABLE names.
     pub columns: usize,
-    /// Which variable says whether the last query INTO found a row, where that is asked.
+    /// Which variable says whether the last query INTO, PERFORM or RETURN QUERY found a row, where
+    /// that is asked.
     pub found: Option<usize>,
     /// What it does.
     pub statements: Vec<Statement>,
@@ -49,8 +52,9 @@ pub enum Statement {
     Into {
         /// Whether another number of rows than one is an error.
         strict: bool,
-        /// The variables, by their number; none for PERFORM.
-        variables: Vec<usize>,
+        /// The variables for its columns, by their number; `None` where nothing reads one. None at
+        /// all for PERFORM.
+        variables: Vec<Option<usize>>,
         /// The query.
         query: Arc<str>,
     },
@@ -167,9 +171,10 @@ impl Statement {
                 false
             }
             Self::Into { variables, .. } => {
-                found.extend(variables);
+                found.extend(variables.iter().flatten());
                 true
             }
+            Self::Rows(_) => true,
             Self::If(branches, otherwise) => {
                 let inner = branches.iter().flat_map(|(_, inner)| inner);
                 let all = inner.chain(otherwise);
@@ -179,7 +184,7 @@ impl Statement {
                 let all = inner.iter().chain(handler.iter().flatten());
                 all.filter(|one| one.sets(found)).count() > 0
             }
-            Self::Evaluate(_) | Self::Return(_) | Self::Rows(_) | Self::End | Self::Raise => false,
+            Self::Evaluate(_) | Self::Return(_) | Self::End | Self::Raise => false,
         }
     }
 }

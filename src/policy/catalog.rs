@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::body::{Body, Context};
+use super::body::{Body, Context, FIRST_NORMAL_OBJECT, numbers as numbers_in};
 use super::clock::ServerClock;
 use super::rule::TableRule;
 use crate::datum::{Collation, Encoding, Labels, Types, UserType};
@@ -104,6 +104,9 @@ pub struct Table {
     pub lookup: bool,
     /// Why its rows cannot be followed in the stream, as a predicate of it; `None` where they can.
     pub unfollowed: Option<String>,
+    /// What it shows, where it is a view.
+    #[serde(default)]
+    pub view: Option<View>,
     /// The columns that the publication carries; `None` for all.
     pub published_columns: Option<Vec<String>>,
     /// `row level security` is enabled.
@@ -236,6 +239,43 @@ impl Table {
     #[must_use]
     pub fn is_key(&self, column: &Column) -> bool {
         self.key.contains(&column.number)
+    }
+}
+
+/// What a view shows.
+#[derive(Debug, Clone, Deserialize)]
+pub struct View {
+    /// Its query, as PostgreSQL resolved it.
+    pub tree: String,
+    /// Its owner, with whose rights it reads.
+    pub owner: Oid,
+    /// Whether it reads with the rights of whoever asks instead (`security_invoker`).
+    pub invoker: bool,
+}
+
+impl View {
+    /// The role with whose rights it reads, where that is not whoever asks.
+    #[must_use]
+    pub fn reads_as(&self) -> Option<Oid> {
+        (!self.invoker).then_some(self.owner)
+    }
+
+    /// The tables that it names, PostgreSQL's own aside.
+    #[must_use]
+    pub fn relations(&self) -> BTreeSet<Oid> {
+        self.numbers(":relid ")
+    }
+
+    /// The functions that it calls, PostgreSQL's own aside.
+    #[must_use]
+    pub fn functions(&self) -> BTreeSet<Oid> {
+        self.numbers(":funcid ")
+    }
+
+    fn numbers(&self, label: &str) -> BTreeSet<Oid> {
+        let found = numbers_in(&self.tree, label);
+        let own = found.filter(|oid| *oid >= FIRST_NORMAL_OBJECT);
+        own.map(Oid).collect()
     }
 }
 

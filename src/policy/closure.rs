@@ -24,9 +24,10 @@ pub(super) struct Closure {
     pub(super) unknown_functions: BTreeSet<Oid>,
 }
 
+/// What is come to, how it runs, and of tables with whose rights: inside views that is their owner.
 enum Item {
-    Policies(Oid, Context),
-    Looked(Oid, Context),
+    Policies(Oid, Context, Oid),
+    Looked(Oid, Context, Oid),
     Called(Oid, Context),
 }
 
@@ -49,37 +50,48 @@ impl Closure {
         let begun: BTreeSet<Oid> = from.iter().map(|(table, _)| *table).collect();
         let begin = from.into_iter();
         let mut open: Vec<Item> = begin
-            .map(|(table, context)| Item::Policies(table, context))
+            .map(|(table, context)| {
+                let role = context.role;
+                Item::Policies(table, context, role)
+            })
             .collect();
-        let mut done: BTreeSet<(Oid, Context)> = BTreeSet::new();
+        let mut done: BTreeSet<(Oid, Context, Oid)> = BTreeSet::new();
         while let Some(item) = open.pop() {
             match item {
-                Item::Looked(oid, context) => {
+                Item::Looked(oid, context, role) => {
                     if catalog.tables.contains_key(&oid) {
-                        self.tables.insert((context.role, oid));
-                        open.push(Item::Policies(oid, context));
+                        self.tables.insert((role, oid));
+                        open.push(Item::Policies(oid, context, role));
                     } else {
                         self.unknown_tables.insert(oid);
                     }
                 }
-                Item::Policies(oid, context) => {
+                Item::Policies(oid, context, role) => {
                     let Some(table) = catalog.tables.get(&oid) else {
                         continue;
                     };
-                    if !done.insert((oid, context.clone())) {
+                    if !done.insert((oid, context.clone(), role)) {
                         continue;
+                    }
+                    if let Some(view) = &table.view {
+                        let role = view.reads_as().unwrap_or(context.role);
+                        let (relations, functions) = (view.relations(), view.functions());
+                        let looked = |oid| Item::Looked(oid, context.clone(), role);
+                        open.extend(relations.into_iter().map(looked));
+                        let called = |oid| Item::Called(oid, context.clone());
+                        open.extend(functions.into_iter().map(called));
                     }
                     let rules = table.ruled().filter(|_| begun.contains(&oid));
                     for policy in table.policies.iter().chain(rules) {
                         let tree = policy.tree.as_deref().unwrap_or_default();
                         let read =
                             numbers(tree, ":relid ").filter(|oid| *oid >= FIRST_NORMAL_OBJECT);
-                        open.extend(read.map(|oid| Item::Looked(Oid(oid), context.clone())));
+                        open.extend(read.map(|oid| Item::Looked(Oid(oid), context.clone(), role)));
                         for (class, object, _) in &policy.depends {
                             match class.0 {
                                 PG_PROC => open.push(Item::Called(*object, context.clone())),
                                 PG_CLASS if *object != oid => {
-                                    open.push(Item::Looked(*object, context.clone()));
+                                    open.push(Item::Looked(*object, context.clone(), role));
                                 }
                                 _ => {}
                             }
@@ -104,7 +116,8 @@ impl Closure {
                     }
                     if let Some(Ok(body)) = function.does(&context) {
                         let relations = body.relations().into_iter();
-                        open.extend(relations.map(|oid| Item::Looked(oid, context.clone())));
+                        let looked = |oid| Item::Looked(oid, context.clone(), context.role);
+                        open.extend(relations.map(looked));
                         let functions = body.functions().into_iter();
                         open.extend(functions.map(|oid| Item::Called(oid, context.clone())));
                     }
@@ -134,6 +147,10 @@ pub(super) fn beyond<'c>(
                 }
             }
         } else if let Some(one) = open.pop() {
+            if let Some(view) = &one.view {
+                called.extend(view.functions());
+                looked.extend(view.relations());
+            }
             let rules = one.ruled().filter(|_| one.oid == table.oid);
             let saying = one.policies.iter().chain(rules);
             for (class, object, _) in saying.flat_map(|policy| &policy.depends) {

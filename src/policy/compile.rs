@@ -5,6 +5,8 @@ mod arrays;
 
 mod call;
 
+mod caught;
+
 mod constant;
 
 mod inline;
@@ -14,6 +16,8 @@ mod node;
 mod operators;
 
 mod parts;
+
+mod patterns;
 
 mod program;
 
@@ -115,6 +119,9 @@ pub struct Looked {
     pub readable: Option<BTreeSet<i16>>,
     /// The policies of the table that apply to the role; `None` where no row-level security does.
     pub policies: Option<Vec<OwnPolicy>>,
+    /// What it shows, where it is a view: its query as node tree, and the role with whose rights
+    /// that reads where it is not whoever asks.
+    pub view: Option<(Arc<str>, Option<Oid>)>,
 }
 
 /// A policy of a table that sub-selects look into.
@@ -284,8 +291,8 @@ enum Origin {
     Table(u32, Oid),
     /// A join, by the expressions of its columns, which are read where the join stands.
     Join(Rc<Tree>),
-    /// A sub-select.
-    Columns(Rc<[Result<Typed, Refusal>]>),
+    /// A sub-select, or a view.
+    Columns(Option<Oid>, Rc<[Result<Typed, Refusal>]>),
 }
 
 struct Compiler<'s> {
@@ -294,18 +301,25 @@ struct Compiler<'s> {
     context: Context,
     /// The owner of the innermost SECURITY DEFINER function around.
     user: Option<Arc<str>>,
+    /// With whose rights tables are looked into, where that is not who runs it: inside a view.
+    reader: Option<Oid>,
+    /// The views around, within the innermost function.
+    views: Vec<Oid>,
     /// Whether row-level security may not leave out anything (`row_security = off`).
     unfiltered: bool,
     /// The arguments of the functions in FROM of the query in hand: they are evaluated before it.
     before: Vec<Expr>,
     /// The functions around, those around the policies in hand included.
     within: Vec<Oid>,
-    /// The tables whose policies are being applied to the query in hand, by role.
-    applied: Vec<(Oid, Oid)>,
+    /// The tables whose policies are being applied to the query in hand, as far as they look into
+    /// tables themselves.
+    applied: Vec<Option<Oid>>,
     columns: Vec<Arc<ColumnRef>>,
     references: BTreeSet<Reference>,
     /// The arguments of the functions being inlined, innermost last.
     calls: Vec<Vec<Typed>>,
+    /// Whether PostgreSQL calls the innermost of them, so that its parameters stay that.
+    called: bool,
     /// The operands of the simple CASEs and array coercions around, innermost last.
     tests: Vec<Typed>,
     /// The queries around, within the innermost function or policy; the innermost last.
@@ -327,6 +341,8 @@ impl<'s> Compiler<'s> {
             scope,
             context: scope.context.clone(),
             user: None,
+            reader: None,
+            views: Vec::new(),
             unfiltered: false,
             before: Vec::new(),
             within: Vec::new(),
@@ -334,6 +350,7 @@ impl<'s> Compiler<'s> {
             columns: Vec::new(),
             references: BTreeSet::new(),
             calls: Vec::new(),
+            called: false,
             tests: Vec::new(),
             frames: vec![Around::Own],
             looked: 0,
@@ -368,10 +385,14 @@ impl<'s> Compiler<'s> {
 
     /// A table as the role in force has it.
     fn table(&self, oid: Oid) -> Option<&'s Arc<Looked>> {
-        let mine = self.scope.tables.get(&(self.context.role, oid));
+        let reader = self
+            .reader
+            .filter(|_| !crate::mutant::SelectMutant::ViewIsCaller.active());
+        let role = reader.unwrap_or(self.context.role);
+        let mine = self.scope.tables.get(&(role, oid));
         if crate::mutant::FunctionMutant::DefinerIsCaller.active() {
             let mut all = self.scope.tables.iter();
-            let other = all.find(|((role, of), _)| *of == oid && *role != self.context.role);
+            let other = all.find(|((other, of), _)| *of == oid && *other != role);
             return other.map(|(_, table)| table).or(mine);
         }
         mine

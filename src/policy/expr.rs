@@ -453,8 +453,10 @@ impl Expr {
             Self::Call(function, args) => {
                 let mut values = smallvec::SmallVec::<[Option<Cow<'a, Datum>>; 2]>::new();
                 let mut trouble = None;
-                for arg in args {
+                for (at, arg) in args.iter().enumerate() {
                     match arg.evaluate(inputs) {
+                        // Of no array the subscripts are not looked at.
+                        Ok(None) if at == 0 && function.is_subscript() => return Ok(None),
                         Ok(value) => values.push(value),
                         Err(met) => trouble = trouble.max(Some(met)),
                     }

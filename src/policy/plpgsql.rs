@@ -1,10 +1,13 @@
 //! The statements of PL/pgSQL functions that run straight on. What stands in them as expression or
 //! query is not looked into: PostgreSQL analyses that.
 
+mod row;
+
 mod token;
 
 use std::ops::Range;
 
+pub(super) use row::{Field, Rows, Used, used, with_fields};
 pub(super) use token::{Kind, Token, names, tokens};
 
 /// A function body as text, apart into its statements.

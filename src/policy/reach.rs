@@ -33,16 +33,17 @@ pub(super) fn reach<'c>(
         catalog,
         role,
         active: Vec::new(),
+        viewing: Vec::new(),
         done: BTreeSet::new(),
         found: Vec::new(),
         denied: None,
     };
-    walk.enter(table)?;
+    walk.enter(table, role)?;
     // Rules are asked beside the policies, so what they look into is no part of those.
     let rules: Vec<&Policy> = table.rules_for(role).collect();
     let refused = unexecutable(catalog, &rules, role);
     walk.denied = walk.denied.take().or(refused);
-    walk.read(rules.iter().filter_map(|rule| rule.tree.as_deref()))?;
+    walk.read(rules.iter().filter_map(|rule| rule.tree.as_deref()), role)?;
     walk.denied.map_or(Ok(walk.found), Err)
 }
 
@@ -58,11 +59,12 @@ pub(super) fn alone(
         catalog,
         role,
         active: vec![table.oid],
+        viewing: Vec::new(),
         done: BTreeSet::new(),
         found: Vec::new(),
         denied: unexecutable(catalog, &[policy], role),
     };
-    let raised = walk.read(policy.tree.as_deref().into_iter()).err();
+    let raised = walk.read(policy.tree.as_deref().into_iter(), role).err();
     raised.or(walk.denied)
 }
 
@@ -71,16 +73,19 @@ struct Walk<'c, 'r> {
     role: &'r str,
     /// The tables whose policies are being applied.
     active: Vec<Oid>,
-    /// Those whose policies have been.
-    done: BTreeSet<Oid>,
+    /// The views around.
+    viewing: Vec<Oid>,
+    /// The tables whose policies have been, by whose rights count.
+    done: BTreeSet<(String, Oid)>,
     found: Vec<&'c Table>,
     /// A right that is missing: PostgreSQL looks at those last.
     denied: Option<String>,
 }
 
 impl<'c> Walk<'c, '_> {
-    fn enter(&mut self, table: &'c Table) -> Result<(), String> {
-        let Some(rights) = table.rights.iter().find(|rights| rights.role == self.role) else {
+    /// Applies the policies of a table for a role.
+    fn enter(&mut self, table: &'c Table, role: &str) -> Result<(), String> {
+        let Some(rights) = table.rights.iter().find(|rights| rights.role == role) else {
             return Ok(());
         };
         if !security_applies(self.catalog, table, rights) {
@@ -104,20 +109,21 @@ impl<'c> Walk<'c, '_> {
                 table.name
             ));
         }
-        if self.done.contains(&table.oid) {
+        let done = (role.to_owned(), table.oid);
+        if self.done.contains(&done) {
             return Ok(());
         }
         let refused = unexecutable(self.catalog, &policies, self.role);
         self.denied = self.denied.take().or(refused);
         self.active.push(table.oid);
-        self.read(trees.into_iter())?;
+        self.read(trees.into_iter(), role)?;
         self.active.pop();
-        self.done.insert(table.oid);
+        self.done.insert(done);
         Ok(())
     }
 
-    /// Looks at the tables that conditions read.
-    fn read<'t>(&mut self, trees: impl Iterator<Item = &'t str>) -> Result<(), String> {
+    /// Looks at the tables that conditions read with the rights of a role.
+    fn read<'t>(&mut self, trees: impl Iterator<Item = &'t str>, role: &str) -> Result<(), String> {
         for tree in trees {
             // What cannot be read is refused by the compiler.
             let Ok(tree) = node_tree::read(tree) else {
@@ -129,14 +135,27 @@ impl<'c> Walk<'c, '_> {
                 let Some(other) = self.catalog.tables.get(&oid).map(Arc::as_ref) else {
                     continue;
                 };
-                if let Some(rights) = other.rights.iter().find(|one| one.role == self.role) {
+                // Until PostgreSQL 15 a view names itself.
+                if self.viewing.contains(&oid) {
+                    continue;
+                }
+                if let Some(rights) = other.rights.iter().find(|one| one.role == role) {
                     let refused = permitted(other, rights, &columns).err();
                     self.denied = self.denied.take().or(refused);
                 }
                 if !self.found.iter().any(|known| known.oid == oid) {
                     self.found.push(other);
                 }
-                self.enter(other)?;
+                if let Some(view) = &other.view {
+                    let owner = view.reads_as();
+                    let owner = owner.and_then(|owner| self.catalog.role(owner));
+                    let reads = owner.map_or(self.role, |owner| &owner.name);
+                    self.viewing.push(oid);
+                    let read = self.read(std::iter::once(&*view.tree), reads);
+                    self.viewing.pop();
+                    read?;
+                }
+                self.enter(other, role)?;
             }
         }
         Ok(())

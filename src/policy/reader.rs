@@ -39,6 +39,9 @@ const WHOLE_SHARE: u32 = 100;
 /// How long an answer may have taken that says what time it is.
 const PROMPT: Duration = Duration::from_secs(1);
 
+/// For how long [`CatalogReader::look_closely`] looks again.
+const CLOSELY: Duration = Duration::from_secs(15);
+
 /// How often the catalog is read at once until it has all that functions come to.
 const MAX_ROUNDS: usize = 10;
 
@@ -283,6 +286,21 @@ impl CatalogReader {
     pub async fn look(&mut self) -> Result<Arc<Catalog>, CatalogError> {
         let mark = self.mark().await?;
         Ok(self.read(mark).await?.catalog)
+    }
+
+    /// The same, once the bodies of all functions are analysed, for which a look has little time; in
+    /// the end as it is then.
+    ///
+    /// # Errors
+    /// [`CatalogError`]; the next call connects anew.
+    pub async fn look_closely(&mut self) -> Result<Arc<Catalog>, CatalogError> {
+        let began = Instant::now();
+        loop {
+            let catalog = self.look().await?;
+            if !self.bodies.unfinished || began.elapsed() >= CLOSELY {
+                return Ok(catalog);
+            }
+        }
     }
 
     /// Notes this moment. Waits for nobody.

@@ -46,12 +46,29 @@ pub(super) fn compiled<'p>(
     saying
         .map(|policy| {
             let done = done(catalog, table, policy, &scope);
+            let mut done = done;
+            for reason in &mut done.refused {
+                *reason = with_names(catalog, reason);
+            }
             if done.denied.is_none() && catalog.refutes(table.oid, role, &policy.name) {
                 return refuted(catalog, done);
             }
             done
         })
         .collect()
+}
+
+/// A reason with the names of types that somebody made in place of their numbers.
+fn with_names(catalog: &Catalog, reason: &str) -> String {
+    let Some((before, rest)) = reason.split_once("type ") else {
+        return reason.to_owned();
+    };
+    let end = rest.find(|c: char| !c.is_ascii_digit());
+    let (number, after) = rest.split_at(end.unwrap_or(rest.len()));
+    let known = number.parse().ok().map(Oid);
+    let known = known.and_then(|oid| catalog.types.get(&oid));
+    let name = known.map_or(number, |known| &known.name);
+    format!("{before}type {name}{}", with_names(catalog, after))
 }
 
 /// A policy whose compiled form is known to be wrong.
@@ -208,6 +225,10 @@ fn looked(catalog: &Catalog, table: &Table, role: &str) -> Arc<compile::Looked> 
         readable: known.map(|rights| rights.columns.iter().copied().collect()),
         name: table.name.clone(),
         columns: carried.map(column).collect(),
+        view: table
+            .view
+            .as_ref()
+            .map(|view| (view.tree.as_str().into(), view.reads_as())),
         refused: refused.or_else(|| known.is_none().then(unknown)),
         policies,
     })

@@ -146,7 +146,7 @@ async fn every_policy_of_an_odd_schema_without_a_publication_is_explained() {
         ("member", "native", Some("B")),
         ("loud", "asked", None),
         ("mixed", "hybrid", None),
-        ("viewed", "asked", Some("B")),
+        ("viewed", "native", Some("B")),
         ("mfa", "native", Some("A")),
         ("looped", "deny", Some("B")),
         ("inert", "native", Some("A")),
@@ -245,10 +245,11 @@ async fn a_row_is_seen_or_not_by_which_policy_and_by_which_values() {
     );
     assert_eq!(own["values"]["owner"], ann);
 
-    // A login that may become the role and not read the table gets a verdict, and no values.
+    // A login that may become the role and not read the table gets a verdict, and no values. From
+    // PostgreSQL 16 on it is the grant that keeps whether rights are inherited.
     sql.batch_execute(
         "do $$ begin create role explain_weak login; exception when duplicate_object or unique_violation then null; end $$;
-         grant authenticated to explain_weak; revoke select on docs from public; alter role explain_weak noinherit",
+         alter role explain_weak noinherit; grant authenticated to explain_weak; revoke select on docs from public",
     )
     .await
     .unwrap();

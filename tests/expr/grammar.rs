@@ -147,13 +147,17 @@ pub fn value(random: &mut StdRng, pool: &[&str]) -> String {
     format!("'{}'", one(random, pool))
 }
 
-/// Fills in a template: `$x` becomes a random expression of the type that the letter stands for.
+/// Fills in a template: `$x` becomes a random expression of the type that the letter stands for, `$$` a
+/// dollar sign.
 fn fill(random: &mut StdRng, template: &str, depth: u32) -> String {
     let mut sql = String::new();
     let mut letters = template.chars();
     while let Some(letter) = letters.next() {
         if letter == '$' {
-            sql.push_str(&of(random, letters.next().unwrap(), depth - 1));
+            match letters.next().unwrap() {
+                '$' => sql.push('$'),
+                kind => sql.push_str(&of(random, kind, depth - 1)),
+            }
         } else {
             sql.push(letter);
         }
@@ -165,8 +169,41 @@ pub fn boolean(random: &mut StdRng, depth: u32) -> String {
     of(random, 'b', depth)
 }
 
+/// Every expression of the grammar once, by itself: what stands beside others may decide nothing.
+pub fn singles(random: &mut StdRng) -> Vec<String> {
+    let mut all = Vec::new();
+    for kind in "btiulmnjAIUzf".chars() {
+        let (leaves, templates) = expressions(kind);
+        for template in leaves.iter().chain(templates) {
+            let sql = fill(random, template, 1);
+            match kind {
+                'b' => all.push(sql),
+                't' => all.push(format!("({sql} in ('a', 'b', '', '1', 'd'))")),
+                'A' => {
+                    all.push(format!("(({sql})[1] = 'a')"));
+                    all.push(format!("(array_length({sql}, 1) = 1)"));
+                }
+                'I' => all.push(format!("(({sql})[1] = 1)")),
+                'U' => all.push(format!("(({sql})[1] = u)")),
+                other => all.push(format!("({sql} = {})", of(random, other, 0))),
+            }
+        }
+    }
+    all
+}
+
 fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
-    let (leaves, templates): (&[&str], &[&str]) = match kind {
+    let (leaves, templates) = expressions(kind);
+    if depth == 0 || random.random_bool(0.25) && !(kind == 'b' && depth >= 4) {
+        return one(random, leaves).to_owned();
+    }
+    let template = one(random, templates);
+    fill(random, template, depth)
+}
+
+/// What there is of the type that a letter stands for: plain, and with others inside.
+fn expressions(kind: char) -> (&'static [&'static str], &'static [&'static str]) {
+    match kind {
         'b' => (
             &[
                 "b",
@@ -291,6 +328,13 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "((select count(*) from unnest($A) e where e <> $t) = $i)",
                 "((auth.jwt() -> 'roles') ? $t)",
                 "($t ilike $t)",
+                "($t ~ 'a')",
+                "($t ~ '^a|1')",
+                "($t !~ 'b$$')",
+                "($t ~* '^(A|ab)$$')",
+                "($t !~* '^.+B')",
+                "($t ~ '^a.*b$$|^.$$')",
+                "(v !~ '[.]|\\_')",
                 "(t not ilike 'A%')",
                 "starts_with($t, $t)",
                 "($t ^@ left(t, 1))",
@@ -309,6 +353,17 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "(current_user::text = 'authenticated')",
                 "(jsonb_typeof($j) = 'object')",
                 "(jsonb_typeof($j) <> 'string')",
+                "(jsonb_typeof(j) = 'array')",
+                "starts_with(t, 'a')",
+                "(split_part(t, 'a', -1) = '')",
+                "(i - 1 = 0)",
+                "(array_append(a, t))[1] = 'a'",
+                "((null::text[])[1 / i] is null)",
+                "(nullif(a, a)[:t::int] is null)",
+                "(nullif(t, 'a') is null)",
+                "(btrim(t) = 'a')",
+                "(length(t) = 1)",
+                "(a && array['b', 'c'])",
                 "(i::numeric = 1)",
                 "(i::numeric > $n)",
             ],
@@ -464,6 +519,9 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
                 "($j -> $t)",
                 "($j -> 'a')",
                 "($j -> -1)",
+                "($j)['a']",
+                "($j)['a'][1]",
+                "($j)[-1]",
                 "coalesce($j, $j)",
                 "nullif($j, $j)",
             ],
@@ -531,10 +589,5 @@ fn of(random: &mut StdRng, kind: char, depth: u32) -> String {
             ],
             &["coalesce($f, $f)"],
         ),
-    };
-    if depth == 0 || random.random_bool(0.25) && !(kind == 'b' && depth >= 4) {
-        return one(random, leaves).to_owned();
     }
-    let template = one(random, templates);
-    fill(random, template, depth)
 }

@@ -173,6 +173,12 @@ async fn scope_of(client: &Client) -> Scope {
     scope
 }
 
+/// Whether a policy could be made: a constant that its type does not take is refused right there.
+async fn made(client: &Client, number: usize, text: &str) -> bool {
+    let policy = format!("create policy p{number} on t {text}");
+    client.batch_execute(&policy).await.is_ok()
+}
+
 impl World {
     async fn make(client: &Client) -> Self {
         let number = |name| {
@@ -232,10 +238,16 @@ impl World {
             cases: Vec::new(),
             seed,
         };
-        let mut made = 0;
-        while made < wanted {
+        for text in grammar::singles(&mut random) {
+            let text = format!("for select to authenticated using ({text})");
+            if made(client, 0, &text).await {
+                world.noted(client, vec![text]).await;
+            }
+        }
+        let mut drawn = 0;
+        while drawn < wanted {
             world.case(client, &mut random).await;
-            made += (ROWS * grammar::CLAIMS.len()) as u64;
+            drawn += (ROWS * grammar::CLAIMS.len()) as u64;
         }
         world
     }
@@ -252,17 +264,16 @@ impl World {
                 };
                 let text = grammar::boolean(random, depth);
                 let text = format!("as {kind} for select to authenticated using ({text})");
-                // A constant that its type does not take is refused right here.
-                let number = sql.len();
-                if client
-                    .batch_execute(&format!("create policy p{number} on t {text}"))
-                    .await
-                    .is_ok()
-                {
+                if made(client, sql.len(), &text).await {
                     sql.push(text);
                 }
             }
         }
+        self.noted(client, sql).await;
+    }
+
+    /// Keeps what PostgreSQL says of the policies that there are, and drops them.
+    async fn noted(&mut self, client: &Client, sql: Vec<String>) {
         let trees = rows_of(client, "select polpermissive, polqual::text from pg_policy").await;
         let trees = trees
             .into_iter()

@@ -224,7 +224,7 @@ impl Making {
     /// A body for a boolean function and its language.
     fn body(&self, random: &mut StdRng) -> (String, &'static str) {
         let (table, condition) = (self.table(random), self.condition(random));
-        match random.random_range(0..18) {
+        match random.random_range(0..24) {
             0..=2 => (format!("select {}", self.truth(random)), "sql"),
             3 => (format!("select x.ok from {table} x where {condition}"), "sql"),
             4 => {
@@ -315,8 +315,10 @@ impl Making {
             ),
             15 => (
                 format!(
-                    "declare n int; begin select count(*) into n from {table} x where {condition};
-                       return n > {}; end",
+                    "declare n int; begin select count(*) into n from {table} x where {condition}{};
+                       {}return n > {}; end",
+                    one(random, &["", "", " having count(*) > 1", " having bool_or(x.ok)"]),
+                    one(random, &["", "if not found then return true; end if; "]),
                     one(random, &["0", "1", "2"])
                 ),
                 "plpgsql",
@@ -332,9 +334,87 @@ impl Making {
                 ),
                 "plpgsql",
             ),
-            _ => (
+            17 | 18 => (
                 format!("select {} and {}", self.truth(random), self.truth(random)),
                 "sql",
+            ),
+            _ => (self.of_rows(random, &table, &condition), "plpgsql"),
+        }
+    }
+
+    /// A body with a variable that holds a row.
+    fn of_rows(&self, random: &mut StdRng, table: &str, condition: &str) -> String {
+        let strict = one(random, &["", "", "", "strict "]);
+        let limit = one(random, &["", "", " limit 1", " order by x.org limit 1"]);
+        let tested = one(
+            random,
+            &[
+                "not found",
+                "r is null",
+                "r.u is null",
+                "r.org is not null",
+                "r is not null",
+                "r.s = 'member'",
+                "not (r.ok)",
+                "r.s is distinct from 'admin'",
+            ],
+        );
+        let given = one(random, &["false", "null", "true", "r.ok"]);
+        let last = one(
+            random,
+            &[
+                "r.s = 'admin'",
+                "r.ok",
+                "r.org > 1",
+                "r is not null",
+                "coalesce(r.ok, r.s = '1')",
+                "r.u = auth.uid() and r.ok",
+                "exists (select 1 from public.g y where y.org = r.org)",
+            ],
+        );
+        match random.random_range(0..6) {
+            0 | 1 => {
+                let of = one(random, &["record", "m%rowtype", "m", "public.m%rowtype"]);
+                let of = if self.qualified && of.starts_with('m') {
+                    format!("public.{of}")
+                } else {
+                    of.to_owned()
+                };
+                let what = if of == "record" { "*" } else { "x.org, x.u, x.s, x.ok" };
+                format!(
+                    "declare r {of}; begin select {what} into {strict}r from {table} x where {condition}{limit};
+                     if {tested} then return {given}; end if; return {last}; end"
+                )
+            }
+            2 => {
+                let first = one(random, &["if x_on", "if auth.uid() is not null"]);
+                let first = first.replace("x_on", &self.truth(random));
+                format!(
+                    "declare r {}; begin
+                       {first} then select x.* into r from public.m x where {condition}{limit}; end if;
+                       if {tested} then return {given}; end if; return {last}; end",
+                    one(random, &["record", "public.m"]),
+                )
+            }
+            3 => format!(
+                "declare r record; begin
+                   select x.s as kind, x.org + 1 as next, x.ok into r from {table} x where {condition}{limit};
+                   return {}; end",
+                one(random, &["r.next > 2", "r.kind = 'admin' or r.ok", "r is null", "found and r.ok"]),
+            ),
+            4 => format!(
+                "declare r public.profiles%rowtype; begin
+                   select * into r from public.profiles where id = auth.uid();
+                   if not found then return {}; end if;
+                   return r.role = 'admin' or exists (select 1 from {table} x where x.org = r.org and {condition}); end",
+                one(random, &["false", "r.s is null", "r is null"]),
+            ),
+            _ => format!(
+                "declare a int := 7; b public.m.s%type; c boolean := true; begin
+                   select {} into a, b, c from {table} x where {condition}{limit};
+                   return {}; end",
+                one(random, &["x.org", "x.org, x.s", "x.org, x.s, x.ok, x.u", "x.org, x.s, x.ok, x.s::int"]),
+                one(random, &["c", "a > 1", "b = 'admin'", "c is null", "a is not null"]),
             ),
         }
     }
@@ -438,6 +518,9 @@ pub fn case(random: &mut StdRng) -> (Vec<String>, Option<&'static str>) {
                    select x.s into v from public.profiles x where x.id = auth.uid();
                    if v = 'admin' then return query select x.org from public.g x; return;
                    elsif not found then return query select x.org from public.g x where x.ok; end if;
+                   return query select",
+                "plpgsql as $$ begin return query select x.org from public.g x where x.u = auth.uid() and x.ok;
+                   if not found then return query select x.org from public.g x where x.s = 'admin'; return; end if;
                    return query select",
                 "sql as $$ select x.org from public.g x where x.u = auth.uid() union all select",
             ],

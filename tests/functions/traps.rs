@@ -286,6 +286,37 @@ pub const TRAPS: &[Trap] = &[
             select ok into b from public.m where org = p limit 1;
             if found then return b is null or b; end if; return not found and p = 3; end $$;
          create policy p on t for select using (f_n(org))"),
+    trap("FOUND is false where HAVING leaves the only row out", NATIVE,
+        "create function f_i(p int) returns boolean language plpgsql stable security definer as
+         $$ declare n int; begin
+            select count(*) into n from public.m where org = p having count(*) > 1;
+            if found then return true; end if;
+            perform 1 from public.m where org = p having bool_and(ok);
+            return found; end $$;
+         create policy p on t for select using (f_i(org))"),
+    trap("FOUND of groups", "more to it than tables",
+        "create function f_i(p int) returns boolean language plpgsql stable security definer as
+         $$ begin perform 1 from public.m where org = p group by u having count(*) > 1; return found; end $$;
+         create policy p on t for select using (f_i(org))"),
+    trap("RETURN QUERY says what it found", NATIVE,
+        "create function f_i() returns setof int language plpgsql stable security definer as
+         $$ begin
+            return query select x.org from public.m x where x.u = auth.uid();
+            if not found then return query select y.org from public.g y; end if; end $$;
+         create policy p on t for select using (org in (select f_i()))"),
+    trap("RETURN QUERY in a branch says what it found", NATIVE,
+        "create function f_i(p int) returns setof int language plpgsql stable security definer as
+         $$ begin
+            if p > 1 then return query select x.org from public.m x where x.org = p and x.ok; end if;
+            if found then return query select y.org + 1 from public.g y; return; end if;
+            return query select y.org from public.g y where y.u = auth.uid(); end $$;
+         create policy p on t for select using (org in (select f_i(org)) or 3 in (select f_i(org)))"),
+    trap("INTO STRICT where HAVING leaves the only row out", NATIVE,
+        "create function f_i(p int) returns boolean language plpgsql stable security definer as
+         $$ declare n int; begin
+            select count(*) into strict n from public.m where org = p having count(*) > 1;
+            return n is null or n > 1; end $$;
+         create policy p on t for select using (coalesce(f_i(org), true))"),
     trap("a value is cast as it is returned", NATIVE,
         "create function f_n() returns uuid language plpgsql stable as
          $$ begin return auth.jwt() ->> 'sub'; end $$;
@@ -307,6 +338,26 @@ pub const TRAPS: &[Trap] = &[
         "create function f_e(p text) returns boolean language plpgsql stable as
          $$ begin return p::int > 1; exception when others then return false; end $$;
          create policy p on t for select using (not f_e(s))"),
+    trap("an error beside what decides is caught all the same", NATIVE,
+        "create function f_e(p text, b boolean) returns boolean language plpgsql stable as
+         $$ begin return p::int > 1 or b; exception when others then return false; end $$;
+         create policy p on t for select using (f_e(s, ok))"),
+    trap("an error beside what decides ends a block that does not return", NATIVE,
+        "create function f_e(p text, b boolean) returns boolean language plpgsql stable as
+         $$ declare v boolean; begin
+            begin v := not (p::int > 1 and b); exception when others then return false; end;
+            return v; end $$;
+         create policy p on t for select using (f_e(s, ok))"),
+    trap("an error in the claims is caught where a row is found without", NATIVE,
+        "create function f_e() returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.m x where x.ok or x.u = auth.uid());
+            exception when others then return false; end $$;
+         create policy p on t for select using (f_e())"),
+    trap("an error of another row is caught where one is found", "an error of another table's row",
+        "create function f_e() returns boolean language plpgsql stable security definer as
+         $$ begin return exists (select 1 from public.g x where x.s::int = 1 or x.ok);
+            exception when others then return false; end $$;
+         create policy p on t for select using (f_e())"),
     trap("an error in a declaration is not caught", NATIVE,
         "create function f_e(p text) returns boolean language plpgsql stable as
          $$ declare n int := p::int; begin return n > 1; exception when others then return true; end $$;
@@ -371,6 +422,134 @@ pub const TRAPS: &[Trap] = &[
          create function f_t() returns boolean language plpgsql stable as
          $$ begin perform f_a(); return found; end $$;
          create policy p on t for select using (f_t())"),
+    trap("a row that no row was found for is NULL, and its fields are", NATIVE,
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r record; begin select * into r from public.m where org = p;
+            return r is null and r.s is null and not (r is not null) and not found; end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a row with some fields NULL is neither NULL nor not NULL", NATIVE,
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r public.m%rowtype; begin select * into r from public.m where org = p order by ok limit 1;
+            return not (r is null) and not (r is not null); end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a row of any kind that is not set", NATIVE,
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r record; begin if p = 1 then select s, ok into r from public.m where org = p; end if;
+            return r.s is null or r.ok; end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a table's row that is not set is NULL", NATIVE,
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r public.m; begin if p = 1 then select * into r from public.m where org = p; end if;
+            return r.s is null or r.ok; end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("fewer columns than fields, and fields of other types", NATIVE,
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r public.profiles%rowtype; begin
+            select u, s into r from public.m where org = p and s is not null order by ok limit 1;
+            return r.id is not null and r.org is null and r.role is null; end $$;
+         create policy p on t for select using (coalesce(f_r(org), true))"),
+    trap("variables for which there is no column are NULL", NATIVE,
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare a int; b boolean := true; begin select org into a, b from public.m where org = p limit 1;
+            return b; end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a column for which there is no variable may raise an error", NATIVE,
+        "create function f_r(p text) returns boolean language plpgsql stable security definer as
+         $$ declare a int; begin select 1, p::int into a; return a = 1; end $$;
+         create policy p on t for select using (f_r(s))"),
+    trap("rows of several kinds in one variable", "several kinds",
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r record; begin
+            if p = 1 then select s into r from public.m where org = p limit 1;
+            else select org, s into r from public.m where org = p limit 1; end if;
+            return r.s = 'admin'; end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a row as a whole", "as a whole",
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r record; begin select * into r from public.m where org = p limit 1;
+            return to_jsonb(r) ->> 's' = 'admin'; end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a table of the row's name beside it", "r",
+        "create function f_r(p int) returns boolean language plpgsql stable security definer as
+         $$ declare r record; begin select * into r from public.m where org = p limit 1;
+            return exists (select 1 from public.g r where r.s = 'admin'); end $$;
+         create policy p on t for select using (f_r(org))"),
+    trap("a row after an error is asked", NATIVE,
+        "create function f_r(p text) returns boolean language plpgsql stable security definer as
+         $$ declare r public.m; begin
+            begin select * into r from public.m where org = p::int limit 1; exception when others then null; end;
+            return r.ok; end $$;
+         create policy p on t for select using (f_r(s))"),
+    trap("a variable of a column's type that has a length", "with a length",
+        "create table decoy.l (c varchar(3));
+         create function f_r(p text) returns boolean language plpgsql stable security definer as
+         $$ declare v decoy.l.c%type; begin v := p; return v = 'adm'; end $$;
+         create policy p on t for select using (f_r(s))"),
+    trap("a parameter that is what it is compared with", NATIVE,
+        "create function f_p(p uuid, o int) returns boolean language sql stable as
+         $$ select case when p = auth.uid() then exists (select 1 from public.m x where x.u = p and x.org = o)
+            else false end $$;
+         grant select on m to anon;
+         create function f_q(p uuid) returns boolean language plpgsql stable as
+         $$ begin return p = auth.uid(); end $$;
+         create function f_r(p uuid) returns boolean language sql stable security definer as
+         $$ select p = auth.uid() $$;
+         create policy p on t for select using (f_p(auth.uid(), org));
+         create policy q on t for select using (s = '1' and f_q(auth.uid()));
+         create policy r on t for select using (s = '2' and f_r((select auth.uid())))"),
+    trap("a parameter that is what a body in its place compares it with", "compared with itself",
+        "create function f_p(p uuid) returns boolean language sql stable as $$ select p = auth.uid() $$;
+         create policy p on t for select using (f_p(auth.uid()))"),
+    trap("a view shows its owner what policies for it let it see, by the caller's claims", NATIVE,
+        "alter table m enable row level security;
+         create policy k on m for select to plain using (u = auth.uid());
+         create policy a on m for select to authenticated using (false);
+         create view decoy.f_v as select x.org from public.m x;
+         alter view decoy.f_v owner to plain;
+         grant select on decoy.f_v to authenticated, anon;
+         create policy p on t for select using (exists (select from decoy.f_v v where v.org = t.org))"),
+    trap("a function in a view runs as who asks", NATIVE,
+        "create function f_who() returns text language sql stable as $$ select current_user::text $$;
+         create view decoy.f_v as select x.org, f_who() as who, current_user::text as own from public.m x;
+         alter view decoy.f_v owner to plain;
+         grant select on decoy.f_v to authenticated, anon;
+         create policy p on t for select using (
+           exists (select from decoy.f_v v where v.org = t.org and v.who = 'authenticated' and v.own = 'authenticated'))"),
+    trap("a view of whose tables its owner may not read one", "denied",
+        "revoke select on g from plain;
+         create view decoy.f_v as select x.org from public.g x;
+         alter view decoy.f_v owner to plain;
+         grant select on decoy.f_v to authenticated, anon;
+         create policy p on t for select using (exists (select from decoy.f_v v where v.org = t.org))"),
+    trap("a view that the role may not read", "denied 2",
+        "create view decoy.f_v as select x.org from public.g x;
+         create policy p on t for select using (exists (select from decoy.f_v v where v.org = t.org))"),
+    trap("a view in a function, and a view in that", NATIVE,
+        "create view decoy.f_v as select x.org, x.u from public.m x where x.ok;
+         create view decoy.f_w as select v.* from decoy.f_v v where v.u = auth.uid();
+         alter view decoy.f_v owner to keeper;
+         grant select on decoy.f_v to plain;
+         alter view decoy.f_w owner to plain;
+         grant select on decoy.f_w to keeper;
+         create function f_m(p int) returns boolean language sql stable security definer as
+         $$ select exists (select 1 from decoy.f_w w where w.org = p) $$;
+         alter function f_m owner to keeper;
+         create policy p on t for select using (f_m(org))"),
+    trap("a view over the table itself, whose policies its owner is under", "recursion",
+        "create view decoy.f_v as select x.org, x.u from public.t x;
+         alter view decoy.f_v owner to plain;
+         grant select on t to plain;
+         grant select on decoy.f_v to authenticated, anon;
+         create policy p on t for select using (exists (select from decoy.f_v v where v.org = t.org))"),
+    trap("a view over the table itself, of its owner", NATIVE,
+        "create view decoy.f_v as select x.org, x.u from public.t x;
+         grant select on decoy.f_v to authenticated, anon;
+         create policy p on t for select using (
+           exists (select from decoy.f_v v where v.org = t.org and v.u = auth.uid()))"),
+    trap("a view that groups", "view",
+        "create view decoy.f_v as select x.org, count(*) as n from public.m x group by x.org;
+         grant select on decoy.f_v to authenticated, anon;
+         create policy p on t for select using (exists (select from decoy.f_v v where v.org = t.org and v.n > 1))"),
     trap("a setting that is set for a role is asked", "asked 2",
         "alter role keeper set app.tenant = '1';
          create policy p on t for select using (org = current_setting('app.tenant', true)::int)"),

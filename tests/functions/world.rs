@@ -38,6 +38,9 @@ do $$ declare r record; begin
       execute format('drop function %s cascade', r.oid::regprocedure);
     end if;
   end loop;
+  for r in select relname from pg_class where relnamespace = 'decoy'::regnamespace and relkind = 'v' loop
+    execute format('drop view if exists decoy.%I cascade', r.relname);
+  end loop;
   for r in select relname from pg_class where relnamespace = 'decoy'::regnamespace and relkind = 'r' loop
     execute format('drop table decoy.%I', r.relname);
   end loop;
@@ -48,6 +51,7 @@ end $$;
 alter table m disable row level security; alter table m no force row level security;
 alter table g disable row level security; alter table g no force row level security;
 revoke all on m, g, profiles from authenticated, anon, plain;
+revoke select on t from plain;
 grant select on m, g, profiles to authenticated, plain; grant select on m, g, profiles to keeper;
 grant usage on schema decoy to public;
 "#;
@@ -260,7 +264,7 @@ impl World {
         }
         let catalog = self.reader.look().await.unwrap();
         let mut rows = BTreeMap::new();
-        for table in catalog.tables.values() {
+        for table in catalog.tables.values().filter(|table| table.view.is_none()) {
             let names: Vec<String> = table.columns.iter().map(|one| one.name.clone()).collect();
             let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
             let sql = format!("select {} from {}", quoted.join(", "), table.sql_name());

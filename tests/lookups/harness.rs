@@ -74,7 +74,7 @@ pub(crate) async fn publications_can_narrow() -> bool {
     )
     .await;
     if version < 150_000 {
-        println!("NOT RUN: publications of PostgreSQL 14 carry whole tables");
+        println!("not tested: publications of PostgreSQL 14 carry whole tables");
     }
     version >= 150_000
 }

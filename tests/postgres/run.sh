@@ -31,11 +31,13 @@ for major in ${MAJORS:-14 15 16 17 18}; do
     result=passed
     began=$SECONDS
     # shellcheck disable=SC2086
-    PG_BIN=$bin cargo test --no-fail-fast ${ARGS:-} >"$log" 2>&1 || result=failed
+    PG_BIN=$bin RUST_TEST_NOCAPTURE=1 cargo test --no-fail-fast ${ARGS:-} >"$log" 2>&1 || result=failed
     read -r good bad < <(awk '/^test result:/ { good += $4; bad += $6 } END { print good + 0, bad + 0 }' "$log")
     # A run that tested nothing has not passed.
     [ "$good" -gt 0 ] || result=failed
     printf '%s after %d s\n' "$result" $((SECONDS - began))
+    # What a test of this version leaves out, it says.
+    grep -oE 'not tested: .*' "$log" | sort -u | sed 's/^/    /' || true
     if [ "$result" != passed ]; then
         failed=yes
         grep -E '^test .* FAILED$|^error' "$log" | sed 's/^/    /' || true

@@ -239,18 +239,30 @@ impl World {
         }
         // Which of them look into which: a cycle now and then.
         let tables: [(&'static str, f64, &'static [&'static str]); 3] = [
-            ("t", 1.0, &["m", "g"]),
+            (
+                "t",
+                1.0,
+                *[
+                    &["m", "g"][..],
+                    &["m", "g"],
+                    &["m", "g", "v", "w", "h", "i"],
+                ]
+                .choose(random)
+                .unwrap(),
+            ),
             (
                 "m",
                 0.4,
-                *[&["g"][..], &["m"], &[], &["m", "g"]]
+                *[&["g"][..], &["m"], &[], &["m", "g"], &["v"], &["h"]]
                     .choose(random)
                     .unwrap(),
             ),
             (
                 "g",
                 0.4,
-                *[&[][..], &[], &[], &["m"]].choose(random).unwrap(),
+                *[&[][..], &[], &[], &["m"], &["h"], &["i"]]
+                    .choose(random)
+                    .unwrap(),
             ),
         ];
         for (table, secured, into) in tables {
@@ -287,11 +299,15 @@ impl World {
                     if table == "t" && sql.len() == before && !text.contains("select") {
                         continue;
                     }
-                    let who = if random.random_bool(0.9) {
-                        "authenticated"
-                    } else {
-                        "other"
-                    };
+                    let who = *[
+                        "authenticated",
+                        "authenticated",
+                        "authenticated",
+                        "other",
+                        "public",
+                    ]
+                    .choose(random)
+                    .unwrap();
                     let name = format!("p{}", sql.len());
                     let policy = format!(
                         "create policy {name} on {table} as {kind} for select to {who} using ({text})"
@@ -305,7 +321,7 @@ impl World {
             }
         }
         if random.random_bool(0.15) {
-            let table = *["m", "g"].choose(random).unwrap();
+            let table = *["m", "g", "v"].choose(random).unwrap();
             let columns = *["", "(org, u)", "(u, s, ok)"].choose(random).unwrap();
             let mut revoke = format!("revoke select on {table} from authenticated");
             undo.push(format!("revoke select on {table} from authenticated"));

@@ -85,7 +85,7 @@ pub(super) async fn report(
     let mut reader = CatalogReader::new(database, names, roles.clone())
         .with_rules(config.rules.clone())
         .describing(tables.clone());
-    let catalog = reader.look().await.map_err(|error| {
+    let catalog = reader.look_closely().await.map_err(|error| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
         while let Some(inner) = cause {

@@ -273,7 +273,7 @@ pub(in crate::policy) fn stands_alone(catalog: &Catalog, policy: &Policy) -> boo
         let table = oid.and_then(|oid| catalog.tables.get(&oid));
         table.is_some_and(|table| {
             let why = table.unfollowed.as_deref().unwrap_or_default();
-            !why.contains("view") && why != "is not a table"
+            table.view.is_none() && !why.contains("view") && why != "is not a table"
         })
     })
 }

@@ -4,9 +4,10 @@ use super::inline::called;
 use super::operators::{self, Demand};
 use super::select::Rows;
 use super::{Compiler, Refusal, Typed};
+use crate::datum::Datum;
 use crate::pg::Oid;
 use crate::policy::expr::select::{Several, Step};
-use crate::policy::expr::{ArrayFunction, Expr, Function, JsonbFunction};
+use crate::policy::expr::{ArrayFunction, Constant, Expr, Function, JsonbFunction};
 use crate::policy::node_tree::{Node, Tree};
 
 const INT4: Oid = Oid(23);
@@ -83,6 +84,9 @@ impl Compiler<'_> {
         let array = self.expr(node.field("refexpr")?, depth)?;
         let result = node.oid("refrestype")?;
         let refuse = || Refusal::new("SUBSCRIPTINGREF of another kind");
+        if array.oid == JSONB {
+            return self.member(array, node, depth);
+        }
         if *node.field("refassgnexpr")? != Tree::Null
             || array.oid != node.oid("refcontainertype")?
         {
@@ -113,6 +117,30 @@ impl Compiler<'_> {
             }
             _ => Err(refuse()),
         }
+    }
+
+    /// `jsonb['key']`: what is at the end of a path of constants.
+    fn member(&mut self, value: Typed, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
+        let refuse = || Refusal::new("a subscript of jsonb that is not a constant");
+        if *node.field("refassgnexpr")? != Tree::Null
+            || !node.field("reflowerindexpr")?.items()?.is_empty()
+            || node.oid("refcontainertype")? != JSONB
+            || node.oid("refrestype")? != JSONB
+        {
+            return Err(refuse());
+        }
+        let mut path: Vec<Box<str>> = Vec::new();
+        for step in node.field("refupperindexpr")?.items()? {
+            if *step == Tree::Null {
+                return Err(refuse());
+            }
+            path.push(match self.expr(step, depth)?.expr {
+                Expr::Const(Constant(Some(Datum::Text(key)))) => Box::from(&*key),
+                Expr::Const(Constant(Some(Datum::Int(index)))) => index.to_string().into(),
+                _ => return Err(refuse()),
+            });
+        }
+        Ok((called(Function::Path(path), vec![value.expr]), JSONB))
     }
 
     /// A function or operator of arrays of any type; `None` where it is another.
@@ -232,28 +260,9 @@ impl Compiler<'_> {
     /// has none.
     pub(super) fn expanded(&mut self, query: &Tree, depth: usize) -> Result<Option<Rows>, Refusal> {
         let node = query.node(self.scope.major)?;
-        let plain = [
-            "commandType",
-            "canSetTag",
-            "hasTargetSRFs",
-            "hasSubLinks",
-            "jointree",
-            "targetList",
-            "stmt_location",
-            "stmt_len",
-        ];
-        if node.name != "QUERY" || !node.has_only(&plain) || !node.flag("hasTargetSRFs")? {
-            return Ok(None);
-        }
-        let from = node.field("jointree")?.node(self.scope.major)?;
-        let [target] = node.field("targetList")?.items()? else {
+        let Some(expr) = self.set_alone(node)?.filter(|expr| sets_in(expr) == 1) else {
             return Ok(None);
         };
-        let target = target.node(self.scope.major)?;
-        let expr = target.field("expr")?;
-        if !from.has_only(&[]) || target.flag("resjunk")? || sets_in(expr) != 1 {
-            return Ok(None);
-        }
         let around = self.expanding.replace(None);
         let value = self.expr(expr, depth);
         let expanded = std::mem::replace(&mut self.expanding, around);

@@ -24,13 +24,16 @@ const ROOM: u32 = 6;
 struct Caller {
     context: Context,
     user: Option<Arc<str>>,
+    called: bool,
+    reader: Option<Oid>,
+    views: Vec<Oid>,
     unfiltered: bool,
     frames: Vec<Around>,
     output: Vec<Typed>,
     folding: Option<Folding>,
     looked: u32,
     tests: Vec<Typed>,
-    applied: Vec<(Oid, Oid)>,
+    applied: Vec<Option<Oid>>,
 }
 
 impl Expr {
@@ -66,6 +69,10 @@ impl Compiler<'_> {
         let mut read = Vec::new();
         tables_in(tree, &mut read);
         for (oid, columns) in read {
+            // Until PostgreSQL 15 a view names itself.
+            if self.views.last() == Some(&oid) {
+                continue;
+            }
             if let Some(table) = self.table(oid)
                 && !table.permits(&columns)
             {
@@ -93,10 +100,10 @@ impl Compiler<'_> {
     /// Notes that the policies of a table are applied to the query in hand: PostgreSQL does not do
     /// that once more inside, where one of them looks into a table.
     pub(super) fn applying(&mut self, oid: Oid, table: &Looked) -> Result<(), Refusal> {
-        let one = (self.context.role, oid);
-        let policies = table.policies.iter().flatten();
-        let mut looking = policies.filter(|policy| policy.tree.contains("{SUBLINK"));
-        if self.applied.contains(&one) && looking.next().is_some() {
+        let mut policies = table.policies.iter().flatten();
+        let looking = policies.any(|policy| policy.tree.contains("{SUBLINK"));
+        let one = looking.then_some(oid);
+        if looking && self.applied.contains(&one) {
             return Err(Refusal::denied(format!(
                 "infinite recursion detected in policy for relation {}",
                 table.name
@@ -211,6 +218,9 @@ impl Compiler<'_> {
         Caller {
             context: std::mem::replace(&mut self.context, context),
             user: std::mem::replace(&mut self.user, user),
+            called: std::mem::take(&mut self.called),
+            reader: self.reader.take(),
+            views: std::mem::take(&mut self.views),
             unfiltered: std::mem::replace(&mut self.unfiltered, unfiltered),
             frames: std::mem::replace(&mut self.frames, vec![Around::Nothing]),
             output: std::mem::take(&mut self.output),
@@ -226,6 +236,9 @@ impl Compiler<'_> {
         self.within.pop();
         self.context = caller.context;
         self.user = caller.user;
+        self.called = caller.called;
+        self.reader = caller.reader;
+        self.views = caller.views;
         self.unfiltered = caller.unfiltered;
         self.frames = caller.frames;
         self.output = caller.output;
@@ -321,6 +334,7 @@ impl Compiler<'_> {
                     && !tree.contains(":rtindex ")
                     && function.definer.is_none()
                     && !function.configured;
+                self.called = !plain;
                 let value = self.first_row(tree, depth);
                 let fit = value.and_then(|value| {
                     if self.same_text(value.oid, result) {
@@ -332,6 +346,7 @@ impl Compiler<'_> {
                 fit.map_err(|refusal| (refusal, plain))
             }
             Body::Program(program) => {
+                self.called = true;
                 let expr = self.program(program, result, depth);
                 expr.map(|expr| (expr, false))
                     .map_err(|refusal| (refusal, false))
@@ -455,11 +470,24 @@ impl Compiler<'_> {
             Some(Ok(Body::Query(tree))) => tree,
             Some(Ok(Body::Program(program))) => {
                 let program = Arc::clone(program);
+                self.called = true;
                 return self.rows_of_program(&program, result, depth);
             }
             Some(Err(reason)) => return Err(Refusal::new(reason.clone())),
             None => return Err(Refusal::new("was not analysed as it runs here")),
         };
+        // Of others the body may take the call's place.
+        self.called = function.definer.is_some() || function.configured;
+        self.rows_of_query(tree, result, depth)
+    }
+
+    /// The rows of a query that are those of a function, and what has to be evaluated before.
+    pub(super) fn rows_of_query(
+        &mut self,
+        tree: &str,
+        result: Oid,
+        depth: usize,
+    ) -> Result<(Vec<Rows>, Vec<Expr>), Refusal> {
         let tree = node_tree::read(tree)?;
         let query = only_statement(&tree)?;
         self.permitted(query)?;
@@ -474,7 +502,7 @@ impl Compiler<'_> {
     }
 
     /// Refuses rows of other columns than what a function returns.
-    pub(super) fn fitting(&self, rows: &[Rows], result: Oid) -> Result<(), Refusal> {
+    fn fitting(&self, rows: &[Rows], result: Oid) -> Result<(), Refusal> {
         let fits = |one: &Rows| match one.values.as_slice() {
             [value] => self.same_text(value.oid, result),
             // A column that is read of another type than declared is refused where it is read.

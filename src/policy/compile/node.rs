@@ -25,6 +25,27 @@ const PLAIN_VAR: [&str; 9] = [
     "location",
 ];
 
+/// The number of a parameter that stands by itself.
+fn parameter(tree: &Tree) -> Option<usize> {
+    match tree {
+        Tree::Node(node) if node.name == "RELABELTYPE" => parameter(node.field("arg").ok()?),
+        Tree::Node(node) if node.name == "PARAM" => node.number("paramid").ok(),
+        _ => None,
+    }
+}
+
+/// Whether a parameter is anywhere in an expression.
+fn names_parameter(tree: &Tree, parameter: usize) -> bool {
+    match tree {
+        Tree::List(items) => items.iter().any(|item| names_parameter(item, parameter)),
+        Tree::Node(node) => {
+            node.name == "PARAM" && node.number("paramid") == Ok(parameter)
+                || (node.fields.iter()).any(|(_, field)| names_parameter(field, parameter))
+        }
+        Tree::Null | Tree::Numbers(_) | Tree::Bytes(_) | Tree::Atom(_) => false,
+    }
+}
+
 fn beyond() -> Refusal {
     Refusal::new("VAR of another relation or a system column")
 }
@@ -126,7 +147,10 @@ impl Compiler<'_> {
     pub(super) fn mention(&mut self, node: &Node) -> Result<(), Refusal> {
         match self.origin(node)? {
             Some((Origin::Table(..), _, _)) | None => self.column_of(node).map(|_| ()),
-            Some((Origin::Columns(_), ..)) => Ok(()),
+            Some((Origin::Columns(view, _), number, _)) => {
+                self.of_view(view, number);
+                Ok(())
+            }
             Some((Origin::Join(columns), number, level)) => {
                 let merged = columns.items()?.get(number).cloned();
                 let merged = merged.ok_or_else(beyond)?;
@@ -145,6 +169,9 @@ impl Compiler<'_> {
     /// where it is one of the table itself.
     fn origin(&self, node: &Node) -> Result<Option<(Origin, usize, usize)>, Refusal> {
         let number = node.number::<usize>("varattno").ok();
+        if number == Some(0) {
+            return Err(Refusal::new("a row as a whole"));
+        }
         let number = number.and_then(|number| number.checked_sub(1));
         let number = number.ok_or_else(beyond)?;
         let level = node.number::<usize>("varlevelsup")?;
@@ -162,6 +189,13 @@ impl Compiler<'_> {
             // No join of a query inside makes these NULL.
             (Some(Around::Own), Some(0)) if node.has_only(&PLAIN_VAR) => Ok(None),
             _ => Err(beyond()),
+        }
+    }
+
+    /// Notes that a column of a view is named.
+    fn of_view(&mut self, view: Option<Oid>, place: usize) {
+        if let (Some(view), Ok(number)) = (view, i16::try_from(place + 1)) {
+            self.refer(Reference::Of(view, number));
         }
     }
 
@@ -207,7 +241,8 @@ impl Compiler<'_> {
 
     fn variable(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
         match self.origin(node)? {
-            Some((Origin::Columns(columns), number, _)) => {
+            Some((Origin::Columns(view, columns), number, _)) => {
+                self.of_view(view, number);
                 let column = columns.get(number).ok_or_else(beyond)?.clone()?;
                 if column.oid != node.oid("vartype")? {
                     return Err(Refusal::new("a column of a sub-select has another type"));
@@ -307,10 +342,17 @@ impl Compiler<'_> {
             }
             // PostgreSQL 15 cannot plan `x = x` where x reads no column: it raises an error.
             let constant = matches!(two.0, Expr::Const(_));
-            if two.0 == two.1 && !two.0.reads_row() && !constant {
+            if two.0 == two.1
+                && !two.0.reads_row()
+                && !constant
+                && !self.told_apart(node.field("args")?)?
+            {
                 return Err(Refusal::always("an expression compared with itself"));
             }
             return Ok((Expr::Compare(comparison, two), BOOL));
+        }
+        if let Some(matched) = self.matched(oid, node, depth)? {
+            return Ok((matched, BOOL));
         }
         if let Some(text) = operators::path_operator(oid) {
             return self.by_path(text, node.field("args")?, depth);
@@ -325,6 +367,19 @@ impl Compiler<'_> {
         };
         let args = self.exprs(node.field("args")?, depth)?;
         self.built_in(built_in, args, collation, &format!("operator {oid}"))
+    }
+
+    /// Whether PostgreSQL takes two operands for different expressions: one is a parameter that stays
+    /// one, and the other has nothing of it.
+    fn told_apart(&self, args: &Tree) -> Result<bool, Refusal> {
+        let [left, right] = args.items()? else {
+            return Ok(false);
+        };
+        let apart = |one: &Tree, other: &Tree| {
+            let parameter = parameter(one);
+            parameter.is_some_and(|parameter| !names_parameter(other, parameter))
+        };
+        Ok(self.called && (apart(left, right) || apart(right, left)))
     }
 
     /// What a comparison operator does; refused under a collation that it cannot have.

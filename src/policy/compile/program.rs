@@ -10,7 +10,7 @@ use crate::datum::{Datum, Trouble, Type, UserType};
 use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
 use crate::policy::body::{Program, Statement};
-use crate::policy::expr::select::{Asked, Several};
+use crate::policy::expr::select::{Asked, Select, Several};
 use crate::policy::expr::{Constant, Expr};
 use crate::policy::node_tree::{self, Tree};
 
@@ -72,9 +72,12 @@ impl Compiler<'_> {
                     "a variable of type {oid}, which is a domain"
                 )));
             }
-            let unknown = program.found == Some(first + at);
-            let expr = if unknown {
+            let at = first + at;
+            let expr = if program.found == Some(at) {
                 Expr::constant(Datum::Bool(false))
+            } else if program.unset.contains(&at) && !FunctionMutant::UnsetIsNull.active() {
+                // An error, but where the row as a whole is held against NULL.
+                Expr::Fail(Trouble::Undecided)
             } else {
                 Expr::NULL
             };
@@ -241,7 +244,7 @@ impl Compiler<'_> {
             }
             let ended = guarded(guards, Expr::constant(Datum::Bool(true)));
             let failed = Expr::constant(Datum::Bool(false));
-            let ended = Expr::Caught(Box::new((ended, failed)));
+            let ended = self.caught(ended, failed)?;
             let behind = self.run(running, then, depth)?;
             self.restore(&variables);
             let caught = self.handled(running, (inner, handler), then, depth)?;
@@ -251,7 +254,7 @@ impl Compiler<'_> {
         self.restore(&variables);
         let caught = self.handled(running, (inner, handler), then, depth)?;
         self.restore(&variables);
-        Ok(Expr::Caught(Box::new((tried, caught))))
+        self.caught(tried, caught)
     }
 
     /// What comes of the statements for errors.
@@ -348,16 +351,8 @@ impl Compiler<'_> {
                 besides(self.effect(running, statement, depth)?);
             }
             Statement::Rows(tree) => {
-                let tree = node_tree::read(tree)?;
-                let query = only_statement(&tree)?;
-                self.permitted(query)?;
-                let node = query.node(self.scope.major)?;
-                if node.name == "QUERY" && node.flag("hasAggs")? || self.is_plain(query)? {
-                    return Err(Refusal::new("a set that is not of a table's rows"));
-                }
-                let (mut rows, before) = self.rows_or_call(query, Link::Values, depth)?;
+                let (mut rows, before) = self.rows_of_query(tree, running.result, depth)?;
                 besides(before);
-                self.fitting(&rows, running.result)?;
                 // Other types are an error here, however alike.
                 let result = [running.result];
                 let wanted = match running.program.columns {
@@ -371,6 +366,13 @@ impl Compiler<'_> {
                 if !rows.iter().all(alike) {
                     return Err(Refusal::new("returns rows of another type"));
                 }
+                let exist = rows.iter().map(|one| {
+                    Expr::Select(Box::new(Select {
+                        from: one.from.clone(),
+                        result: Asked::Exists,
+                    }))
+                });
+                self.says(running.program, Expr::Or(exist.collect()));
                 for step in rows.iter_mut().filter_map(|rows| rows.from.last_mut()) {
                     if !FunctionMutant::RowsForgetTheirBranch.active() {
                         step.condition.splice(0..0, when.iter().cloned());
@@ -445,7 +447,7 @@ impl Compiler<'_> {
     fn into(
         &mut self,
         program: &Program,
-        (strict, variables): (bool, &[usize]),
+        (strict, variables): (bool, &[Option<usize>]),
         tree: &str,
         depth: usize,
     ) -> Result<Vec<Expr>, Refusal> {
@@ -453,7 +455,8 @@ impl Compiler<'_> {
         let query = only_statement(&tree)?;
         self.permitted(query)?;
         let mut distinct: BTreeSet<usize> = BTreeSet::new();
-        if !variables.iter().all(|variable| distinct.insert(*variable)) {
+        let mut set = variables.iter().flatten();
+        if !set.all(|variable| distinct.insert(*variable)) {
             return Err(Refusal::new("INTO the same variable twice"));
         }
         let plain = self.is_plain(query)?;
@@ -466,13 +469,33 @@ impl Compiler<'_> {
         } else {
             Several::First
         };
+        let targets = if variables.is_empty() {
+            Vec::new()
+        } else {
+            self.targets(query)?
+        };
         let mut values = Vec::with_capacity(variables.len());
-        for at in 0..variables.len() {
-            let only = self.only_target(query, (at, variables.len()))?;
-            values.push(self.scalar(&only, several, depth)?);
+        for (at, target) in targets.iter().enumerate() {
+            let variable = variables.get(at).copied().flatten();
+            if variable.is_none() && matches!(target.as_str(), "VAR" | "CONST") {
+                continue;
+            }
+            let value = self.scalar(&self.only_target(query, at)?, several, depth)?;
+            match variable {
+                Some(variable) => values.push((variable, value)),
+                // Nobody reads it, but it may raise an error.
+                None => guards.push(value.expr),
+            }
         }
-        let found = if plain || query.node(self.scope.major)?.flag("hasAggs")? {
+        // Variables for which there is no column are set to NULL.
+        let missing = variables.iter().skip(targets.len()).flatten();
+        for variable in missing.filter(|_| !FunctionMutant::MissingColumnKeepsValue.active()) {
+            values.push((*variable, self.null_of(*variable)?));
+        }
+        let found = if plain {
             Expr::constant(Datum::Bool(true))
+        } else if query.node(self.scope.major)?.flag("hasAggs")? {
+            self.folded_is_found(query, variables.len(), depth)?
         } else {
             let frames = std::mem::take(&mut self.frames);
             let rows = self.rows_or_call(query, Link::Exists, depth);
@@ -489,21 +512,26 @@ impl Compiler<'_> {
             );
             guards.push(none);
         }
-        for (variable, value) in variables.iter().zip(values) {
-            guards.extend(self.assign(*variable, value)?);
+        for (variable, value) in values {
+            guards.extend(self.assign(variable, value)?);
         }
+        self.says(program, found);
+        Ok(guards)
+    }
+
+    /// Sets FOUND, where that is asked.
+    fn says(&mut self, program: &Program, found: Expr) {
         let noticed = !FunctionMutant::NothingIsFound.active();
-        if let Some(at) = program.found.filter(|_| noticed) {
-            let truth = Typed {
+        let Some(at) = program.found.filter(|_| noticed) else {
+            return;
+        };
+        if let Some(known) = self.calls.last_mut().and_then(|all| all.get_mut(at)) {
+            *known = Typed {
                 expr: found,
                 oid: BOOL,
                 nodes: 1,
             };
-            if let Some(known) = self.calls.last_mut().and_then(|all| all.get_mut(at)) {
-                *known = truth;
-            }
         }
-        Ok(guards)
     }
 
     /// What PERFORM evaluates and throws away, where that could raise an error.
@@ -527,28 +555,74 @@ impl Compiler<'_> {
         Ok(None)
     }
 
-    /// A query with only one of its columns.
-    fn only_target(&self, query: &Tree, (at, of): (usize, usize)) -> Result<Tree, Refusal> {
-        let mut node = query.node(self.scope.major)?.clone();
-        let targets = node.field("targetList")?.items()?;
-        let junk = |target: &Tree| match target.node(self.scope.major) {
-            Ok(target) => target.flag("resjunk"),
-            Err(refusal) => Err(refusal),
+    /// NULL, of a variable's type.
+    fn null_of(&self, variable: usize) -> Result<Typed, Refusal> {
+        let known = self.calls.last().and_then(|all| all.get(variable));
+        let known = known.ok_or_else(|| Refusal::new("a variable that is not known"))?;
+        Ok(Typed {
+            expr: Expr::NULL,
+            oid: known.oid,
+            nodes: 1,
+        })
+    }
+
+    /// What nodes a query's columns are.
+    fn targets(&self, query: &Tree) -> Result<Vec<String>, Refusal> {
+        let query = query.node(self.scope.major)?;
+        let mut found = Vec::new();
+        for target in query.field("targetList")?.items()? {
+            let target = target.node(self.scope.major)?;
+            if !target.flag("resjunk")? {
+                found.push(target.field("expr")?.node(self.scope.major)?.name.clone());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a query with aggregates gives its row, which its HAVING may leave out.
+    fn folded_is_found(
+        &mut self,
+        query: &Tree,
+        variables: usize,
+        depth: usize,
+    ) -> Result<Expr, Refusal> {
+        let having = query.node(self.scope.major)?.field("havingQual")?;
+        if variables > 0 && *having == Tree::Null {
+            // That there is nothing else to it was seen with the values.
+            return Ok(Expr::constant(Datum::Bool(true)));
+        }
+        let only = match variables {
+            0 => query.clone(),
+            _ => self.only_target(query, 0)?,
         };
+        let only = only.node(self.scope.major)?;
+        let frames = std::mem::take(&mut self.frames);
+        let folded = self.folded(only, Link::Exists, depth);
+        self.frames = frames;
+        folded.map(|(found, _)| found)
+    }
+
+    /// A query with only one of its columns.
+    fn only_target(&self, query: &Tree, at: usize) -> Result<Tree, Refusal> {
+        let mut node = query.node(self.scope.major)?.clone();
         let mut seen = 0;
         let mut kept = Vec::new();
-        for target in targets {
-            let junk = junk(target)?;
+        let sorted = !node.field("sortClause")?.items()?.is_empty();
+        for target in node.field("targetList")?.items()? {
+            let mut entry = target.node(self.scope.major)?.clone();
+            let junk = entry.flag("resjunk")?;
             if junk || seen == at {
                 kept.push(target.clone());
+            } else if sorted && entry.number::<u32>("ressortgroupref")? != 0 {
+                // What rows are sorted by counts, if only for that.
+                for (label, value) in &mut entry.fields {
+                    if label == "resjunk" {
+                        *value = Tree::Atom("true".to_owned());
+                    }
+                }
+                kept.push(Tree::Node(entry));
             }
             seen += usize::from(!junk);
-        }
-        // Fewer variables than columns, or more, are not an error to PL/pgSQL.
-        if seen != of {
-            return Err(Refusal::new(
-                "INTO another number of variables than columns",
-            ));
         }
         for (label, value) in &mut node.fields {
             if label == "targetList" {

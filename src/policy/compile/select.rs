@@ -205,6 +205,15 @@ impl Compiler<'_> {
         if let Some(call) = self.called_alone(query)? {
             return Ok(Some(call));
         }
+        let Some(value) = self.set_alone(query)? else {
+            return Ok(None);
+        };
+        let call = value.node(self.scope.major)?;
+        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+    }
+
+    /// The expression of `select <expression>` with a set in it, and nothing else.
+    pub(super) fn set_alone<'t>(&self, query: &'t Node) -> Result<Option<&'t Tree>, Refusal> {
         let plain = [
             "commandType",
             "canSetTag",
@@ -226,8 +235,7 @@ impl Compiler<'_> {
         if !from.has_only(&[]) || target.name != "TARGETENTRY" || target.flag("resjunk")? {
             return Ok(None);
         }
-        let call = target.field("expr")?.node(self.scope.major)?;
-        Ok((call.name == "FUNCEXPR" && call.flag("funcretset")?).then_some(call))
+        target.field("expr").map(Some)
     }
 
     /// A sub-select with aggregates, behind what is evaluated before it.
@@ -386,6 +394,12 @@ impl Compiler<'_> {
 /// Refuses a query that has more to it than the fields named.
 fn plain(query: &Node, fields: &[&str]) -> Result<(), Refusal> {
     let select = query.name == "QUERY" && query.number::<u8>("commandType")? == 1;
+    if select && query.flag("hasRecursive")? {
+        return Err(Refusal::new("WITH RECURSIVE"));
+    }
+    if select && !query.field("groupClause")?.items()?.is_empty() {
+        return Err(Refusal::new("GROUP BY"));
+    }
     if !select || query.flag("isReturn")? || !query.has_only(fields) {
         return Err(Refusal::new(
             "a sub-select with more to it than tables and conditions on their rows",

@@ -106,6 +106,14 @@ impl Arithmetic {
 }
 
 impl Function {
+    /// Whether the first operand is an array and the others are its subscripts.
+    pub(super) const fn is_subscript(&self) -> bool {
+        matches!(
+            self,
+            Self::Array(ArrayFunction::Element | ArrayFunction::Slice(..))
+        )
+    }
+
     /// Whether NULL operands do not make the result NULL.
     #[must_use]
     pub const fn takes_null(&self) -> bool {

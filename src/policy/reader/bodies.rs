@@ -1,5 +1,9 @@
 //! Has PostgreSQL analyse the bodies of functions, each once, in transactions that are rolled back.
 
+mod rows;
+
+mod statements;
+
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -10,8 +14,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 use tracing::debug;
 
+use self::statements::Statements;
 use crate::pg::{Oid, quote_identifier};
-use crate::policy::body::{Body, Context, Program, Statement};
+use crate::policy::body::{Body, Context};
 use crate::policy::catalog::{Catalog, Function};
 use crate::policy::closure::Closure;
 use crate::policy::plpgsql;
@@ -176,7 +181,7 @@ impl Bodies {
             return Ok(Err("was not analysed yet".to_owned()));
         }
         let transaction = client.transaction().await?;
-        let analysed = analyse(&transaction, function, &key.path).await;
+        let analysed = analyse(&transaction, function, (&key.path, catalog.major)).await;
         transaction.rollback().await?;
         let body = match analysed {
             Ok(body) => Ok(body),
@@ -320,7 +325,7 @@ fn identifiers(setting: &str) -> Option<Vec<String>> {
 async fn analyse(
     transaction: &Transaction<'_>,
     function: &Function,
-    path: &str,
+    (path, major): (&str, u16),
 ) -> Result<Body, Failure> {
     transaction.execute(LIMITS, &[]).await?;
     if function.language == "sql" {
@@ -336,7 +341,7 @@ async fn analyse(
         }
         return Ok(Body::Query(tree));
     }
-    Statements::of(transaction, (function, path)).await
+    Statements::of(transaction, (function, path, major)).await
 }
 
 /// Makes the function once more with a resolved body, and reads that and its argument types. The
@@ -365,194 +370,6 @@ async fn made(
     let tree: Option<String> = row.try_get(0)?;
     let tree = tree.ok_or_else(|| Failure::Refused("has no resolved body".to_owned()))?;
     Ok((Arc::from(tree), row.try_get(1)?))
-}
-
-/// A variable whose type is `column%TYPE`, where that may have a length.
-fn types_of_columns(
-    variables: &[plpgsql::Variable],
-    first: usize,
-    types: &[u32],
-) -> Option<String> {
-    // character, character varying, numeric, bit, bit varying
-    let long = [1042, 1043, 1700, 1560, 1562];
-    let mut known = variables.iter().zip(types.iter().skip(first));
-    let copied = known.find(|(one, of)| one.of.contains('%') && long.contains(*of));
-    copied.map(|(one, _)| one.name.clone())
-}
-
-/// The statements of a function, on their way to being analysed.
-struct Statements<'t> {
-    transaction: &'t Transaction<'t>,
-    function: &'t Function,
-    path: &'t str,
-    /// The names of the variables, arguments first; empty where they have none.
-    names: Vec<String>,
-    /// The same with their types, as SQL.
-    arguments: String,
-    types: Vec<u32>,
-}
-
-impl<'t> Statements<'t> {
-    async fn of(
-        transaction: &'t Transaction<'t>,
-        (function, path): (&'t Function, &'t str),
-    ) -> Result<Body, Failure> {
-        let refused = |reason: String| Failure::Refused(reason);
-        if function.unusual_arguments {
-            return Err(refused(
-                "has arguments that are results, or any number of them".to_owned(),
-            ));
-        }
-        let source = plpgsql::read(&function.source).map_err(refused)?;
-        let mut names = function.argument_names.clone().unwrap_or_default();
-        names.resize(function.argument_types.len(), String::new());
-        let mut types = function.argument_types.clone();
-        // What RETURNS TABLE names are variables.
-        for (name, of) in &function.table_columns {
-            names.push(name.clone());
-            types.push(of.clone());
-        }
-        for variable in &source.variables {
-            names.push(variable.name.clone());
-            types.push(variable.of.clone());
-        }
-        let asks = plpgsql::tokens(&function.source).map_err(refused)?;
-        let found = plpgsql::Kind::Word("found".to_owned(), false);
-        let found = (asks.iter().any(|token| token.kind == found)
-            && !names.iter().any(|name| name == "found"))
-        .then_some(names.len());
-        if found.is_some() {
-            names.push("found".to_owned());
-            types.push("boolean".to_owned());
-        }
-        let arguments = names.iter().zip(&types).map(|(name, of)| {
-            let name = if name.is_empty() {
-                String::new()
-            } else {
-                quote_identifier(name)
-            };
-            format!("{name} {of}")
-        });
-        let arguments = arguments.collect::<Vec<_>>().join(", ");
-        let mut statements = Self {
-            transaction,
-            function,
-            path,
-            names,
-            arguments,
-            types: Vec::new(),
-        };
-        let all = statements.all(&source.statements).await?;
-        let own = function.arguments.len();
-        let variables = statements.types.iter().skip(own).map(|oid| Oid(*oid));
-        let variables: Vec<Oid> = variables.collect();
-        // The modifiers of a column's type are its own, and are not known here.
-        let first = own + function.table_columns.len();
-        let copied = types_of_columns(&source.variables, first, &statements.types);
-        if let Some(name) = copied {
-            return Err(refused(format!(
-                "has the variable {name} of a type with a length"
-            )));
-        }
-        Ok(Body::Program(Arc::new(Program {
-            variables,
-            columns: function.table_columns.len(),
-            found,
-            statements: all,
-        })))
-    }
-
-    async fn all(&mut self, source: &[plpgsql::Statement]) -> Result<Vec<Statement>, Failure> {
-        let mut all = Vec::with_capacity(source.len());
-        for one in source {
-            all.push(match one {
-                plpgsql::Statement::Assign(name, value) => {
-                    Statement::Assign(self.variable(name)?, self.expression(value).await?)
-                }
-                plpgsql::Statement::Into {
-                    strict,
-                    variables,
-                    query,
-                } => {
-                    let variables = variables.iter().map(|name| self.variable(name));
-                    let variables = variables.collect::<Result<_, _>>()?;
-                    let query = self.tree(query).await?;
-                    Statement::Into {
-                        strict: *strict,
-                        variables,
-                        query,
-                    }
-                }
-                plpgsql::Statement::If(branches, otherwise) => {
-                    let mut analysed = Vec::with_capacity(branches.len());
-                    for (condition, inner) in branches {
-                        let condition = self.expression(condition).await?;
-                        analysed.push((condition, Box::pin(self.all(inner)).await?));
-                    }
-                    Statement::If(analysed, Box::pin(self.all(otherwise)).await?)
-                }
-                plpgsql::Statement::Try(inner, handler) => {
-                    let inner = Box::pin(self.all(inner)).await?;
-                    let handler = match handler {
-                        Some(handler) => Some(Box::pin(self.all(handler)).await?),
-                        None => None,
-                    };
-                    Statement::Try(inner, handler)
-                }
-                plpgsql::Statement::Evaluate(value) => {
-                    Statement::Evaluate(self.expression(value).await?)
-                }
-                plpgsql::Statement::Return(value) => {
-                    Statement::Return(self.expression(value).await?)
-                }
-                plpgsql::Statement::Rows(query) => Statement::Rows(self.tree(query).await?),
-                plpgsql::Statement::End => Statement::End,
-                plpgsql::Statement::Raise => Statement::Raise,
-            });
-        }
-        Ok(all)
-    }
-
-    fn variable(&self, name: &str) -> Result<usize, Failure> {
-        let found = self.names.iter().position(|known| known == name);
-        found.ok_or_else(|| {
-            Failure::Refused(format!("sets {name}, which is not a variable of its own"))
-        })
-    }
-
-    async fn expression(&mut self, text: &str) -> Result<Arc<str>, Failure> {
-        self.tree(&format!("select {text}")).await
-    }
-
-    async fn tree(&mut self, query: &str) -> Result<Arc<str>, Failure> {
-        // Whatever it gives: that is made fit when it is assigned.
-        let made = made(
-            self.transaction,
-            (self.function, self.path),
-            (&self.arguments, "void", query),
-        )
-        .await?;
-        let (tree, types) = made;
-        self.types = types;
-        if tree.contains(":isReturn true") {
-            return Err(Failure::Refused("returns by RETURN".to_owned()));
-        }
-        // PL/pgSQL raises an error for a name that is both, SQL takes the column.
-        let columns: BTreeSet<&str> = tree
-            .split(['(', ')', ' '])
-            .filter(|word| word.starts_with('"'))
-            .collect();
-        for name in plpgsql::names(query).map_err(Failure::Refused)? {
-            let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-            let known = self.names.contains(&name);
-            if known && (!plain || columns.contains(format!("\"{name}\"").as_str())) {
-                return Err(Failure::Refused(format!(
-                    "names {name}, which is a variable and a column"
-                )));
-            }
-        }
-        Ok(tree)
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 -- A regular expression, beside policies that need none.
 -- shapes: regex, own, true
 -- expect: native A public.hosts own
--- expect: asked A public.hosts public_hosts because operator 641 is not compiled
+-- expect: native A public.hosts public_hosts
 -- expect: native A public.zones api
 -- expect: native A public.zones zones
 create table hosts (id int primary key, name text, owner uuid);

@@ -1,6 +1,6 @@
 -- A policy that looks through a view, with the rights of the view's owner.
 -- shapes: view, exists, own
--- expect: asked B public.items granted because a sub-select over a view
+-- expect: native B public.items granted
 -- expect: native A public.items own
 create table grants (id int primary key, user_id uuid, item_id int, until date);
 create view live_grants as select user_id, item_id from grants where until > '2022-01-01';

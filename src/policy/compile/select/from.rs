@@ -8,7 +8,7 @@ use super::{FIELDS, MAX_DEPTH, plain};
 use crate::pg::Oid;
 use crate::policy::expr::Expr;
 use crate::policy::expr::select::{Several, Source, Step};
-use crate::policy::node_tree::{Node, Tree};
+use crate::policy::node_tree::{self, Node, Tree};
 
 /// The fields of an entry of FROM, whatever it is. That the columns which are read may be read is
 /// not looked at here.
@@ -73,6 +73,16 @@ fn refuse() -> Refusal {
     Refusal::new("a sub-select over something else than tables and joins of them")
 }
 
+/// Refuses columns that are computed, where an outer join may make them NULL.
+fn only_plain(columns: &mut [Result<Typed, Refusal>]) {
+    for column in columns {
+        let plain = |one: &Typed| matches!(one.expr, Expr::Inner(..));
+        if !column.as_ref().is_ok_and(plain) {
+            *column = Err(Refusal::new("an outer join with what is computed"));
+        }
+    }
+}
+
 impl Compiler<'_> {
     /// The tables of a query with its conditions, and what is made of its columns.
     pub(super) fn within<R>(
@@ -111,6 +121,18 @@ impl Compiler<'_> {
                 }
             }
             let origin = match entry.number::<u8>("rtekind")? {
+                // Until PostgreSQL 15 a view names itself, as what rules call OLD and NEW.
+                0 if !entry.flag("inFromCl")?
+                    && self.views.last() == Some(&entry.oid("relid")?) =>
+                {
+                    Origin::Columns(None, Rc::default())
+                }
+                0 if entry.number::<char>("relkind")? == 'v' => {
+                    let (origin, steps) =
+                        self.view_in((query, entry), nullable.contains(&(at + 1)), depth)?;
+                    entries.steps.insert(at + 1, steps);
+                    origin
+                }
                 0 => {
                     let (origin, step) = self.table_in(query, entry, depth)?;
                     entries.steps.insert(at + 1, vec![step]);
@@ -121,14 +143,9 @@ impl Compiler<'_> {
                     let (steps, mut columns) = self.pulled(subquery, depth)?;
                     entries.steps.insert(at + 1, steps);
                     if nullable.contains(&(at + 1)) {
-                        for column in &mut columns {
-                            let plain = |one: &Typed| matches!(one.expr, Expr::Inner(..));
-                            if !column.as_ref().is_ok_and(plain) {
-                                *column = Err(Refusal::new("an outer join with what is computed"));
-                            }
-                        }
+                        only_plain(&mut columns);
                     }
-                    Origin::Columns(columns.into())
+                    Origin::Columns(None, columns.into())
                 }
                 3 if entry.has_only(&[&ENTRY[..], &CALLED].concat()) => {
                     let [call] = entry.field("functions")?.items()? else {
@@ -143,7 +160,8 @@ impl Compiler<'_> {
                     }
                     let (steps, columns) = self.called_in(call.field("funcexpr")?, depth)?;
                     entries.steps.insert(at + 1, steps);
-                    Origin::Columns(columns.into_iter().map(Ok).collect::<Vec<_>>().into())
+                    let columns = columns.into_iter().map(Ok).collect::<Vec<_>>();
+                    Origin::Columns(None, columns.into())
                 }
                 2 if entry.has_only(&[&ENTRY[..], &JOIN].concat()) => {
                     Origin::Join(Rc::new(entry.field("joinaliasvars")?.clone()))
@@ -194,13 +212,9 @@ impl Compiler<'_> {
                 "a table in FROM with more to it than its name",
             ));
         }
-        match entry.number::<char>("relkind")? {
-            'v' => return Err(Refusal::new("a sub-select over a view")),
-            // `only` leaves the partitions' rows out.
-            'p' if !entry.flag("inh")? => {
-                return Err(Refusal::new("a partitioned table without its partitions"));
-            }
-            _ => {}
+        // `only` leaves the partitions' rows out.
+        if entry.number::<char>("relkind")? == 'p' && !entry.flag("inh")? {
+            return Err(Refusal::new("a partitioned table without its partitions"));
         }
         self.rights_of(query, entry, oid)?;
         let table = self.table(oid);
@@ -220,6 +234,54 @@ impl Compiler<'_> {
         let around = Around::From(Rc::from([origin.clone()]));
         step.condition = self.own((oid, table), around, depth)?;
         Ok((origin, step))
+    }
+
+    /// A view, as if its tables stood there.
+    fn view_in(
+        &mut self,
+        (query, entry): (&Node, &Node),
+        nullable: bool,
+        depth: usize,
+    ) -> Result<(Origin, Vec<Step>), Refusal> {
+        let oid = entry.oid("relid")?;
+        if !entry.has_only(&ENTRY) {
+            return Err(Refusal::new("a view in FROM with more to it than its name"));
+        }
+        self.rights_of(query, entry, oid)?;
+        let known = self.table(oid);
+        let known = known.ok_or_else(|| Refusal::new(format!("view {oid} is not known")))?;
+        let refuse = |why: &str| Refusal::new(format!("view {}: {why}", known.name));
+        if let Some(reason) = &known.refused {
+            return Err(Refusal::new(reason.clone()));
+        }
+        let Some((tree, reader)) = &known.view else {
+            return Err(refuse("is not known"));
+        };
+        if self.views.contains(&oid) {
+            return Err(refuse("reads itself"));
+        }
+        self.refer(Reference::Table(oid));
+        let tree = node_tree::read(tree)?;
+        let [tree] = tree.items()? else {
+            return Err(refuse("is not one query"));
+        };
+        let references = self.references.clone();
+        let around = std::mem::replace(&mut self.reader, *reader);
+        self.views.push(oid);
+        let permitted = self.permitted(tree);
+        let pulled = permitted.and_then(|()| self.pulled(tree, depth + 1));
+        self.views.pop();
+        self.reader = around;
+        // What it names is nothing that the policy depends on.
+        self.references = references;
+        let (steps, mut columns) = pulled.map_err(|refusal| Refusal {
+            reason: format!("view {}: {}", known.name, refusal.reason),
+            ..refusal
+        })?;
+        if nullable {
+            only_plain(&mut columns);
+        }
+        Ok((Origin::Columns(Some(oid), columns.into()), steps))
     }
 
     /// From PostgreSQL 16 on the rights to a table stand beside it.
