@@ -101,14 +101,14 @@ const VALUES: &str = "
     create table v (id bigint primary key, tags text[], at timestamptz, day date, org bigint);
     alter table v enable row level security;
     grant select on v to authenticated;
-    create policy overlaps on v using (tags && array['a', 'b']);
-    create policy contains on v using (tags @> array['a', 'b']);
+    create policy shares on v using (tags && array['a', 'b']);
+    create policy has_all on v using (tags @> array['a', 'b']);
     create policy among on v using ('a' = any (tags));
     create policy fresh on v using (at > now() - interval '1 day');
     create policy ended on v using (at + interval '1 month' < now());
     create policy daily on v using (day >= current_date - 7);
-    create policy listed on v using ((auth.jwt() -> 'orgs') ? org::text);
-    create policy told on v using (org::text in (select jsonb_array_elements_text(auth.jwt() -> 'teams')));";
+    create policy listed on v using ((current_setting('request.jwt.claims', true)::jsonb -> 'orgs') ? org::text);
+    create policy told on v using (org::text in (select jsonb_array_elements_text(current_setting('request.jwt.claims', true)::jsonb -> 'teams')));";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_with_arrays_times_and_lists_of_claims_show_in_an_empty_table() {
@@ -133,14 +133,13 @@ async fn faults_with_arrays_times_and_lists_of_claims_show_in_an_empty_table() {
     let mut reader = CatalogReader::new(database, followed, roles);
     for (fault, differing) in [
         (None, &[][..]),
-        (Some(PolicyMutant::OverlapsIsContains), &["overlaps"]),
-        (Some(PolicyMutant::ContainsIsOverlaps), &["contains"]),
-        (Some(PolicyMutant::AnyOfIsAll), &["among"]),
+        (Some(PolicyMutant::OverlapsIsContains), &["shares"]),
+        (Some(PolicyMutant::ContainsIsOverlaps), &["has_all"]),
+        (Some(PolicyMutant::AnyOfIsAll), &["among", "listed", "told"]),
         (
             Some(PolicyMutant::NowIsLongAgo),
             &["daily", "ended", "fresh"],
         ),
-        (Some(PolicyMutant::HasFlipped), &["listed"]),
         (Some(PolicyMutant::ProbeForgetsElements), &["told"]),
     ] {
         if let Some(fault) = fault {
