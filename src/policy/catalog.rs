@@ -255,20 +255,17 @@ pub struct View {
 
 impl View {
     /// The role with whose rights it reads, where that is not whoever asks.
-    #[must_use]
-    pub fn reads_as(&self) -> Option<Oid> {
+    pub(super) fn reads_as(&self) -> Option<Oid> {
         (!self.invoker).then_some(self.owner)
     }
 
     /// The tables that it names, PostgreSQL's own aside.
-    #[must_use]
-    pub fn relations(&self) -> BTreeSet<Oid> {
+    pub(super) fn relations(&self) -> BTreeSet<Oid> {
         self.numbers(":relid ")
     }
 
     /// The functions that it calls, PostgreSQL's own aside.
-    #[must_use]
-    pub fn functions(&self) -> BTreeSet<Oid> {
+    pub(super) fn functions(&self) -> BTreeSet<Oid> {
         self.numbers(":funcid ")
     }
 
