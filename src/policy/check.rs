@@ -221,7 +221,7 @@ async fn once(
 ) -> Result<Vec<Found>, Unanswered> {
     let deadline = Instant::now() + limits.whole;
     let begin = format!(
-        "begin isolation level repeatable read; set local statement_timeout = {}; \
+        "begin isolation level repeatable read; set local statement_timeout = {}; set local jit = off; \
          set local lock_timeout = '200ms'; set local idle_in_transaction_session_timeout = '30s'",
         limits.statement.as_millis().max(1)
     );

@@ -215,6 +215,9 @@ impl Desk {
                 .connect("rowcast ask")
                 .await
                 .map_err(|error| Trouble::Broken(error.to_string()))?;
+            // A question is about a single row: to compile it would take longer than to run it.
+            let settings = client.batch_execute("set jit = off").await;
+            settings.map_err(broken)?;
             let snapshot = client.prepare("select pg_current_snapshot()::text").await;
             let snapshot = snapshot.map_err(broken)?;
             let become_client = client.prepare(BECOME_CLIENT).await.map_err(broken)?;
