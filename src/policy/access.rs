@@ -13,6 +13,7 @@ use super::body::Body;
 use super::catalog::{Catalog, Function, Policy, Table};
 use super::closure::{Closure, beyond};
 use super::consults::consults;
+use super::login::reads_login;
 use super::predicate::{Predicate, Verdict};
 use super::reach::reach;
 use super::scope::{applicable, compiled, security_applies, unexecutable};
@@ -214,6 +215,7 @@ impl Access {
                 return;
             }
             unaskable = unaskable
+                .or_else(|| reads_login(catalog, judged, &applicable))
                 .or_else(|| unstored(judged, &applicable))
                 .or_else(|| miscast(catalog, judged, &applicable));
             questions.push(question(judged, &applicable, open));

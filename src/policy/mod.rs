@@ -40,6 +40,8 @@ mod scope;
 
 pub mod ask;
 
+mod login;
+
 pub mod access;
 
 pub mod check;

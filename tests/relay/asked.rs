@@ -33,6 +33,36 @@ async fn two_users_whose_claims_are_not_decided_natively_are_two_questions() {
     assert_eq!(brief(&relay.seen(&plain).await), ["INSERT 3"]);
 }
 
+/// Behind an API's login such functions tell its clients from administrators; a relay has another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_relays_own_login_makes_nobody_an_administrator() {
+    let relay = Relay::start(
+        "create function is_admin() returns boolean language plpgsql stable as $$ begin
+           if session_user = 'authenticator' then
+             return coalesce((auth.jwt() -> 'app_metadata' ->> 'admin')::boolean, false);
+           else return true; end if; end $$;
+         create function login() returns text language sql stable begin atomic select session_user::text; end;
+         create table t (id int primary key); create table u (id int primary key);
+         create table v (id int primary key); create table w (id int primary key);
+         create view who as select session_user::text as name;
+         do $$ declare name text; begin foreach name in array array['t', 'u', 'v', 'w'] loop
+           execute format('alter table %I enable row level security', name); end loop; end $$;
+         create policy p on t using (is_admin());
+         create policy p on u using (id < 5 and session_user <> 'authenticator');
+         create policy p on v using (login() <> 'authenticator');
+         create policy p on w using (exists (select from who where name <> 'authenticator'));
+         grant select on t, u, v, w, who to authenticated",
+        "t, u, v, w",
+    )
+    .await;
+    for table in ["t", "u", "v", "w"] {
+        let claims = json!({});
+        let asked = relay.watch_filtered("authenticated", &claims, table, Events::All, "");
+        let refused = asked.await.err().unwrap_or_default();
+        assert!(refused.contains("reads session_user"), "{table}: {refused}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_that_the_publication_leaves_out_is_not_taken_for_null() {
     if !at_least(15, "column lists").await {
