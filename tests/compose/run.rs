@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_postgres::NoTls;
 
@@ -119,6 +120,8 @@ impl Server {
 pub(crate) struct Container {
     child: Child,
     log: Arc<Mutex<String>>,
+    /// What it writes is read until it has closed both.
+    outputs: Vec<JoinHandle<()>>,
 }
 
 impl Container {
@@ -131,9 +134,15 @@ impl Container {
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        collect(child.stdout.take().unwrap(), &log);
-        collect(child.stderr.take().unwrap(), &log);
-        Self { child, log }
+        let outputs = vec![
+            collect(child.stdout.take().unwrap(), &log),
+            collect(child.stderr.take().unwrap(), &log),
+        ];
+        Self {
+            child,
+            log,
+            outputs,
+        }
     }
 
     pub(crate) fn log(&self) -> String {
@@ -147,6 +156,10 @@ impl Container {
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         let ended = tokio::time::timeout(DEADLINE, self.child.wait()).await;
         let status = ended.unwrap_or_else(|_| panic!("does not end: {}", self.log()));
+        for output in self.outputs.drain(..) {
+            let read = tokio::time::timeout(DEADLINE, output).await;
+            read.expect("nobody else writes there").unwrap();
+        }
         status.unwrap().code()
     }
 
@@ -161,7 +174,10 @@ impl Container {
     }
 }
 
-fn collect(from: impl AsyncRead + Unpin + Send + 'static, log: &Arc<Mutex<String>>) {
+fn collect(
+    from: impl AsyncRead + Unpin + Send + 'static,
+    log: &Arc<Mutex<String>>,
+) -> JoinHandle<()> {
     let log = Arc::clone(log);
     let mut lines = BufReader::new(from).lines();
     tokio::spawn(async move {
@@ -170,7 +186,7 @@ fn collect(from: impl AsyncRead + Unpin + Send + 'static, log: &Arc<Mutex<String
             log.push_str(&line);
             log.push('\n');
         }
-    });
+    })
 }
 
 /// A stack that is being started.
