@@ -43,6 +43,12 @@ pub(in crate::policy) fn path(expr: &Expr) -> Option<Vec<String>> {
     match expr {
         Expr::Claims => Some(Vec::new()),
         Expr::NullIf(both) => path(&both.0),
+        // As auth.jwt() is made: the others are settings that nobody has.
+        Expr::Coalesce(all) => {
+            let mut paths = all.iter().filter_map(path);
+            let one = paths.next()?;
+            paths.next().is_none().then_some(one)
+        }
         Expr::Call(Function::Input(_), of) => path(of.first()?),
         Expr::Call(Function::Path(names) | Function::PathText(names), of) => {
             let mut all = path(of.first()?)?;
