@@ -210,7 +210,11 @@ impl Access {
             if open && applicable.is_empty() {
                 continue;
             }
-            if let Some(refused) = unexecutable(catalog, &applicable, role) {
+            // A policy with only a WITH CHECK permits nothing to be read.
+            let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
+            let permitted = open || applicable.iter().any(permits);
+            // Without a permissive one PostgreSQL does not look at the others.
+            if permitted && let Some(refused) = unexecutable(catalog, &applicable, role) {
                 self.rules = Rules::Nothing(refused);
                 return;
             }
@@ -224,11 +228,10 @@ impl Access {
                 all.extend(some);
                 all
             });
-            // A policy with only a WITH CHECK permits nothing to be read.
-            let permits = |policy: &&Policy| policy.permissive && policy.condition.is_some();
-            self.hides_all |= !open && !applicable.iter().any(permits);
+            self.hides_all |= !permitted;
             let done = compiled(catalog, judged, &applicable, role);
-            if let Some(raised) = done.iter().find_map(|one| one.denied.clone()) {
+            let denied = || done.iter().find_map(|one| one.denied.clone());
+            if permitted && let Some(raised) = denied() {
                 self.rules = Rules::Nothing(raised);
                 return;
             }

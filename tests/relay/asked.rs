@@ -71,7 +71,7 @@ async fn a_column_that_the_publication_leaves_out_is_not_taken_for_null() {
     let relay = Relay::start(
         "create table t (id int primary key, title text, secret bool);
          alter table t enable row level security;
-         create policy p on t using (secret is not true and title ~ '.');
+         create policy p on t using (secret is not true and title ~ '.+');
          create table u (id int primary key, secret bool);
          grant select on t, u to authenticated",
         "t (id, title), u (id)",
@@ -321,4 +321,32 @@ async fn a_filter_in_doubt_says_nothing_of_a_row_that_the_policies_hide() {
         let resync = ["resync undecided"];
         assert_eq!(brief(&ann.until(u64::MAX).await), resync, "{table}");
     }
+}
+
+/// PostgreSQL looks at restrictive policies only where a permissive one lets something through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_that_nobody_may_execute_refuses_nobody_where_no_policy_permits() {
+    let mut relay = Relay::start(
+        "create function allowed() returns boolean language plpgsql stable as 'begin return true; end';
+         revoke execute on function allowed() from public;
+         create table t (id int primary key);
+         alter table t enable row level security;
+         create policy p on t as restrictive using (allowed());
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let ann = relay.watch_as(ANN, "t").await;
+    relay.run("insert into t values (1)").await;
+    assert!(relay.seen(&ann).await.is_empty());
+    // As soon as one does, every statement fails.
+    relay.run("create policy q on t using (true)").await;
+    relay.reads_the_catalog().await;
+    let claims = json!({});
+    let asked = relay.watch_filtered("authenticated", &claims, "t", Events::All, "");
+    let refused = asked.await.err().unwrap_or_default();
+    assert!(
+        refused.contains("permission denied for function"),
+        "{refused}"
+    );
 }
