@@ -397,7 +397,7 @@ async fn what_is_asked_is_said_with_what_it_costs() {
     place
         .run(
             "create policy later on app.note for select to authenticated \
-             using (body ~ 'b')",
+             using (body ~ 'b+')",
         )
         .await;
     let found = place.doctor(&["--table", "app.note"]).await;

@@ -3,6 +3,7 @@
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use rowcast::subscription::Events;
 use serde_json::json;
 
 use crate::harness::{Relay, brief};
@@ -106,7 +107,27 @@ async fn what_a_view_may_not_read_hides_also_what_another_policy_shows() {
          create policy own on t using ({OWN});
          create policy other on t using (exists (select from through where through.id = t.id));"
     );
-    asked_for(&policies, "insert into t values (1, 'ann', 'no')", &[]).await;
+    let relay = Relay::start(&format!("{OPAQUE} {policies}"), "t").await;
+    let claims = json!({"sub": "ann"});
+    let watched = relay.watch_filtered("authenticated", &claims, "t", Events::All, "");
+    let refused = watched.await.err().unwrap_or_default();
+    assert!(
+        refused.contains("permission denied for table secret"),
+        "{refused}"
+    );
+    // Nor through a second view, with the rights of the first one's owner.
+    relay
+        .run("create view further as select id from through; grant select on further to authenticated;
+              alter policy other on t using (exists (select from further where further.id = t.id));
+              grant select on secret to authenticated")
+        .await;
+    relay.reads_the_catalog().await;
+    let watched = relay.watch_filtered("authenticated", &claims, "t", Events::All, "");
+    let refused = watched.await.err().unwrap_or_default();
+    assert!(
+        refused.contains("permission denied for table secret"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
