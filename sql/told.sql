@@ -23,7 +23,8 @@ select
   array[
     (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_database d where d.datname = current_database()),
     (select sum(hash_record_extended(row(s.ctid, s.xmin), 0)) from pg_db_role_setting s
-     where s.setdatabase in (0, (select oid from pg_database where datname = current_database()))),
+     where s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+       and (s.setrole = 0 or s.setrole in (select oid from roles))),
     (select sum(hash_record_extended(row(r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolinherit), 0))
      from pg_roles r where r.oid in (select oid from roles)),
     (select sum(hash_record_extended(row(m.ctid, m.xmin), 0)) from pg_auth_members m where m.member in (select oid from roles))
