@@ -257,11 +257,11 @@ pub const TRAPS: &[Trap] = &[
          create policy r on t for select using (ok is null and exists (select f_o()))"),
     trap("an array of rows of which another one raises an error", NATIVE,
         "create function f_a() returns int[] language sql stable security definer as
-         $$ select array(select s::int from public.m where u = auth.uid()) $$;
+         $$ select array(select org + 0 / (org - 2) from public.m where u = auth.uid()) $$;
          create policy p on t for select using (org = any (f_a()))"),
     trap("an array of rows, where whether one is in it raises an error", NATIVE,
         "create function f_a() returns int[] language sql stable security definer as
-         $$ select array_agg(org) from public.m where s::int < 5 $$;
+         $$ select array_agg(org) from public.m where u = auth.uid() and 1 / (org - 2) < 5 $$;
          create policy p on t for select using (org = any (f_a()))"),
     trap("an array of rows in which a CASE guards what raises an error", NATIVE,
         "create function f_a() returns int[] language sql stable security definer as
