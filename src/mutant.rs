@@ -200,6 +200,7 @@ mutants! {
         AllIsAny,
         ExceptIsIntersect,
         UnionTakesFirst,
+        RecursionEndsAtOnce,
         ViewIsCaller,
     }
 }

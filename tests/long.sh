@@ -17,6 +17,11 @@ part() {
 	return "$failed"
 }
 
+# Other cases each time. ROWCAST_SEED repeats them.
+export ROWCAST_SEED
+ROWCAST_SEED=${ROWCAST_SEED:-$(od -An -N6 -tu8 /dev/urandom | tr -d ' ')}
+echo "ROWCAST_SEED=$ROWCAST_SEED"
+
 of() { echo $(($1 * share / 100)); }
 
 export ROWCAST_INTERLEAVED ROWCAST_SELECTS ROWCAST_FUNCTIONS ROWCAST_CASES ROWCAST_OLD_ROWS

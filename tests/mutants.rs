@@ -46,6 +46,7 @@ fn of_expression(expr: &Expr) -> Vec<String> {
         Expr::Call(function, _) => of_function(function),
         Expr::Inner(..) | Expr::Field(..) => names(&[SelectMutant::ConditionIsForgotten]),
         Expr::Select(select) => of_select(&select.result),
+        Expr::Recursive(_) => names(&[SelectMutant::RecursionEndsAtOnce]),
     }
 }
 

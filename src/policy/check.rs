@@ -409,6 +409,7 @@ fn may_stop_early(expr: &Expr) -> bool {
             | Expr::Case(..)
             | Expr::Body(..)
             | Expr::Select(_)
+            | Expr::Recursive(_)
     ) || expr.children().into_iter().any(may_stop_early)
 }
 

@@ -324,6 +324,8 @@ struct Compiler<'s> {
     tests: Vec<Typed>,
     /// The queries around, within the innermost function or policy; the innermost last.
     frames: Vec<Around>,
+    /// What WITH names for the queries around, likewise.
+    names: select::Names,
     /// The tables of sub-selects around, in all.
     looked: u32,
     /// What the sub-select gives whose comparison is in hand.
@@ -353,6 +355,7 @@ impl<'s> Compiler<'s> {
             called: false,
             tests: Vec::new(),
             frames: vec![Around::Own],
+            names: select::Names::default(),
             looked: 0,
             output: Vec::new(),
             expanding: None,
@@ -465,7 +468,8 @@ fn folded(expr: Expr) -> Result<Expr, Refusal> {
     };
     let children = expr.children();
     let constant = children.iter().all(|child| matches!(child, Expr::Const(_)));
-    if children.is_empty() || !constant || matches!(expr, Expr::Body(..) | Expr::Select(_)) {
+    let later = matches!(expr, Expr::Body(..) | Expr::Select(_) | Expr::Recursive(_));
+    if children.is_empty() || !constant || later {
         return Ok(expr);
     }
     match expr.outcome(Inputs::default()) {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use function::{
     Arithmetic, ArrayFunction, Function, JsonbFunction, TextFunction, TimeFunction,
 };
-pub use select::Select;
+pub use select::{Recursion, Select};
 
 use super::clock::ServerClock;
 use crate::auth::Principal;
@@ -115,6 +115,8 @@ pub enum Expr {
     Field(u32, usize),
     /// A sub-select over a table.
     Select(Box<Select>),
+    /// The rows of `WITH RECURSIVE`.
+    Recursive(Box<Recursion>),
 }
 
 /// The comparison operators.
@@ -204,6 +206,7 @@ impl Expr {
             | Self::Inner(..)
             | Self::Field(..) => Vec::new(),
             Self::Select(select) => select.children(),
+            Self::Recursive(recursion) => recursion.first.iter().chain(&recursion.next).collect(),
             Self::And(all) | Self::Or(all) | Self::Coalesce(all) | Self::Call(_, all) => {
                 all.iter().collect()
             }
@@ -245,6 +248,9 @@ impl Expr {
     pub(super) fn map(&self, inner: &mut impl FnMut(&Self) -> Self) -> Self {
         if let Self::Select(select) = self {
             return Self::Select(Box::new(select.map(inner)));
+        }
+        if let Self::Recursive(recursion) = self {
+            return Self::Recursive(Box::new(recursion.map(inner)));
         }
         let mut each = |all: &[Self]| all.iter().map(&mut *inner).collect::<Vec<_>>();
         match self {
@@ -372,6 +378,7 @@ impl Expr {
                 Ok(value.map(Cow::Borrowed))
             }
             Self::Select(select) => Ok(select.value(inputs)?.map(Cow::Owned)),
+            Self::Recursive(recursion) => Ok(recursion.value(inputs)?.map(Cow::Owned)),
             Self::Now(_) if PolicyMutant::NowIsLongAgo.active() => {
                 Ok(Some(Cow::Owned(Datum::Timestamp(0))))
             }

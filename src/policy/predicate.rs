@@ -274,6 +274,7 @@ fn reads(expr: &Expr) -> Reads {
             let own = select.depths().into_iter().map(bit);
             reads.frames &= !own.fold(0, |all, one| all | one);
         }
+        Expr::Recursive(recursion) => reads.frames &= !bit(recursion.depth),
         _ => {}
     }
     reads

@@ -159,7 +159,7 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..25) {
+    let policy = match random.random_range(0..31) {
         // Where NULL comes in an order, and how often a row is there.
         16 | 19 | 20 => format!(
             "(select x0.s from {table} x0 where x0.ok is not false{besides}
@@ -185,6 +185,40 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
         24 => format!(
             "not (t.org = any (coalesce((select array_agg(distinct x0.org) from {table} x0
              where x0.u = auth.uid(){besides}), array[t.id])))"
+        ),
+        // Up and down a tree, which may have cycles.
+        25 => format!(
+            "exists (with recursive up as (select g.id, g.org from g where g.id = t.org
+             union select p.id, p.org from g p join up on p.id = up.org)
+             select 1 from up join {table} x0 on x0.org = up.id where x0.u = auth.uid(){besides})"
+        ),
+        26 => format!(
+            "t.org in (with recursive down as (select x0.org from {table} x0
+             where x0.u = auth.uid(){besides}
+             union select p.id from g p, down where p.org = down.org and p.ok is not false)
+             select org from down)"
+        ),
+        27 => format!(
+            "(with recursive up (id, n) as (select x0.org, 1 from {table} x0
+             where x0.u = auth.uid(){besides}
+             union all select p.org, up.n + 1 from up join g p on p.id = up.id where up.n < 3)
+             select count(*) from up where up.id = t.org) > {}",
+            random.random_range(0..3)
+        ),
+        // Elements of what is in the rows.
+        28 => format!(
+            "t.org in (select unnest(array[x0.org, length(x0.s) - 4]) from {table} x0
+             where x0.u = auth.uid(){besides})"
+        ),
+        29 => format!(
+            "exists (select 1 from {table} x0, unnest(array[x0.org, 3]) as y(org)
+             where y.org = t.org and x0.u = auth.uid(){besides})"
+        ),
+        30 => format!(
+            "exists (select 1 from {table} x0 {}join lateral
+             (select x9.s, x9.u from {other} x9 where x9.{by} = x0.{by}) y on y.s = x0.s
+             where (y.u is null or y.s = t.s) and x0.u = auth.uid(){besides})",
+            one(random, &["", "left "])
         ),
         // Of several rows it raises an error.
         14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),

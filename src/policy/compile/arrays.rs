@@ -301,7 +301,7 @@ fn made(function: ArrayFunction, args: Vec<Expr>) -> Expr {
 }
 
 /// Calls of the functions of [`Compiler::elements`], and of any other that returns a set twice.
-fn sets_in(tree: &Tree) -> usize {
+pub(super) fn sets_in(tree: &Tree) -> usize {
     match tree {
         Tree::List(items) => items.iter().map(sets_in).sum(),
         Tree::Node(node) if node.name == "SUBLINK" => 0,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::select::{Folding, Link, Rows};
+use super::select::{Folding, Link, Names, Rows};
 use super::{Around, Compiler, Function, Looked, MAX_CALLS, Refusal, Typed, program};
 use crate::datum::Trouble;
 use crate::mutant::FunctionMutant;
@@ -29,6 +29,7 @@ struct Caller {
     views: Vec<Oid>,
     unfiltered: bool,
     frames: Vec<Around>,
+    names: Names,
     output: Vec<Typed>,
     folding: Option<Folding>,
     looked: u32,
@@ -223,6 +224,7 @@ impl Compiler<'_> {
             views: std::mem::take(&mut self.views),
             unfiltered: std::mem::replace(&mut self.unfiltered, unfiltered),
             frames: std::mem::replace(&mut self.frames, vec![Around::Nothing]),
+            names: std::mem::take(&mut self.names),
             output: std::mem::take(&mut self.output),
             folding: self.folding.take(),
             looked,
@@ -241,6 +243,7 @@ impl Compiler<'_> {
         self.views = caller.views;
         self.unfiltered = caller.unfiltered;
         self.frames = caller.frames;
+        self.names = caller.names;
         self.output = caller.output;
         self.folding = caller.folding;
         self.looked = caller.looked;

@@ -200,7 +200,7 @@ impl Compiler<'_> {
     }
 
     /// Does something as if in a query around.
-    fn outside<R>(
+    pub(super) fn outside<R>(
         &mut self,
         level: usize,
         compile: impl FnOnce(&mut Self) -> Result<R, Refusal>,

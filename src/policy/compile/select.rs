@@ -8,7 +8,10 @@ mod own;
 
 mod set;
 
+mod with;
+
 pub(super) use fold::Folding;
+pub(super) use with::Names;
 
 use super::{Around, Compiler, Refusal, Typed};
 use crate::datum::Datum;
@@ -24,9 +27,11 @@ const BOOL: Oid = Oid(16);
 const MAX_DEPTH: u32 = 24;
 
 /// The fields of `select … from … where …`.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "commandType",
     "canSetTag",
+    "hasTargetSRFs",
+    "hasRecursive",
     "hasSubLinks",
     "rtable",
     "rteperminfos",
@@ -288,7 +293,8 @@ impl Compiler<'_> {
     /// Whether a sub-select reads no table.
     pub(super) fn is_plain(&self, query: &Tree) -> Result<bool, Refusal> {
         let query = query.node(self.scope.major)?;
-        Ok(query.name == "QUERY" && query.field("rtable")?.items()?.is_empty())
+        let nothing = |field: &str| Ok::<_, Refusal>(query.field(field)?.items()?.is_empty());
+        Ok(query.name == "QUERY" && nothing("rtable")? && nothing("cteList")?)
     }
 
     /// The sub-selects whose rows together are the result.
@@ -336,7 +342,11 @@ impl Compiler<'_> {
         if sorted && !distinct.is_empty() {
             return Err(Refusal::new("ORDER BY of a DISTINCT"));
         }
-        let (from, (values, order)) = self.within(query, depth, |compiler| {
+        let expanded = query.flag("hasTargetSRFs")?;
+        if expanded && (limit.is_some() || sorted) {
+            return Err(Refusal::new("an order or LIMIT of a set in the columns"));
+        }
+        let (from, (values, order)) = self.within_expanded(query, depth, |compiler| {
             let (mut values, mut targets) = (Vec::new(), Vec::new());
             for target in query.field("targetList")?.items()? {
                 let target = target.node(compiler.scope.major)?;
@@ -348,8 +358,8 @@ impl Compiler<'_> {
                 let reference = target.number::<u32>("ressortgroupref")?;
                 match link {
                     // Nothing but their names counts: PostgreSQL does not compute them either.
-                    Link::Exists => compiler.named(expr, depth)?,
-                    Link::Values | Link::Scalar => {
+                    Link::Exists if !expanded => compiler.named(expr, depth)?,
+                    _ => {
                         let value = compiler.expr(expr, depth)?;
                         if reference != 0 {
                             targets.push((reference, expr, value.clone()));
@@ -394,9 +404,6 @@ impl Compiler<'_> {
 /// Refuses a query that has more to it than the fields named.
 fn plain(query: &Node, fields: &[&str]) -> Result<(), Refusal> {
     let select = query.name == "QUERY" && query.number::<u8>("commandType")? == 1;
-    if select && query.flag("hasRecursive")? {
-        return Err(Refusal::new("WITH RECURSIVE"));
-    }
     if select && !query.field("groupClause")?.items()?.is_empty() {
         return Err(Refusal::new("GROUP BY"));
     }

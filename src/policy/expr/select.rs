@@ -11,12 +11,15 @@ mod chain;
 
 mod fold;
 
+mod recursion;
+
 use std::ops::ControlFlow;
 
 pub(super) use chain::field;
 pub(in crate::policy) use chain::{Frame, Opened};
 pub use chain::{Place, Source, Step};
 pub use fold::{Aggregate, Kind, Sort};
+pub use recursion::{MAX_WIDTH, Recursion};
 
 use super::{Expr, Inputs, Outcome};
 use crate::datum::{Datum, Trouble};
@@ -294,6 +297,11 @@ impl Expr {
                 let mut children = select.children().into_iter();
                 children.any(|inner| inner.reads_field(&outer))
             }
+            Self::Recursive(recursion) => {
+                let outer: &dyn Fn(u32) -> bool = &|depth| depth != recursion.depth && of(depth);
+                let mut children = self.children().into_iter();
+                children.any(|inner| inner.reads_field(&outer))
+            }
             _ => self
                 .children()
                 .into_iter()
@@ -330,7 +338,8 @@ impl Expr {
             | Self::Claims
             | Self::Role
             | Self::Inner(..)
-            | Self::Select(_) => false,
+            | Self::Select(_)
+            | Self::Recursive(_) => false,
             _ => true,
         };
         own && self

@@ -139,9 +139,14 @@ impl Looking {
                 });
                 weight.sum::<u32>()
             };
+            // An array that is a table's waits for the table.
+            let waits = |place: &Place| {
+                let of = place.elements.as_ref();
+                of.is_some_and(|of| missing(of, known, None))
+            };
             let best = (0..chain.places.len()).rev().max_by_key(|at| {
                 let place = chain.places.get(*at);
-                place.map_or(0, worth)
+                place.map_or((false, 0), |place| (!waits(place), worth(place)))
             });
             let step = if let Some(at) = best {
                 let mut place = chain.places.remove(at);
@@ -233,9 +238,16 @@ impl Chain {
         own.chain(inner).collect()
     }
 
-    /// Whether something holds for a condition of it, those of outer joins included.
+    /// Whether something holds for a condition of it, or an array whose elements it goes through,
+    /// those of outer joins included.
     fn any(&self, is: &mut dyn FnMut(&Expr) -> bool) -> bool {
-        self.conditions.iter().any(&mut *is) || self.optional.iter().any(|one| one.any(is))
+        let mut arrays = self
+            .places
+            .iter()
+            .filter_map(|place| place.elements.as_deref());
+        arrays.any(&mut *is)
+            || self.conditions.iter().any(&mut *is)
+            || self.optional.iter().any(|one| one.any(is))
     }
 }
 
@@ -355,7 +367,7 @@ fn any_cast(select: &Select, test: &Expr) -> Option<Expr> {
     let (Source::Table(place), true) = (&step.source, step.condition.is_empty()) else {
         return None;
     };
-    let mut array = (**place.elements.as_ref()?).clone();
+    let mut array = single(place)?.clone();
     let Expr::Compare(Comparison::Eq, two) = test else {
         return None;
     };
@@ -385,6 +397,11 @@ fn any_cast(select: &Select, test: &Expr) -> Option<Expr> {
     ))
 }
 
+/// The array whose elements are gone through, where these are no rows.
+fn single(place: &Place) -> Option<&Expr> {
+    place.elements.as_deref().filter(|_| !place.rows)
+}
+
 /// The existence of an element of an array that equals something.
 fn any_element(select: &Select) -> Option<Expr> {
     let [step] = select.from.as_slice() else {
@@ -393,8 +410,8 @@ fn any_element(select: &Select) -> Option<Expr> {
     let (Source::Table(place), [condition]) = (&step.source, step.condition.as_slice()) else {
         return None;
     };
-    let of = place.elements.as_ref()?;
+    let of = single(place)?;
     let (_, key) = place.equality(condition)?;
-    let two = Box::new((key.clone(), (**of).clone()));
+    let two = Box::new((key.clone(), of.clone()));
     Some(Expr::AnyOf(Comparison::Eq, false, two))
 }

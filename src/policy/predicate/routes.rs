@@ -370,6 +370,13 @@ fn shifted(select: &Select, first: u32, by: u32) -> Select {
         match one {
             Expr::Field(depth, column) if *depth >= first => Expr::Field(depth + by, *column),
             Expr::Select(select) => Expr::Select(Box::new(shifted(select, first, by))),
+            Expr::Recursive(recursion) => {
+                let mut shifted = recursion.map(|inner| expr(inner, first, by));
+                if recursion.depth >= first {
+                    shifted.depth += by;
+                }
+                Expr::Recursive(Box::new(shifted))
+            }
             other => other.map(&mut |inner| expr(inner, first, by)),
         }
     }

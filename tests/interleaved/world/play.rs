@@ -367,6 +367,11 @@ impl World {
         let old = change.old.as_ref();
         let new = change.new.as_ref();
         let whole = self.rules.is_whole(change.table) && plan.rules == 0;
+        let altering = format!("alter table {} ", change.table);
+        let altered = plan
+            .sql
+            .iter()
+            .any(|sql| sql.starts_with(&altering) && sql.contains(" column x"));
         let of = |kind: &'static str, old: Option<&Row>, new: Option<&Row>| {
             let row = new.or(old).expect("a row");
             Told {
@@ -379,6 +384,7 @@ impl World {
                 new: new.and_then(|row| find(after, row).or_else(|| then(row))),
                 old: old.and_then(|row| find(before, row)),
                 old_then: old.and_then(then),
+                altered,
                 whole,
             }
         };

@@ -45,8 +45,12 @@ impl Compiler<'_> {
         link: Link,
         depth: usize,
     ) -> Result<(Expr, Oid), Refusal> {
-        let without =
-            |field: &&str| !matches!(*field, "distinctClause" | "sortClause" | "limitCount");
+        let without = |field: &&str| {
+            !matches!(
+                *field,
+                "distinctClause" | "sortClause" | "limitCount" | "hasTargetSRFs"
+            )
+        };
         let mut fields: Vec<&str> = FIELDS.iter().copied().filter(without).collect();
         fields.extend(["hasAggs", "havingQual"]);
         plain(query, &fields)?;

@@ -6,13 +6,14 @@ use std::rc::Rc;
 use super::super::{Around, Compiler, Origin, Reference, Refusal, Typed};
 use super::{FIELDS, MAX_DEPTH, plain};
 use crate::pg::Oid;
+use crate::policy::compile::arrays::sets_in;
 use crate::policy::expr::Expr;
 use crate::policy::expr::select::{Several, Source, Step};
 use crate::policy::node_tree::{self, Node, Tree};
 
 /// The fields of an entry of FROM, whatever it is. That the columns which are read may be read is
 /// not looked at here.
-const ENTRY: [&str; 11] = [
+pub(super) const ENTRY: [&str; 11] = [
     "alias",
     "eref",
     "rtekind",
@@ -27,7 +28,7 @@ const ENTRY: [&str; 11] = [
 ];
 
 /// The fields of a sub-select in FROM besides.
-const SUBQUERY: [&str; 2] = ["subquery", "security_barrier"];
+const SUBQUERY: [&str; 3] = ["subquery", "security_barrier", "lateral"];
 
 /// The fields of a join besides.
 const JOIN: [&str; 6] = [
@@ -39,17 +40,8 @@ const JOIN: [&str; 6] = [
     "join_using_alias",
 ];
 
-/// The fields of what WITH names besides.
-const CTE: [&str; 5] = [
-    "ctename",
-    "ctelevelsup",
-    "coltypes",
-    "coltypmods",
-    "colcollations",
-];
-
 /// The fields of a function besides.
-const CALLED: [&str; 1] = ["functions"];
+const CALLED: [&str; 2] = ["functions", "lateral"];
 
 /// The fields of one of its calls.
 const CALL: [&str; 7] = [
@@ -93,15 +85,45 @@ impl Compiler<'_> {
     ) -> Result<(Vec<Step>, R), Refusal> {
         // Sub-selects in FROM see what is around the query, and nothing of it.
         self.frames.push(Around::Nothing);
-        let entries = self.entries(query, depth);
-        self.frames.pop();
-        let mut entries = entries?;
-        self.frames
-            .push(Around::From(Rc::from(entries.origins.as_slice())));
-        let steps = self.joined_all(query, &mut entries, depth);
-        let made = steps.and_then(|steps| Ok((steps, made(self)?)));
+        let made = self.naming(query, |compiler| {
+            let mut entries = compiler.entries(query, depth)?;
+            compiler.stand(&entries);
+            let steps = compiler.joined_all(query, &mut entries, depth)?;
+            Ok((steps, made(compiler)?))
+        });
         self.frames.pop();
         made
+    }
+
+    /// The same, where the target list may have a set of elements in it.
+    pub(super) fn within_expanded<R>(
+        &mut self,
+        query: &Node,
+        depth: usize,
+        made: impl FnOnce(&mut Self) -> Result<R, Refusal>,
+    ) -> Result<(Vec<Step>, R), Refusal> {
+        if !query.flag("hasTargetSRFs")? {
+            return self.within(query, depth, made);
+        }
+        let refuse = || Refusal::new("a set in the columns of a sub-select");
+        if sets_in(query.field("targetList")?) != 1 {
+            return Err(refuse());
+        }
+        let (mut steps, (expanded, made)) = self.within(query, depth, |compiler| {
+            let around = compiler.expanding.replace(None);
+            let made = made(compiler);
+            let expanded = std::mem::replace(&mut compiler.expanding, around);
+            Ok((expanded.flatten(), made?))
+        })?;
+        steps.push(expanded.ok_or_else(refuse)?);
+        Ok((steps, made))
+    }
+
+    /// Has what is compiled next see the entries of FROM that are there.
+    fn stand(&mut self, entries: &Entries) {
+        if let Some(frame) = self.frames.last_mut() {
+            *frame = Around::From(Rc::from(entries.origins.as_slice()));
+        }
     }
 
     fn entries(&mut self, query: &Node, depth: usize) -> Result<Entries, Refusal> {
@@ -138,10 +160,25 @@ impl Compiler<'_> {
                     entries.steps.insert(at + 1, vec![step]);
                     origin
                 }
-                kind @ (1 | 6) => {
-                    let subquery = self.subquery(query, entry, kind)?;
-                    let (steps, mut columns) = self.pulled(subquery, depth)?;
+                1 => {
+                    if !entry.has_only(&[&ENTRY[..], &SUBQUERY].concat())
+                        || entry.flag("security_barrier")?
+                    {
+                        return Err(refuse());
+                    }
+                    // LATERAL sees those before; of others PostgreSQL has seen to it.
+                    self.stand(&entries);
+                    let (steps, mut columns) = self.pulled(entry.field("subquery")?, depth)?;
                     entries.steps.insert(at + 1, steps);
+                    if nullable.contains(&(at + 1)) {
+                        only_plain(&mut columns);
+                    }
+                    Origin::Columns(None, columns.into())
+                }
+                6 => {
+                    let (steps, columns) = self.named_in(entry, depth)?;
+                    entries.steps.insert(at + 1, steps);
+                    let mut columns = columns.to_vec();
                     if nullable.contains(&(at + 1)) {
                         only_plain(&mut columns);
                     }
@@ -158,6 +195,7 @@ impl Compiler<'_> {
                     if nullable.contains(&(at + 1)) {
                         return Err(Refusal::new("an outer join with a function"));
                     }
+                    self.stand(&entries);
                     let (steps, columns) = self.called_in(call.field("funcexpr")?, depth)?;
                     entries.steps.insert(at + 1, steps);
                     let columns = columns.into_iter().map(Ok).collect::<Vec<_>>();
@@ -301,46 +339,6 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// The query of an entry that has one.
-    fn subquery<'q>(
-        &self,
-        query: &'q Node,
-        entry: &'q Node,
-        kind: u8,
-    ) -> Result<&'q Tree, Refusal> {
-        if kind == 1 {
-            if !entry.has_only(&[&ENTRY[..], &SUBQUERY].concat())
-                || entry.flag("security_barrier")?
-            {
-                return Err(refuse());
-            }
-            return entry.field("subquery");
-        }
-        if !entry.has_only(&[&ENTRY[..], &CTE].concat()) || entry.number::<u32>("ctelevelsup")? != 0
-        {
-            return Err(Refusal::new("WITH of a query around"));
-        }
-        for one in query.field("cteList")?.items()? {
-            let one = one.node(self.scope.major)?;
-            let plain = [
-                "ctename",
-                "aliascolnames",
-                "ctematerialized",
-                "ctequery",
-                "location",
-                "cterefcount",
-                "ctecolnames",
-                "ctecoltypes",
-                "ctecoltypmods",
-                "ctecolcollations",
-            ];
-            if one.field("ctename")? == entry.field("ctename")? && one.has_only(&plain) {
-                return one.field("ctequery");
-            }
-        }
-        Err(Refusal::new("WITH of another kind"))
-    }
-
     /// The call in `select * from f(…)` of a function that returns a set of values.
     pub(super) fn called_alone<'t>(&self, query: &'t Node) -> Result<Option<&'t Node>, Refusal> {
         let plain = [
@@ -397,6 +395,9 @@ impl Compiler<'_> {
         }
         let (rows, before) = self.rows_of_call(node, depth)?;
         // What is evaluated before is so only once, whatever rows there are.
+        if before.iter().any(Expr::reads_inner) {
+            return Err(Refusal::new("a function of the tables beside it in FROM"));
+        }
         self.before.extend(before);
         let mut rows = rows.into_iter();
         match (rows.next(), rows.next()) {
@@ -407,7 +408,7 @@ impl Compiler<'_> {
 
     /// The tables and columns of a sub-select in FROM that is as if its tables stood there.
     #[allow(clippy::type_complexity, reason = "a name would not say more")]
-    fn pulled(
+    pub(super) fn pulled(
         &mut self,
         query: &Tree,
         depth: usize,
@@ -417,7 +418,7 @@ impl Compiler<'_> {
             |field: &&str| !matches!(*field, "distinctClause" | "sortClause" | "limitCount");
         let fields: Vec<&str> = FIELDS.iter().copied().filter(beyond).collect();
         plain(query, &fields)?;
-        self.within(query, depth, |compiler| {
+        self.within_expanded(query, depth, |compiler| {
             let mut columns = Vec::new();
             for target in query.field("targetList")?.items()? {
                 let target = target.node(compiler.scope.major)?;
@@ -449,6 +450,9 @@ impl Compiler<'_> {
             return Err(refuse());
         }
         let mut steps = Vec::new();
+        if from.field("fromlist")?.items()?.is_empty() {
+            steps.push(Step::in_hand());
+        }
         for one in from.field("fromlist")?.items()? {
             steps.extend(self.joined(one, entries, depth)?);
         }

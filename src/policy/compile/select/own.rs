@@ -21,6 +21,7 @@ impl Compiler<'_> {
         self.applying(oid, table)?;
         let calls = std::mem::take(&mut self.calls);
         let frames = std::mem::replace(&mut self.frames, vec![around]);
+        let names = std::mem::take(&mut self.names);
         let references = std::mem::take(&mut self.references);
         let tests = std::mem::take(&mut self.tests);
         let output = std::mem::take(&mut self.output);
@@ -55,6 +56,7 @@ impl Compiler<'_> {
         self.calls = calls;
         self.applied.pop();
         self.frames = frames;
+        self.names = names;
         self.references = references;
         self.tests = tests;
         self.output = output;

@@ -1,21 +1,22 @@
 //! UNION, INTERSECT and EXCEPT of sub-selects of which only matters which rows there are.
 
-use super::super::operators;
-use super::super::{Around, Compiler, Reference, Refusal};
+use super::super::{Around, Compiler, Refusal};
 use super::{Link, Rows, either, plain};
 use crate::mutant::SelectMutant;
+use crate::policy::expr::Expr;
 use crate::policy::expr::select::Asked;
-use crate::policy::expr::{Comparison, Expr};
 use crate::policy::node_tree::{Node, Tree};
 
 /// The fields of a query that only combines others.
-const FIELDS: [&str; 9] = [
+pub(super) const FIELDS: [&str; 11] = [
     "commandType",
     "canSetTag",
+    "hasRecursive",
     "rtable",
     "rteperminfos",
     "jointree",
     "targetList",
+    "cteList",
     "setOperations",
     "stmt_location",
     "stmt_len",
@@ -34,12 +35,14 @@ impl Compiler<'_> {
             return Err(Refusal::new("a value by UNION"));
         }
         self.frames.push(Around::Nothing);
-        let rows = self.operation(query, query.field("setOperations")?, depth);
+        let rows = self.naming(query, |compiler| {
+            compiler.operation(query, query.field("setOperations")?, depth)
+        });
         self.frames.pop();
         rows
     }
 
-    fn operation(
+    pub(super) fn operation(
         &mut self,
         query: &Node,
         operation: &Tree,
@@ -63,24 +66,7 @@ impl Compiler<'_> {
         let mut left = self.operation(query, node.field("larg")?, depth + 1)?;
         let right = self.operation(query, node.field("rarg")?, depth + 1)?;
         let all = node.flag("all")?;
-        for group in node.field("groupClauses")?.items()? {
-            let group = group.node(self.scope.major)?;
-            let equal = group.oid("eqop")?;
-            self.refer(Reference::Operator(equal));
-            let known = operators::comparison(equal);
-            if known.is_none_or(|known| known.comparison != Comparison::Eq) {
-                return Err(Refusal::new(format!("operator {equal} is not compiled")));
-            }
-        }
-        // Text is equal where its bytes are.
-        if let Tree::Numbers(collations) = node.field("colCollations")? {
-            for collation in collations {
-                let collation = u32::try_from(*collation).map_err(|_| Refusal::new("malformed"))?;
-                if collation != 0 && !all {
-                    self.demand(operators::Demand::Deterministic, crate::pg::Oid(collation))?;
-                }
-            }
-        }
+        self.equalities(node, all)?;
         match (node.number::<u8>("op")?, all) {
             (1, _) if SelectMutant::UnionTakesFirst.active() => {}
             (1, _) => left.extend(right),

@@ -43,6 +43,8 @@ pub struct Place {
     /// Where the rows are those of no table but the elements of an array, that array; they are in
     /// the first column.
     pub elements: Option<Box<Expr>>,
+    /// Whether these elements are rows: arrays of the columns' values.
+    pub rows: bool,
 }
 
 /// A table's mirror, and where in its rows the predicate's columns stand.
@@ -60,6 +62,11 @@ pub(in crate::policy) struct Frame<'a> {
     pub(in crate::policy) positions: &'a [usize],
     pub(in crate::policy) around: Option<&'a Frame<'a>>,
 }
+
+/// Where the columns of a row that is no table's stand.
+pub(super) const IN_ORDER: &[usize] = &[
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,
+];
 
 /// The value of a column of a sub-select's row in hand.
 pub(in crate::policy::expr) fn field<'a>(
@@ -93,6 +100,7 @@ impl Step {
                 at: 0,
                 keys: Vec::new(),
                 elements: None,
+                rows: false,
             }),
             condition: Vec::new(),
         }
@@ -108,7 +116,27 @@ impl Step {
                 at: usize::MAX,
                 keys: Vec::new(),
                 elements: Some(Box::new(of)),
+                rows: false,
             }),
+            condition: Vec::new(),
+        }
+    }
+
+    /// The rows of an array of rows.
+    #[must_use]
+    pub fn rows(of: Expr, depth: u32) -> Self {
+        let mut step = Self::elements(of, depth);
+        if let Source::Table(place) = &mut step.source {
+            place.rows = true;
+        }
+        step
+    }
+
+    /// One row that is in hand already.
+    #[must_use]
+    pub const fn in_hand() -> Self {
+        Self {
+            source: Source::Optional(Vec::new()),
             condition: Vec::new(),
         }
     }
@@ -246,6 +274,7 @@ impl Walk {
             Source::Table(Place {
                 elements: Some(of),
                 depth,
+                rows,
                 ..
             }) => {
                 let array = match of.evaluate(inputs) {
@@ -264,8 +293,11 @@ impl Walk {
                     }
                     let frame = Frame {
                         depth: *depth,
-                        row: Some(std::slice::from_ref(one)),
-                        positions: &[0],
+                        row: Some(match one {
+                            Some(Datum::Array(row)) if *rows => row.elements(),
+                            _ => std::slice::from_ref(one),
+                        }),
+                        positions: IN_ORDER,
                         around: inputs.frame,
                     };
                     let inputs = Inputs {

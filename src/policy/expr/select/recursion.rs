@@ -1,0 +1,99 @@
+//! `WITH RECURSIVE`: rows that are found from rows that were found before.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::super::{Expr, Inputs, Outcome};
+use super::chain::{Frame, IN_ORDER};
+use crate::datum::{Array, Datum, Trouble};
+use crate::mutant::SelectMutant;
+
+/// More rows than this are not gone through. Where each row finds itself again, PostgreSQL does not
+/// come to an end.
+const MAX_ROWS: usize = 10_000;
+
+/// The most columns that rows have.
+pub const MAX_WIDTH: usize = IN_ORDER.len();
+
+/// A query that `WITH RECURSIVE` names. Its value is the array of its rows, each of them an array.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recursion {
+    /// The depth of the row that others are found from.
+    pub depth: u32,
+    /// Whether equal rows count once: UNION, not UNION ALL.
+    pub distinct: bool,
+    /// Arrays of the rows that are found first.
+    pub first: Vec<Expr>,
+    /// Arrays of the rows that are found from one.
+    pub next: Vec<Expr>,
+}
+
+impl Recursion {
+    pub(in crate::policy) fn map(&self, mut inner: impl FnMut(&Expr) -> Expr) -> Self {
+        Self {
+            first: self.first.iter().map(&mut inner).collect(),
+            next: self.next.iter().map(inner).collect(),
+            ..*self
+        }
+    }
+
+    /// All rows, in whatever order.
+    pub(in crate::policy::expr) fn value(&self, inputs: Inputs<'_>) -> Outcome {
+        let mut found = Found::default();
+        for one in &self.first {
+            found.add(one.outcome(inputs)?, self.distinct)?;
+        }
+        while let Some(row) = found.new.pop_front() {
+            let columns = match &row {
+                Some(Datum::Array(columns)) => columns.elements(),
+                _ => return Err(Trouble::Undecided),
+            };
+            let frame = Frame {
+                depth: self.depth,
+                row: Some(columns),
+                positions: IN_ORDER,
+                around: inputs.frame,
+            };
+            let inputs = Inputs {
+                frame: Some(&frame),
+                ..inputs
+            };
+            for one in &self.next {
+                if SelectMutant::RecursionEndsAtOnce.active() {
+                    break;
+                }
+                found.add(one.outcome(inputs)?, self.distinct)?;
+            }
+            found.all.push(row);
+        }
+        Ok(Some(Datum::Array(Arc::new(Array::new(found.all)))))
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    seen: HashSet<Option<Datum>>,
+    /// Those from which no others were found yet.
+    new: VecDeque<Option<Datum>>,
+    all: Vec<Option<Datum>>,
+}
+
+impl Found {
+    fn add(&mut self, rows: Option<Datum>, distinct: bool) -> Result<(), Trouble> {
+        let rows = match &rows {
+            None => return Ok(()),
+            Some(Datum::Array(rows)) => rows.elements(),
+            Some(_) => return Err(Trouble::Undecided),
+        };
+        for row in rows {
+            if distinct && !self.seen.insert(row.clone()) {
+                continue;
+            }
+            if self.all.len() + self.new.len() >= MAX_ROWS {
+                return Err(Trouble::Undecided);
+            }
+            self.new.push_back(row.clone());
+        }
+        Ok(())
+    }
+}
