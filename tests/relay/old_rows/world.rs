@@ -191,7 +191,11 @@ impl World {
             || identities.all(|one| matches!(one, Identity::Default | Identity::Full));
         let named = match self.kept {
             Kept::Nothing => false,
-            Kept::Read => self.reads(table).contains(&name),
+            // Of what is computed, what it is computed from.
+            Kept::Read => {
+                let mut read = self.reads(table).into_iter();
+                read.any(|read| read == name || read == "gen" && name == "n")
+            }
             Kept::All => true,
         };
         tells && named && name != "gen"
