@@ -108,7 +108,7 @@ impl Jsonb {
             (Self::Array(_), Self::Array(elements)) => {
                 elements.iter().all(|wanted| self.has_element(wanted))
             }
-            (Self::Object(_), _) => false,
+            (Self::Object(_), _) | (_, Self::Object(_)) => false,
             // An array contains a scalar that is one of its elements.
             (Self::Array(_), scalar) => self.has_element(scalar),
             (own, wanted) => own == wanted,
