@@ -325,6 +325,12 @@ select jsonb_build_object(
         select 1 from pg_cast k join pg_proc f on f.oid = k.castfunc
         where k.castsource = y.oid and k.casttarget = 'json'::regtype
           and f.prosrc = 'hstore_to_json' and f.probin is not null),
+      -- Likewise, with its = and <>.
+      'citext', (
+        select jsonb_agg(o.oid order by o.oprname desc)
+        from pg_operator o join pg_proc f on f.oid = o.oprcode
+        where o.oprname in ('=', '<>') and o.oprleft = y.oid and o.oprright = y.oid
+          and f.prosrc in ('citext_eq', 'citext_ne') and f.probin is not null),
       'delimiter', y.typdelim, 'base', y.typbasetype, 'collation', y.typcollation,
       'labels', (select jsonb_agg(jsonb_build_array(e.oid, e.enumlabel, e.enumsortorder) order by e.enumsortorder)
                  from pg_enum e where e.enumtypid = y.oid),

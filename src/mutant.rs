@@ -92,6 +92,7 @@ mutants! {
 mutants! {
     /// Faults of the evaluator of policies.
     PolicyMutant {
+        CitextIsText,
         AndIsOr,
         OrIsAnd,
         NotIsNothing,

@@ -41,6 +41,7 @@ pub fn cast(text: &str, to: &Type) -> Result<Datum, Trouble> {
         | Type::Float8
         | Type::Bpchar(_)
         | Type::Name
+        | Type::Citext
         | Type::Date
         | Type::Timestamp
         | Type::Timestamptz

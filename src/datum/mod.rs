@@ -103,7 +103,7 @@ impl Datum {
             Type::Float4 => Self::Float(text.parse::<f32>().map_err(|_| ODD)?.into()),
             Type::Float8 => Self::Float(text.parse::<f64>().map_err(|_| ODD)?),
             Type::Numeric => Self::Numeric(Arc::new(text.parse().map_err(|_| ODD)?)),
-            Type::Text(_) | Type::Name => Self::text(text),
+            Type::Text(_) | Type::Citext | Type::Name => Self::text(text),
             Type::Bpchar(_) => Self::text(text.trim_end_matches(' ')),
             Type::Uuid => Self::Uuid(input::uuid(text).map_err(|_| ODD)?),
             Type::Date => Self::Date(time::date(text).ok_or(ODD)?),

@@ -48,6 +48,8 @@ pub enum Type {
     Jsonb,
     /// `bytea`
     Bytea,
+    /// The extension `citext`'s: text whose equality is that of `lower`
+    Citext,
     /// An array, of what it is of
     Array(Arc<Self>),
 }
@@ -99,6 +101,7 @@ impl Type {
             }
             _ => match types.user.get(&oid)? {
                 UserType::Enum(labels) => Self::Enum(Arc::clone(labels)),
+                UserType::Citext { .. } => Self::Citext,
                 // The base is the bottom of a stack of domains, so this ends.
                 UserType::Domain { base } if !types.user_domain(*base) => {
                     return Self::of(*base, collation, types);
@@ -112,7 +115,7 @@ impl Type {
     #[must_use]
     pub const fn has_equality(&self) -> bool {
         match self {
-            Self::Json | Self::Array(_) => false,
+            Self::Json | Self::Citext | Self::Array(_) => false,
             Self::Text(collation) | Self::Bpchar(collation) => collation.deterministic,
             _ => true,
         }
@@ -122,7 +125,7 @@ impl Type {
     #[must_use]
     pub const fn has_order(&self) -> bool {
         match self {
-            Self::Json | Self::Jsonb | Self::Array(_) => false,
+            Self::Json | Self::Jsonb | Self::Citext | Self::Array(_) => false,
             Self::Text(collation) | Self::Bpchar(collation) => collation.bytewise,
             _ => true,
         }
@@ -242,6 +245,13 @@ pub enum UserType {
     Domain {
         /// The type at the bottom of the stack of domains.
         base: Oid,
+    },
+    /// The extension `citext`'s, by its operators.
+    Citext {
+        /// `=`
+        equal: Oid,
+        /// `<>`
+        unequal: Oid,
     },
     /// The arrays of an enum.
     Array {

@@ -1,5 +1,7 @@
 //! The part of PostgreSQL's catalog that decides who may see which rows, as one immutable value.
 
+mod native;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use serde::Deserialize;
 use super::body::{Body, Context, FIRST_NORMAL_OBJECT, numbers as numbers_in};
 use super::clock::ServerClock;
 use super::rule::TableRule;
-use crate::datum::{Collation, Encoding, Labels, Types, UserType};
+use crate::datum::Types;
 use crate::pg::{Lsn, Oid, Xid};
 
 /// What `sql/catalog.sql` returns: published tables, the ancestors of published partitions, and
@@ -353,6 +355,8 @@ pub struct Type {
     pub element: Oid,
     /// Whether it is the extension `hstore`'s.
     pub hstore: bool,
+    /// Where it is the extension `citext`'s, the numbers of its `=` and `<>`.
+    pub citext: Option<Vec<Oid>>,
     /// What separates an array's elements.
     pub delimiter: char,
     /// The type that a domain is over, 0 otherwise.
@@ -560,7 +564,7 @@ impl Catalog {
             .flat_map(|(_, _, settings)| settings.iter().flatten())
             .any(|setting| setting.starts_with("request."));
         let unset = unset(&document);
-        let native = native_types(&document);
+        let native = native::types(&document);
         let paths = paths(&document);
         Ok(Self {
             hash,
@@ -716,84 +720,4 @@ fn paths(document: &Document) -> HashMap<Oid, Arc<str>> {
     roles
         .filter_map(|role| Some((role.oid, path(role.oid)?)))
         .collect()
-}
-
-/// The default collation of every database.
-const DEFAULT_COLLATION: Oid = Oid(100);
-
-fn native_types(document: &Document) -> Types {
-    let mut native = Types {
-        encoding: Encoding::of(&document.database.encoding),
-        ..Types::default()
-    };
-    let columns = document.tables.iter().flat_map(|table| &table.columns);
-    for collation in columns
-        .map(|column| column.collation)
-        .filter(|collation| collation.0 != 0)
-    {
-        if Collation::built_in(collation).is_none() {
-            let deterministic = !document.collations.contains(&collation);
-            let known = Collation {
-                deterministic,
-                ..Collation::DEFAULT
-            };
-            native.collations.insert(collation, known);
-        }
-    }
-    let (collate, ctype) = (&document.database.collate, &document.database.ctype);
-    let libc = document.database.provider == 'c';
-    let bytes = |locale: &str| libc && matches!(locale, "C" | "POSIX");
-    let default = if bytes(collate) && bytes(ctype) {
-        Collation::C
-    } else {
-        // The languages whose i is not everybody's, by all of their codes and names.
-        let ctype = ctype.to_lowercase();
-        let language = ctype.split(|c: char| !c.is_alphabetic()).next();
-        let odd = language.is_some_and(|language| {
-            [
-                "tr",
-                "tur",
-                "turkish",
-                "az",
-                "aze",
-                "azerbaijani",
-                "lt",
-                "lit",
-                "lithuanian",
-            ]
-            .contains(&language)
-        });
-        Collation {
-            plain_case: !odd,
-            ..Collation::DEFAULT
-        }
-    };
-    native.collations.insert(DEFAULT_COLLATION, default);
-    let by_oid: HashMap<Oid, &Type> = document.types.iter().map(|ty| (ty.oid, ty)).collect();
-    for ty in &document.types {
-        if let Some(labels) = &ty.labels {
-            let labels = labels.iter().map(|(oid, label, _)| (*oid, label.as_str()));
-            native
-                .user
-                .insert(ty.oid, UserType::Enum(Arc::new(Labels::in_order(labels))));
-        }
-        let element = by_oid.get(&ty.element);
-        if element.is_some_and(|of| of.kind == 'e') && ty.kind == 'b' {
-            let element = ty.element;
-            native.user.insert(ty.oid, UserType::Array { element });
-        }
-        let mut base = ty;
-        for _ in 0..32 {
-            match by_oid.get(&base.base) {
-                Some(next) if base.kind == 'd' => base = next,
-                _ => break,
-            }
-        }
-        if ty.kind == 'd' && base.kind != 'd' {
-            native
-                .user
-                .insert(ty.oid, UserType::Domain { base: base.oid });
-        }
-    }
-    native
 }

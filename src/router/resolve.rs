@@ -405,7 +405,7 @@ impl Reader<'_> {
         let usual = base.oid != NAME || column.collation == C_COLLATION;
         let target = Target {
             of: Type::of(column.type_oid, column.collation, &self.catalog.native)
-                .filter(|_| made.is_none() && usual),
+                .filter(|of| made.is_none() && usual && *of != Type::Citext),
             composite: base.kind == 'c',
             schema: made.unwrap_or("pg_catalog"),
         };

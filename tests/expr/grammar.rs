@@ -25,9 +25,11 @@ create function same(a text, b text) returns boolean language sql stable securit
 create type mood as enum ('sad', 'ok');
 alter type mood add value 'meh' before 'ok';
 create domain slug as text;
+create extension citext;
+grant usage on schema public to authenticated;
 create table t (id int primary key, u uuid, t text, v varchar(10), c char(3), s slug, b boolean,
   i int, l bigint, k smallint, m mood, j jsonb, o json, n numeric, f float8, z timestamptz,
-  w timestamp, d date, a text[], g int[], y uuid[], x mood[]);
+  w timestamp, d date, a text[], g int[], y uuid[], x mood[], e citext);
 alter table t enable row level security;
 grant select on t to authenticated;
 create function verdicts(rows int) returns text language plpgsql as $$
@@ -44,7 +46,7 @@ begin
 end $$;
 "#;
 
-pub const COLUMNS: [(&str, &[&str]); 21] = [
+pub const COLUMNS: [(&str, &[&str]); 22] = [
     ("u", &UUIDS),
     ("t", &TEXTS),
     ("v", &TEXTS),
@@ -76,6 +78,7 @@ pub const COLUMNS: [(&str, &[&str]); 21] = [
     ),
     ("y", &UUID_LISTS),
     ("x", &["{}", "{ok}", "{sad,meh,NULL}"]),
+    ("e", &TEXTS),
 ];
 
 const UUIDS: [&str; 3] = [
@@ -370,6 +373,17 @@ fn expressions(kind: char) -> (&'static [&'static str], &'static [&'static str])
                 "(btrim(t) = 'a')",
                 "(length(t) = 1)",
                 "(a && array['b', 'c'])",
+                "(j @> (j -> 0))",
+                "(e = 'A')",
+                "(e = $t::citext)",
+                "(e <> ($t)::citext)",
+                "(e = $t)",
+                "(e is distinct from $t::citext)",
+                "((e::text || 'x')::citext = 'AX')",
+                "(lower(e) = $t)",
+                "(e in ('A', 'É', '1'))",
+                "(length(e) = 1)",
+                "($t::citext = any (array[e, 'B']))",
                 "(i::numeric = 1)",
                 "(i::numeric > $n)",
             ],

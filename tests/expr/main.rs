@@ -130,6 +130,19 @@ async fn scope_of(client: &Client) -> Scope {
             .user
             .insert(oid(&row[0]), UserType::Array { element });
     }
+    for row in rows_of(
+        client,
+        "select 'citext'::regtype::oid, '=(citext,citext)'::regoperator::oid,
+        '<>(citext,citext)'::regoperator::oid",
+    )
+    .await
+    {
+        let (equal, unequal) = (oid(&row[1]), oid(&row[2]));
+        scope
+            .types
+            .user
+            .insert(oid(&row[0]), UserType::Citext { equal, unequal });
+    }
     scope.types.collations.insert(
         Oid(100),
         Collation {

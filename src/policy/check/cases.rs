@@ -57,7 +57,7 @@ fn kind_of(of: &Type) -> Kind {
         Type::Bool => Kind::Bool,
         Type::Int2 | Type::Int4 | Type::Int8 | Type::Oid => Kind::Integer,
         Type::Float4 | Type::Float8 | Type::Numeric => Kind::Number,
-        Type::Text(_) | Type::Bpchar(_) | Type::Name => Kind::Text,
+        Type::Text(_) | Type::Citext | Type::Bpchar(_) | Type::Name => Kind::Text,
         Type::Uuid => Kind::Uuid,
         Type::Date => Kind::Date,
         Type::Timestamp | Type::Timestamptz => Kind::Timestamp,
@@ -77,7 +77,7 @@ fn edges(of: &Type) -> Vec<String> {
         Type::Oid => &["0", "4294967295"],
         Type::Float4 | Type::Float8 => &["0", "-1.5", "NaN", "Infinity"],
         Type::Numeric => &["0", "-1.5", "1.00", "NaN"],
-        Type::Text(_) => &["", "a", "A", " ", "\u{e9}", "0"],
+        Type::Text(_) | Type::Citext => &["", "a", "A", " ", "\u{e9}", "0"],
         Type::Bpchar(_) | Type::Name => &["a", "A"],
         Type::Uuid => &[
             "00000000-0000-0000-0000-000000000000",

@@ -208,6 +208,9 @@ impl Compiler<'_> {
     ) -> Result<Expr, Refusal> {
         let array = self.expr(array, depth)?;
         self.operands(compared, left.oid, self.element_of(array.oid)?)?;
+        if compared.folded {
+            return Err(Refusal::new("an array of citext"));
+        }
         if array.expr == Expr::NULL {
             return Ok(Expr::NULL);
         }

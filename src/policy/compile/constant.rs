@@ -28,7 +28,7 @@ pub(super) fn datum(bytes: &[u8], of: &Type, encoding: Encoding) -> Option<Datum
             let oid = Oid(u32::from_le_bytes(bytes.try_into().ok()?));
             Datum::Enum(labels.by_oid(oid)?.clone())
         }
-        Type::Text(_) => Datum::text(encoding.text(payload(bytes)?)?),
+        Type::Text(_) | Type::Citext => Datum::text(encoding.text(payload(bytes)?)?),
         Type::Bpchar(_) => Datum::text(encoding.text(payload(bytes)?)?.trim_end_matches(' ')),
         Type::Name => {
             let end = bytes.iter().position(|byte| *byte == 0)?;
@@ -218,6 +218,6 @@ const fn layout(of: &Type) -> Option<(usize, Option<usize>)> {
         Type::Uuid => (1, Some(16)),
         Type::Name => (1, Some(64)),
         Type::Text(_) | Type::Bpchar(_) | Type::Numeric | Type::Bytea => (4, None),
-        Type::Json | Type::Jsonb | Type::Array(_) => return None,
+        Type::Json | Type::Jsonb | Type::Citext | Type::Array(_) => return None,
     })
 }

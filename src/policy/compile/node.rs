@@ -329,7 +329,9 @@ impl Compiler<'_> {
         if let Some(timed) = self.timed(oid, node, depth)? {
             return Ok((timed, BOOL));
         }
-        if operators::comparison(oid).is_some() {
+        if operators::comparison(oid).is_some()
+            || operators::comparison_of(oid, &self.scope.types).is_some()
+        {
             let comparison = self.comparison(oid, node)?.comparison;
             let (two, _) = self.compared(node, depth)?;
             if let Comparison::Eq | Comparison::Ne = comparison {
@@ -385,8 +387,15 @@ impl Compiler<'_> {
     /// What a comparison operator does; refused under a collation that it cannot have.
     pub(super) fn comparison(&self, oid: Oid, node: &Node) -> Result<Compared, Refusal> {
         let compared = operators::comparison(oid)
+            .or_else(|| operators::comparison_of(oid, &self.scope.types))
             .ok_or_else(|| Refusal::new(format!("operator {oid} is not compiled")))?;
-        self.demand(compared.demand, node.oid("inputcollid")?)?;
+        let collation = if compared.folded {
+            // `citext` folds by the default one, whichever is in force.
+            Oid(100)
+        } else {
+            node.oid("inputcollid")?
+        };
+        self.demand(compared.demand, collation)?;
         Ok(compared)
     }
 
@@ -404,7 +413,11 @@ impl Compiler<'_> {
             return Err(Refusal::new(format!("operator {oid} has other operands")));
         };
         self.operands(&compared, left.oid, right.oid)?;
-        Ok((Box::new((left.expr, right.expr)), left.oid))
+        if compared.folded && node.name == "NULLIFEXPR" {
+            return Err(Refusal::new("NULLIF of citext"));
+        }
+        let two = (compared.of(left.expr), compared.of(right.expr));
+        Ok((Box::new(two), left.oid))
     }
 
     pub(super) fn operands(
@@ -448,7 +461,9 @@ impl Compiler<'_> {
         };
         self.operands(&compared, left.oid, element)?;
         let all = !node.flag("useOr")?;
-        let expr = Expr::Any(compared.comparison, all, Box::new(left.expr), items);
+        let items = items.into_iter().map(|item| compared.of(item)).collect();
+        let left = Box::new(compared.of(left.expr));
+        let expr = Expr::Any(compared.comparison, all, left, items);
         Ok((expr, BOOL))
     }
 
@@ -669,7 +684,7 @@ impl Compiler<'_> {
         let from = self.type_of(arg.oid, Oid(100))?;
         let domain = self.scope.types.user.get(&to);
         let same = match (&from, self.type_of(to, Oid(100))?) {
-            (Type::Text(_), Type::Text(_)) => true,
+            (Type::Text(_) | Type::Citext, Type::Text(_) | Type::Citext) => true,
             (from, to) => *from == to,
         };
         if !same || matches!(domain, Some(crate::datum::UserType::Domain { .. })) {

@@ -3,10 +3,11 @@
 //! Objects below 16384 are the same in every database of a major version; what is not listed here
 //! is refused.
 
-use crate::datum::Type;
+use crate::datum::{Type, Types, UserType};
+use crate::mutant::PolicyMutant;
 use crate::pg::Oid;
 use crate::policy::expr::{
-    Arithmetic, ArrayFunction, Comparison, Function, JsonbFunction, TextFunction,
+    Arithmetic, ArrayFunction, Comparison, Expr, Function, JsonbFunction, TextFunction,
 };
 
 const BOOL: u32 = 16;
@@ -88,6 +89,40 @@ pub(super) struct Compared {
     pub(super) left: Oid,
     pub(super) right: Oid,
     pub(super) demand: Demand,
+    /// Whether what is compared is `lower` of the operands.
+    pub(super) folded: bool,
+}
+
+impl Compared {
+    /// What is compared of an operand.
+    pub(super) fn of(&self, operand: Expr) -> Expr {
+        let null = operand == Expr::NULL;
+        if self.folded && !null && !PolicyMutant::CitextIsText.active() {
+            return Expr::Call(Function::Lower(false), vec![operand]);
+        }
+        operand
+    }
+}
+
+/// The same of a type that an extension made.
+pub(super) fn comparison_of(operator: Oid, types: &Types) -> Option<Compared> {
+    types.user.iter().find_map(|(oid, ty)| {
+        let UserType::Citext { equal, unequal } = ty else {
+            return None;
+        };
+        let comparison = match operator {
+            known if known == *equal => Comparison::Eq,
+            known if known == *unequal => Comparison::Ne,
+            _ => return None,
+        };
+        Some(Compared {
+            comparison,
+            left: *oid,
+            right: *oid,
+            demand: Demand::Case,
+            folded: true,
+        })
+    })
 }
 
 pub(super) fn comparison(operator: Oid) -> Option<Compared> {
@@ -106,6 +141,7 @@ pub(super) fn comparison(operator: Oid) -> Option<Compared> {
             left: Oid(*left),
             right: Oid(*right),
             demand,
+            folded: false,
         })
     })
 }

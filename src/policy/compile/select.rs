@@ -14,7 +14,7 @@ pub(super) use fold::Folding;
 pub(super) use with::Names;
 
 use super::{Around, Compiler, Refusal, Typed};
-use crate::datum::Datum;
+use crate::datum::{Datum, UserType};
 use crate::pg::Oid;
 use crate::policy::expr::select::{Asked, Select, Several, Sort, Step};
 use crate::policy::expr::{Constant, Expr};
@@ -196,7 +196,7 @@ impl Compiler<'_> {
             let value = rows.value()?;
             self.operands(&compared, left.oid, value.oid)?;
             self.spend(left.nodes)?;
-            let two = Box::new((left.expr.clone(), value.expr));
+            let two = Box::new((compared.of(left.expr.clone()), compared.of(value.expr)));
             let test = Box::new(Expr::Compare(compared.comparison, two));
             any.push(rows.asked(Asked::Any(all, test)));
         }
@@ -361,6 +361,13 @@ impl Compiler<'_> {
                     Link::Exists if !expanded => compiler.named(expr, depth)?,
                     _ => {
                         let value = compiler.expr(expr, depth)?;
+                        let user = compiler.scope.types.user.get(&value.oid);
+                        if link == Link::Scalar
+                            && !distinct.is_empty()
+                            && matches!(user, Some(UserType::Citext { .. }))
+                        {
+                            return Err(Refusal::new("DISTINCT of citext"));
+                        }
                         if reference != 0 {
                             targets.push((reference, expr, value.clone()));
                         }
