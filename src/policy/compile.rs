@@ -415,7 +415,7 @@ impl<'s> Compiler<'s> {
         self.spend(1)?;
         let node = tree.node(self.scope.major)?;
         let (expr, oid) = self.node(node, depth + 1)?;
-        let expr = folded(expr)?;
+        let expr = folded(expr, self.called)?;
         let nodes = self.nodes - before;
         Ok(Typed { expr, oid, nodes })
     }
@@ -430,8 +430,10 @@ impl<'s> Compiler<'s> {
 
 /// What the planner makes of constants before it looks at the operation around: `NULL = error` is
 /// NULL there. Where it would raise an error the policy is refused: the planner raises it even for
-/// a branch that no row takes.
-fn folded(expr: Expr) -> Result<Expr, Refusal> {
+/// a branch that no row takes. In a function that is called a constant may be an argument, which the
+/// planner does not know: what stands beside it may raise its error.
+fn folded(expr: Expr, called: bool) -> Result<Expr, Refusal> {
+    let beside = |all: &[Expr]| called && all.iter().any(Expr::may_raise);
     let truth = |expr: &Expr| match expr {
         Expr::Const(Constant(datum)) => Some(*datum == Some(Datum::Bool(true))),
         _ => None,
@@ -458,10 +460,10 @@ fn folded(expr: Expr) -> Result<Expr, Refusal> {
                 Expr::Case(whens, otherwise)
             }
         }
-        Expr::And(all) if all.contains(&Expr::constant(Datum::Bool(false))) => {
+        Expr::And(all) if all.contains(&Expr::constant(Datum::Bool(false))) && !beside(&all) => {
             Expr::constant(Datum::Bool(false))
         }
-        Expr::Or(all) if all.contains(&Expr::constant(Datum::Bool(true))) => {
+        Expr::Or(all) if all.contains(&Expr::constant(Datum::Bool(true))) && !beside(&all) => {
             Expr::constant(Datum::Bool(true))
         }
         other => other,

@@ -378,6 +378,10 @@ pub const TRAPS: &[Trap] = &[
         "create function f_e(p text) returns boolean language plpgsql stable as
          $$ begin return p::int > 1; exception when others then return p::boolean; end $$;
          create policy p on t for select using (coalesce(f_e(s), true))"),
+    trap("an error beside an argument that decides is caught, as nobody plans by the argument", NATIVE,
+        "create function f_e(p text, q int) returns boolean language plpgsql stable as
+         $$ begin return p::int > 1 or q = 1; exception when others then return false; end $$;
+         create policy p on t for select using (f_e(s, 1) or u = auth.uid() and f_e(s, 2))"),
     trap("an error behind a block with EXCEPTION is not caught", NATIVE,
         "create function f_e(p text) returns boolean language plpgsql stable as
          $$ declare n int; begin

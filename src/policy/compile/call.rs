@@ -337,7 +337,8 @@ impl Compiler<'_> {
                     && !tree.contains(":rtindex ")
                     && function.definer.is_none()
                     && !function.configured;
-                self.called = !plain;
+                // A strict one only where nothing in it, as OR, might be true of NULL.
+                self.called = !plain || function.strict;
                 let value = self.first_row(tree, depth);
                 let fit = value.and_then(|value| {
                     if self.same_text(value.oid, result) {

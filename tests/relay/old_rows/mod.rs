@@ -140,6 +140,8 @@ async fn play(random: &mut StdRng) -> Tally {
     .await;
     relay.keeps_old_rows(world.old_rows().1).await;
     relay.run(PUBLISH_GENERATED).await;
+    // Whoever joins again may do so before the relay has come to the transactions of a round.
+    let pace = relay.watch("anon", &json!({}), "fence").await;
     let mut eyes = HashMap::new();
     let mut watching = Vec::new();
     for user in USERS {
@@ -184,6 +186,7 @@ async fn play(random: &mut StdRng) -> Tally {
         }
         fences.push(fence);
         if transaction % ROUND == 0 {
+            pace.until(fence).await;
             for one in &mut watching {
                 check(&relay, &world, one, &fences, &mut tally).await;
             }
