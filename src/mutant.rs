@@ -93,6 +93,7 @@ mutants! {
     /// Faults of the evaluator of policies.
     PolicyMutant {
         CitextIsText,
+        UnionKeepsAll,
         AndIsOr,
         OrIsAnd,
         NotIsNothing,

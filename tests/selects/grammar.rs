@@ -159,7 +159,7 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
     around.truncate(before);
     let other = *wish.into.choose(random).unwrap();
     let by = one(random, &["org", "org", "s"]);
-    let policy = match random.random_range(0..31) {
+    let policy = match random.random_range(0..32) {
         // Where NULL comes in an order, and how often a row is there.
         16 | 19 | 20 => format!(
             "(select x0.s from {table} x0 where x0.ok is not false{besides}
@@ -220,8 +220,14 @@ pub fn membership(random: &mut StdRng, wish: Wish, around: &mut Vec<Around>) -> 
              where (y.u is null or y.s = t.s) and x0.u = auth.uid(){besides})",
             one(random, &["", "left "])
         ),
+        31 => format!(
+            "t.{} = any (array(select x0.org from {table} x0 where x0.u = auth.uid(){besides}
+             union {}select x9.org from {other} x9 where x9.u = auth.uid() and x9.ok))",
+            one(random, &["org", "id"]),
+            one(random, &["", "all "])
+        ),
         // Of several rows it raises an error.
-        14 => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
+        14 if wish.errors => format!("t.org = (select distinct x0.org from {table} x0 where x0.u = auth.uid(){besides})"),
         15 => format!(
             "(select count(distinct x0.org) from {table} x0 where x0.u = auth.uid(){besides}) = 1"
         ),

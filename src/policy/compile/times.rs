@@ -14,6 +14,7 @@ use crate::policy::expr::{Comparison, Expr, Function, TimeFunction};
 use crate::policy::node_tree::{Node, Tree};
 
 const DATE: Oid = Oid(1082);
+const TIMESTAMP: Oid = Oid(1114);
 const TIMESTAMPTZ: Oid = Oid(1184);
 const INTERVAL: Oid = Oid(1186);
 
@@ -32,11 +33,12 @@ const DATED: i64 = 51 * 3_600 * SECOND;
 const MONTHS: i64 = 8 * 86_400 * SECOND;
 
 /// `<`, `<=`, `>`, `>=`, the types that are compared and what a time zone makes of them.
-const COMPARED: [([u32; 4], u32, u32, i64); 4] = [
+const COMPARED: [([u32; 4], u32, u32, i64); 5] = [
     ([1322, 1323, 1324, 1325], 1184, 1184, 0),
     ([2534, 2535, 2538, 2537], 1114, 1184, ZONE),
     ([2540, 2541, 2544, 2543], 1184, 1114, ZONE),
     ([1095, 1096, 1097, 1098], 1082, 1082, 0),
+    ([2062, 2063, 2064, 2065], 1114, 1114, 0),
 ];
 
 /// An operand, and what it may be off by.
@@ -93,9 +95,17 @@ impl Compiler<'_> {
     fn is_term(&self, tree: &Tree) -> Result<bool, Refusal> {
         let node = tree.node(self.scope.major)?;
         Ok(match node.name.as_str() {
-            "FUNCEXPR" => matches!(node.oid("funcid")?.0, 1299 | 2647 | 2648 | 1178),
+            "FUNCEXPR" => matches!(node.oid("funcid")?.0, 1299 | 2647 | 2648 | 1178 | 1159),
             "SQLVALUEFUNCTION" => matches!(node.number::<u8>("op")?, 0 | 3),
-            "OPEXPR" => matches!(node.oid("opno")?.0, 1327 | 1329 | 1100 | 1101),
+            "OPEXPR" => matches!(node.oid("opno")?.0, 1327 | 1329 | 2032 | 2033 | 1100 | 1101),
+            "COALESCEEXPR" | "COALESCE" => {
+                for one in node.field("args")?.items()? {
+                    if self.is_term(one)? {
+                        return Ok(true);
+                    }
+                }
+                false
+            }
             _ => false,
         })
     }
@@ -130,6 +140,7 @@ impl Compiler<'_> {
                 return Ok(now(date(), DATE, DATED));
             }
             "SQLVALUEFUNCTION" => return Ok(now(clock(), TIMESTAMPTZ, 0)),
+            "COALESCEEXPR" | "COALESCE" => return self.first_term(node, depth),
             "FUNCEXPR" => (node.field("args")?.items()?, node.oid("funcid")?),
             _ => (node.field("args")?.items()?, node.oid("opno")?),
         };
@@ -143,18 +154,44 @@ impl Compiler<'_> {
                 }
                 Ok(of.made(TimeFunction::ToDate, DATE, DATED))
             }
-            (1327 | 1329, [of, by]) => {
+            // What it is in UTC, which is how a time without a zone is kept.
+            (1159, [zone, of]) => {
+                let of = self.term(of, depth + 1)?;
+                let utc = match self.expr(zone, depth + 1)?.expr {
+                    Expr::Const(Constant(Some(Datum::Text(zone)))) => {
+                        let zone = zone.to_ascii_lowercase();
+                        matches!(&*zone, "utc" | "etc/utc" | "gmt" | "etc/gmt")
+                    }
+                    _ => false,
+                };
+                if !utc || of.typed.oid != TIMESTAMPTZ {
+                    return Err(Refusal::new("times that the time zone decides"));
+                }
+                let typed = Typed {
+                    oid: TIMESTAMP,
+                    ..of.typed
+                };
+                Ok(Term { typed, ..of })
+            }
+            (1327 | 1329 | 2032 | 2033, [of, by]) => {
                 let of = self.term(of, depth + 1)?;
                 let by = by.node(self.scope.major)?;
-                if of.typed.oid != TIMESTAMPTZ || by.name != "CONST" {
+                let zoned = matches!(operator.0, 1327 | 1329);
+                let oid = if zoned { TIMESTAMPTZ } else { TIMESTAMP };
+                if of.typed.oid != oid || by.name != "CONST" {
                     return Err(Refusal::new("an interval that is not a constant"));
                 }
                 let (months, days, micros) = interval(by)?.ok_or_else(refuse)?;
-                let sign = if operator.0 == 1329 { -1 } else { 1 };
-                let off = if months != 0 { MONTHS } else { 0 } + if days != 0 { ZONE } else { 0 };
+                let sign = if matches!(operator.0, 1329 | 2033) {
+                    -1
+                } else {
+                    1
+                };
+                let off = if months != 0 { MONTHS } else { 0 }
+                    + if days != 0 && zoned { ZONE } else { 0 };
                 let shift =
                     TimeFunction::Shift(months * sign, days * sign, micros * i64::from(sign));
-                Ok(of.made(shift, TIMESTAMPTZ, off))
+                Ok(of.made(shift, oid, off))
             }
             (1100 | 1101, [of, by]) => {
                 let of = self.term(of, depth + 1)?;
@@ -174,6 +211,36 @@ impl Compiler<'_> {
             }
             _ => Err(refuse()),
         }
+    }
+}
+
+impl Compiler<'_> {
+    /// COALESCE of times that all depend on `now()`, or all do not.
+    fn first_term(&mut self, node: &Node, depth: usize) -> Result<Term, Refusal> {
+        let oid = node.oid("coalescetype")?;
+        let mut terms = Vec::new();
+        for one in node.field("args")?.items()? {
+            terms.push(self.term(one, depth + 1)?);
+        }
+        let now = terms.iter().any(|one| one.now);
+        if terms
+            .iter()
+            .any(|one| one.typed.oid != oid || one.now != now)
+        {
+            return Err(Refusal::new("COALESCE of now() and another time"));
+        }
+        let off = terms.iter().map(|one| one.off).max().unwrap_or_default();
+        let nodes = terms.iter().map(|one| one.typed.nodes).sum::<usize>() + 1;
+        let all: Vec<Expr> = terms.into_iter().map(|one| one.typed.expr).collect();
+        Ok(Term {
+            typed: Typed {
+                expr: Expr::Coalesce(all),
+                oid,
+                nodes,
+            },
+            off,
+            now,
+        })
     }
 }
 

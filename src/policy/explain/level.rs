@@ -116,8 +116,8 @@ impl Walk<'_> {
             return;
         }
         let Some(function) = self.catalog.functions.get(&oid) else {
-            // An operator's, or an extension's.
-            return self.uses(None);
+            // An operator's, or an extension's: as one of PostgreSQL's own, where it is compiled.
+            return;
         };
         let level = match function.language.as_str() {
             "sql" => Some(Level::D),

@@ -323,6 +323,14 @@ fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
             Some(Expr::Body(args.clone(), *strict, Box::new(any)))
         }
         Expr::Coalesce(_) => any_row(left, first_of(array)?),
+        Expr::Call(Function::Array(ArrayFunction::Union(_)), parts) => {
+            let any = parts.iter().map(|part| any_row(left, part));
+            let any = Expr::Or(any.collect::<Option<_>>()?);
+            // All of it is evaluated, whichever part has it.
+            let mut guards = Vec::new();
+            parts.iter().for_each(|part| outside(part, &mut guards));
+            Some(Expr::Body(guards, false, Box::new(any)))
+        }
         Expr::Select(select) => {
             let Asked::Folded(depth, all, value) = &select.result else {
                 return None;
@@ -355,6 +363,16 @@ fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
             }))))
         }
         _ => None,
+    }
+}
+
+/// What of a sub-select may raise an error, and does not depend on its rows.
+fn outside(expr: &Expr, guards: &mut Vec<Expr>) {
+    if expr.reads_inner() {
+        let mut inner = expr.children().into_iter();
+        inner.by_ref().for_each(|one| outside(one, guards));
+    } else if expr.may_raise() && !guards.contains(expr) {
+        guards.push(expr.clone());
     }
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::super::operators::{self, Demand};
 use super::super::{Compiler, Refusal, Typed};
-use super::{FIELDS, Link, after, plain};
-use crate::datum::{Array, Datum};
+use super::{FIELDS, Link, Rows, after, plain};
+use crate::datum::{Array, Datum, Type};
 use crate::pg::Oid;
 use crate::policy::expr::select::{Aggregate, Asked, Kind, Select, Several, Sort};
-use crate::policy::expr::{Comparison, Expr};
+use crate::policy::expr::{ArrayFunction, Comparison, Expr, Function};
 use crate::policy::node_tree::{Node, Tree};
 
 const BOOL: Oid = Oid(16);
@@ -213,14 +213,37 @@ impl Compiler<'_> {
     /// `array(select …)`
     pub(super) fn listed(&mut self, query: &Tree, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let (rows, before) = self.rows_or_call(query, Link::Values, depth)?;
-        let refuse = || Refusal::new("an array of several sub-selects");
-        let mut rows = rows.into_iter();
-        let (Some(mut rows), None) = (rows.next(), rows.next()) else {
-            return Err(refuse());
+        let several = rows.len() > 1;
+        let distinct = self.counts_once(query)?;
+        let (mut parts, mut of) = (Vec::new(), None);
+        for mut rows in rows {
+            let value = rows.value()?;
+            if of.is_some_and(|of| of != value.oid) {
+                return Err(Refusal::new("a set operation of different types"));
+            }
+            of = Some(value.oid);
+            parts.push(self.array_of(rows, value));
+        }
+        let of = of.ok_or_else(|| Refusal::new("an array of nothing"))?;
+        let array = self.scope.types.array(of);
+        let array = array.ok_or_else(|| Refusal::new(format!("arrays of type {of}")))?;
+        let listed = match (parts.pop(), several || distinct == Some(true)) {
+            (Some(folded), false) => {
+                let empty = Datum::Array(Arc::new(Array::new(Vec::new())));
+                Expr::Coalesce(vec![folded, Expr::constant(empty)])
+            }
+            (last, _) => {
+                self.told_apart_by_equality(of)?;
+                parts.extend(last);
+                let union = ArrayFunction::Union(distinct.unwrap_or_default());
+                Expr::Call(Function::Array(union), parts)
+            }
         };
-        let value = rows.value()?;
-        let array = self.scope.types.array(value.oid);
-        let array = array.ok_or_else(|| Refusal::new(format!("arrays of type {}", value.oid)))?;
+        Ok((after(before, listed), array))
+    }
+
+    /// The values of rows as an array; NULL of none.
+    fn array_of(&self, rows: Rows, value: Typed) -> Expr {
         let select = Select {
             from: rows.from,
             result: Asked::Exists,
@@ -236,13 +259,38 @@ impl Compiler<'_> {
             distinct: rows.several == Several::Distinct,
             filter: None,
         };
-        let folded = Expr::Select(Box::new(Select {
+        Expr::Select(Box::new(Select {
             result: Asked::Folded(own, vec![all], Box::new(Expr::Field(own, 0))),
             ..select
-        }));
-        let empty = Datum::Array(Arc::new(Array::new(Vec::new())));
-        let listed = Expr::Coalesce(vec![folded, Expr::constant(empty)]);
-        Ok((after(before, listed), array))
+        }))
+    }
+
+    /// Whether a set operation gives equal rows once; `None` where a query is none.
+    fn counts_once(&self, query: &Tree) -> Result<Option<bool>, Refusal> {
+        let query = query.node(self.scope.major)?;
+        let operation = query.field("setOperations")?;
+        if query.name != "QUERY" || *operation == Tree::Null {
+            return Ok(None);
+        }
+        let node = operation.node(self.scope.major)?;
+        let once = !node.flag("all")?;
+        for part in ["larg", "rarg"] {
+            let part = node.field(part)?.node(self.scope.major)?;
+            if part.name == "SETOPERATIONSTMT" && part.flag("all")? == once {
+                return Err(Refusal::new("UNION and UNION ALL in one array"));
+            }
+        }
+        Ok(Some(once))
+    }
+
+    /// Refuses a type of which values may be equal and not the same.
+    pub(super) fn told_apart_by_equality(&self, oid: Oid) -> Result<(), Refusal> {
+        match Type::of(oid, Oid(0), &self.scope.types) {
+            Some(Type::Numeric | Type::Float4 | Type::Float8 | Type::Bpchar(_) | Type::Citext) => {
+                Err(Refusal::new("which of equal values it is"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// `order by` of a query whose columns are in hand, and the expressions of its target list.

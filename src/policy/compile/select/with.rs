@@ -5,7 +5,6 @@ use std::rc::Rc;
 use super::super::{Around, Compiler, Reference, Refusal, Typed, operators};
 use super::from::ENTRY;
 use super::{Rows, plain, set};
-use crate::datum::Type;
 use crate::pg::Oid;
 use crate::policy::expr::select::{
     Aggregate, Asked, Kind, MAX_WIDTH, Recursion, Select, Several, Step,
@@ -177,12 +176,7 @@ impl Compiler<'_> {
             return Err(Refusal::new("WITH RECURSIVE of too many columns"));
         }
         for oid in types.iter().filter(|_| !all) {
-            // Which of those that are equal it is, nobody knows.
-            if let Some(Type::Numeric | Type::Float4 | Type::Float8 | Type::Bpchar(_)) =
-                Type::of(*oid, Oid(0), &self.scope.types)
-            {
-                return Err(Refusal::new("WITH RECURSIVE of equal values that differ"));
-            }
+            self.told_apart_by_equality(*oid)?;
         }
         let columns = types.iter().enumerate().map(|(place, oid)| {
             Ok(Typed {

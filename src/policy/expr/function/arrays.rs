@@ -1,5 +1,6 @@
 //! Functions of arrays, and those that make them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Function;
@@ -46,8 +47,29 @@ pub enum ArrayFunction {
     Join,
     /// `string_to_array` with two operands
     Split,
+    /// `array(select … union select …)`: the elements of all, of equal ones one where the flag is set
+    Union(bool),
     /// A cast, element by element
     Each(Box<Function>),
+}
+
+fn union(values: &[Option<&Datum>], distinct: bool) -> Outcome {
+    let mut seen = HashSet::new();
+    let mut all = Vec::new();
+    for one in values {
+        let elements = match one {
+            None => &[],
+            Some(Datum::Array(array)) => array.elements(),
+            Some(_) => return Err(Trouble::Undecided),
+        };
+        let mut elements = elements.iter().cloned();
+        if distinct {
+            all.extend(elements.filter(|one| seen.insert(one.clone())));
+        } else {
+            all.extend(&mut elements);
+        }
+    }
+    Ok(Some(Datum::Array(Arc::new(Array::new(all)))))
 }
 
 impl ArrayFunction {
@@ -56,6 +78,7 @@ impl ArrayFunction {
         matches!(
             self,
             Self::Make
+                | Self::Union(_)
                 | Self::Append
                 | Self::Prepend
                 | Self::Concat
@@ -81,6 +104,9 @@ impl ArrayFunction {
         }
         if let Self::Split = self {
             return split(values);
+        }
+        if let Self::Union(distinct) = self {
+            return union(values, *distinct && !PolicyMutant::UnionKeepsAll.active());
         }
         let array = |at: usize| match values.get(at) {
             Some(Some(Datum::Array(array))) => Ok(Some(array)),
