@@ -380,6 +380,8 @@ fn expressions(kind: char) -> (&'static [&'static str], &'static [&'static str])
                 "(length(t) = 1)",
                 "(a && array['b', 'c'])",
                 "(j @> (j -> 0))",
+                "(t::uuid <> all (array(select unnest(a[5:6])::uuid)))",
+                "(not (t::int = any (array(select unnest(g[5:6])))))",
                 "(e = 'A')",
                 "(e = $t::citext)",
                 "(e <> ($t)::citext)",

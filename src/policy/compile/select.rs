@@ -191,7 +191,7 @@ impl Compiler<'_> {
         let all = !node.flag("useOr")?;
         let mut any = Vec::new();
         let query = link.field("subselect")?;
-        let (found, guards) = self.rows_or_call(query, Link::Values, depth)?;
+        let (found, mut guards) = self.rows_or_call(query, Link::Values, depth)?;
         for mut rows in found {
             let value = rows.value()?;
             self.operands(&compared, left.oid, value.oid)?;
@@ -199,6 +199,11 @@ impl Compiler<'_> {
             let two = Box::new((compared.of(left.expr.clone()), compared.of(value.expr)));
             let test = Box::new(Expr::Compare(compared.comparison, two));
             any.push(rows.asked(Asked::Any(all, test)));
+        }
+        // The array may be empty; what it is compared with is evaluated all the same.
+        let left = compared.of(left.expr.clone());
+        if left.may_raise() {
+            guards.push(left);
         }
         let join = if all { Expr::And } else { Expr::Or };
         Ok(Some(after(guards, either(any, join))))

@@ -258,6 +258,10 @@ pub(super) fn positive(expr: &Expr) -> Expr {
         |expr: &Expr| matches!(expr, Expr::Const(Constant(None | Some(Datum::Bool(false)))));
     match expr {
         Expr::And(_) | Expr::Or(_) | Expr::IsBool(_, Some(true), false) => expr.map(&mut positive),
+        // What a comparison that has to be true evaluates needs no guard.
+        Expr::Body(args, false, body) if args.iter().all(|arg| compares(body, arg)) => {
+            positive(body)
+        }
         // The guards are not looked at for their truth.
         Expr::Body(args, strict, body) => {
             Expr::Body(args.clone(), *strict, Box::new(positive(body)))
@@ -297,6 +301,20 @@ pub(super) fn positive(expr: &Expr) -> Expr {
             _ => expr.clone(),
         },
         other => other.clone(),
+    }
+}
+
+/// Whether sub-selects are true only where a row's value was compared with that.
+fn compares(expr: &Expr, left: &Expr) -> bool {
+    match expr {
+        Expr::Or(all) => all.iter().all(|one| compares(one, left)),
+        Expr::Select(select) => match &select.result {
+            Asked::Any(false, test) => {
+                matches!(&**test, Expr::Compare(_, two) if two.0 == *left)
+            }
+            _ => false,
+        },
+        _ => false,
     }
 }
 

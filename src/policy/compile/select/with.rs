@@ -44,11 +44,14 @@ pub(in crate::policy::compile) struct With {
     list: Rc<Tree>,
 }
 
+/// The columns of what stands in FROM.
+type Columns = Rc<[Result<Typed, Refusal>]>;
+
 /// What is being found from rows found before, where it names itself.
 pub(in crate::policy::compile) struct Working {
     at: usize,
     name: Tree,
-    columns: Rc<[Result<Typed, Refusal>]>,
+    columns: Columns,
 }
 
 /// What WITH has named for the queries in hand.
@@ -83,7 +86,7 @@ impl Compiler<'_> {
         &mut self,
         entry: &Node,
         depth: usize,
-    ) -> Result<(Vec<Step>, Rc<[Result<Typed, Refusal>]>), Refusal> {
+    ) -> Result<(Vec<Step>, Columns), Refusal> {
         let refuse = || Refusal::new("WITH of another kind");
         if !entry.has_only(&[&ENTRY[..], &NAMED].concat()) {
             return Err(refuse());
@@ -122,7 +125,7 @@ impl Compiler<'_> {
         name: &Tree,
         query: &Tree,
         depth: usize,
-    ) -> Result<(Vec<Step>, Rc<[Result<Typed, Refusal>]>), Refusal> {
+    ) -> Result<(Vec<Step>, Columns), Refusal> {
         let refuse = || Refusal::new("WITH RECURSIVE of another kind");
         let query = query.node(self.scope.major)?;
         plain(query, &set::FIELDS)?;
@@ -167,7 +170,7 @@ impl Compiler<'_> {
         (union, all): (&Node, bool),
         (name, own, at): (&Tree, u32, usize),
         depth: usize,
-    ) -> Result<(Vec<Expr>, Vec<Expr>, Rc<[Result<Typed, Refusal>]>), Refusal> {
+    ) -> Result<(Vec<Expr>, Vec<Expr>, Columns), Refusal> {
         let looked = self.looked;
         let first = self.operation(query, union.field("larg")?, depth + 1)?;
         let oids = |rows: &Rows| rows.values.iter().map(|one| one.oid).collect::<Vec<_>>();
@@ -185,7 +188,7 @@ impl Compiler<'_> {
                 nodes: 1,
             })
         });
-        let columns: Rc<[Result<Typed, Refusal>]> = columns.collect();
+        let columns: Columns = columns.collect();
         self.names.working.push(Working {
             at,
             name: name.clone(),
