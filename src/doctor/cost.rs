@@ -11,6 +11,7 @@ use super::{Finding, Severity};
 use crate::config::Config;
 use crate::pg::quote_identifier;
 use crate::policy::access::Rules;
+use crate::policy::explain::by_name;
 
 /// A question that takes longer holds up those behind it.
 const SLOW: Duration = Duration::from_millis(20);
@@ -46,6 +47,12 @@ pub(super) async fn findings(
         } else {
             None
         };
+        let mut reasons: Vec<String> = reasons
+            .iter()
+            .map(|(policy, reason)| format!("{policy} ({reason})"))
+            .collect();
+        // Where they have no names, the numbers stay.
+        let _named = by_name(client, reasons.iter_mut().collect()).await;
         let name = tables.names.of(seen.table);
         found.push(asked(&name, &reasons, took, (facts, config)));
     }
@@ -110,14 +117,10 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
 
 fn asked(
     name: &str,
-    reasons: &BTreeMap<&str, &str>,
+    reasons: &[String],
     took: Option<Duration>,
     (facts, config): (&Facts, &Config),
 ) -> Finding {
-    let reasons: Vec<String> = reasons
-        .iter()
-        .map(|(policy, reason)| format!("{policy} ({reason})"))
-        .collect();
     let cost = match took {
         Some(took) => format!(
             "a question took {:.1} ms here, {:.1} ms of it the way to the database and back",

@@ -5,6 +5,8 @@ mod deciding;
 
 mod level;
 
+mod names;
+
 use std::collections::BTreeSet;
 
 use super::access::Access;
@@ -17,6 +19,7 @@ use super::scope::{Done, compiled};
 use crate::datum::Datum;
 pub use deciding::{Deciding, deciding};
 pub use level::Level;
+pub use names::by_name;
 
 /// How a policy is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -89,6 +89,19 @@ pub(super) struct Table {
     pub(super) totals: Totals,
 }
 
+impl Table {
+    /// Why something is asked, or nothing is seen.
+    pub(super) fn reasons(&mut self) -> impl Iterator<Item = &mut String> {
+        let policies = self.policies.iter_mut().flat_map(|policy| {
+            let others = policy.by_role.values_mut();
+            let others = others.flat_map(|other| &mut other.reasons);
+            policy.reasons.iter_mut().chain(others)
+        });
+        let roles = self.roles.iter_mut();
+        policies.chain(roles.filter_map(|role| role.reason.as_mut()))
+    }
+}
+
 /// The row before an UPDATE or DELETE.
 #[derive(Serialize)]
 pub(super) struct OldRows {

@@ -13,7 +13,7 @@ use crate::pg::Oid;
 use crate::pg::connect::Database;
 use crate::policy::access::{Access, Rules};
 use crate::policy::catalog::{self, Catalog};
-use crate::policy::explain::{Explained, How, explain, found};
+use crate::policy::explain::{Explained, How, by_name, explain, found};
 use crate::policy::reader::CatalogReader;
 
 /// Roles that policies name are explained up to so many.
@@ -135,6 +135,8 @@ pub(super) async fn report(
         report.totals.add(&explained.totals);
         report.tables.push(explained);
     }
+    let reasons = report.tables.iter_mut().flat_map(Table::reasons);
+    by_name(&client, reasons.collect()).await?;
     report
         .tables
         .sort_by(|a, b| (&a.schema, &a.table).cmp(&(&b.schema, &b.table)));
