@@ -43,6 +43,8 @@ struct World {
     told: Vec<Told>,
     readable: Vec<Readable>,
     pace: Watcher,
+    /// How many questions there were at the last fence.
+    questions: u64,
     subscribers: Vec<Subscriber>,
     trace: Vec<String>,
     tally: Tally,
@@ -121,6 +123,7 @@ impl World {
         }
         let mut world = Self {
             pace,
+            questions: 0,
             writers,
             told_of_rules,
             address,
@@ -400,13 +403,14 @@ impl World {
 
     /// Holds everything since the last fence against what arrived.
     async fn fence(&mut self) -> Result<(), String> {
-        let asked = self.relay.core.metrics.questions.get();
         let began = Instant::now();
         let fence = self.relay.fence().await;
         self.pace.until(fence).await;
         self.tally.took("until the fence", began);
         let began = Instant::now();
-        let asked = self.relay.core.metrics.questions.get() > asked;
+        // Questions may have been asked while the next transaction was written.
+        let questions = self.relay.core.metrics.questions.get();
+        let asked = questions > std::mem::replace(&mut self.questions, questions);
         let several = self.readable.len() > 1;
         let mut everybody = std::mem::take(&mut self.subscribers);
         for one in everybody.iter_mut().filter(|one| one.line.is_some()) {
