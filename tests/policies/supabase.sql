@@ -11,6 +11,10 @@ create table auth.users (
 );
 grant all on auth.users to service_role;
 
+create function auth.email() returns text language sql stable as
+  $$ select coalesce(nullif(current_setting('request.jwt.claim.email', true), ''),
+    nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email') $$;
+
 create schema storage;
 grant usage on schema storage to anon, authenticated, service_role;
 create table storage.buckets (id text primary key, name text not null, public boolean default false);

@@ -21,6 +21,10 @@ use crate::policy::check::copy::{Copied, copy};
 use crate::policy::check::{disagrees, relation};
 use crate::policy::explain::{Explained, deciding, explain};
 
+/// Why something that is compiled is undecided for a row.
+const OPEN: &str = "what is compiled leaves it open for this row: which of several rows is the first, \
+     the case of letters beyond ASCII, or a time too near to now";
+
 /// How long a question may take, in milliseconds.
 const LIMIT: u32 = 5_000;
 
@@ -248,7 +252,8 @@ async fn judge_one(
         };
         differs = disagrees(&predicate, verdict, answer);
         if verdict == Verdict::Undecided {
-            judged.undecided_because = missing.or_else(|| explained.reasons.first().cloned());
+            let reason = missing.or_else(|| explained.reasons.first().cloned());
+            judged.undecided_because = Some(reason.unwrap_or_else(|| OPEN.to_owned()));
         } else {
             let mut own = Lookups::default();
             for wanted in predicate.lookups() {
