@@ -78,6 +78,23 @@ pub const CLAIMS: [&str; 7] = [
     r#"{"sub": "nobody", "org": "x"}"#,
 ];
 
+/// Policies that are tried by themselves: among others what they say may decide nothing.
+pub const SINGLES: &[&str] = &[
+    "t.org = (select x.org from m x where x.u = auth.uid())",
+    "(select x.ok from m x where x.org = t.org)",
+    "(select count(*) filter (where x.ok) from m x where x.org = t.org) = 1",
+    "(select bool_or(x.ok) filter (where x.s = 'admin') from m x where x.org = t.org)",
+    "t.org in (select x.org from m x except select y.org from g y)",
+    "t.org in (select x.org from m x where x.ok intersect select y.id from g y)",
+    "exists (select 1 from g x join m y on y.org = x.id where x.org = t.org and y.u = auth.uid())",
+    "t.org in (select x.org from g x where x.id in (select y.org from m y where y.u = auth.uid()))",
+    "exists (with recursive up as (select g.id, g.org from g where g.id = t.org
+       union select p.id, p.org from g p join up on p.id = up.org)
+       select 1 from up join m y on y.org = up.id where y.u = auth.uid())",
+    "exists (select 1 from v x where x.org = t.org and x.u = auth.uid())",
+    "exists (select 1 from i x where x.org = t.org and x.u = auth.uid())",
+];
+
 /// Whether claims make what reads them raise an error.
 pub fn raises(claims: &str) -> bool {
     claims.contains("nobody")

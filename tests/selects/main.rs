@@ -41,7 +41,14 @@ async fn world() -> (Throwaway, World, StdRng, u64) {
     client.batch_execute("set jit = off").await.unwrap();
     client.batch_execute(grammar::SCHEMA).await.unwrap();
     let world = World::new(client, seed).await;
-    (server, world, StdRng::seed_from_u64(seed), wanted)
+    let mut world = world;
+    let mut random = StdRng::seed_from_u64(seed);
+    for text in grammar::SINGLES {
+        for _ in 0..4 {
+            world.single(&mut random, text).await;
+        }
+    }
+    (server, world, random, wanted)
 }
 
 #[cfg(not(feature = "mutants"))]

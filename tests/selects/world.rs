@@ -217,26 +217,7 @@ impl World {
         let usual = random.random_bool(0.4);
         let mut sql: Vec<String> = Vec::new();
         let mut undo: Vec<String> = Vec::new();
-        for (table, columns) in grammar::LOOKUPS {
-            self.client
-                .batch_execute(&format!("delete from {table}"))
-                .await
-                .unwrap();
-            let count = random.random_range(0..6);
-            for id in 1..=count {
-                let mut insert = insert(random, table, columns);
-                if *table == *"g" {
-                    let at = insert.find("values (").unwrap() + "values (".len();
-                    let rest = insert[at..].find(',').unwrap() + at;
-                    insert.replace_range(at..rest, &id.to_string());
-                }
-                self.client.batch_execute(&insert).await.unwrap();
-            }
-        }
-        if random.random_bool(0.4) {
-            let twice = "insert into m select * from m limit 2";
-            self.client.batch_execute(twice).await.unwrap();
-        }
+        self.fill(random).await;
         // Which of them look into which: a cycle now and then.
         let tables: [(&'static str, f64, &'static [&'static str]); 3] = [
             (
@@ -332,6 +313,50 @@ impl World {
             undo.push(format!("grant select on {table} to authenticated"));
             sql.push(revoke);
         }
+        self.noted(random, errors, (sql, undo)).await;
+    }
+
+    /// One policy by itself, of whose errors each has to be one.
+    pub async fn single(&mut self, random: &mut StdRng, text: &str) {
+        self.fill(random).await;
+        let policy = format!("create policy p0 on t for select to authenticated using ({text})");
+        self.client.batch_execute(&policy).await.unwrap();
+        let undo = vec!["drop policy p0 on t".to_owned()];
+        self.noted(random, false, (vec![policy], undo)).await;
+    }
+
+    /// Other rows in the tables that are looked into.
+    async fn fill(&self, random: &mut StdRng) {
+        for (table, columns) in grammar::LOOKUPS {
+            self.client
+                .batch_execute(&format!("delete from {table}"))
+                .await
+                .unwrap();
+            let count = random.random_range(0..6);
+            for id in 1..=count {
+                let mut insert = insert(random, table, columns);
+                if *table == *"g" {
+                    let at = insert.find("values (").unwrap() + "values (".len();
+                    let rest = insert[at..].find(',').unwrap() + at;
+                    insert.replace_range(at..rest, &id.to_string());
+                }
+                self.client.batch_execute(&insert).await.unwrap();
+            }
+        }
+        if random.random_bool(0.4) {
+            let twice = "insert into m select * from m limit 2";
+            self.client.batch_execute(twice).await.unwrap();
+        }
+    }
+
+    /// Keeps what PostgreSQL says of the policies that there are, before and after a change, and takes
+    /// them back.
+    async fn noted(
+        &mut self,
+        random: &mut StdRng,
+        errors: bool,
+        (sql, undo): (Vec<String>, Vec<String>),
+    ) {
         let catalog = self.catalog().await;
         let mut before = self.state().await;
         let mut turns = 0;

@@ -285,12 +285,25 @@ impl Compiler<'_> {
 
     /// Refuses a type of which values may be equal and not the same.
     pub(super) fn told_apart_by_equality(&self, oid: Oid) -> Result<(), Refusal> {
-        match Type::of(oid, Oid(0), &self.scope.types) {
-            Some(Type::Numeric | Type::Float4 | Type::Float8 | Type::Bpchar(_) | Type::Citext) => {
-                Err(Refusal::new("which of equal values it is"))
-            }
-            _ => Ok(()),
+        let mut of = Type::of(oid, Oid(0), &self.scope.types);
+        while let Some(Type::Array(element)) = &of {
+            of = Some((**element).clone());
         }
+        let forms = matches!(
+            of,
+            Some(
+                Type::Numeric
+                    | Type::Float4
+                    | Type::Float8
+                    | Type::Bpchar(_)
+                    | Type::Citext
+                    | Type::Jsonb
+            )
+        );
+        if forms {
+            return Err(Refusal::new("which of equal values it is"));
+        }
+        Ok(())
     }
 
     /// `order by` of a query whose columns are in hand, and the expressions of its target list.

@@ -12,6 +12,9 @@ use crate::mutant::SelectMutant;
 /// come to an end.
 const MAX_ROWS: usize = 10_000;
 
+/// The same where no index finds what follows a row, so that for each a whole table is gone through.
+const MAX_SCANS: usize = 100;
+
 /// The most columns that rows have.
 pub const MAX_WIDTH: usize = IN_ORDER.len();
 
@@ -37,9 +40,27 @@ impl Recursion {
         }
     }
 
+    fn most(&self) -> usize {
+        let scans = |expr: &Expr| match expr {
+            Expr::Select(select) => {
+                let mut places = select.places().into_iter();
+                places.any(|place| place.elements.is_none() && place.keys.is_empty())
+            }
+            _ => false,
+        };
+        if self.next.iter().any(scans) {
+            MAX_SCANS
+        } else {
+            MAX_ROWS
+        }
+    }
+
     /// All rows, in whatever order.
     pub(in crate::policy::expr) fn value(&self, inputs: Inputs<'_>) -> Outcome {
-        let mut found = Found::default();
+        let mut found = Found {
+            most: self.most(),
+            ..Found::default()
+        };
         for one in &self.first {
             found.add(one.outcome(inputs)?, self.distinct)?;
         }
@@ -72,6 +93,7 @@ impl Recursion {
 
 #[derive(Default)]
 struct Found {
+    most: usize,
     seen: HashSet<Option<Datum>>,
     /// Those from which no others were found yet.
     new: VecDeque<Option<Datum>>,
@@ -89,7 +111,7 @@ impl Found {
             if distinct && !self.seen.insert(row.clone()) {
                 continue;
             }
-            if self.all.len() + self.new.len() >= MAX_ROWS {
+            if self.all.len() + self.new.len() >= self.most {
                 return Err(Trouble::Undecided);
             }
             self.new.push_back(row.clone());
