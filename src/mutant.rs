@@ -93,7 +93,6 @@ mutants! {
     /// Faults of the evaluator of policies.
     PolicyMutant {
         CitextIsText,
-        UnionKeepsAll,
         AndIsOr,
         OrIsAnd,
         NotIsNothing,
@@ -202,6 +201,7 @@ mutants! {
         AllIsAny,
         ExceptIsIntersect,
         UnionTakesFirst,
+        UnionKeepsAll,
         RecursionEndsAtOnce,
         ViewIsCaller,
     }

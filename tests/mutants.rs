@@ -110,7 +110,7 @@ fn of_array(function: &ArrayFunction) -> Vec<String> {
         A::Slice(..) => names(&[P::SliceHasNoEnd]),
         A::Append | A::Prepend => names(&[P::AppendPrepends]),
         A::Split => names(&[P::SplitKeepsWhole]),
-        A::Union(_) => names(&[P::UnionKeepsAll, P::ArrayIsNull]),
+        A::Union(_) => names(&[SelectMutant::UnionKeepsAll]),
         A::Make
         | A::Lower
         | A::Upper

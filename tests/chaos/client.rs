@@ -351,6 +351,12 @@ impl Run {
                     Kind::Plain => {}
                     Kind::Told | Kind::Together | Kind::Exact => {
                         let channel = &mut self.channels[index];
+                        if let Some(cursor) = &cursor {
+                            let mut model = self.client.model.lock().unwrap();
+                            for table in &channel.tables {
+                                model.goes_on(*table, cursor);
+                            }
+                        }
                         channel.since.clone_from(&cursor);
                         channel.own = cursor
                             .iter()

@@ -380,6 +380,7 @@ fn expressions(kind: char) -> (&'static [&'static str], &'static [&'static str])
                 "(length(t) = 1)",
                 "(a && array['b', 'c'])",
                 "(j @> (j -> 0))",
+                "((string_to_array(t || ',b', ','))[2] = 'b')",
                 "(t::uuid <> all (array(select unnest(a[5:6])::uuid)))",
                 "(not (t::int = any (array(select unnest(g[5:6])))))",
                 "(e = 'A')",

@@ -31,7 +31,7 @@ pub(crate) async fn cluster() -> &'static Throwaway {
         .get_or_init(|| async {
             // Every test has a slot, and all run at once.
             let settings = [
-                "max_replication_slots = 200",
+                "max_replication_slots = 600",
                 "max_wal_senders = 200",
                 "max_connections = 500",
             ];

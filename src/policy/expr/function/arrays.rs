@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Function;
 use crate::datum::{Array, Datum, Trouble};
-use crate::mutant::PolicyMutant;
+use crate::mutant::{PolicyMutant, SelectMutant};
 use crate::policy::expr::Outcome;
 
 /// A function of arrays.
@@ -106,7 +106,7 @@ impl ArrayFunction {
             return split(values);
         }
         if let Self::Union(distinct) = self {
-            return union(values, *distinct && !PolicyMutant::UnionKeepsAll.active());
+            return union(values, *distinct && !SelectMutant::UnionKeepsAll.active());
         }
         let array = |at: usize| match values.get(at) {
             Some(Some(Datum::Array(array))) => Ok(Some(array)),
