@@ -205,7 +205,10 @@ fn besides() -> Vec<String> {
         S::UnionTakesFirst,
         S::ViewIsCaller,
     ]));
-    all.extend(names(&[PolicyMutant::PatternForgetsNot]));
+    all.extend(names(&[
+        PolicyMutant::PatternForgetsNot,
+        PolicyMutant::CitextIsText,
+    ]));
     all
 }
 

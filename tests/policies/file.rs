@@ -100,6 +100,13 @@ pub(crate) const SHAPES: &[&str] = &[
     "array",
     "composite-key",
     "domain",
+    "array-of-union",
+    "citext",
+    "coalesced-times",
+    "lateral",
+    "recursive-with",
+    "timezone-utc",
+    "unnest-column",
 ];
 
 /// Whether the schemas are somebody else's: what they hold is not known beforehand.
