@@ -310,6 +310,10 @@ pub async fn give_up(database: &Database, slot: &str) -> Result<(), SourceError>
 /// Where the server does not do that.
 pub async fn pass_over(database: &Database, slot: &str) -> Result<Lsn, SourceError> {
     let client = database.connect("rowcast setup").await?;
+    // The server may still be ending the session that has read it.
+    if let Ok(free) = timeout(CLOSE_TIMEOUT, slot::until_free(&client, slot)).await {
+        free?;
+    }
     slot::advance(&client, slot).await
 }
 
