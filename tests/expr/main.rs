@@ -154,7 +154,8 @@ async fn scope_of(client: &Client) -> Scope {
         client,
         "select oid, proargtypes::text, prorettype, proisstrict, prosecdef,
         proconfig is not null, prosqlbody::text from pg_proc where prosqlbody is not null
-        and oid >= 16384",
+        and oid >= 16384 and not exists (
+            select from pg_depend d where d.objid = pg_proc.oid and d.deptype = 'e')",
     )
     .await
     {
