@@ -91,7 +91,7 @@ pub const SINGLES: &[&str] = &[
     "exists (with recursive up as (select g.id, g.org from g where g.id = t.org
        union select p.id, p.org from g p join up on p.id = up.org)
        select 1 from up join m y on y.org = up.id where y.u = auth.uid())",
-    "cardinality(array(select x.org from m x union select y.org from m y)) = t.org",
+    "cardinality(array(select x.org from m x union select y.org from m y)) > t.org",
     "(select count(distinct x.s) from m x where x.org = t.org) = 1",
     "(select count(distinct x.org) from m x where x.ok is not false) = t.org",
     "(select x.s from g x where x.s is not null order by x.id desc limit 1) = t.s",
