@@ -16,7 +16,7 @@ pub(super) use with::Names;
 use super::{Around, Compiler, Refusal, Typed};
 use crate::datum::{Datum, UserType};
 use crate::pg::Oid;
-use crate::policy::expr::select::{Asked, Select, Several, Sort, Step};
+use crate::policy::expr::select::{Aggregate, Asked, Kind, Select, Several, Sort, Step};
 use crate::policy::expr::{Constant, Expr};
 use crate::policy::node_tree::{Node, Tree};
 
@@ -81,6 +81,26 @@ impl Rows {
             Asked::First(std::mem::take(&mut self.order), value)
         };
         self.asked(asked)
+    }
+
+    /// Of each of them a value, as an array; NULL of none. No depth around is as great as `free`.
+    fn array(self, of: Expr, free: u32) -> Expr {
+        let select = Select {
+            from: self.from,
+            result: Asked::Exists,
+        };
+        let depths = select.depths().into_iter();
+        let own = depths.max().map_or(free, |most| free.max(most + 1));
+        let all = Aggregate {
+            kind: Kind::Array,
+            of: Some(of),
+            distinct: self.several == Several::Distinct,
+            filter: None,
+        };
+        Expr::Select(Box::new(Select {
+            result: Asked::Folded(own, vec![all], Box::new(Expr::Field(own, 0))),
+            ..select
+        }))
     }
 
     /// Its only value.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::super::operators::{self, Demand};
 use super::super::{Compiler, Refusal, Typed};
-use super::{FIELDS, Link, Rows, after, plain};
+use super::{FIELDS, Link, after, plain};
 use crate::datum::{Array, Datum, Type};
 use crate::pg::Oid;
-use crate::policy::expr::select::{Aggregate, Asked, Kind, Select, Several, Sort};
+use crate::policy::expr::select::{Aggregate, Asked, Kind, Select, Sort};
 use crate::policy::expr::{ArrayFunction, Comparison, Expr, Function};
 use crate::policy::node_tree::{Node, Tree};
 
@@ -222,7 +222,7 @@ impl Compiler<'_> {
                 return Err(Refusal::new("a set operation of different types"));
             }
             of = Some(value.oid);
-            parts.push(self.array_of(rows, value));
+            parts.push(rows.array(value.expr, self.looked));
         }
         let of = of.ok_or_else(|| Refusal::new("an array of nothing"))?;
         let array = self.scope.types.array(of);
@@ -240,29 +240,6 @@ impl Compiler<'_> {
             }
         };
         Ok((after(before, listed), array))
-    }
-
-    /// The values of rows as an array; NULL of none.
-    fn array_of(&self, rows: Rows, value: Typed) -> Expr {
-        let select = Select {
-            from: rows.from,
-            result: Asked::Exists,
-        };
-        let own = select
-            .depths()
-            .into_iter()
-            .max()
-            .map_or(self.looked, |most| most + 1);
-        let all = Aggregate {
-            kind: Kind::Array,
-            of: Some(value.expr),
-            distinct: rows.several == Several::Distinct,
-            filter: None,
-        };
-        Expr::Select(Box::new(Select {
-            result: Asked::Folded(own, vec![all], Box::new(Expr::Field(own, 0))),
-            ..select
-        }))
     }
 
     /// Whether a set operation gives equal rows once; `None` where a query is none.

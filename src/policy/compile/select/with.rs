@@ -6,9 +6,7 @@ use super::super::{Around, Compiler, Reference, Refusal, Typed, operators};
 use super::from::ENTRY;
 use super::{Rows, plain, set};
 use crate::pg::Oid;
-use crate::policy::expr::select::{
-    Aggregate, Asked, Kind, MAX_WIDTH, Recursion, Select, Several, Step,
-};
+use crate::policy::expr::select::{MAX_WIDTH, Recursion, Several, Step};
 use crate::policy::expr::{ArrayFunction, Comparison, Expr, Function};
 use crate::policy::node_tree::{Node, Tree};
 
@@ -208,8 +206,15 @@ impl Compiler<'_> {
         if all && !(once(&first) && once(&next)) {
             return Err(Refusal::new("WITH RECURSIVE of several parts"));
         }
-        let array = |all: Vec<Rows>| all.into_iter().map(|one| array_of(one, own + 1)).collect();
-        Ok((array(first), array(next), columns))
+        // Each row is an array of its values.
+        let array = |mut rows: Rows| {
+            let values = std::mem::take(&mut rows.values).into_iter();
+            let values = values.map(|one| one.expr).collect();
+            let row = Expr::Call(Function::Array(ArrayFunction::Make), values);
+            rows.array(row, own + 1)
+        };
+        let arrays = |all: Vec<Rows>| all.into_iter().map(array).collect();
+        Ok((arrays(first), arrays(next), columns))
     }
 
     /// Notes by what a set operation tells its rows apart.
@@ -234,26 +239,4 @@ impl Compiler<'_> {
         }
         Ok(())
     }
-}
-
-/// The rows as an array of arrays. Of the depths around none is as great as that.
-fn array_of(rows: Rows, free: u32) -> Expr {
-    let values = rows.values.into_iter().map(|one| one.expr).collect();
-    let row = Expr::Call(Function::Array(ArrayFunction::Make), values);
-    let select = Select {
-        from: rows.from,
-        result: Asked::Exists,
-    };
-    let depths = select.depths().into_iter();
-    let own = depths.max().map_or(free, |most| free.max(most + 1));
-    let all = Aggregate {
-        kind: Kind::Array,
-        of: Some(row),
-        distinct: rows.several == Several::Distinct,
-        filter: None,
-    };
-    Expr::Select(Box::new(Select {
-        result: Asked::Folded(own, vec![all], Box::new(Expr::Field(own, 0))),
-        ..select
-    }))
 }
