@@ -179,6 +179,16 @@ mutants! {
 }
 
 mutants! {
+    /// Faults of what is kept of rows that were judged.
+    JudgedMutant {
+        OutlivesItsLookups,
+        OutlivesItsKin,
+        IsOfAnyRow,
+        OldRowIsAlike,
+    }
+}
+
+mutants! {
     /// Faults of policies that look into other tables.
     SelectMutant {
         ExistsFlipped,

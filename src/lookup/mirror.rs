@@ -16,9 +16,22 @@ pub type Looked = Arc<[Option<Datum>]>;
 #[error("the mirror has no such index")]
 pub struct Lacking;
 
+/// Which state of which mirror: equal only where nothing has changed in between.
+#[derive(Debug, Clone, Default)]
+pub struct State(Arc<()>);
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for State {}
+
 /// The rows of one table, as of one place in the log. A clone is the same state for ever.
 #[derive(Clone)]
 pub struct Mirror {
+    state: State,
     columns: Arc<[Column]>,
     /// Where in the columns those stand that tell rows apart.
     key: Arc<[usize]>,
@@ -65,6 +78,7 @@ impl Mirror {
             indexes.push((set.into(), HashTrieMapSync::new_sync()));
         }
         Self {
+            state: State::default(),
             columns: columns.into(),
             key,
             rows: HashTrieMapSync::new_sync(),
@@ -151,10 +165,17 @@ impl Mirror {
         Ok(index.get(values).map_or(0, HashTrieSetSync::size))
     }
 
-    /// Whether this is the other one, unchanged since, and not only one with the same rows.
+    /// Which state this is: that of a clone until either changes.
     #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.columns, &other.columns) && self.len == other.len
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn change(&mut self) {
+        // Where nobody else has it nobody can take it for what it was.
+        if Arc::get_mut(&mut self.state.0).is_none() {
+            self.state = State::default();
+        }
     }
 
     /// How often a row is there.
@@ -166,6 +187,7 @@ impl Mirror {
 
     /// Adds a row.
     pub fn insert(&mut self, row: Looked) {
+        self.change();
         let key = self.key_of(&row);
         let mut alike = self.rows.get(&key).cloned().unwrap_or_default();
         let times = alike.get(&row).copied().unwrap_or(0);
@@ -186,6 +208,7 @@ impl Mirror {
         let Some(times) = alike.get(row).copied() else {
             return false;
         };
+        self.change();
         if times > 1 {
             alike.insert_mut(Arc::clone(row), times - 1);
         } else {
@@ -203,6 +226,7 @@ impl Mirror {
 
     /// Takes all rows out.
     pub fn clear(&mut self) {
+        self.change();
         self.rows = HashTrieMapSync::new_sync();
         self.len = 0;
         for (_, index) in &mut self.indexes {

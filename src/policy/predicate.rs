@@ -35,7 +35,7 @@ use super::expr::{Cells, ColumnRef, Constant, Expr, Inputs, Outcome};
 use crate::auth::Principal;
 use crate::change::{Relation, Row};
 use crate::datum::{Datum, Trouble};
-use crate::lookup::{Lookups, Wanted};
+use crate::lookup::{Lookups, State, Wanted};
 use crate::mutant::PolicyMutant;
 
 /// What a predicate says of a row and a principal. Only [`Verdict::True`] shows the row.
@@ -205,6 +205,12 @@ impl Predicate {
             true => Found::Scan,
             false => Found::Index,
         }
+    }
+
+    /// Whether what it says of a row may be another thing later.
+    #[must_use]
+    pub const fn asks_the_time(&self) -> bool {
+        self.clock.is_some()
     }
 
     /// What is read of other tables.
@@ -384,11 +390,7 @@ impl Projection {
 /// Equal means that nothing tells them apart, not even the text of equal numbers.
 impl PartialEq for Projection {
     fn eq(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len()
-            && self.0.iter().zip(&other.0).all(|(a, b)| match (a, b) {
-                (Ok(Some(a)), Ok(Some(b))) => a.identical(b),
-                (a, b) => a == b,
-            })
+        identical(&self.0, &other.0)
     }
 }
 
@@ -398,6 +400,15 @@ impl Hash for Projection {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.hash(state);
     }
+}
+
+/// Whether nothing tells the values apart.
+fn identical(some: &[Outcome], others: &[Outcome]) -> bool {
+    some.len() == others.len()
+        && some.iter().zip(others).all(|two| match two {
+            (Ok(Some(a)), Ok(Some(b))) => a.identical(b),
+            (a, b) => a == b,
+        })
 }
 
 /// Claims are personal data and must not reach a log.
@@ -465,6 +476,45 @@ fn clock_of(expr: &Expr) -> Option<Arc<ServerClock>> {
 
 type Tables<'l> = SmallVec<[Option<Opened<'l>>; 1]>;
 
+/// What a predicate reads of a row, kept to know another row again that says the same.
+#[derive(Clone)]
+pub struct Said(Box<[Outcome]>);
+
+impl Said {
+    /// Whether that row says the same: whoever sees the one sees the other, while the tables that
+    /// the predicate looks into are in the same [states](Facts::states), unless the predicate asks
+    /// [what time it is](Predicate::asks_the_time).
+    #[must_use]
+    pub fn is(&self, facts: &Facts<'_>) -> bool {
+        identical(&self.0, &facts.parts)
+    }
+}
+
+/// Row values must not reach a log.
+impl fmt::Debug for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Said({} parts)", self.0.len())
+    }
+}
+
+/// Texts up to this are kept of rows, in bytes.
+const BRIEF: usize = 128;
+
+/// Whether a value takes so little that it may be kept.
+fn is_brief(part: &Outcome) -> bool {
+    match part {
+        Ok(Some(Datum::Text(text))) => text.len() <= BRIEF,
+        Ok(Some(
+            Datum::Numeric(_)
+            | Datum::Json(_)
+            | Datum::Jsonb(_)
+            | Datum::Bytes(_)
+            | Datum::Array(_),
+        )) => false,
+        Ok(_) | Err(_) => true,
+    }
+}
+
 /// What is known of one row.
 pub struct Facts<'p> {
     predicate: &'p Predicate,
@@ -475,6 +525,35 @@ pub struct Facts<'p> {
 }
 
 impl Facts<'_> {
+    /// What the row says, for others that say the same; `None` where it is too much to be kept.
+    #[must_use]
+    pub fn said(&self) -> Option<Said> {
+        let brief = self.parts.iter().all(is_brief);
+        brief.then(|| Said(self.parts.as_slice().into()))
+    }
+
+    /// A hash of what the row says.
+    pub fn hash_said(&self, state: &mut impl Hasher) {
+        self.parts.hash(state);
+    }
+
+    /// In which states the tables are that the predicate looks into; `None` for one that is not
+    /// there.
+    pub fn states(&self) -> impl Iterator<Item = Option<&State>> {
+        let tables = self.tables.iter();
+        tables.map(|opened| opened.as_ref().map(|opened| opened.mirror.state()))
+    }
+
+    /// Whether another row says the same of the same predicate, which finds the same in the same
+    /// tables: whoever sees the one sees the other.
+    #[must_use]
+    pub fn are_those_of(&self, other: &Self) -> bool {
+        std::ptr::eq(self.predicate, other.predicate)
+            && self.now == other.now
+            && identical(&self.parts, &other.parts)
+            && self.states().eq(other.states())
+    }
+
     /// Whether the principals of a projection may see the row.
     #[must_use]
     pub fn judge(&self, projection: &Projection) -> Verdict {

@@ -1,11 +1,15 @@
 //! Everybody who watches one table under one role: found by who may see a row and by who asked for
 //! it, whichever are fewer.
 
+mod judged;
+
 pub(super) mod leave;
 
 mod member;
 
 mod old_rows;
+
+mod route;
 
 mod selection;
 
@@ -15,22 +19,26 @@ use std::sync::Arc;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use self::judged::{Judged, Whom};
 pub(super) use self::member::{Begin, Binding, Member, MemberKey, Moment};
 use self::member::{Installed, wants};
+pub(super) use self::route::Match;
 use self::selection::Selections;
 pub(super) use self::selection::{Selection, SelectionKey};
-use super::filter_index::{FilterIndex, FilterKey, Outcomes};
-use super::memberships::{Note, States, affected};
+use super::filter_index::{FilterIndex, FilterKey};
+use super::memberships::{Note, affected};
 use super::{ChannelId, Outbox};
 use crate::auth::{Claims, Principal};
 use crate::change::{Change, Kind, Relation, Row};
 use crate::datum::Datum;
 use crate::lookup::Lookups;
+use crate::mutant::JudgedMutant;
 use crate::policy::access::{Access, Rules};
+use crate::policy::explain::Found;
 use crate::policy::predicate::{
-    Affected, Audience, Bound, Facts, Members, Probe, Projection, Verdict as Judgement,
+    Affected, Audience, Bound, Facts, Members, Predicate, Probe, Projection, Verdict as Judgement,
 };
-use crate::subscription::matcher::{Filter, Outcome};
+use crate::subscription::matcher::Filter;
 
 /// Principals whom no policy of the table can tell apart.
 #[derive(Debug)]
@@ -87,6 +95,8 @@ pub(super) struct Group {
     selections: Selections,
     leaving: leave::Watching,
     bound: Option<BoundRules>,
+    /// What was found for earlier rows, where that takes long.
+    judged: Option<Box<Judged>>,
 }
 
 /// The rules held against one version of the relation.
@@ -94,21 +104,6 @@ struct BoundRules {
     version: u64,
     /// `None` where the stream does not carry a column that a policy reads.
     predicates: Option<SmallVec<[Bound; 1]>>,
-}
-
-/// One kin's share of a change, or that of all who may see it: who of them asked for it.
-#[derive(Debug)]
-pub(super) struct Match {
-    /// Which kin of the group; where the row may be seen, the first of several.
-    pub(super) kin: usize,
-    pub(super) principal: Arc<Principal>,
-    pub(super) sight: Sight,
-    /// What matched.
-    pub(super) told: Vec<Told>,
-    /// Whether the row before an update may be shown as well.
-    pub(super) sees_old: bool,
-    /// Whether it cannot be told that the filters ask for it.
-    pub(super) unclear: bool,
 }
 
 /// What the compiled policies say of a row.
@@ -146,6 +141,16 @@ impl Subject<'_> {
 
 impl Group {
     pub(super) fn new(access: Arc<Access>) -> Self {
+        let judged = match &access.rules {
+            Rules::Judged { predicates, .. } => {
+                let lasts = |predicate: &Arc<Predicate>| !predicate.asks_the_time();
+                let takes_long = |predicate: &Arc<Predicate>| {
+                    !predicate.lookups().is_empty() || predicate.found() == Found::Scan
+                };
+                predicates.iter().all(lasts) && predicates.iter().any(takes_long)
+            }
+            Rules::Nothing(_) | Rules::Everything => false,
+        };
         let by_slot = match &access.rules {
             Rules::Judged { predicates, .. } => predicates
                 .first()
@@ -170,6 +175,7 @@ impl Group {
             selections: Selections::default(),
             leaving: leave::Watching::default(),
             bound: None,
+            judged: judged.then(Box::default),
         }
     }
 
@@ -292,6 +298,7 @@ impl Group {
             return;
         }
         let kin = self.kin.remove(member.who);
+        self.forget_judged();
         self.unindexed.remove(&member.who);
         for (slot, index) in &mut self.by_slot {
             let projection = kin.projections.first();
@@ -320,6 +327,7 @@ impl Group {
         if let Some(known) = self.by_key.get(&key) {
             return *known;
         }
+        self.forget_judged();
         let who = self.kin.insert(Kin {
             principal: Arc::clone(principal),
             projections,
@@ -340,111 +348,20 @@ impl Group {
         who
     }
 
+    /// There are others by now whom what was found names, or does not.
+    fn forget_judged(&mut self) {
+        if let Some(judged) = &mut self.judged
+            && !JudgedMutant::OutlivesItsKin.active()
+        {
+            judged.forget();
+        }
+    }
+
     fn access_key(&self, principal: &Principal, projections: SmallVec<[Projection; 1]>) -> KinKey {
         // Where a question may come, all claims matter: it carries one kin's claims for all of it.
         let asked = matches!(&self.access.rules, Rules::Judged { asked: true, .. })
             || projections.iter().any(Projection::is_undecided);
         (projections, asked.then(|| principal.claims.clone()))
-    }
-
-    /// Finds who asked for a change, and whether they may see it. Those who may not are in the
-    /// answer only where that has to be counted or said.
-    pub(super) fn route(&mut self, subject: &Subject<'_>, states: &States) -> Vec<Match> {
-        self.bind(subject.relation);
-        let deleted = matches!(subject.change.kind, Kind::Delete { .. });
-        let standing = if deleted {
-            &states.before
-        } else {
-            &states.after
-        };
-        let facts = self.facts(subject.row, standing);
-        let old = subject.old.map(|old| self.facts(old, &states.before));
-        let mut outcomes = Outcomes::default();
-        let mut heard: Vec<Heard> = Vec::new();
-        match self.candidates(subject.row(), facts.as_deref(), &mut outcomes) {
-            Candidates::Kin(kin) => {
-                heard.reserve(kin.len());
-                for who in kin {
-                    let mut one = Heard::of(who, 0);
-                    for key in self.kin.get(who).iter().flat_map(|entry| &entry.members) {
-                        self.hear(*key, subject, &mut outcomes, &mut one);
-                    }
-                    heard.push(one);
-                }
-            }
-            Candidates::Members(members) => {
-                let mut by_kin: HashMap<usize, usize> = HashMap::new();
-                let mut last = None;
-                for key in &members {
-                    let Some(who) = self.members.get(key.0).map(|member| member.who) else {
-                        continue;
-                    };
-                    // Mostly there are either many kin or many members of one.
-                    let at = match last {
-                        Some((kin, at)) if kin == who => at,
-                        _ => *by_kin.entry(who).or_insert_with(|| {
-                            let alone = self.kin.len() == 1;
-                            heard.push(Heard::of(who, if alone { members.len() } else { 0 }));
-                            heard.len() - 1
-                        }),
-                    };
-                    last = Some((who, at));
-                    if let Some(heard) = heard.get_mut(at) {
-                        self.hear(*key, subject, &mut outcomes, heard);
-                    }
-                }
-            }
-        }
-        let mut matches: Vec<Match> = Vec::new();
-        // Of those who see the row it does not matter any more who they are.
-        let mut seeing: [Option<usize>; 2] = [None; 2];
-        for heard in heard {
-            if heard.told.is_empty() && heard.unclear.is_empty() {
-                continue;
-            }
-            let who = heard.who;
-            let Some(kin) = self.kin.get(who) else {
-                continue;
-            };
-            let sight = self.sight(kin, facts.as_deref());
-            let hidden = matches!(sight, Sight::Hidden | Sight::Raised);
-            if !heard.unclear.is_empty() && !hidden {
-                matches.push(Match {
-                    kin: who,
-                    principal: Arc::clone(&kin.principal),
-                    sight,
-                    told: heard.unclear,
-                    sees_old: false,
-                    unclear: true,
-                });
-            }
-            if !heard.told.is_empty() {
-                let sees_old = sight == Sight::Visible
-                    && old
-                        .as_ref()
-                        .is_some_and(|old| self.sight(kin, old.as_deref()) == Sight::Visible);
-                let alike = seeing
-                    .get_mut(usize::from(sees_old))
-                    .filter(|_| sight == Sight::Visible);
-                if let Some(alike) = alike {
-                    let known = alike.and_then(|at| matches.get_mut(at));
-                    if let Some(known) = known {
-                        known.told.extend(heard.told);
-                        continue;
-                    }
-                    *alike = Some(matches.len());
-                }
-                matches.push(Match {
-                    kin: who,
-                    principal: Arc::clone(&kin.principal),
-                    sight,
-                    told: heard.told.into_vec(),
-                    sees_old,
-                    unclear: false,
-                });
-            }
-        }
-        matches
     }
 
     /// The names of that selection.
@@ -494,40 +411,38 @@ impl Group {
         Some(read.collect())
     }
 
-    fn candidates(
-        &self,
-        row: (&Relation, &Row, bool),
-        facts: Option<&[Facts<'_>]>,
-        outcomes: &mut Outcomes,
-    ) -> Candidates {
+    /// Who may see a row; with `keeps` who of those that ask for it does is to be kept.
+    fn whom(&self, facts: Option<&[Facts<'_>]>, keeps: bool) -> Whom {
         let audience = match (&self.access.rules, facts) {
             (Rules::Nothing(_), _) => Audience::Nobody,
             (_, Some(facts)) => facts.first().map_or(Audience::Everyone, Facts::audience),
             (_, None) => Audience::Scan,
         };
-        match audience {
-            Audience::Nobody => Candidates::Kin(Vec::new()),
-            Audience::Members(probes, members) => {
-                Candidates::Kin(self.members_of(&probes, &members))
-            }
-            Audience::Probes(probes) => {
-                let mut kin: Vec<usize> = probes
-                    .iter()
-                    .filter_map(|probe| self.by_slot.get(&probe.slot)?.get(&probe.datum))
-                    .flatten()
-                    .chain(&self.unindexed)
-                    .copied()
-                    .collect();
-                if probes.len() > 1 || !self.unindexed.is_empty() {
-                    kin.sort_unstable();
-                    kin.dedup();
-                }
-                Candidates::Kin(kin)
-            }
+        let kin = match audience {
+            Audience::Nobody => Vec::new(),
+            Audience::Members(probes, members) => self.members_of(&probes, &members),
+            Audience::Probes(probes) => self.probed(&probes),
             Audience::Everyone | Audience::Scan => {
-                Candidates::Members(self.by_filter.candidates(row, outcomes))
+                return Whom::Anybody(keeps.then(HashMap::new));
             }
+        };
+        Whom::Kin(kin.into_iter().map(|who| (who, None)).collect())
+    }
+
+    /// The kin that probes find.
+    fn probed(&self, probes: &[Probe]) -> Vec<usize> {
+        let mut kin: Vec<usize> = probes
+            .iter()
+            .filter_map(|probe| self.by_slot.get(&probe.slot)?.get(&probe.datum))
+            .flatten()
+            .chain(&self.unindexed)
+            .copied()
+            .collect();
+        if probes.len() > 1 || !self.unindexed.is_empty() {
+            kin.sort_unstable();
+            kin.dedup();
         }
+        kin
     }
 
     /// The kin that probes find, or whose value is among members': of those and the different
@@ -558,57 +473,6 @@ impl Group {
         kin
     }
 
-    /// Notes which of a member's bindings ask for the row.
-    fn hear(
-        &self,
-        key: MemberKey,
-        subject: &Subject<'_>,
-        outcomes: &mut Outcomes,
-        heard: &mut Heard,
-    ) {
-        let Some(member) = self.members.get(key.0) else {
-            return;
-        };
-        let first = heard.told.len();
-        let mut unclear: SmallVec<[u32; 4]> = SmallVec::new();
-        for binding in &member.bindings {
-            if !binding.events.includes(&subject.change.kind)
-                || !wants(binding.begin.as_deref(), subject.moment)
-            {
-                continue;
-            }
-            let filter = binding.filter;
-            let asked = match self.by_filter.outcome(filter, subject.row(), outcomes) {
-                Outcome::No => continue,
-                Outcome::Unclear => {
-                    unclear.push(binding.id);
-                    continue;
-                }
-                Outcome::Yes => None,
-                Outcome::Asked => Some(filter),
-            };
-            let alike = |one: &&mut Told| one.asked == asked && one.selection == binding.selection;
-            let own = heard.told.get_mut(first..).unwrap_or_default();
-            match own.iter_mut().find(alike) {
-                Some(one) => one.bindings.push(binding.id),
-                None => heard.told.push(Told {
-                    member: key,
-                    bindings: SmallVec::from_slice(&[binding.id]),
-                    selection: binding.selection,
-                    asked,
-                }),
-            }
-        }
-        if !unclear.is_empty() {
-            heard.unclear.push(Told {
-                member: key,
-                bindings: unclear,
-                selection: None,
-                asked: None,
-            });
-        }
-    }
-
     fn sight(&self, kin: &Kin, facts: Option<&[Facts<'_>]>) -> Sight {
         match &self.access.rules {
             Rules::Nothing(_) => return Sight::Hidden,
@@ -628,28 +492,4 @@ impl Group {
         }
         Sight::Visible
     }
-}
-
-/// One kin's share of a change.
-struct Heard {
-    who: usize,
-    told: SmallVec<[Told; 1]>,
-    /// Whether these ask for it cannot be told.
-    unclear: Vec<Told>,
-}
-
-impl Heard {
-    /// Nothing yet, with room for so many.
-    fn of(who: usize, room: usize) -> Self {
-        Self {
-            who,
-            told: SmallVec::with_capacity(room),
-            unclear: Vec::new(),
-        }
-    }
-}
-
-enum Candidates {
-    Kin(Vec<usize>),
-    Members(Vec<MemberKey>),
 }

@@ -79,3 +79,38 @@ async fn whatever_is_interleaved_nobody_is_told_of_what_a_select_did_not_show() 
         sum.is_worth_something();
     }
 }
+
+/// Worlds after which a fault is taken to be unnoticed.
+#[cfg(feature = "mutants")]
+const TRIED: u64 = 12;
+
+#[cfg(feature = "mutants")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_mutant_of_what_is_kept_of_judged_rows_is_noticed() {
+    use rowcast::mutant::JudgedMutant;
+    let only = std::env::var("ROWCAST_MUTANT").ok();
+    let mut survivors = Vec::new();
+    for &mutant in JudgedMutant::ALL {
+        let name = format!("{mutant:?}");
+        if only.as_ref().is_some_and(|only| *only != name) {
+            continue;
+        }
+        mutant.switch_on();
+        let mut noticed = None;
+        for seed in 0..TRIED {
+            let world = tokio::spawn(async move {
+                world::play(&mut StdRng::seed_from_u64(seed), *WORLD.start()).await
+            });
+            if !matches!(world.await, Ok(Ok(_))) {
+                noticed = Some(seed);
+                break;
+            }
+        }
+        eprintln!("{name}: noticed in world {noticed:?}");
+        if noticed.is_none() {
+            survivors.push(name);
+        }
+    }
+    JudgedMutant::switch_off();
+    assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}

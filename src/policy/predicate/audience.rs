@@ -176,7 +176,8 @@ impl Members {
 
 impl PartialEq for Members {
     fn eq(&self, other: &Self) -> bool {
-        let alike = |(a, b): (&Reached, &Reached)| a.on == b.on && a.mirror.is(&b.mirror);
+        let alike =
+            |(a, b): (&Reached, &Reached)| a.on == b.on && a.mirror.state() == b.mirror.state();
         (self.slot, self.column) == (other.slot, other.column)
             && self.reached.len() == other.reached.len()
             && self.reached.iter().zip(&other.reached).all(alike)

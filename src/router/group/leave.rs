@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Candidates, Group, MemberKey, SelectionKey, Sight, Subject, wants};
+use super::judged::Whom;
+use super::{Group, MemberKey, SelectionKey, Sight, Subject, wants};
 use crate::auth::Principal;
 use crate::change::{Row, Value};
 use crate::mutant::LeaveMutant;
@@ -147,10 +148,10 @@ impl Group {
         );
         let (mut before, mut after) = (Outcomes::default(), Outcomes::default());
         let old = (subject.relation, old, true);
-        let members = match self.candidates(old, was.as_deref(), &mut before) {
-            Candidates::Members(members) => members,
-            Candidates::Kin(kin) => {
-                let kin = kin.iter().filter_map(|who| self.kin.get(*who));
+        let members = match self.whom(was.as_deref(), false) {
+            Whom::Anybody(_) => self.by_filter.candidates(old, &mut before),
+            Whom::Kin(kin) => {
+                let kin = kin.iter().filter_map(|(who, _)| self.kin.get(*who));
                 kin.flat_map(|kin| &kin.members).copied().collect()
             }
         };
