@@ -1,5 +1,6 @@
 //! The tables that policies read: whether the relay can keep them in memory.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -40,37 +41,24 @@ pub(super) async fn findings(
             })
         })
         .collect();
-    let settings = keep::Settings {
-        purpose: keep::Purpose::Lookups,
-        publication: publication.to_owned(),
-        lookup_publication: config.lookup_publication(),
-        max_bytes: config.max_lookup_bytes,
-        look_every: Duration::MAX,
-        checkpoint: None,
-        checkpoint_every: Duration::MAX,
-    };
-    let lookups = quote_identifier(&settings.lookup_publication);
+    let lookups = quote_identifier(&config.lookup_publication());
     let exists = client
         .query_one(
             "select exists (select from pg_catalog.pg_publication where pubname = $1)",
-            &[&settings.lookup_publication],
+            &[&config.lookup_publication()],
         )
         .await?
         .try_get::<_, bool>(0)?;
     let login = quote_identifier(login);
-    for (name, refusal) in keep::examine(client, wanted, &settings).await? {
+    for (oid, name, refusal) in unmirrored(client, wanted, (publication, config)).await? {
         let text = format!(
             "policies that read {name} are asked of PostgreSQL, row by row: {}",
             refusal.text
         );
-        let known = catalog
-            .tables
-            .values()
-            .find(|table| names.of(table) == *name);
         let (code, sql) = match refusal.cause {
             Cause::Privilege => (
                 "lookup_privilege",
-                rights(catalog, known.map(|table| table.oid), (&name, &login)),
+                rights(catalog, Some(oid), (&name, &login)),
             ),
             Cause::RowSecurity => ("lookup_row_security", vec![shown(&name, &login)]),
             Cause::Publication if exists => (
@@ -99,6 +87,24 @@ pub(super) async fn findings(
         );
     }
     Ok(found)
+}
+
+/// Why tables that policies look into cannot be mirrored, each with its name as in SQL.
+pub(crate) async fn unmirrored(
+    client: &Client,
+    wanted: &[Wanted],
+    (publication, config): (&str, &Config),
+) -> Result<Vec<(Oid, Arc<str>, keep::Refusal)>, tokio_postgres::Error> {
+    let settings = keep::Settings {
+        purpose: keep::Purpose::Lookups,
+        publication: publication.to_owned(),
+        lookup_publication: config.lookup_publication(),
+        max_bytes: config.max_lookup_bytes,
+        look_every: Duration::MAX,
+        checkpoint: None,
+        checkpoint_every: Duration::MAX,
+    };
+    keep::examine(client, wanted, &settings).await
 }
 
 /// What lets a login read all of a table.

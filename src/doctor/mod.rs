@@ -39,6 +39,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 pub use self::finding::{Finding, Severity};
+pub(crate) use self::lookups::unmirrored;
 use self::server::Facts;
 use crate::auth::{self, Authenticator};
 use crate::config::{Config, Secret};

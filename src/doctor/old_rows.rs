@@ -65,7 +65,7 @@ pub(super) async fn findings(
     for (name, columns) in wanted {
         // One by one: of each is to be known what stands against it.
         let refused = keep::examine(client, std::slice::from_ref(&columns), &settings).await?;
-        let Some((_, refusal)) = refused.into_iter().next() else {
+        let Some((_, _, refusal)) = refused.into_iter().next() else {
             kept.insert(columns.table, columns);
             continue;
         };

@@ -17,6 +17,7 @@ use super::predicate::{Predicate, Verdict};
 use super::reach::alone;
 use super::scope::{Done, compiled};
 use crate::datum::Datum;
+use crate::lookup::Wanted;
 pub use deciding::{Deciding, deciding};
 pub use level::Level;
 pub use names::by_name;
@@ -77,6 +78,8 @@ pub struct Looked {
     pub table: String,
     /// The columns.
     pub columns: Vec<String>,
+    /// What is mirrored of it.
+    pub wanted: Wanted,
 }
 
 /// One policy or rule, for one role.
@@ -157,6 +160,7 @@ fn one<'c>(
             .iter()
             .map(|column| column.name.to_string())
             .collect(),
+        wanted: wanted.clone(),
     });
     let columns = columns_read(table, &[policy]).into_iter();
     Explained {

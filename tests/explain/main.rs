@@ -394,3 +394,29 @@ async fn where_old_rows_come_from_and_what_they_lack_is_said() {
         assert!(text.contains(said), "{identity}: {text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_a_policy_looks_into_and_that_cannot_be_mirrored_is_named_with_why() {
+    let schema = "
+        create table crews (ship int, sailor uuid);
+        create table ships (id int primary key, name text);
+        alter table ships enable row level security;
+        create policy crew on ships using (
+            exists (select from crews where ship = id and sailor = auth.uid()));
+        grant select on ships, crews to authenticated;
+        create publication rowcast for table ships";
+    let (url, sql) = database(schema).await;
+    let report = json(&run(&url, &["ships", "--json"]));
+    let lookup = policy(&report, "crew")["lookups"][0].clone();
+    let why = lookup["not_mirrored"].as_str().unwrap();
+    assert!(why.contains("has no replica identity"), "{lookup}");
+    let text = run(&url, &["ships"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("would mirror \"public\".\"crews\""), "{text}");
+    sql.batch_execute("alter table crews add primary key (ship, sailor)")
+        .await
+        .unwrap();
+    let report = json(&run(&url, &["ships", "--json"]));
+    let lookup = &policy(&report, "crew")["lookups"][0];
+    assert_eq!(lookup.get("not_mirrored"), None, "{lookup}");
+}

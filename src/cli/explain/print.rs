@@ -173,14 +173,15 @@ fn write_policy(out: &mut String, policy: &Policy) {
         }
     }
     for lookup in &policy.lookups {
-        line(
-            out,
-            &format!(
-                "      mirrors {} ({})",
-                lookup.table,
-                lookup.columns.join(", ")
+        let (table, columns) = (&lookup.table, lookup.columns.join(", "));
+        let text = match &lookup.not_mirrored {
+            None => format!("      mirrors {table} ({columns})"),
+            Some(why) => format!(
+                "      would mirror {table} ({columns}), but {why}; until then PostgreSQL is asked, \
+                 row by row"
             ),
-        );
+        };
+        line(out, &text);
     }
     write_checked(out, policy);
 }

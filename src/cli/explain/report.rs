@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::lookup::Wanted;
+
 /// Everything.
 #[derive(Serialize)]
 pub(super) struct Report {
@@ -154,6 +156,11 @@ pub(super) struct ByRole {
 pub(super) struct Lookup {
     pub(super) table: String,
     pub(super) columns: Vec<String>,
+    /// Why it cannot be mirrored: the policy is asked then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) not_mirrored: Option<String>,
+    #[serde(skip)]
+    pub(super) wanted: Wanted,
 }
 
 #[derive(Serialize)]

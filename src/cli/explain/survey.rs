@@ -9,6 +9,8 @@ use super::checks::Checks;
 use super::report::{ByRole, Lookup, Policy, Report, Role, Server, Table, Totals};
 use super::{Trouble, Wish, old_rows, row};
 use crate::config::Config;
+use crate::doctor;
+use crate::lookup::Wanted;
 use crate::pg::Oid;
 use crate::pg::connect::Database;
 use crate::policy::access::{Access, Rules};
@@ -135,6 +137,7 @@ pub(super) async fn report(
         report.totals.add(&explained.totals);
         report.tables.push(explained);
     }
+    look_whether_mirrored(&client, config, &mut report).await?;
     let reasons = report.tables.iter_mut().flat_map(Table::reasons);
     by_name(&client, reasons.collect()).await?;
     report
@@ -147,6 +150,37 @@ pub(super) async fn report(
         }
     }
     Ok(report)
+}
+
+/// Notes of the tables that policies look into which cannot be mirrored.
+async fn look_whether_mirrored(
+    client: &Client,
+    config: &Config,
+    report: &mut Report,
+) -> Result<(), Trouble> {
+    let publication = report.server.publication.as_deref().unwrap_or_default();
+    let policies = || report.tables.iter().flat_map(|table| &table.policies);
+    let mut wanted: BTreeMap<Oid, Wanted> = BTreeMap::new();
+    for one in policies().flat_map(|policy| &policy.lookups) {
+        let known = wanted.entry(one.wanted.table);
+        let known = known.or_insert_with(|| one.wanted.clone());
+        known.merge(&one.wanted);
+    }
+    let wanted: Vec<Wanted> = wanted.into_values().collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let refused = doctor::unmirrored(client, &wanted, (publication, config)).await?;
+    let refused: BTreeMap<Oid, String> = refused
+        .into_iter()
+        .map(|(oid, _, refusal)| (oid, refusal.text.to_string()))
+        .collect();
+    let tables = report.tables.iter_mut();
+    let policies = tables.flat_map(|table| &mut table.policies);
+    for one in policies.flat_map(|policy| &mut policy.lookups) {
+        one.not_mirrored = refused.get(&one.wanted.table).cloned();
+    }
+    Ok(())
 }
 
 async fn one_table(client: &Client, name: &str) -> Result<Oid, Trouble> {
@@ -350,6 +384,8 @@ fn policy_of(
     let lookups = lookups.into_iter().map(|one| Lookup {
         table: one.table,
         columns: one.columns,
+        not_mirrored: None,
+        wanted: one.wanted,
     });
     Policy {
         name: policy.name.clone(),

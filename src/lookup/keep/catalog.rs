@@ -115,7 +115,7 @@ pub(super) async fn look(
     Ok(all)
 }
 
-/// Why tables could not be mirrored for this login, of those that are wanted, with their names as in
+/// Why tables could not be mirrored for this login, of those that are wanted, each with its name as in
 /// SQL: what the keeper itself would find, without changing anything. A table that it would publish
 /// by itself is none of them.
 ///
@@ -125,7 +125,7 @@ pub async fn examine(
     client: &Client,
     wanted: &[Wanted],
     settings: &Settings,
-) -> Result<Vec<(Arc<str>, Refusal)>, tokio_postgres::Error> {
+) -> Result<Vec<(Oid, Arc<str>, Refusal)>, tokio_postgres::Error> {
     let oids: Vec<Oid> = wanted.iter().map(|one| one.table).collect();
     let found = look(client, &oids, settings).await?;
     let mut refused = Vec::new();
@@ -135,10 +135,10 @@ pub async fn examine(
         };
         match found.judge(one, settings) {
             Verdict::Fits(_) => {}
-            Verdict::Refused(refusal) => refused.push((found.name(), refusal)),
+            Verdict::Refused(refusal) => refused.push((one.table, found.name(), refusal)),
             Verdict::Unpublished => {
                 if !found.is_owned() {
-                    refused.push((found.name(), found.unpublished(settings)));
+                    refused.push((one.table, found.name(), found.unpublished(settings)));
                 }
             }
         }
