@@ -117,7 +117,7 @@ impl Told {
         wish: &Wish,
         standing: &Standing<'_>,
         data: &Value,
-        leave: bool,
+        (leave, as_of_later): (bool, bool),
     ) -> Option<String> {
         let readable = &standing.readable[self.transaction];
         let none = Map::new();
@@ -153,7 +153,7 @@ impl Told {
             let image = image.as_ref();
             image.is_some_and(|image| image.sights[wish.who] != Sight::Hidden)
         };
-        let old_seen = seen(&self.old) || seen(&self.old_then);
+        let old_seen = as_of_later || seen(&self.old) || seen(&self.old_then);
         let old = self.old.as_ref().or(self.old_then.as_ref());
         for (name, value) in data["old_record"].as_object().unwrap_or(&none) {
             let own = old.and_then(|old| old.row.get(name));
@@ -255,7 +255,8 @@ pub(crate) async fn check(
         from = at;
         shown[at] = true;
         let (change, left) = own[at].due(wish, standing);
-        match if leave { left } else { change } {
+        let due = if leave { left } else { change };
+        match due {
             Due::Must => tally.shown += 1,
             Due::May => tally.allowed += 1,
             Due::Never if standing.asked_later => tally.as_of_later += 1,
@@ -274,7 +275,9 @@ pub(crate) async fn check(
         }
         let kind = if leave { "LEAVE" } else { own[at].kind };
         *tally.kinds.entry(kind).or_default() += 1;
-        if let Some(unfit) = own[at].unfit(wish, standing, data, leave) {
+        // By the answer the row that left was seen.
+        let as_of_later = leave && due == Due::Never;
+        if let Some(unfit) = own[at].unfit(wish, standing, data, (leave, as_of_later)) {
             return Err(format!("SHOWN TOO MUCH: {unfit}: {data}"));
         }
     }
