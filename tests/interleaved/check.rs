@@ -239,10 +239,19 @@ pub(crate) async fn check(
             .filter(|at| !shown[*at])
             .filter_map(|at| Some((at, own[at].is(data)?)))
             .collect();
-        let rightly = fitting.iter().find(|(at, leave)| {
+        let due = |(at, leave): &&(usize, bool)| {
             let (change, left) = own[*at].due(wish, standing);
             (if *leave { left } else { change }) != Due::Never
-        });
+        };
+        // A transaction may move a row to another partition and delete it there: what was not told of
+        // the one does not explain the other.
+        let fits = |one: &&(usize, bool)| {
+            let (at, leave) = **one;
+            let unfit = own[at].unfit(wish, standing, data, (leave, false));
+            due(one) && unfit.is_none()
+        };
+        let rightly = fitting.iter().find(fits);
+        let rightly = rightly.or_else(|| fitting.iter().find(due));
         let Some((at, leave)) = rightly.or_else(|| fitting.first()).copied() else {
             let twice = own.iter().any(|told| told.is(data).is_some());
             let why = if twice {

@@ -119,3 +119,59 @@ impl Found {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::Oid;
+    use crate::policy::expr::select::{Asked, Select, Step};
+
+    /// An array of one row with these columns.
+    fn row(columns: &[i64]) -> Expr {
+        let array = |elements: Vec<Option<Datum>>| Datum::Array(Arc::new(Array::new(elements)));
+        let columns = columns.iter().map(|column| Some(Datum::Int(*column)));
+        Expr::constant(array(vec![Some(array(columns.collect()))]))
+    }
+
+    fn found(recursion: &Recursion) -> Result<usize, Trouble> {
+        let rows = recursion.value(Inputs::default())?;
+        match rows {
+            Some(Datum::Array(rows)) => Ok(rows.elements().len()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn rows_that_find_themselves_end_a_union_and_are_undecided_in_a_union_all() {
+        let mut round = Recursion {
+            depth: 0,
+            distinct: true,
+            first: vec![row(&[1])],
+            next: vec![row(&[2]), row(&[1])],
+        };
+        assert_eq!(found(&round), Ok(2));
+        round.distinct = false;
+        assert_eq!(found(&round), Err(Trouble::Undecided));
+        round.next.clear();
+        assert_eq!(found(&round), Ok(1));
+    }
+
+    #[test]
+    fn where_each_row_is_looked_for_in_a_whole_table_fewer_are_gone_through() {
+        let mut step = Step::table(Oid(1), 1);
+        let looks = |step: &Step| Recursion {
+            depth: 0,
+            distinct: true,
+            first: vec![row(&[1])],
+            next: vec![Expr::Select(Box::new(Select {
+                from: vec![step.clone()],
+                result: Asked::Exists,
+            }))],
+        };
+        assert_eq!(looks(&step).most(), MAX_SCANS);
+        if let super::super::Source::Table(place) = &mut step.source {
+            place.keys.push((0, Expr::Field(0, 0)));
+        }
+        assert_eq!(looks(&step).most(), MAX_ROWS);
+    }
+}
