@@ -80,6 +80,10 @@ async fn what_a_filter_delivers_is_what_a_where_selects() {
     );
 }
 
+/// Runs after which a fault is taken to be unnoticed.
+#[cfg(feature = "mutants")]
+const TRIED: u64 = 5;
+
 #[cfg(feature = "mutants")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_mutant_is_noticed() {
@@ -103,10 +107,18 @@ async fn every_mutant_is_noticed() {
             continue;
         }
         mutant.switch_on();
-        let report = differential("", seed, size, true).await;
+        let mut wrong = 0;
+        // Some faults show in one of a thousand filters.
+        for more in 0..TRIED {
+            let report = differential("", seed.wrapping_add(more), size, true).await;
+            wrong = report.wrong.len();
+            if wrong > 0 {
+                break;
+            }
+        }
         FilterMutant::switch_off();
-        eprintln!("{mutant:?}: {} wrong", report.wrong.len());
-        if report.wrong.is_empty() {
+        eprintln!("{mutant:?}: {wrong} wrong");
+        if wrong == 0 {
             unnoticed.push(mutant);
         }
     }

@@ -394,7 +394,7 @@ async fn check(
                 tally.told += 1;
                 tally.leaves += u64::from(wanted.kind == "LEAVE");
             } else if resync.is_some() {
-                break;
+                // What is undecided may be told behind what came after it.
             } else if wanted.must && may_be_undecided {
                 // It may come some changes later.
                 owed = true;
