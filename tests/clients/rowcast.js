@@ -125,16 +125,25 @@ export function listens(host, port) {
   })
 }
 
-/** A port that was free a moment ago. */
-export function freePort() {
-  return new Promise((resolve, reject) => {
-    const server = createServer()
-    server.once('error', reject)
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address()
-      server.close(() => resolve(port))
+/** Ports that this process was given: the system may give one again before anybody listens there. */
+const given = new Set()
+
+/** A port that was free a moment ago, another one each time. */
+export async function freePort() {
+  for (;;) {
+    const port = await new Promise((resolve, reject) => {
+      const server = createServer()
+      server.once('error', reject)
+      server.listen(0, '127.0.0.1', () => {
+        const { port } = server.address()
+        server.close(() => resolve(port))
+      })
     })
-  })
+    if (!given.has(port)) {
+      given.add(port)
+      return port
+    }
+  }
 }
 
 /** Every binary that runs; whatever a failed test leaves behind ends with this process. */
