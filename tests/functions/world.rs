@@ -339,7 +339,8 @@ impl World {
             counts.found += usize::from(!matches!(facts.audience(), Audience::Scan));
             for (who, claims) in grammar::CLAIMS.iter().enumerate() {
                 let projection = predicate.project(&principal(role, claims));
-                let truth = case.truth[&(role, who)].as_bytes()[at];
+                let letters = case.truth[&(role, who)].as_bytes();
+                let truth = letters[at];
                 let native = facts.judge(&projection);
                 counts.judged += 1;
                 counts.undecided += usize::from(native == Verdict::Undecided);
@@ -355,6 +356,10 @@ impl World {
                     }
                     (Verdict::True, b'T') => continue,
                     (Verdict::True, _) => "LEAK",
+                    // Behind an error PostgreSQL plans the expressions of a PL/pgSQL function with
+                    // the values in hand until the transaction ends: beside a NULL it then does not
+                    // come upon what raises. A `select` has ended with the first error.
+                    (Verdict::Error, b'T') if letters[..at].contains(&b'E') => continue,
                     (Verdict::False | Verdict::Null | Verdict::Error, b'T') => "hidden",
                     _ => continue,
                 };
