@@ -81,8 +81,7 @@ impl Judged {
 
     pub(super) fn keep(&mut self, known: Known) {
         if self.kept + known.len() > MAX {
-            self.rows = HashMap::new();
-            self.kept = 0;
+            self.forget();
         }
         self.kept += known.len();
         self.rows.entry(known.hash).or_default().push(known);
