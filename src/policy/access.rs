@@ -290,29 +290,15 @@ impl Access {
     }
 }
 
-/// Whether a policy reads a row as a whole, for which no column dependency stands.
-fn reads_whole_row(policy: &Policy) -> bool {
-    policy
-        .tree
-        .as_ref()
-        .is_some_and(|tree| tree.contains(":varattno 0 "))
-}
-
 /// Why the policies cannot be asked about a row of the stream: they read what only a stored row
 /// has.
 fn unstored(table: &Table, policies: &[&Policy]) -> Option<String> {
     policies.iter().find_map(|policy| {
         let system_column = policy.tree.as_ref()?.contains(":varattno -");
-        (system_column || reads_whole_row(policy)).then(|| {
+        system_column.then(|| {
             format!(
-                "policy {} of {} reads {}, which a change does not carry",
-                policy.name,
-                table.name,
-                if system_column {
-                    "a system column"
-                } else {
-                    "its row as a whole"
-                },
+                "policy {} of {} reads a system column, which a change does not carry",
+                policy.name, table.name
             )
         })
     })

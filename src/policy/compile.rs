@@ -332,6 +332,9 @@ struct Compiler<'s> {
     output: Vec<Typed>,
     /// Whether the target list in hand may have a set of elements in it, and that set.
     expanding: Option<Option<super::expr::select::Step>>,
+    /// The type of the rows of the policy's own table, once one was handed to a function as a whole.
+    /// No other value of that type is compiled.
+    whole: Option<Oid>,
     /// The aggregates of the sub-select in hand, where it may have some.
     folding: Option<select::Folding>,
     nodes: usize,
@@ -360,6 +363,7 @@ impl<'s> Compiler<'s> {
             output: Vec::new(),
             expanding: None,
             folding: None,
+            whole: None,
             nodes: 0,
         }
     }

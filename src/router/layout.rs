@@ -117,6 +117,7 @@ impl Layout {
             table,
             condition: String::new(),
             reads: missing,
+            whole: false,
         };
         let computed = (!asked.reads.is_empty()).then(|| {
             let inputs = |computed: &&crate::policy::catalog::Column| -> Box<[bool]> {

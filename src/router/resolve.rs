@@ -516,6 +516,7 @@ impl Reader<'_> {
             table,
             condition: conditions.join(" and "),
             reads,
+            whole: false,
         };
         let needs: Vec<String> = image::needs(&asked)
             .into_iter()

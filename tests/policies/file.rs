@@ -107,6 +107,7 @@ pub(crate) const SHAPES: &[&str] = &[
     "recursive-with",
     "timezone-utc",
     "unnest-column",
+    "whole-row",
 ];
 
 /// Whether the schemas are somebody else's: what they hold is not known beforehand.

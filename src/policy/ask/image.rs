@@ -44,6 +44,9 @@ pub struct Asked<'a> {
     pub condition: String,
     /// The columns that it reads.
     pub reads: Vec<&'a Column>,
+    /// Whether it reads the row as a whole, as a value of the table's own type. Then `reads` are all
+    /// columns, in order.
+    pub whole: bool,
 }
 
 /// The SQL that says which rows of `$1` (an array of what [`of`] makes) pass all of `asked`,
@@ -59,7 +62,7 @@ pub fn query(asked: &[Asked<'_>]) -> String {
         if place > 0 {
             sql.push_str(" and ");
         }
-        let from = source(asked);
+        let from = row(asked);
         let condition = &asked.condition;
         sql.push_str(&format!("exists (select 1 from {from} where {condition})"));
     }
@@ -126,6 +129,25 @@ fn collate(column: &Column) -> String {
 const DEFAULT_COLLATION: Oid = Oid(100);
 
 const REGCLASS: Oid = Oid(2205);
+
+/// One row under the table's own name, of the table's type where it is read as a whole.
+fn row(asked: &Asked<'_>) -> String {
+    let from = source(asked);
+    if !asked.whole {
+        return from;
+    }
+    let Table { schema, name, .. } = asked.table;
+    let (schema, alias) = (quoted(schema), quoted(name));
+    let columns = asked.reads.iter();
+    let values: Vec<String> = columns
+        .map(|column| format!("{alias}.{}", quoted(&column.name)))
+        .collect();
+    // What a function returns of a table's type is a row of that type.
+    format!(
+        "pg_catalog.unnest(array(select row({})::{schema}.{alias} from {from})) as {alias}",
+        values.join(", ")
+    )
+}
 
 /// One row with the columns that are read, under the table's own name.
 fn source(asked: &Asked<'_>) -> String {

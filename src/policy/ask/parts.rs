@@ -204,6 +204,7 @@ pub(in crate::policy) fn question<'a>(
         table,
         condition: condition(policies, open),
         reads: columns_read(table, policies),
+        whole: policies.iter().any(|policy| reads_whole_row(policy)),
     }
 }
 
@@ -213,6 +214,13 @@ pub fn asks<'a>(table: &'a Table, policy: &Policy) -> Asked<'a> {
     let mut alone = policy.clone();
     alone.permissive = false;
     question(table, &[&alone], true)
+}
+
+/// Whether a policy reads a row as a whole, for which no column dependency stands. That may be one of
+/// a table that it looks into.
+fn reads_whole_row(policy: &Policy) -> bool {
+    let tree = policy.tree.as_ref();
+    tree.is_some_and(|tree| tree.contains(":varattno 0 "))
 }
 
 /// The columns that the policies read, from what PostgreSQL noted as their dependencies.
@@ -229,10 +237,11 @@ pub(in crate::policy) fn columns_read<'a>(
                 *class == PG_CLASS && *object == table.oid && *number == i32::from(column.number)
             })
     };
+    let whole = policies.iter().any(|policy| reads_whole_row(policy));
     table
         .columns
         .iter()
-        .filter(|column| depends(column))
+        .filter(|column| whole || depends(column))
         .collect()
 }
 

@@ -167,7 +167,15 @@ impl Compiler<'_> {
                 }
                 placed.resize(at + 1, None);
             }
-            let value = self.expr(given, depth)?;
+            // PostgreSQL's own functions look at the whole of it.
+            let row = match function {
+                Some(_) => self.whole_row(given)?,
+                None => None,
+            };
+            let value = match row {
+                Some(row) => row,
+                None => self.expr(given, depth)?,
+            };
             if let Some(free) = placed.get_mut(at) {
                 *free = Some(value);
             }

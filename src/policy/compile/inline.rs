@@ -261,8 +261,23 @@ impl Compiler<'_> {
         if node.oid("paramtype")? != arg.oid {
             return Err(Refusal::new("PARAM of another type"));
         }
+        if self.whole == Some(arg.oid) {
+            return Err(Refusal::new("a row as a whole"));
+        }
         self.spend(arg.nodes)?;
         Ok((arg.expr, arg.oid))
+    }
+
+    /// The type of a function's argument.
+    pub(super) fn argument(&self, node: &Node) -> Result<Option<Oid>, Refusal> {
+        if node.number::<u8>("paramkind")? != 0 {
+            return Ok(None);
+        }
+        let number = node.number::<usize>("paramid")?.checked_sub(1);
+        let call = self.calls.last();
+        let arg = call.and_then(|args| args.get(number?));
+        let typed = node.oid("paramtype")?;
+        Ok(arg.map(|arg| arg.oid).filter(|oid| *oid == typed))
     }
 
     pub(super) fn value_function(&self, node: &Node) -> Result<(Expr, Oid), Refusal> {

@@ -56,6 +56,7 @@ impl Compiler<'_> {
             "VAR" => self.variable(node),
             "CONST" => self.constant(node),
             "PARAM" => self.parameter(node),
+            "FIELDSELECT" => self.field(node),
             "FUNCEXPR" => self.function(node, depth),
             "OPEXPR" => self.operator(node, depth),
             "DISTINCTEXPR" => {
@@ -271,17 +272,73 @@ impl Compiler<'_> {
         if let Some(place) = place {
             return Ok((Expr::Inner(place, Arc::new(reference)), oid));
         }
-        let known = self
-            .columns
-            .iter()
-            .find(|known| ***known == reference)
-            .cloned();
+        Ok((self.column_here(reference), oid))
+    }
+
+    /// A column of the row that is judged.
+    fn column_here(&mut self, reference: ColumnRef) -> Expr {
+        let mut known = self.columns.iter();
+        let known = known.find(|known| ***known == reference).cloned();
         let reference = known.unwrap_or_else(|| {
             let reference = Arc::new(reference);
             self.columns.push(Arc::clone(&reference));
             reference
         });
-        Ok((Expr::Column(reference), oid))
+        Expr::Column(reference)
+    }
+
+    /// The row that is judged, where it is handed to a function as a whole. That it is there is all
+    /// that can be said of it; of what it is made [`Compiler::field`] says.
+    pub(super) fn whole_row(&mut self, tree: &Tree) -> Result<Option<Typed>, Refusal> {
+        let node = tree.node(self.scope.major)?;
+        let oid = match node.name.as_str() {
+            "VAR" if node.number::<i32>("varattno")? == 0 => {
+                let level = node.number::<usize>("varlevelsup")?;
+                let around = self.frames.iter().rev().nth(level);
+                let own = matches!(around, Some(Around::Own))
+                    && node.number::<usize>("varno")? == 1
+                    && node.has_only(&PLAIN_VAR);
+                if !own {
+                    return Ok(None);
+                }
+                let oid = node.oid("vartype")?;
+                self.whole = Some(oid);
+                oid
+            }
+            "PARAM" => match self.argument(node)? {
+                Some(oid) if self.whole == Some(oid) => oid,
+                _ => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        self.spend(1)?;
+        Ok(Some(Typed {
+            expr: Expr::constant(Datum::Bool(true)),
+            oid,
+            nodes: 1,
+        }))
+    }
+
+    /// A field of the row that is judged, in a function that it was handed to.
+    fn field(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        let of = node.field("arg")?.node(self.scope.major)?;
+        let whole = of.name == "PARAM" && self.whole.is_some() && self.argument(of)? == self.whole;
+        if !whole {
+            return Err(Refusal::new("a field of another row"));
+        }
+        let number = node.number::<i16>("fieldnum")?;
+        let oid = node.oid("resulttype")?;
+        let column = self.scope.columns.get(&number).cloned();
+        let column = column.ok_or_else(|| Refusal::new(format!("column {number} is not known")))?;
+        if column.type_oid != oid || column.type_modifier != node.number::<i32>("resulttypmod")? {
+            return Err(Refusal::new(format!("column {number} has another type")));
+        }
+        let reference = ColumnRef {
+            name: column.name,
+            type_oid: oid,
+            of: self.type_of(oid, column.collation)?,
+        };
+        Ok((self.column_here(reference), oid))
     }
 
     fn constant(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {

@@ -101,6 +101,11 @@ const FIELDS: &[(&str, RangeInclusive<u16>, &str)] = &[
         "consttype consttypmod constcollid constlen constbyval constisnull location constvalue",
     ),
     ("DISTINCTEXPR", ALL, OPERATION),
+    (
+        "FIELDSELECT",
+        ALL,
+        "arg fieldnum resulttype resulttypmod resultcollid",
+    ),
     ("FROMEXPR", ALL, "fromlist quals"),
     (
         "FUNCEXPR",
