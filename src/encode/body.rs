@@ -1,6 +1,7 @@
 //! A change as JSON, and the frames that it goes out in: everybody who receives the same shares
 //! both.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -43,6 +44,8 @@ pub struct Envelope<'a> {
     /// How many bytes follow behind what is shared, and count as the frame's: the receiver's own,
     /// from where the cursor says whom it is given to. 0 where nothing does.
     pub rest: usize,
+    /// Whether others hold what holds this one [`Body`]: where nobody does nobody will ask again.
+    pub shared: bool,
 }
 
 impl Body {
@@ -51,22 +54,21 @@ impl Body {
         &self,
         envelope: &Envelope<'_>,
         write: impl FnOnce(&Self) -> Option<Bytes>,
-    ) -> Option<Bytes> {
+    ) -> Option<Cow<'_, Bytes>> {
         let shared = &*self.0;
         if let Some(first) = shared.first.get()
             && first.is(envelope)
         {
-            return Some(first.frame.clone());
+            return Some(Cow::Borrowed(&first.frame));
         }
         let mut others = shared.others.lock().unwrap_or_else(PoisonError::into_inner);
         // Somebody else may have been the first meanwhile.
         let mut known = shared.first.get().into_iter().chain(&*others);
         if let Some(known) = known.find(|framed| framed.is(envelope)) {
-            return Some(known.frame.clone());
+            return Some(Cow::Owned(known.frame.clone()));
         }
         let frame = write(self)?;
-        // Where nobody else holds the change nobody will ask again.
-        if others.len() < MAX_FRAMES && Arc::strong_count(&self.0) > 1 {
+        if others.len() < MAX_FRAMES && (envelope.shared || Arc::strong_count(&self.0) > 1) {
             let framed = Framed {
                 form: envelope.form,
                 topic: Arc::clone(envelope.topic),
@@ -78,7 +80,7 @@ impl Body {
                 others.push(framed);
             }
         }
-        Some(frame)
+        Some(Cow::Owned(frame))
     }
 }
 
@@ -161,12 +163,14 @@ mod tests {
                 topic,
                 bindings: &bindings,
                 rest,
+                shared: false,
             };
             body.framed(&envelope, |_| {
                 written += 1;
                 Some(Bytes::from(format!("{form} {topic} {bindings:?} {rest}")))
             })
             .unwrap()
+            .into_owned()
         };
         let first = frame(0, &room, smallvec![1], 0);
         assert_eq!(first.as_ptr(), frame(0, &same, smallvec![1], 0).as_ptr());
@@ -194,9 +198,10 @@ mod tests {
                     topic: &topic,
                     bindings: &smallvec![1],
                     rest: 0,
+                    shared: false,
                 };
                 let frame = body.framed(&envelope, |_| Some(Bytes::from(number.to_string())));
-                assert_eq!(frame.unwrap(), number.to_string());
+                assert_eq!(*frame.unwrap(), number.to_string());
             }
         }
     }

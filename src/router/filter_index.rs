@@ -1,7 +1,7 @@
 //! Who asked for a row, found by the value that their filters demand. Equal filters are one: each
 //! is held against a row once, however many asked for the same.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use slab::Slab;
@@ -29,8 +29,9 @@ pub(super) struct FilterIndex {
 struct Entry {
     filter: Arc<Filter>,
     text: Arc<str>,
-    /// Who asked for it, with how many bindings.
-    members: HashMap<MemberKey, usize>,
+    /// Who asked for it, with how many bindings; in the order in which they lie in memory, as all of
+    /// them may have to be told.
+    members: BTreeMap<MemberKey, usize>,
 }
 
 #[derive(Debug)]
@@ -57,7 +58,7 @@ impl FilterIndex {
         let key = FilterKey(self.filters.insert(Entry {
             filter: Arc::clone(filter),
             text: Arc::clone(&text),
-            members: HashMap::new(),
+            members: BTreeMap::new(),
         }));
         self.by_text.insert(text, key);
         match demand(filter) {
@@ -139,7 +140,7 @@ impl FilterIndex {
                 }
             }
         }
-        let mut found = Vec::new();
+        let mut found: Vec<MemberKey> = Vec::new();
         let mut asking = 0;
         for key in filters {
             if self.outcome(key, (relation, row, deleted), outcomes) == Outcome::No {
@@ -151,7 +152,7 @@ impl FilterIndex {
             }
         }
         if asking > 1 {
-            found.sort_unstable_by_key(|key: &MemberKey| key.0);
+            found.sort_unstable();
             found.dedup();
         }
         found

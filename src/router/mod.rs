@@ -67,6 +67,20 @@ pub struct SessionId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub u32);
 
+/// A change as it goes out, shared by all who are told the same: what waits of it for each of many
+/// is to be small.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The bindings that asked for it ([`Wanted::id`]), in ascending order.
+    pub bindings: SmallVec<[u32; 4]>,
+    /// Its place in the log.
+    pub offset: Offset,
+    /// When it committed, in microseconds since 1970-01-01 00:00 UTC.
+    pub committed_at: i64,
+    /// The change as the JSON object that Supabase's wire calls `data`.
+    pub data: Body,
+}
+
 /// What a session hears from the router, in order, through its [`Outbox`].
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -100,15 +114,8 @@ pub enum Event {
     Change {
         /// The channel.
         channel: ChannelId,
-        /// The bindings that asked for it ([`Wanted::id`]), in ascending order.
-        bindings: SmallVec<[u32; 4]>,
-        /// Its place in the log.
-        offset: Offset,
-        /// When it committed, in microseconds since 1970-01-01 00:00 UTC.
-        committed_at: i64,
-        /// The change as the JSON object that Supabase's wire calls `data`; shared by everybody
-        /// who receives the same.
-        data: Body,
+        /// What it is told, shared by everybody who is told the same.
+        change: Arc<Outgoing>,
     },
     /// Rows that a binding wants before its changes, which follow behind its last page.
     Snapshot {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
-use super::{Event, SessionId};
+use super::{ChannelId, Event, Outgoing, SessionId};
 
 /// As many events as a session takes at once are worth a look at any time.
 const MANY: usize = 64;
@@ -113,9 +113,11 @@ impl Verdict {
     }
 }
 
+/// Small where there are many: a change for thousands is put into thousands of outboxes.
 enum Slot {
-    Ready(Event),
-    Held(Event, Arc<Verdict>),
+    Change(ChannelId, Arc<Outgoing>),
+    Other(Box<Event>),
+    Held(Box<(Event, Arc<Verdict>)>),
 }
 
 struct Inner {
@@ -195,31 +197,53 @@ impl Outbox {
     /// [`Overflow`] once everything that still fitted has been taken: the session missed something
     /// and has to be closed.
     pub fn take(&self, events: &mut Vec<Event>, limit: usize) -> Result<usize, Overflow> {
-        self.take_while(events, (limit, usize::MAX), |_| true)
+        self.take_up_to(events, (limit, usize::MAX))
     }
 
-    /// As [`Outbox::take`], as long as the next one is `wanted`, and no more once the changes among
-    /// them have `bytes` bytes.
+    /// As [`Outbox::take`], and no more once the changes among them have `bytes` bytes.
     ///
     /// # Errors
     /// As [`Outbox::take`].
-    pub fn take_while(
+    pub fn take_up_to(
         &self,
-        events: &mut impl Extend<Event>,
-        (limit, bytes): (usize, usize),
-        wanted: impl Fn(&Event) -> bool,
+        events: &mut Vec<Event>,
+        most: (usize, usize),
     ) -> Result<usize, Overflow> {
+        let take = |slot: Slot| events.push(slot.into_event());
+        self.take_while(most, |_| true, take)
+            .map(|(taken, _)| taken)
+    }
+
+    /// As [`Outbox::take_up_to`], as long as the next one is a change. Says whether nothing is left.
+    ///
+    /// # Errors
+    /// As [`Outbox::take`].
+    pub fn take_changes(
+        &self,
+        changes: &mut impl Extend<(ChannelId, Arc<Outgoing>)>,
+        most: (usize, usize),
+    ) -> Result<bool, Overflow> {
+        let take = |slot: Slot| changes.extend(slot.into_change());
+        let (_, emptied) = self.take_while(most, Slot::is_change, take)?;
+        Ok(emptied)
+    }
+
+    fn take_while(
+        &self,
+        (limit, bytes): (usize, usize),
+        wanted: impl Fn(&Slot) -> bool,
+        mut take: impl FnMut(Slot),
+    ) -> Result<(usize, bool), Overflow> {
         let mut inner = self.lock();
         let (mut taken, mut taken_bytes) = (0, 0);
         loop {
             // Those that may go out are taken at once.
             let (mut open, mut open_bytes) = (0, 0);
             for slot in &inner.slots {
-                let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
                 let goes = taken + open < limit
                     && taken_bytes + open_bytes < bytes
                     && slot.is(Verdict::SHOW)
-                    && wanted(event);
+                    && wanted(slot);
                 if !goes {
                     break;
                 }
@@ -227,10 +251,7 @@ impl Outbox {
                 open_bytes += slot.bytes();
             }
             inner.bytes -= open_bytes;
-            events.extend(inner.slots.drain(..open).map(|slot| {
-                let (Slot::Ready(event) | Slot::Held(event, _)) = slot;
-                event
-            }));
+            inner.slots.drain(..open).for_each(&mut take);
             taken += open;
             taken_bytes += open_bytes;
             let hidden = taken < limit && taken_bytes < bytes;
@@ -259,7 +280,7 @@ impl Outbox {
         if taken == 0 && inner.overflowed {
             Err(Overflow)
         } else {
-            Ok(taken)
+            Ok((taken, inner.slots.is_empty()))
         }
     }
 
@@ -325,20 +346,20 @@ impl Outbox {
 
     /// Puts an event at the end.
     pub fn push(&self, event: Event) {
-        self.put(Slot::Ready(event), 0);
+        self.put(Slot::of(event), 0);
     }
 
     /// Puts an event at the end without having the session look, unless many wait by then. Says
     /// whether it is the only one: then whoever calls this is to call [`Outbox::wake`] soon.
     #[must_use]
     pub fn push_quietly(&self, event: Event) -> bool {
-        self.put(Slot::Ready(event), MANY)
+        self.put(Slot::of(event), MANY)
     }
 
     /// Puts an event at the end that goes out only if `verdict` says so, and holds back what comes
     /// behind it until then. Whoever decides calls [`Outbox::wake`].
     pub fn hold(&self, event: Event, verdict: Arc<Verdict>) {
-        self.put(Slot::Held(event, verdict), 0);
+        self.put(Slot::Held(Box::new((event, verdict))), 0);
     }
 
     /// Lets the session look again, after a verdict was given.
@@ -380,21 +401,54 @@ impl Outbox {
 }
 
 impl Slot {
+    fn of(event: Event) -> Self {
+        match event {
+            Event::Change { channel, change } => Self::Change(channel, change),
+            other => Self::Other(Box::new(other)),
+        }
+    }
+
+    fn into_change(self) -> Option<(ChannelId, Arc<Outgoing>)> {
+        match self.into_event() {
+            Event::Change { channel, change } => Some((channel, change)),
+            _ => None,
+        }
+    }
+
+    fn into_event(self) -> Event {
+        match self {
+            Self::Change(channel, change) => Event::Change { channel, change },
+            Self::Other(event) => *event,
+            Self::Held(held) => held.0,
+        }
+    }
+
+    fn is_change(&self) -> bool {
+        match self {
+            Self::Change(..) => true,
+            Self::Other(_) => false,
+            Self::Held(held) => matches!(held.0, Event::Change { .. }),
+        }
+    }
+
     /// Whether that was said of it; of one that is not held, that it may go out.
     fn is(&self, said: u8) -> bool {
         match self {
-            Self::Ready(_) => said == Verdict::SHOW,
-            Self::Held(_, verdict) => verdict.0.load(Ordering::Acquire) == said,
+            Self::Change(..) | Self::Other(_) => said == Verdict::SHOW,
+            Self::Held(held) => held.1.0.load(Ordering::Acquire) == said,
         }
     }
 
     fn bytes(&self) -> usize {
-        match self {
-            Self::Ready(Event::Change { data, .. }) | Self::Held(Event::Change { data, .. }, _) => {
-                data.len()
-            }
-            Self::Ready(Event::Snapshot { page, .. }) => page.size(),
-            Self::Ready(_) | Self::Held(_, _) => 0,
+        let event = match self {
+            Self::Change(_, change) => return change.data.len(),
+            Self::Other(event) => event,
+            Self::Held(held) => &held.0,
+        };
+        match event {
+            Event::Change { change, .. } => change.data.len(),
+            Event::Snapshot { page, .. } => page.size(),
+            _ => 0,
         }
     }
 }
@@ -417,15 +471,17 @@ mod tests {
 
     use super::*;
     use crate::log::Offset;
-    use crate::router::ChannelId;
 
     fn change(data: &'static str) -> Event {
-        Event::Change {
-            channel: ChannelId(1),
+        let change = Outgoing {
             bindings: smallvec![1],
             offset: Offset(1),
             committed_at: 0,
             data: data.into(),
+        };
+        Event::Change {
+            channel: ChannelId(1),
+            change: Arc::new(change),
         }
     }
 
@@ -435,7 +491,7 @@ mod tests {
         Ok(events
             .into_iter()
             .map(|event| match event {
-                Event::Change { data, .. } => String::from_utf8(data.to_vec()).unwrap(),
+                Event::Change { change, .. } => String::from_utf8(change.data.to_vec()).unwrap(),
                 other => format!("{other:?}"),
             })
             .collect())

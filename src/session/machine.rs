@@ -343,19 +343,13 @@ impl Session {
                 holder,
             } => self.joined(channel, (refusals, notices), holder, actions),
             Event::Introduced { channel, holder } => self.introduced(channel, Some(holder)),
-            Event::Change {
-                channel,
-                bindings,
-                offset,
-                committed_at,
-                data,
-            } => {
-                if let Some((topic, holder)) = self.change(channel, offset) {
+            Event::Change { channel, change } => {
+                if let Some((topic, holder)) = self.change(channel, change.offset) {
                     actions.push(Action::Reply(Reply::Change {
                         topic: Arc::clone(topic),
-                        bindings,
-                        committed_at,
-                        data,
+                        bindings: change.bindings.clone(),
+                        committed_at: change.committed_at,
+                        data: change.data.clone(),
                         holder,
                     }));
                 }

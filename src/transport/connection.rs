@@ -265,9 +265,7 @@ impl Connection {
         let taken = {
             let line = &self.line;
             let mut half = line.lock();
-            let taken = line.take(&mut half, &mut left).map_err(|_| Close::Slow)?;
-            line.try_flush(&mut half).map_err(|_| Close::Lost)?;
-            taken
+            line.take(&mut half, &mut left)?
         };
         self.finish(left).await?;
         // Even with nothing taken the outbox may have overflowed; the next look tells.

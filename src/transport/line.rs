@@ -1,6 +1,7 @@
 //! The write half of a client's socket, and its session: shared by the socket's own task and by
 //! whoever hands out changes, which writes at once where nothing stands in the way.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -14,7 +15,7 @@ use super::stream::ClientStream;
 use super::{Front, wire};
 use crate::encode::Envelope;
 use crate::log::Holder;
-use crate::router::{Carrier, Event, Outbox, Overflow};
+use crate::router::{Carrier, ChannelId, Event, Outbox, Outgoing};
 use crate::session::{Action, Close, Now, Session};
 use crate::supabase::{Serializer, can_be_held, room, write, write_change, write_holder};
 
@@ -27,6 +28,8 @@ const RUNS: usize = 4;
 
 /// Frames of one write, each perhaps in two pieces.
 const SLICES: usize = 2 * RUN.0;
+
+const NO_TEXT: &str = "what was encoded is no UTF-8; it was not sent";
 
 /// What is kept of the room for frames that wait.
 const ROOM: usize = 4;
@@ -105,22 +108,38 @@ impl Line {
         }
     }
 
-    /// Moves a run of events to the frames that wait; what they mean beside that is `left`. Returns
-    /// how many there were.
-    pub(super) fn take(&self, half: &mut Half, left: &mut Left) -> Result<usize, Overflow> {
+    /// Hands out a run of events: writes what the kernel takes at once; what they mean beside that
+    /// is `left`. Returns how many there were.
+    pub(super) fn take(&self, half: &mut Half, left: &mut Left) -> Result<usize, Close> {
         // Before the outbox is: what comes into it meanwhile lies behind.
         let position = self.front.0.router.position();
+        let mut changes = Vec::new();
+        if half.waiting.is_empty() {
+            // Where it has overflowed something else may come before its end.
+            let _overflow = self.outbox.take_changes(&mut changes, RUN);
+        }
         let mut events = Vec::new();
-        let taken = self.outbox.take_while(&mut events, RUN, |_| true)?;
+        if changes.is_empty() {
+            let taken = self.outbox.take_up_to(&mut events, RUN);
+            taken.map_err(|_| Close::Slow)?;
+        }
+        let taken = changes.len() + events.len();
         if taken == 0 {
             return Ok(0);
         }
         half.session.reach(position, false);
+        self.write_changes(half, &changes)
+            .map_err(|_| Close::Lost)?;
         let now = self.now();
         let mut actions = Vec::new();
         for event in events {
             match event {
-                Event::Change { .. } => self.put_change(half, event),
+                Event::Change { channel, change } => {
+                    if let Some((frame, own)) = self.frame(half, channel, &change) {
+                        half.waiting.push_back(frame.into_owned());
+                        half.waiting.extend(own);
+                    }
+                }
                 event => half.session.event(event, now, &mut actions),
             }
             self.put(half, actions.drain(..), left);
@@ -128,6 +147,7 @@ impl Line {
         half.session.reach(position, self.outbox.is_empty());
         half.session.report(now, &mut actions);
         self.put(half, actions, left);
+        self.try_flush(half).map_err(|_| Close::Lost)?;
         Ok(taken)
     }
 
@@ -154,68 +174,102 @@ impl Line {
         }
     }
 
-    fn put_change(&self, half: &mut Half, event: Event) {
-        let Event::Change {
-            channel,
-            bindings,
-            offset,
-            committed_at,
-            data,
-        } = event
-        else {
-            return;
-        };
-        let Some((topic, holder)) = half.session.change(channel, offset) else {
-            return;
-        };
-        let holder = holder.filter(|_| can_be_held(&data));
-        if let Some(holder) = holder
-            && !half
-                .ending
-                .as_ref()
-                .is_some_and(|(known, _)| *known == holder)
-        {
-            let mut bytes = Vec::new();
-            write_holder(self.serializer, holder, &mut bytes);
-            half.ending = Some((holder, bytes.into()));
-        }
-        let ending = half.ending.as_ref().filter(|_| holder.is_some());
-        let ending = ending.map(|(_, ending)| ending.clone());
+    /// A change's frame: what is shared, and behind it what is the channel's own; `None` where there
+    /// is nothing to be sent, as the channel has ended.
+    fn frame<'a>(
+        &self,
+        half: &mut Half,
+        channel: ChannelId,
+        change: &'a Arc<Outgoing>,
+    ) -> Option<(Cow<'a, Bytes>, Option<Bytes>)> {
+        let Outgoing { bindings, data, .. } = &**change;
+        let (topic, holder) = half.session.change(channel, change.offset)?;
+        let holder = holder.filter(|_| can_be_held(data));
+        let own = holder.map(|holder| match &half.ending {
+            Some((known, ending)) if *known == holder => ending.clone(),
+            _ => {
+                let mut bytes = Vec::new();
+                write_holder(self.serializer, holder, &mut bytes);
+                half.ending.insert((holder, bytes.into())).1.clone()
+            }
+        });
         let envelope = Envelope {
             form: self.serializer as u8,
             topic,
-            bindings: &bindings,
-            rest: ending.as_ref().map_or(0, Bytes::len),
+            bindings,
+            rest: own.as_ref().map_or(0, Bytes::len),
+            shared: Arc::strong_count(change) > 1,
         };
         let frame = data.framed(&envelope, |data| {
             wire::text(data.len() + topic.len() + 128, envelope.rest, |bytes| {
-                let change = (&**data, ending.is_some());
-                write_change(self.serializer, topic, &bindings, change, bytes);
+                write_change(
+                    self.serializer,
+                    topic,
+                    bindings,
+                    (data, own.is_some()),
+                    bytes,
+                );
             })
         });
         half.changes += 1;
-        if half.committed.last() != Some(&committed_at) {
-            half.committed.push(committed_at);
+        if half.committed.last() != Some(&change.committed_at) {
+            half.committed.push(change.committed_at);
         }
-        let ending = ending.filter(|_| frame.is_some());
-        half.wait(frame);
-        half.waiting.extend(ending);
+        if frame.is_none() {
+            tracing::error!("{NO_TEXT}");
+        }
+        Some((frame?, own))
+    }
+
+    /// Writes changes where nothing waits before them. What is shared is only held on to where the
+    /// kernel does not take it at once.
+    fn write_changes(
+        &self,
+        half: &mut Half,
+        changes: &[(ChannelId, Arc<Outgoing>)],
+    ) -> io::Result<()> {
+        let mut pieces: SmallVec<[Cow<'_, Bytes>; 4]> = SmallVec::new();
+        for (channel, change) in changes {
+            if let Some((frame, own)) = self.frame(half, *channel, change) {
+                pieces.push(frame);
+                pieces.extend(own.map(Cow::Owned));
+            }
+        }
+        let mut written = self.try_write(pieces.iter().map(|piece| &**piece))?;
+        for piece in pieces {
+            if written >= piece.len() {
+                written -= piece.len();
+                continue;
+            }
+            let mut piece = piece.into_owned();
+            piece.advance(std::mem::take(&mut written));
+            half.waiting.push_back(piece);
+        }
+        Ok(())
+    }
+
+    /// How many bytes of the first pieces the kernel took; 0 where it has no room.
+    fn try_write<'a>(&self, pieces: impl Iterator<Item = &'a Bytes>) -> io::Result<usize> {
+        let first = pieces.take(SLICES).map(|piece| IoSlice::new(piece));
+        let slices: SmallVec<[IoSlice<'_>; SLICES]> = first.collect();
+        if slices.is_empty() {
+            return Ok(0);
+        }
+        match self.stream.try_write(&slices) {
+            Ok(0) => Err(ErrorKind::WriteZero.into()),
+            Ok(written) => Ok(written),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes what the kernel takes at once; says whether that is everything.
     pub(super) fn try_flush(&self, half: &mut Half) -> io::Result<bool> {
         while !half.waiting.is_empty() {
-            let written = {
-                let first = half.waiting.iter().take(SLICES);
-                let slices: SmallVec<[IoSlice<'_>; SLICES]> =
-                    first.map(|frame| IoSlice::new(frame)).collect();
-                match self.stream.try_write(&slices) {
-                    Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                    Ok(written) => written,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                    Err(error) => return Err(error),
-                }
-            };
+            let written = self.try_write(half.waiting.iter())?;
+            if written == 0 {
+                return Ok(false);
+            }
             half.written(written);
         }
         self.observe(half);
@@ -262,29 +316,25 @@ impl Line {
         if expiry.is_some_and(|at| at <= unix_now()) {
             return None;
         }
-        let is_change = |event: &Event| matches!(event, Event::Change { .. });
+        let mut emptied = false;
         for _ in 0..RUNS {
             let position = self.front.0.router.position();
-            let mut events: SmallVec<[Event; 4]> = SmallVec::new();
-            let taken = self.outbox.take_while(&mut events, RUN, is_change).ok()?;
-            if taken == 0 {
+            let mut changes: SmallVec<[(ChannelId, Arc<Outgoing>); 4]> = SmallVec::new();
+            emptied = self.outbox.take_changes(&mut changes, RUN).ok()?;
+            if changes.is_empty() {
                 break;
             }
             half.session.reach(position, false);
-            half.waiting.reserve(2 * taken);
-            for event in events {
-                self.put_change(half, event);
-            }
-            let emptied = self.outbox.is_empty();
-            half.session.reach(position, emptied);
             // Where a write fails the task finds out why.
+            self.write_changes(half, &changes).ok()?;
+            half.session.reach(position, emptied);
             if !self.try_flush(half).ok()? || emptied {
                 break;
             }
         }
         // The task's timer was set by what was due then.
         let written = half.waiting.is_empty();
-        Some(written && half.session.next_report() == due && self.outbox.is_empty())
+        Some(written && emptied && half.session.next_report() == due)
     }
 }
 
@@ -311,7 +361,7 @@ impl Half {
     pub(super) fn wait(&mut self, frame: Option<Bytes>) {
         match frame {
             Some(frame) => self.waiting.push_back(frame),
-            None => tracing::error!("an encoded change is no UTF-8; it was not sent"),
+            None => tracing::error!("{NO_TEXT}"),
         }
     }
 

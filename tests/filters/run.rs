@@ -349,19 +349,14 @@ async fn values(sql: &Client, rng: &mut StdRng, column: &Column) -> Vec<String> 
 async fn take(subject: &mut Subject, fence: usize) {
     let mut open = subject.cases.chunks(BINDINGS).count();
     while open > 0 {
-        let (channel, bindings, data) = match event(&subject.outbox).await {
-            Event::Change {
-                channel,
-                bindings,
-                data,
-                ..
-            } => (channel, bindings, data),
+        let (channel, change) = match event(&subject.outbox).await {
+            Event::Change { channel, change } => (channel, change),
             other => {
                 subject.trouble.push(format!("{other:?}"));
                 return;
             }
         };
-        let data: serde_json::Value = serde_json::from_slice(&data).expect("JSON");
+        let data: serde_json::Value = serde_json::from_slice(&change.data).expect("JSON");
         if data["table"] == "fence" {
             open -= usize::from(data["record"]["id"] == fence);
             continue;
@@ -372,7 +367,7 @@ async fn take(subject: &mut Subject, fence: usize) {
         };
         let id = i32::try_from(record["id"].as_i64().expect("a key")).unwrap();
         let mut told = HashSet::new();
-        for binding in bindings {
+        for &binding in &change.bindings {
             let place = channel.0 as usize * BINDINGS + binding as usize - 1;
             let new = told.insert(place) && seen.entry(place).or_default().insert(id);
             if !new {

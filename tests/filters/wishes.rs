@@ -81,9 +81,9 @@ impl Channel {
     /// The next change: who is told, and what.
     async fn change(&self) -> (Vec<u32>, Value) {
         match self.next().await {
-            Event::Change { bindings, data, .. } => {
-                let data = serde_json::from_slice(&data).expect("JSON");
-                (bindings.to_vec(), data)
+            Event::Change { change, .. } => {
+                let data = serde_json::from_slice(&change.data).expect("JSON");
+                (change.bindings.to_vec(), data)
             }
             other => panic!("a change was expected, not {other:?}"),
         }

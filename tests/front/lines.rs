@@ -14,17 +14,12 @@ use rowcast::transport::Settings;
 use tokio::net::TcpSocket;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Client, Server, change, join_frame, next_join, soon, token};
+use crate::support::{Client, Server, change, change_at, join_frame, next_join, soon, token};
 
 fn numbered(join: &Join, number: u64, filling: usize) -> Event {
-    let mut event = change(
-        join,
-        format!("{{\"number\":{number},\"x\":\"{}\"}}", "x".repeat(filling)),
-    );
-    if let Event::Change { offset, .. } = &mut event {
-        *offset = Offset(number);
-    }
-    event
+    let filling = "x".repeat(filling);
+    let data = format!("{{\"number\":{number},\"x\":\"{filling}\"}}");
+    change_at(Offset(number), join, data)
 }
 
 fn roomy() -> Settings {

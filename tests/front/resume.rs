@@ -9,7 +9,7 @@ use rowcast::transport::Settings;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::support::{Client, Server, change, soon};
+use crate::support::{Client, Server, change, change_at, soon};
 
 fn cursor(offset: u64) -> Cursor {
     Cursor {
@@ -231,11 +231,7 @@ async fn a_channel_that_asks_is_told_its_cursor_at_first_after_changes_and_at_th
     assert!(first < second.to_string());
     assert_eq!(second.offset, Offset(2), "the place behind the change");
     // It goes with what was sent and not told yet.
-    let mut more = change(&granted, "{}");
-    if let Event::Change { offset, .. } = &mut more {
-        *offset = Offset(8);
-    }
-    granted.outbox.push(more);
+    granted.outbox.push(change_at(Offset(8), &granted, "{}"));
     assert_eq!(client.next().await[3], "postgres_changes");
     server.shutdown.cancel();
     let last: Cursor = next_cursor(&mut client).await.parse().unwrap();
@@ -277,12 +273,10 @@ async fn a_client_that_does_not_keep_up_is_told_its_last_cursor_and_to_come_back
     next_cursor(&mut client).await;
     let mut offset = 0;
     while !granted.outbox.has_overflowed() {
-        let mut one = change(&granted, "{}");
-        if let Event::Change { offset: of, .. } = &mut one {
-            *of = Offset(offset);
-        }
+        granted
+            .outbox
+            .push(change_at(Offset(offset), &granted, "{}"));
         offset += 1;
-        granted.outbox.push(one);
     }
     let (mut changes, mut last) = (0, None);
     let code = loop {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rowcast::auth::{Claims, Principal};
 use rowcast::log::{Cursor, Epoch, Offset};
-use rowcast::router::{ChannelId, Event, Resync};
+use rowcast::router::{ChannelId, Event, Outgoing, Resync};
 use rowcast::session::{Action, Close, Limits, Now, Session, Spread};
 use rowcast::supabase::{Serializer, encode};
 use rowcast::transport::Settings;
@@ -110,12 +110,15 @@ impl Served {
     }
 
     fn change(&self) -> Event {
-        Event::Change {
-            channel: self.channel,
+        let change = Outgoing {
             bindings: smallvec![1],
             offset: Offset(9),
             committed_at: 0,
             data: "{}".into(),
+        };
+        Event::Change {
+            channel: self.channel,
+            change: Arc::new(change),
         }
     }
 

@@ -9,7 +9,7 @@ use rowcast::auth::{self, Authenticator};
 use rowcast::encode::Body;
 use rowcast::log::Offset;
 use rowcast::metrics::Metrics;
-use rowcast::router::{Command, Event, Join, Router};
+use rowcast::router::{Command, Event, Join, Outgoing, Router};
 use rowcast::transport::{self, Front, Settings};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
@@ -145,12 +145,19 @@ pub(crate) fn grant(join: &Join) {
 }
 
 pub(crate) fn change(join: &Join, data: impl Into<Body>) -> Event {
-    Event::Change {
-        channel: join.channel,
+    change_at(Offset(1), join, data)
+}
+
+pub(crate) fn change_at(offset: Offset, join: &Join, data: impl Into<Body>) -> Event {
+    let change = Outgoing {
         bindings: SmallVec::from_slice(&[1]),
-        offset: Offset(1),
+        offset,
         committed_at: unix_now() * 1_000_000,
         data: data.into(),
+    };
+    Event::Change {
+        channel: join.channel,
+        change: Arc::new(change),
     }
 }
 

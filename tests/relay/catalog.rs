@@ -329,8 +329,8 @@ impl Relay {
         let fence = self.fence().await;
         let mut seen = Vec::new();
         loop {
-            if let Event::Change { data, .. } = watcher.event().await {
-                let data: Value = serde_json::from_slice(&data).unwrap();
+            if let Event::Change { change, .. } = watcher.event().await {
+                let data: Value = serde_json::from_slice(&change.data).unwrap();
                 if data["table"] == "fence" && data["record"]["id"] == fence {
                     return seen;
                 }

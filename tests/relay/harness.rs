@@ -486,14 +486,14 @@ impl Watcher {
         let mut seen = Vec::new();
         loop {
             match self.event().await {
-                Event::Change { data, bindings, .. } => {
-                    let data: Value = serde_json::from_slice(&data).expect("JSON");
+                Event::Change { change, .. } => {
+                    let data: Value = serde_json::from_slice(&change.data).expect("JSON");
                     if data["table"] == "fence" {
                         if data["record"]["id"] == fence {
                             return seen;
                         }
                     } else {
-                        assert_eq!(&bindings[..], [1], "the binding that asked");
+                        assert_eq!(&change.bindings[..], [1], "the binding that asked");
                         seen.push(Seen::Change(data));
                     }
                 }

@@ -136,8 +136,8 @@ async fn a_subscription_to_a_whole_schema_gets_a_table_that_is_granted_later() {
     let fence = relay.fence().await;
     let mut kinds = Vec::new();
     loop {
-        if let rowcast::router::Event::Change { data, .. } = all.event().await {
-            let data: serde_json::Value = serde_json::from_slice(&data).unwrap();
+        if let rowcast::router::Event::Change { change, .. } = all.event().await {
+            let data: serde_json::Value = serde_json::from_slice(&change.data).unwrap();
             kinds.push(data["table"].clone());
             if data["table"] == "fence" && data["record"]["id"] == fence {
                 break;

@@ -59,8 +59,8 @@ async fn until_asked(relay: &Relay) {
 /// was refused.
 async fn next(watcher: &Watcher) -> String {
     match watcher.event().await {
-        Event::Change { data, .. } => {
-            let data: Value = serde_json::from_slice(&data).unwrap();
+        Event::Change { change, .. } => {
+            let data: Value = serde_json::from_slice(&change.data).unwrap();
             let kind = if data["table"] == "fence" {
                 "fence"
             } else {

@@ -115,9 +115,10 @@ impl Client {
                 assert_eq!(refusals, []);
                 Heard::Joined
             }
-            Event::Change { data, bindings, .. } => {
-                Heard::Change(bindings.to_vec(), serde_json::from_slice(&data).unwrap())
-            }
+            Event::Change { change, .. } => Heard::Change(
+                change.bindings.to_vec(),
+                serde_json::from_slice(&change.data).unwrap(),
+            ),
             Event::CaughtUp { .. } => Heard::CaughtUp,
             Event::Introduced { .. } => unreachable!("passed over above"),
             Event::Resync { reason, cursor, .. } => Heard::Resync(reason.as_str(), cursor),

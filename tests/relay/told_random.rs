@@ -124,8 +124,8 @@ async fn follow(core: Arc<Core>, mut watcher: Watcher, last: Arc<AtomicU64>) -> 
     let mut heard = Heard::default();
     loop {
         match watcher.event().await {
-            Event::Change { data, .. } => {
-                let data: Value = serde_json::from_slice(&data).unwrap();
+            Event::Change { change, .. } => {
+                let data: Value = serde_json::from_slice(&change.data).unwrap();
                 if data["table"] == "fence" {
                     if data["record"]["id"].as_u64() >= Some(last.load(Ordering::Relaxed)) {
                         return heard;
@@ -277,8 +277,8 @@ async fn play(told: bool, paced: bool) {
 
 async fn passed(pace: &Watcher, fence: u64) {
     loop {
-        if let Event::Change { data, .. } = pace.event().await {
-            let data: Value = serde_json::from_slice(&data).unwrap();
+        if let Event::Change { change, .. } = pace.event().await {
+            let data: Value = serde_json::from_slice(&change.data).unwrap();
             if data["record"]["id"] == fence {
                 return;
             }

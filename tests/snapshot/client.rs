@@ -317,8 +317,9 @@ fn told(event: Event) -> Heard {
             Heard::Joined(refusals.into_iter().map(|refused| refused.reason).collect())
         }
         Event::Unavailable { .. } => Heard::Again("unavailable".to_owned()),
-        Event::Change { data, bindings, .. } => {
-            let data: Value = serde_json::from_slice(&data).expect("JSON");
+        Event::Change { change, .. } => {
+            let bindings = &change.bindings;
+            let data: Value = serde_json::from_slice(&change.data).expect("JSON");
             if bindings[..] == [FENCE] {
                 Heard::Fence(data["record"]["id"].as_u64().expect("a number"))
             } else {

@@ -116,13 +116,14 @@ pub(crate) async fn delivered(relay: &mut Relay, watcher: &Watcher) -> BTreeMap<
     let mut tables: BTreeMap<String, Delivered> = BTreeMap::new();
     loop {
         match watcher.event().await {
-            Event::Change { data, .. } => {
+            Event::Change { change, .. } => {
+                let data = &change.data;
                 // A mutant may have made something that is no JSON at all.
-                let Ok(data) = serde_json::from_slice::<Data<'_>>(&data) else {
+                let Ok(data) = serde_json::from_slice::<Data<'_>>(data) else {
                     let broken = tables.entry("fence".to_owned()).or_default();
                     broken
                         .records
-                        .push(String::from_utf8_lossy(&data).into_owned());
+                        .push(String::from_utf8_lossy(data).into_owned());
                     continue;
                 };
                 let id = serde_json::from_str::<Identified>(data.record.get())

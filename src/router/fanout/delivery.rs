@@ -1,5 +1,9 @@
 //! One change on its way to those who asked for it and may see it.
 
+mod awaited;
+
+mod place;
+
 mod leave;
 
 mod old;
@@ -13,27 +17,21 @@ use tokio::time::Instant;
 
 use super::Fanout;
 use crate::auth::{Claims, Principal};
-use crate::change::{Change, ColumnSet, Kind, OldRow, Relation, Row, Value};
-use crate::encode::{Body, OldRecord, Shape};
-use crate::log::{Cursor, Entry, Epoch, Offset};
-use crate::metrics::{HiddenReason, Metrics, recent};
-use crate::mutant::LeaveMutant;
-use crate::pg::Lsn;
+use crate::change::{Change, Kind, OldRow, Row, Value};
+use crate::encode::OldRecord;
+use crate::log::{Entry, Offset};
+use crate::metrics::{HiddenReason, recent};
 use crate::policy::access::Rules;
-use crate::policy::ask::{self, Answer, Question, Reply, image};
-use crate::policy::catalog::{Catalog, Table};
+use crate::policy::ask::{self, Answer, Question, Reply};
+use crate::policy::catalog::Table;
 use crate::router::due::Due;
 use crate::router::filter_index::FilterKey;
-use crate::router::group::{Group, Match, Member, SelectionKey, Sight, Subject, Told};
+use crate::router::group::{Match, Member, Sight, Subject, Told};
 use crate::router::memberships::States;
 use crate::router::replay::Replay;
-use crate::router::{
-    ChannelId, DeleteWithoutIdentity, Event, Outbox, Resync, Ruling, SessionId, Verdict, Voice,
-};
-
-/// Shapes kept for a table, one for each set of columns that somebody asks for; past this all are
-/// made anew.
-const MAX_SHAPES: usize = 1000;
+use crate::router::{ChannelId, DeleteWithoutIdentity, Event, Outgoing, Resync, SessionId, Voice};
+use awaited::{Awaited, conclude};
+use place::{Place, Version, Writing};
 
 impl Fanout {
     pub(super) async fn change(&mut self, entry: &Entry, offset: Offset, change: &Change) {
@@ -451,18 +449,12 @@ impl Fanout {
         // Those who wait for the same wait together.
         let mut awaited: HashMap<Option<FilterKey>, Awaited> = HashMap::new();
         for told in told {
-            let Some(data) = place.data(&mut writing, told.selection, old) else {
+            let form = (told.selection, old);
+            let Some(change) = place.outgoing(&mut writing, form, &told.bindings) else {
                 continue;
             };
             let Some(member) = group.member(told.member) else {
                 continue;
-            };
-            let event = Event::Change {
-                channel: member.channel,
-                bindings: SmallVec::from_slice(&told.bindings),
-                offset: place.offset,
-                committed_at: place.entry.batch.committed_at,
-                data,
             };
             let voices = u8::from(judged.is_some()) + u8::from(told.asked.is_some());
             let one = (voices > 0).then(|| {
@@ -470,7 +462,7 @@ impl Fanout {
                     .entry(told.asked)
                     .or_insert_with(|| Awaited::new(voices))
             });
-            put((self.replay.as_mut(), &mut self.due), member, event, one);
+            put((self.replay.as_mut(), &mut self.due), member, change, one);
         }
         for (asked, one) in awaited {
             if let Some(filter) = asked {
@@ -483,11 +475,11 @@ impl Fanout {
     }
 }
 
-/// Puts an event into a member's outbox, or with `held` only its place, for whoever decides.
+/// Puts a change into a member's outbox, or with `held` only its place, for whoever decides.
 fn put(
     (replay, due): (Option<&mut Replay>, &mut Due),
     member: &Member,
-    event: Event,
+    change: Arc<Outgoing>,
     held: Option<&mut Awaited>,
 ) {
     let outbox = &member.outbox;
@@ -497,206 +489,15 @@ fn put(
         }
         &replay.unannounced
     });
+    let channel = member.channel;
+    let event = Event::Change { channel, change };
     match (held, replay) {
         (Some(one), _) => {
             outbox.hold(event, Arc::clone(&one.verdict));
-            one.waiting.push((Arc::clone(outbox), member.channel));
+            one.waiting.push((Arc::clone(outbox), channel));
         }
         (None, Some(unannounced)) => unannounced.hand(outbox, event),
         (None, None) => due.hand(outbox, event),
-    }
-}
-
-/// What a change is written with for the members of a group.
-struct Writing<'a> {
-    table: &'a Table,
-    catalog: &'a Catalog,
-    group: &'a Group,
-    shapes: &'a mut HashMap<(u64, ColumnSet), Arc<Shape>>,
-    epoch: Epoch,
-    max_bytes: usize,
-}
-
-/// Where in the stream a change is, the row that decides about it, and what has been made of it so
-/// far: recipients share it.
-struct Place<'a> {
-    entry: &'a Entry,
-    offset: Offset,
-    change: &'a Change,
-    row: &'a Row,
-    /// The row before an update, as far as it is known, where somebody is told of leaves.
-    before: Option<&'a Row>,
-    /// The change as bytes for the role in hand: for those without a selection, and for each
-    /// selection, with what goes out of the row before.
-    written: Vec<[Option<Body>; OldRecord::KINDS]>,
-    /// The same by what is in it, for all roles.
-    bodies: HashMap<(ColumnSet, OldRecord), Body>,
-    /// What goes out of the row before to those who could not see it.
-    unseen: Option<OldRecord>,
-    /// What of the rows questions carry, by the columns that they need.
-    images: [HashMap<Vec<String>, Arc<str>>; 2],
-    /// The filters of the role in hand that have to be asked about, and who waits for that.
-    filters: HashMap<(FilterKey, Version), Vec<Awaited>>,
-    /// Of whom, by kin, the leaves wait for what the policies say of the new row.
-    open: HashMap<usize, (Arc<Principal>, Vec<Awaited>)>,
-}
-
-/// Which row of a change: the one that decides about it, or the one before an update.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Version {
-    New,
-    Old,
-}
-
-impl Writing<'_> {
-    fn shape(&mut self, relation: &Relation, columns: &ColumnSet) -> &Shape {
-        if self.shapes.len() >= MAX_SHAPES {
-            self.shapes.clear();
-        }
-        let key = (relation.version, columns.clone());
-        let shape = || Arc::new(Shape::new(relation, self.table, self.catalog, columns));
-        self.shapes.entry(key).or_insert_with(shape)
-    }
-}
-
-impl Place<'_> {
-    /// The change as bytes: written once for each set of columns, however many there are to receive
-    /// it.
-    fn data(
-        &mut self,
-        writing: &mut Writing<'_>,
-        selection: Option<SelectionKey>,
-        old: OldRecord,
-    ) -> Option<Body> {
-        let at = selection.map_or(0, |key| key.0 + 1);
-        if at >= self.written.len() {
-            self.written.resize_with(at + 1, Default::default);
-        }
-        let place = self.written.get_mut(at)?.get_mut(old.number())?;
-        if place.is_none() {
-            let relation = &self.change.relation;
-            let names = match selection {
-                Some(key) => Some(writing.group.selection(key)?),
-                None => None,
-            };
-            let columns = ColumnSet::of(relation, |column| {
-                writing.group.access.may_read(&column.name)
-                    && names.is_none_or(|names| names.contains(&column.name))
-            });
-            let key = (columns, old);
-            let known = self.bodies.get(&key).cloned();
-            let data = match known {
-                Some(data) => data,
-                None => {
-                    let cursor = Cursor {
-                        epoch: writing.epoch,
-                        offset: Offset(self.offset.0 + 1),
-                    };
-                    let when = (cursor, self.entry.batch.committed_at);
-                    let max_bytes = writing.max_bytes;
-                    let shape = writing.shape(relation, &key.0);
-                    let data: Body = shape.encode(self.change, when, old, max_bytes)?.into();
-                    self.bodies.insert(key, data.clone());
-                    data
-                }
-            };
-            *place = Some(data);
-        }
-        place.clone()
-    }
-
-    const fn row_of(&self, version: Version) -> Option<&Row> {
-        match version {
-            Version::New => Some(self.row),
-            Version::Old => self.before,
-        }
-    }
-
-    /// Notes who waits for what a filter says.
-    fn wait_for(&mut self, asked: (FilterKey, Version), one: &Awaited) {
-        self.filters.entry(asked).or_default().push(one.clone());
-    }
-
-    /// The row with these columns only, made once for all who need the same.
-    fn image_of(&mut self, version: Version, columns: &[String]) -> Option<Arc<str>> {
-        let known = |images: &HashMap<_, _>| images.get(columns).map(Arc::clone);
-        if let Some(known) = self.images.get(version as usize).and_then(known) {
-            return Some(known);
-        }
-        let relation = &self.change.relation;
-        let wanted = |position: usize| {
-            let column = relation.columns.get(position);
-            column.is_some_and(|column| columns.iter().any(|name| **name == *column.name))
-        };
-        let image: Arc<str> = image::of(relation, self.row_of(version)?, wanted).into();
-        let images = self.images.get_mut(version as usize)?;
-        images.insert(columns.to_vec(), Arc::clone(&image));
-        Some(image)
-    }
-}
-
-/// A change that is held in outboxes.
-#[derive(Clone)]
-struct Awaited {
-    verdict: Arc<Verdict>,
-    waiting: Vec<(Arc<Outbox>, ChannelId)>,
-    /// Those whom the row has left unless it is shown here. Where there are any nothing is held for
-    /// this itself.
-    unless: Vec<Self>,
-}
-
-impl Awaited {
-    fn new(voices: u8) -> Self {
-        Self {
-            verdict: Arc::new(Verdict::of(voices)),
-            waiting: Vec::new(),
-            unless: Vec::new(),
-        }
-    }
-
-    fn wake(&self) {
-        for (outbox, _) in &self.waiting {
-            outbox.wake();
-        }
-    }
-}
-
-/// Acts on an answer about a row for all who wait for it; `no` is why a no hides it. Those who,
-/// once all have spoken, may or may not have been meant to get it are to read again.
-fn conclude(awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>, metrics: &Metrics) {
-    for one in awaited {
-        let ruling = one.verdict.say(voice);
-        let (hidden, in_doubt) = match ruling {
-            Ruling::Open | Ruling::Shown => (None, false),
-            Ruling::Hidden => (no, false),
-            Ruling::InDoubt { timed_out: true } => (Some(HiddenReason::AskTimeout), true),
-            Ruling::InDoubt { timed_out: false } => (Some(HiddenReason::AskFailed), true),
-        };
-        if let Some(reason) = hidden
-            && one.unless.is_empty()
-        {
-            metrics.hidden(reason, one.waiting.len() as u64);
-        }
-        for (outbox, channel) in one.waiting.iter().filter(|_| in_doubt) {
-            outbox.push(Event::Resync {
-                channel: *channel,
-                reason: Resync::Undecided,
-                cursor: None,
-                read_at: Lsn(0),
-            });
-        }
-        one.wake();
-        match ruling {
-            Ruling::Open => {}
-            Ruling::Hidden => conclude(one.unless, Voice::Yes, None, metrics),
-            Ruling::Shown if LeaveMutant::ShownRowLeaves.active() => {
-                conclude(one.unless, Voice::Yes, None, metrics);
-            }
-            // Where it is in doubt they are to read again.
-            Ruling::Shown | Ruling::InDoubt { .. } => {
-                conclude(one.unless, Voice::No, None, metrics);
-            }
-        }
     }
 }
 

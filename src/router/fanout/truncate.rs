@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::Fanout;
 use crate::change::Relation;
-use crate::encode::{self, Body};
+use crate::encode;
 use crate::log::{Cursor, Entry, Offset};
 use crate::pg::Lsn;
 use crate::policy::catalog::Catalog;
-use crate::router::{Event, Resync};
+use crate::router::{Event, Outgoing, Resync};
 
 /// Partitions whose rows a published root has lost, as the catalog shows it.
 pub(super) struct LostLeaves {
@@ -26,7 +26,7 @@ impl Fanout {
             return;
         };
         let committed_at = entry.batch.committed_at;
-        let mut data: Option<Body> = None;
+        let mut made: Option<Arc<Outgoing>> = None;
         let mut others = Vec::new();
         let groups = watched.groups.values();
         for member in groups
@@ -36,19 +36,27 @@ impl Fanout {
             let (session, channel) = (member.outbox.session(), member.channel);
             let (bindings, other) = member.hears_of_truncate(self.moment);
             if !bindings.is_empty() {
-                let data = data.get_or_insert_with(|| {
+                let change = made.get_or_insert_with(|| {
                     let cursor = Cursor {
                         epoch: self.epoch,
                         offset: Offset(offset.0 + 1),
                     };
-                    Body::from(encode::truncate(relation, (cursor, committed_at)))
+                    Arc::new(Outgoing {
+                        bindings: bindings.clone(),
+                        offset,
+                        committed_at,
+                        data: encode::truncate(relation, (cursor, committed_at)).into(),
+                    })
                 });
+                if change.bindings != bindings {
+                    *change = Arc::new(Outgoing {
+                        bindings,
+                        ..(**change).clone()
+                    });
+                }
                 member.outbox.push(Event::Change {
                     channel,
-                    bindings,
-                    offset,
-                    committed_at,
-                    data: data.clone(),
+                    change: Arc::clone(change),
                 });
                 if let Some(replay) = &mut self.replay
                     && member.outbox.is_half_full()

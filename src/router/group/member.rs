@@ -113,5 +113,5 @@ impl Member {
 }
 
 /// Where a member is in its [`Group`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::router) struct MemberKey(pub(in crate::router) usize);

@@ -134,9 +134,13 @@ impl Group {
                         continue;
                     }
                     *alike = Some(matches.len());
-                    let mut told = Vec::with_capacity(room);
-                    told.extend(heard.told);
-                    told
+                    if heard.told.len() == room {
+                        heard.told.into_vec()
+                    } else {
+                        let mut told = Vec::with_capacity(room);
+                        told.extend(heard.told);
+                        told
+                    }
                 }
                 None => heard.told.into_vec(),
             };

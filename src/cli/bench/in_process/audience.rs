@@ -235,8 +235,8 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
         }
         for event in events.drain(..) {
             match event {
-                Event::Change { data, bindings, .. } if bindings[..] == [BINDING] => {
-                    match read(data) {
+                Event::Change { change, .. } if change.bindings[..] == [BINDING] => {
+                    match read(change.data.clone()) {
                         Ok(Frame::Row { id, sent, .. }) => books.take(verifier, id, sent),
                         Ok(_) => books.note("a change of an unknown form".to_owned()),
                         Err(error) => books.note(format!("a change of an unknown form: {error}")),

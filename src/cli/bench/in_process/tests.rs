@@ -9,7 +9,7 @@ use super::*;
 use crate::cli::bench::plan::{Filter, Plan, Policy, Written};
 use crate::cli::bench::writer::row_id;
 use crate::log::Offset;
-use crate::router::{Command, Event, Join, Resync, Router};
+use crate::router::{Command, Event, Join, Outgoing, Resync, Router};
 
 const PLAN: Plan = Plan {
     subscribers: 3,
@@ -48,12 +48,15 @@ async fn joined() -> (Sessions, Audience, Vec<Join>, mpsc::Receiver<Command>) {
 
 fn row(join: &Join, row: u64) -> Event {
     let (id, sent) = (row_id(7, row), 0);
-    Event::Change {
-        channel: join.channel,
+    let change = Outgoing {
         bindings: smallvec![1],
         offset: Offset(row),
         committed_at: 0,
         data: format!("{{\"record\":{{\"id\":{id},\"sent\":\"{sent}\"}}}}").into(),
+    };
+    Event::Change {
+        channel: join.channel,
+        change: Arc::new(change),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::metrics::HiddenReason;
 use crate::mutant::LeaveMutant;
 use crate::router::group::leave::{Asks, Leaving, Left, Open};
 use crate::router::group::{Member, Sight, Subject};
-use crate::router::{ChannelId, Event, Resync, SessionId};
+use crate::router::{ChannelId, Resync, SessionId};
 
 /// The row before an update, as far as it is known. Where the stream carries none, the replica
 /// identity is what it was.
@@ -193,18 +193,12 @@ impl Fanout {
             max_bytes: self.settings.max_record_bytes,
         };
         for left in &leaving.left {
-            let Some(data) = place.data(&mut writing, left.selection, old) else {
+            let form = (left.selection, old);
+            let Some(change) = place.outgoing(&mut writing, form, &left.bindings) else {
                 continue;
             };
             let Some(member) = group.member(left.member) else {
                 continue;
-            };
-            let event = Event::Change {
-                channel: member.channel,
-                bindings: left.bindings.clone(),
-                offset: place.offset,
-                committed_at: place.entry.batch.committed_at,
-                data,
             };
             let voices = u8::from(leaving.before != Sight::Visible)
                 + u8::from(left.before != Asks::Yes)
@@ -213,7 +207,7 @@ impl Fanout {
                 held.entry((left.before, left.after))
                     .or_insert_with(|| Awaited::new(voices))
             });
-            put((self.replay.as_mut(), &mut self.due), member, event, one);
+            put((self.replay.as_mut(), &mut self.due), member, change, one);
         }
         held
     }
