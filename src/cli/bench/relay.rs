@@ -231,6 +231,19 @@ impl Relay {
     /// # Errors
     /// As [`Relay::rowcast`].
     pub async fn in_process(database: &Secret, storage: Storage) -> anyhow::Result<Self> {
+        Self::inside(database, storage, &[]).await
+    }
+
+    /// As [`Relay::in_process`], with old rows of the benchmark's table in memory.
+    ///
+    /// # Errors
+    /// As [`Relay::rowcast`].
+    pub async fn with_old_rows(database: &Secret, storage: Storage) -> anyhow::Result<Self> {
+        let table = format!("{NAME}.rows");
+        Self::inside(database, storage, &["--old-rows", &table]).await
+    }
+
+    async fn inside(database: &Secret, storage: Storage, more: &[&str]) -> anyhow::Result<Self> {
         let (data, log) = storage.data()?;
         let mut command = this_program()?;
         command
@@ -238,6 +251,7 @@ impl Relay {
             .args(["--slot", storage.slot()])
             .arg("--data")
             .arg(data)
+            .args(more)
             .env("DATABASE_URL", patient(database))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());

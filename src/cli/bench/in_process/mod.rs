@@ -41,6 +41,9 @@ pub struct Arguments {
     slot: String,
     #[arg(long)]
     data: String,
+    /// The daemon's setting of the same name.
+    #[arg(long, default_value = "")]
+    old_rows: String,
 }
 
 /// Runs the relay until its orders end; `DATABASE_URL` comes from the environment.
@@ -146,6 +149,7 @@ fn settings(arguments: &Arguments) -> anyhow::Result<Config> {
             flag("slot", &arguments.slot),
             flag("data", &arguments.data),
             flag("publication", NAME),
+            flag("old_rows", &arguments.old_rows),
         ],
         ..Given::default()
     };

@@ -44,6 +44,8 @@ pub struct Drain {
     pub membership_to_user: Option<f64>,
     /// The CPU of a change by membership behind a function, to that of one written out.
     pub helper_to_membership: Option<f64>,
+    /// With old rows kept, to as many subscribers without.
+    pub old_rows_to_none: Option<f64>,
 }
 
 /// One kind and number of subscribers, all rounds together.
@@ -55,6 +57,8 @@ pub struct Case {
     pub policy: &'static str,
     /// What they ask for.
     pub filter: &'static str,
+    /// Whether the relay keeps old rows of the table (`old_rows`).
+    pub old_rows: bool,
     /// Rows that had piled up.
     pub rows: u64,
     /// What became of the messages.
@@ -74,13 +78,14 @@ impl Drain {
     pub fn new(transaction_size: u64, rounds: u32, cases: Vec<Case>) -> Self {
         let kind = |policy: Policy, filter: Filter| {
             let of = move |case: &&Case| {
-                case.policy == policy.as_str() && case.filter == filter.as_str()
+                case.policy == policy.as_str() && case.filter == filter.as_str() && !case.old_rows
             };
             cases.iter().filter(of)
         };
         let many = |policy, filter| kind(policy, filter).find(|case| case.subscribers == MANY);
         let rate = |case: Option<&Case>| case.map_or(0.0, |case| case.changes_per_cpu_second);
         let user = many(Policy::User, Filter::None);
+        let kept = cases.iter().find(|case| case.old_rows);
         let by_number = |case: &&Case| case.subscribers;
         let most = kind(Policy::User, Filter::None).max_by_key(by_number);
         let fewest = kind(Policy::User, Filter::None).min_by_key(by_number);
@@ -94,6 +99,7 @@ impl Drain {
                 rate(many(Policy::Membership, Filter::None)),
                 rate(many(Policy::Helper, Filter::None)),
             ),
+            old_rows_to_none: quotient(rate(kept), rate(user)),
             cases,
         }
     }
@@ -105,11 +111,12 @@ impl Drain {
         );
         for case in &self.cases {
             text += &format!(
-                "{:>7} by {}, filter {}: {} rows, {:.0} changes a CPU second (relay {:.2} s, \
+                "{:>7} by {}, filter {}{}: {} rows, {:.0} changes a CPU second (relay {:.2} s, \
                  walsender {:.2} s); missing {}, duplicated {}, leaked {}, out of order {}\n",
                 case.subscribers,
                 case.policy,
                 case.filter,
+                if case.old_rows { ", old rows kept" } else { "" },
                 case.rows,
                 case.changes_per_cpu_second,
                 case.relay_cpu_seconds,
@@ -122,34 +129,42 @@ impl Drain {
         }
         text + &format!(
             "most / fewest by user {}; filter / none at {MANY} {}; membership / user at {MANY} {}; CPU \
-             behind a function / written out {}\n",
+             behind a function / written out {}; old rows kept / not at {MANY} {}\n",
             times(self.most_to_fewest),
             times(self.filter_to_none),
             times(self.membership_to_user),
-            times(self.helper_to_membership)
+            times(self.helper_to_membership),
+            times(self.old_rows_to_none)
         )
     }
 }
 
-/// The cases, `counts` of subscribers by user first. `plan` says how many rows there are.
-fn cases(plan: Plan, counts: &[u64]) -> Vec<Plan> {
+/// The cases, `counts` of subscribers by user first, each with whether old rows are kept. `plan` says
+/// how many rows there are.
+fn cases(plan: Plan, counts: &[u64]) -> Vec<(Plan, bool)> {
     let by_user = |subscribers: &u64| Plan {
         subscribers: *subscribers,
         policy: Policy::User,
         filter: Filter::None,
         ..plan
     };
-    let mut cases: Vec<Plan> = counts.iter().map(by_user).collect();
+    let by_users = counts.iter().map(by_user);
+    let mut cases: Vec<(Plan, bool)> = by_users.map(|plan| (plan, false)).collect();
     if counts.contains(&MANY) {
-        cases.push(Plan {
+        let filtered = Plan {
             filter: Filter::Eq,
             ..by_user(&MANY)
-        });
-        cases.extend([Policy::Membership, Policy::Helper].map(|policy| Plan {
-            policy,
-            limit: plan.limit.div_ceil(MEMBERSHIP_SHARE),
-            ..by_user(&MANY)
+        };
+        cases.push((filtered, false));
+        cases.extend([Policy::Membership, Policy::Helper].map(|policy| {
+            let plan = Plan {
+                policy,
+                limit: plan.limit.div_ceil(MEMBERSHIP_SHARE),
+                ..by_user(&MANY)
+            };
+            (plan, false)
         }));
+        cases.push((by_user(&MANY), true));
     }
     cases
 }
@@ -165,14 +180,22 @@ pub async fn run(stage: &mut Stage<'_>, plan: Plan, counts: &[u64]) -> anyhow::R
     let mut found: Vec<Case> = plans.iter().map(Case::new).collect();
     let mut number = 0;
     for round in 1..=stage.rounds {
-        for (plan, case) in plans.iter().zip(&mut found) {
+        for ((plan, old_rows), case) in plans.iter().zip(&mut found) {
             number += 1;
             stage.progress.step(&format!(
-                "round {round} of {}: {} by {}, filter {}",
-                stage.rounds, case.subscribers, case.policy, case.filter
+                "round {round} of {}: {} by {}, filter {}{}",
+                stage.rounds,
+                case.subscribers,
+                case.policy,
+                case.filter,
+                if *old_rows { ", old rows kept" } else { "" }
             ));
             database::show_to(&admin, plan.policy).await?;
-            let mut relay = Relay::in_process(stage.database, log).await?;
+            let mut relay = if *old_rows {
+                Relay::with_old_rows(stage.database, log).await?
+            } else {
+                Relay::in_process(stage.database, log).await?
+            };
             let recipe = Recipe {
                 system: System::Rowcast,
                 jwt_secret: stage.jwt_secret,
@@ -219,11 +242,12 @@ pub async fn run(stage: &mut Stage<'_>, plan: Plan, counts: &[u64]) -> anyhow::R
 }
 
 impl Case {
-    const fn new(plan: &Plan) -> Self {
+    const fn new((plan, old_rows): &(Plan, bool)) -> Self {
         Self {
             subscribers: plan.subscribers,
             policy: plan.policy.as_str(),
             filter: plan.filter.as_str(),
+            old_rows: *old_rows,
             rows: 0,
             tally: Tally {
                 delivered: 0,
@@ -263,10 +287,10 @@ mod tests {
             limit: 1_000,
         };
         let plans = cases(plan, &[1, MANY, 100_000]);
-        assert_eq!(plans.len(), 6);
+        assert_eq!(plans.len(), 7);
         let mut found: Vec<Case> = plans.iter().map(Case::new).collect();
-        // Changes per CPU second: 1000, 500, 250, 200, 100 and 80.
-        for (case, cpu) in found.iter_mut().zip([1.0, 2.0, 4.0, 5.0, 10.0, 12.5]) {
+        // Changes per CPU second: 1000, 500, 250, 200, 100, 80 and 400.
+        for (case, cpu) in found.iter_mut().zip([1.0, 2.0, 4.0, 5.0, 10.0, 12.5, 2.5]) {
             case.add(1_000, &Tally::default(), (cpu * 0.75, cpu * 0.25));
         }
         let drain = Drain::new(100, 1, found);
@@ -275,6 +299,7 @@ mod tests {
         assert!(near(drain.filter_to_none, 0.4));
         assert!(near(drain.membership_to_user, 0.2));
         assert!(near(drain.helper_to_membership, 1.25));
+        assert!(near(drain.old_rows_to_none, 0.8));
         assert!(drain.table().contains("most / fewest by user 0.25 ×"));
         assert_eq!(cases(plan, &[5]).len(), 1, "nothing to compare with");
     }
