@@ -95,6 +95,12 @@ read as (
   join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid
     and d.refclassid = 'pg_class'::regclass and d.refobjid = p.polrelid and d.refobjsubid > 0
   join pg_attribute a on a.attrelid = p.polrelid and a.attnum = d.refobjsubid
+  union
+  -- A row that is read as a whole is no dependency on its columns.
+  select p.judged, p.polrelid, a.attname, a.attgenerated <> ''
+  from policies p
+  join pg_policy q on q.oid = p.oid and position(':varattno 0 ' in q.polqual::text) > 0
+  join pg_attribute a on a.attrelid = p.polrelid and a.attnum > 0 and not a.attisdropped
 ),
 needed(judged, attname) as (
   select judged, attname from read where not generated

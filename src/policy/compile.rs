@@ -332,8 +332,8 @@ struct Compiler<'s> {
     output: Vec<Typed>,
     /// Whether the target list in hand may have a set of elements in it, and that set.
     expanding: Option<Option<super::expr::select::Step>>,
-    /// The type of the rows of the policy's own table, once one was handed to a function as a whole.
-    /// No other value of that type is compiled.
+    /// The type of the rows of the policy's own table, once the one that is judged was handed to a
+    /// function as a whole.
     whole: Option<Oid>,
     /// The aggregates of the sub-select in hand, where it may have some.
     folding: Option<select::Folding>,

@@ -485,6 +485,41 @@ pub const TRAPS: &[Trap] = &[
          $$ declare r record; begin select * into r from public.m where org = p limit 1;
             return to_jsonb(r) ->> 's' = 'admin'; end $$;
          create policy p on t for select using (f_r(org))"),
+    trap("the row that is judged as an argument", NATIVE,
+        "create function f_in(r t) returns boolean language sql stable as $$ select r.s = 'admin' $$;
+         create function f_out(int, r t) returns boolean language sql stable security definer
+         set search_path = public as $$ select f_in(r) or $2.org = $1 and (r).ok $$;
+         create policy p on t for select using (f_out(1, t))"),
+    trap("the row that is judged in PL/pgSQL", NATIVE,
+        "create function f_r(r t) returns boolean language plpgsql stable security definer as
+         $$ declare o int := r.org; begin if r.ok then return true; end if;
+            return exists (select 1 from public.m where org = o and s = $1.s); end $$;
+         create policy p on t for select using (f_r(t.*))"),
+    trap("a strict function of the row that is judged is evaluated", NATIVE,
+        "create function f_r(r t) returns boolean language sql stable strict as $$ select r.org is null or r.ok $$;
+         create policy p on t for select using (f_r(t))"),
+    trap("a table of the argument's name beside it", "as a whole",
+        "create function f_r(r t) returns boolean language plpgsql stable security definer as
+         $$ begin if r.ok then return true; end if;
+            return exists (select 1 from public.m r where r.u = auth.uid()); end $$;
+         create policy p on t for select using (f_r(t))"),
+    trap("a function that looks like a field of the argument", "is not there",
+        "create function is_ok(r t) returns boolean language sql stable as $$ select r.ok $$;
+         create function f_r(r t) returns boolean language plpgsql stable security definer set search_path = public as
+         $$ begin return r.is_ok; end $$;
+         create policy p on t for select using (is_ok(t) and f_r(t))"),
+    trap("another row of the same type", "a field of another row",
+        "create function f_none() returns t language plpgsql stable as $$ begin raise exception 'none'; end $$;
+         create function f_r(r t) returns boolean language sql stable as $$ select r.ok $$;
+         create policy p on t for select using (f_r(t) and f_r(f_none()))"),
+    trap("a row of a sub-select of the same table", "a row as a whole",
+        "create function f_r(r t) returns boolean language sql stable as $$ select r.ok $$;
+         create function f_any() returns boolean language sql stable security definer set search_path = public as
+         $$ select exists (select 1 from t x where f_r(x)) $$;
+         create policy p on t for select using (f_r(t) and f_any())"),
+    trap("what looks at the row that is judged as a whole", "NULLTEST of a row",
+        "create function f_r(r t) returns boolean language sql stable as $$ select r is not null and r.ok $$;
+         create policy p on t for select using (f_r(t))"),
     trap("a table of the row's name beside it", "r",
         "create function f_r(p int) returns boolean language plpgsql stable security definer as
          $$ declare r record; begin select * into r from public.m where org = p limit 1;

@@ -7,10 +7,15 @@ use rowcast::policy::reader::CatalogReader;
 use crate::harness::{Place, SCHEMA};
 
 /// Tables, and the replica identity that setup should choose.
-const TABLES: [(&str, &str, &str); 13] = [
+const TABLES: [(&str, &str, &str); 14] = [
     ("by_uuid", "id bigint primary key, u uuid not null", "i"),
     (
         "two_columns",
+        "id bigint primary key, u uuid not null, v int not null",
+        "i",
+    ),
+    (
+        "as_a_whole",
         "id bigint primary key, u uuid not null, v int not null",
         "i",
     ),
@@ -46,6 +51,7 @@ const TABLES: [(&str, &str, &str); 13] = [
 fn condition(table: &str) -> &'static str {
     match table {
         "two_columns" => "u is not null and v > 0",
+        "as_a_whole" => "to_jsonb(as_a_whole) ->> 'v' = '1'",
         "a_point" => "u ~= point '(1,2)'",
         _ => "u is not null",
     }

@@ -21,6 +21,11 @@ const PLAIN_QUERY: [&str; 8] = [
     "stmt_len",
 ];
 
+/// What stands for the row that is judged where it is an argument: that it is there.
+pub(super) const fn whole_row() -> Expr {
+    Expr::constant(Datum::Bool(true))
+}
+
 impl Compiler<'_> {
     pub(super) fn function(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let oid = node.oid("funcid")?;
@@ -268,16 +273,19 @@ impl Compiler<'_> {
         Ok((arg.expr, arg.oid))
     }
 
-    /// The type of a function's argument.
-    pub(super) fn argument(&self, node: &Node) -> Result<Option<Oid>, Refusal> {
-        if node.number::<u8>("paramkind")? != 0 {
-            return Ok(None);
+    /// Whether a parameter is the row that is judged, handed on as a whole.
+    pub(super) fn is_whole_row(&self, node: &Node) -> Result<bool, Refusal> {
+        if node.name != "PARAM" || node.number::<u8>("paramkind")? != 0 {
+            return Ok(false);
         }
         let number = node.number::<usize>("paramid")?.checked_sub(1);
         let call = self.calls.last();
         let arg = call.and_then(|args| args.get(number?));
         let typed = node.oid("paramtype")?;
-        Ok(arg.map(|arg| arg.oid).filter(|oid| *oid == typed))
+        // What fails, or is not set, is of the type as well.
+        Ok(arg.is_some_and(|arg| {
+            arg.oid == typed && self.whole == Some(typed) && arg.expr == whole_row()
+        }))
     }
 
     pub(super) fn value_function(&self, node: &Node) -> Result<(Expr, Oid), Refusal> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::inline::whole_row;
 use super::operators::{self, Compared};
 use super::{Around, Column, ColumnRef, Compiler, Origin, Reference, Refusal, Typed, constant};
 use crate::datum::{Datum, Type};
@@ -305,15 +306,12 @@ impl Compiler<'_> {
                 self.whole = Some(oid);
                 oid
             }
-            "PARAM" => match self.argument(node)? {
-                Some(oid) if self.whole == Some(oid) => oid,
-                _ => return Ok(None),
-            },
+            "PARAM" if self.is_whole_row(node)? => node.oid("paramtype")?,
             _ => return Ok(None),
         };
         self.spend(1)?;
         Ok(Some(Typed {
-            expr: Expr::constant(Datum::Bool(true)),
+            expr: whole_row(),
             oid,
             nodes: 1,
         }))
@@ -322,8 +320,7 @@ impl Compiler<'_> {
     /// A field of the row that is judged, in a function that it was handed to.
     fn field(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
         let of = node.field("arg")?.node(self.scope.major)?;
-        let whole = of.name == "PARAM" && self.whole.is_some() && self.argument(of)? == self.whole;
-        if !whole {
+        if !self.is_whole_row(of)? {
             return Err(Refusal::new("a field of another row"));
         }
         let number = node.number::<i16>("fieldnum")?;

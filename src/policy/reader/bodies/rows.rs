@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Failure;
 use super::statements::Statements;
+use crate::pg::quote_identifier;
 use crate::policy::node_tree::{self, Node, Tree};
 use crate::policy::plpgsql::{self, Used};
 
@@ -43,6 +44,21 @@ impl Rows {
             None => Ok(()),
             Some(_) => Err(format!("has two variables {name}")),
         }
+    }
+
+    /// Adds an argument. Its fields stay what they are; that it is named otherwise is refused, as SQL
+    /// may take that for a table or column where PL/pgSQL takes the argument.
+    pub(super) fn argument(&mut self, name: &str, row: Row) {
+        let fields = match row {
+            Row::Any => Vec::new(),
+            Row::Of(fields) => fields,
+        };
+        let of = quote_identifier(name);
+        let fields = fields.into_iter().map(|field| {
+            let itself = format!("{of}.{}", quote_identifier(&field.name));
+            (field.name, Some(itself))
+        });
+        self.names.insert(name.to_owned(), Some(fields.collect()));
     }
 
     /// A text with variables in place of the fields.

@@ -59,6 +59,15 @@ impl<'t> Statements<'t> {
             rows: Rows::default(),
             types: Vec::new(),
         };
+        let arguments = statements.names.iter().zip(&function.argument_types);
+        let arguments = arguments.filter(|(name, _)| !name.is_empty());
+        let arguments: Vec<(String, &String)> =
+            arguments.map(|(name, of)| (name.clone(), of)).collect();
+        for (name, of) in arguments {
+            if let Some(row) = statements.row(of).await? {
+                statements.rows.argument(&name, row);
+            }
+        }
         let mut scalars = Vec::new();
         for variable in &source.variables {
             if let Some(row) = statements.row(&variable.of).await? {
