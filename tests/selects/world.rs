@@ -410,7 +410,8 @@ impl World {
         };
         let predicate = match &access.rules {
             Rules::Nothing(reason) => {
-                let (expected, count) = if reason.starts_with("infinite recursion") {
+                // Behind the names of the views and policies that it is come upon by.
+                let (expected, count) = if reason.contains("infinite recursion") {
                     ('R', &mut counts.recursions)
                 } else {
                     ('P', &mut counts.denials)
