@@ -100,6 +100,7 @@ pub const SINGLES: &[&str] = &[
     "(select x.u from m x order by x.org desc limit 1) = t.u",
     "exists (select 1 from v x where x.org = t.org and x.u = auth.uid())",
     "exists (select 1 from i x where x.org = t.org and x.u = auth.uid())",
+    "(select count(distinct x.org) from m x, g y where x.org = t.org) = 1",
 ];
 
 /// Whether claims make what reads them raise an error.
