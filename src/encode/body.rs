@@ -187,6 +187,29 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_kept_for_whoever_holds_the_change_with_others_and_for_nobody_else() {
+        for (shared, times) in [(true, 1), (false, 2)] {
+            let body = Body::from("{}");
+            let mut written = 0;
+            for _ in 0..2 {
+                let envelope = Envelope {
+                    form: 0,
+                    topic: &"room".into(),
+                    bindings: &smallvec![1],
+                    rest: 0,
+                    shared,
+                };
+                body.framed(&envelope, |_| {
+                    written += 1;
+                    Some(Bytes::from("frame"))
+                })
+                .unwrap();
+            }
+            assert_eq!(written, times, "shared: {shared}");
+        }
+    }
+
+    #[test]
     fn more_frames_than_are_kept_are_still_right() {
         let body = Body::from("{}");
         let _another = body.clone();
