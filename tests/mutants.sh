@@ -5,5 +5,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 # The relay's own check of compiled policies refuses what they break.
-cargo test --features mutants --test checks --test explain -- refused:: alarm
+cargo test --features mutants --test checks --test explain --test doctor -- refused:: alarm
 exec cargo test --features mutants --test expr --test values --test filters --test selects --test functions --test interleaved --test relay -- --nocapture every_mutant

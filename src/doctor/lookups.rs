@@ -75,7 +75,7 @@ pub(super) async fn findings(
                 "lookup_identity",
                 vec![format!("alter table {name} replica identity full")],
             ),
-            Cause::Narrowed => ("lookup_narrowed", Vec::new()),
+            Cause::Narrowed => ("lookup_narrowed", refusal.mend.to_vec()),
             Cause::Kind => ("lookup_kind", Vec::new()),
             _ => ("lookup_refused", Vec::new()),
         };

@@ -72,6 +72,7 @@ pub(super) async fn findings(
         let sql = match refusal.cause {
             Cause::Privilege => rights(catalog, Some(columns.table), (&name, &login)),
             Cause::RowSecurity => vec![shown(&name, &login)],
+            Cause::Narrowed => refusal.mend.to_vec(),
             _ => Vec::new(),
         };
         let mut finding = Finding::warning(

@@ -1,5 +1,7 @@
 //! The tables: who may see something of each, and what stands in the way.
 
+mod helpers;
+
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -581,55 +583,6 @@ impl<'c> Tables<'c> {
         let missing = holder.lacks(&claims);
         if !missing.is_empty() {
             found.push(token::lacking(&name, &missing));
-        }
-    }
-
-    /// Functions that mean what whoever calls them has in the search path.
-    fn helpers(&self, functions: &BTreeMap<Oid, Named>, found: &mut Vec<Finding>) {
-        let mut all: BTreeMap<Oid, &Function> = BTreeMap::new();
-        for seen in &self.seen {
-            all.extend(
-                self.called(seen.table)
-                    .map(|function| (function.oid, function)),
-            );
-        }
-        for (oid, function) in all {
-            let mut settings = function.config.iter().flatten();
-            let pinned = settings.any(|setting| setting.starts_with("search_path="));
-            // Without temporary objects none is resolved, which is said once.
-            let unresolved = function.language == "sql"
-                && function.known().next().is_none()
-                && self.facts.temporary;
-            if pinned || !(function.definer || unresolved) {
-                continue;
-            }
-            let Some(named) = functions.get(&oid) else {
-                continue;
-            };
-            let mut path: Vec<String> = vec![quote_identifier(&named.schema)];
-            if named.schema != "public" {
-                path.push("public".to_owned());
-            }
-            path.push("pg_temp".to_owned());
-            let text = if function.definer {
-                "is SECURITY DEFINER and has no search_path of its own: whoever calls it can have its \
-                 names mean something else"
-            } else {
-                "has no search_path of its own, and names what only some path finds: it cannot be \
-                 compiled, and is asked of PostgreSQL"
-            };
-            found.push(
-                Finding::warning(
-                    "function_search_path",
-                    format!("{}, which policies call, {text}", named.signature),
-                )
-                .sql(format!(
-                    "alter function {} set search_path = {}",
-                    named.signature,
-                    path.join(", ")
-                ))
-                .advice("Put there what its body needs, and nothing that others may create in."),
-            );
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 
 use self::bodies::Bodies;
+pub(crate) use self::bodies::schemas_named;
 use super::catalog::Catalog;
 use super::clock::ServerClock;
 use super::rule::{self, Analysed, Rule};

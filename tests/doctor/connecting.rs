@@ -41,6 +41,18 @@ async fn wrong_connection_data_is_one_finding() {
 }
 
 #[tokio::test]
+async fn a_database_that_takes_no_sessions_is_one_finding() {
+    let place = Place::prepared(Place::empty().await).await;
+    let other = Place::empty().await;
+    let name = place.text("select current_database()").await;
+    let allow = |whether| format!("alter database \"{name}\" allow_connections {whether}");
+    other.run(&allow("false")).await;
+    place.doctor(&[]).await.is(&["database_refused"]);
+    other.run(&allow("true")).await;
+    place.doctor(&[]).await.is(&["slot_missing"]);
+}
+
+#[tokio::test]
 async fn a_time_limit_of_replication_sessions_that_is_off_or_too_short_is_found() {
     let place = Place::good().await;
     let mark = if place.url.contains('?') { '&' } else { '?' };

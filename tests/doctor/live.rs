@@ -96,6 +96,49 @@ async fn a_login_that_may_not_make_the_table_is_told_so() {
 }
 
 #[tokio::test]
+async fn without_a_publication_there_is_nothing_to_watch_a_row_by() {
+    let place = Place::good().await;
+    place.run("drop publication rowcast").await;
+    let more = &[("ROWCAST_LIVE_DATABASE_URL", place.url.as_str())];
+    let found = place.doctor_with(&["--live"], more).await;
+    found.is(&["live_impossible", "publication_missing"]);
+    left_nothing(&place).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_not_there_or_refuses_the_handshake_is_said() {
+    let place = Place::good().await;
+    let live = ("ROWCAST_LIVE_DATABASE_URL", place.url.as_str());
+    let found = place
+        .doctor_with(&["--live"], &[live, ("ROWCAST_LISTEN", "127.0.0.1:9")])
+        .await;
+    found.is(&["live_connect"]);
+    left_nothing(&place).await;
+    let here = ("ROWCAST_LISTEN", place.address());
+    let other = "another secret of at least thirty-two bytes, for tests";
+    let found = place
+        .doctor_with(&["--live"], &[live, here, ("JWT_SECRET", other)])
+        .await;
+    found.is(&["live_connect"]);
+    let findings = found.report["findings"].to_string();
+    assert!(findings.contains("it answers 401"), "{findings}");
+    left_nothing(&place).await;
+}
+
+#[tokio::test]
+async fn a_login_that_may_make_no_slot_is_said() {
+    let mut place = Place::good().await;
+    place.stop().await;
+    place
+        .run(&format!("alter role {} noreplication", place.relay))
+        .await;
+    let more = &[("ROWCAST_LIVE_DATABASE_URL", place.url.as_str())];
+    let found = place.doctor_with(&["--live"], more).await;
+    found.is(&["live_slot", "login_replication", "slot_unread"]);
+    left_nothing(&place).await;
+}
+
+#[tokio::test]
 async fn an_interrupted_one_cleans_up() {
     let mut place = Place::good().await;
     place.stop().await;

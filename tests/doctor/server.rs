@@ -71,6 +71,57 @@ async fn limits_of_the_server_are_found_and_mended() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_a_standby_is_found() {
+    let (mut cluster, mut place) = own().await;
+    cluster.stop_server().await;
+    let signal = cluster.directory().join("data/standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    cluster.start_server().await.unwrap();
+    place.admin = connect(&place.url).await;
+    let found = place.doctor(&[]).await;
+    found.is(&["standby"]);
+    place.run("select pg_promote()").await;
+    let found = place.doctor(&[]).await;
+    found.is(&["slot_missing"]);
+    place.start().await;
+    place.delivers("note").await;
+}
+
+#[tokio::test]
+async fn a_slot_of_somebody_else_that_fills_the_disk_is_found_and_mended() {
+    let (mut cluster, mut place) = own().await;
+    cluster
+        .configure(&[
+            "max_slot_wal_keep_size = '4GB'",
+            "wal_init_zero = off",
+            "max_wal_size = '2GB'",
+        ])
+        .unwrap();
+    cluster.restart().await.unwrap();
+    place.admin = connect(&place.url).await;
+    place
+        .run("select pg_create_physical_replication_slot('forgotten', true)")
+        .await;
+    let kept = "select (pg_current_wal_lsn() - restart_lsn > 1073741824)::text \
+                from pg_replication_slots where slot_name = 'forgotten'";
+    while place.text(kept).await != "true" {
+        place
+            .run("select pg_switch_wal(); create table app.filler (id int); drop table app.filler")
+            .await;
+    }
+    place.start().await;
+    let found = place.doctor(&[]).await;
+    assert_eq!(found.codes(), ["other_slot_inactive"], "{:#}", found.report);
+    // Whether anybody comes back for it is for a person to say.
+    let statement = found.report["findings"][0]["sql"][0].as_str().unwrap();
+    let (words, statement) = statement.split_once(": ").unwrap();
+    assert!(words.starts_with("-- if nobody comes back"), "{words}");
+    place.run(statement).await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}
+
+#[tokio::test]
 async fn a_slot_that_nobody_reads_is_found() {
     let mut place = Place::good().await;
     place.stop().await;

@@ -83,6 +83,14 @@ ways! {
         "alter table app.member enable row level security;
          create policy own on app.member for select to authenticated using (person = auth.uid())",
         &[], &["lookup_row_security", "policy_unchecked"], "plan";
+    a_lookup_that_the_relay_may_not_read_is_found_and_mended:
+        "alter role RELAY noinherit; revoke select on app.member from RELAY;
+         revoke authenticated from RELAY; grant authenticated to RELAY;
+         grant usage on schema auth, app, rules to RELAY; grant select on app.note to RELAY",
+        &[], &["lookup_privilege", "policy_unchecked"], "plan";
+    a_schema_that_the_login_may_not_use_is_found_and_mended:
+        "alter role RELAY noinherit; revoke authenticated from RELAY; grant authenticated to RELAY",
+        &[], &["login_schema_usage", "lookup_privilege", "policy_unchecked"], "judged";
     a_lookup_without_an_identity_is_found_and_mended:
         "alter table app.member replica identity nothing", &[], &["lookup_identity"], "plan";
     a_definer_function_without_a_path_of_its_own_is_found_and_mended:
@@ -169,6 +177,32 @@ async fn rows_and_columns_that_a_publication_leaves_out_are_found_and_mended() {
         place.doctor(&[]).await.is_well();
     }
     place.delivers("note").await;
+}
+
+/// What PostgreSQL has from 15 on.
+#[tokio::test]
+async fn a_lookup_of_which_only_some_rows_are_published_is_found_and_mended() {
+    let place = Place::good().await;
+    let version = place
+        .text("select current_setting('server_version_num')")
+        .await;
+    if version.parse::<u32>().unwrap() < 150_000 {
+        return;
+    }
+    let lookups = format!("{}_lookups", place.relay);
+    place
+        .run(&format!(
+            "alter publication {lookups} drop table app.member; \
+             alter publication {lookups} add table app.member where (person is not null)"
+        ))
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["lookup_narrowed"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    place.doctor(&[]).await.is_well();
+    place.delivers("plan").await;
 }
 
 /// What PostgreSQL has from 15 on.
@@ -461,4 +495,19 @@ async fn a_setting_that_only_an_application_sets_is_named_with_who_reads_it() {
         )
         .await;
     place.doctor(&[]).await.is_well();
+}
+
+/// With what every comparison turns out wrong.
+#[cfg(feature = "mutants")]
+#[tokio::test]
+async fn a_policy_that_is_answered_otherwise_is_an_alarm() {
+    let place = Place::good().await;
+    let fault = &[("ROWCAST_MUTANT", "EqualFlipped")];
+    let found = place.doctor_with(&["--table", "app.note"], fault).await;
+    assert!(
+        found.codes().contains(&"policy_check_failed"),
+        "{:#}",
+        found.report
+    );
+    place.doctor(&["--table", "app.note"]).await.is_well();
 }

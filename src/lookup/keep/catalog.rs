@@ -317,40 +317,55 @@ impl Found {
             quote_identifier(&settings.publication),
             quote_identifier(&settings.lookup_publication),
         );
-        let narrowed = |text: String| Err(Cause::Narrowed.because(text));
+        let narrowed = |text: String, mend: &[String]| Err(Refusal::narrowed(&text, mend));
+        let anew = |publication: &str| {
+            ["drop", "add"]
+                .map(|what| format!("alter publication {publication} {what} table {name}"))
+        };
+        let all = |publication: &str| {
+            format!(
+                "alter publication {publication} set (publish = 'insert, update, delete, truncate')"
+            )
+        };
+        let by_root = |publication: &str| {
+            format!("alter publication {publication} set (publish_via_partition_root = true)")
+        };
         if let Some(first) = self.publications.get(&settings.publication)
             && first.touched
         {
             // In both, the wider of the two would hold for subscribers too, and PostgreSQL refuses
             // different lists of columns.
-            let mend = format!(
-                "run \"alter publication {first_name} drop table {name}\" and \"alter publication \
-                 {first_name} add table {name}\""
-            );
             return if first.columns {
-                narrowed(format!(
-                    "publication {first_name} carries only some of {name}'s columns: {mend}"
-                ))
+                narrowed(
+                    format!("publication {first_name} carries only some of {name}'s columns"),
+                    &anew(&first_name),
+                )
             } else if first.filter {
-                narrowed(format!(
-                    "publication {first_name} carries only some of {name}'s rows: {mend}"
-                ))
+                narrowed(
+                    format!("publication {first_name} carries only some of {name}'s rows"),
+                    &anew(&first_name),
+                )
             } else if !first.complete {
-                narrowed(format!(
-                    "publication {first_name}, which has {name}, does not carry all changes: run \
-                     \"alter publication {first_name} set (publish = 'insert, update, delete, \
-                     truncate')\""
-                ))
+                narrowed(
+                    format!(
+                        "publication {first_name}, which has {name}, does not carry all changes"
+                    ),
+                    &[all(&first_name)],
+                )
             } else if !first.listed {
-                narrowed(format!(
-                    "publication {first_name} carries the partitions of {name} as themselves: run \
-                     \"alter publication {first_name} set (publish_via_partition_root = true)\""
-                ))
+                narrowed(
+                    format!(
+                        "publication {first_name} carries the partitions of {name} as themselves"
+                    ),
+                    &[by_root(&first_name)],
+                )
             } else if self.conflicts(settings) {
-                narrowed(format!(
-                    "{name} is in publication {second_name} with less than in {first_name}: run \
-                     \"alter publication {second_name} drop table {name}\""
-                ))
+                narrowed(
+                    format!(
+                        "{name} is in publication {second_name} with less than in {first_name}"
+                    ),
+                    &[format!("alter publication {second_name} drop table {name}")],
+                )
             } else {
                 Ok(Some(false))
             };
@@ -366,12 +381,21 @@ impl Found {
         if !second.touched {
             return Ok(None);
         }
-        if second.columns || second.filter || !second.complete || !second.listed {
-            return narrowed(format!(
-                "publication {second_name} does not carry all of {name}: make it anew with \"create \
-                 publication {second_name} for table {name}, … with (publish_via_partition_root = \
-                 true)\""
-            ));
+        let mut mend = Vec::new();
+        if second.columns || second.filter {
+            mend.extend(anew(&second_name));
+        }
+        if !second.complete {
+            mend.push(all(&second_name));
+        }
+        if !second.listed {
+            mend.push(by_root(&second_name));
+        }
+        if !mend.is_empty() {
+            return narrowed(
+                format!("publication {second_name} does not carry all of {name}"),
+                &mend,
+            );
         }
         Ok(Some(true))
     }

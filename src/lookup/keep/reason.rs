@@ -84,6 +84,7 @@ impl Cause {
         Refusal {
             cause: self,
             text: text.into(),
+            mend: Arc::default(),
         }
     }
 }
@@ -96,6 +97,18 @@ pub struct Refusal {
     pub cause: Cause,
     /// The sentence.
     pub text: Arc<str>,
+    /// Of [`Cause::Narrowed`] the statements that mend it, which the sentence has, too.
+    pub mend: Arc<[String]>,
+}
+
+impl Refusal {
+    pub(super) fn narrowed(what: &str, mend: &[String]) -> Self {
+        let statements: Vec<String> = mend.iter().map(|sql| format!("\"{sql}\"")).collect();
+        Self {
+            mend: mend.into(),
+            ..Cause::Narrowed.because(format!("{what}: run {}", statements.join(" and ")))
+        }
+    }
 }
 
 impl fmt::Display for Refusal {

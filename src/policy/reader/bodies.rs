@@ -226,12 +226,20 @@ fn path(catalog: &Catalog, function: &Function, context: &Context) -> Result<Str
         Some((known.usage.contains(&role.name), known.usable))
     };
     // Named outright, a schema that the role may not use is an error.
-    for schema in qualifiers(&function.source)? {
-        if may(&schema).is_some_and(|(usage, _)| !usage) {
-            return Err(format!(
-                "names schema {schema}, which {} may not use",
-                role.name
-            ));
+    for schema in schemas_named(&function.source)? {
+        match may(&schema) {
+            Some((false, _)) => {
+                return Err(format!(
+                    "names schema {schema}, which {} may not use",
+                    role.name
+                ));
+            }
+            Some((true, false)) => {
+                return Err(format!(
+                    "names schema {schema}, which the relay's login may not use"
+                ));
+            }
+            None | Some((true, true)) => {}
         }
     }
     let setting = context.path.as_deref();
@@ -262,8 +270,11 @@ fn path(catalog: &Catalog, function: &Function, context: &Context) -> Result<Str
     Ok(path.join(", "))
 }
 
-/// The names before dots.
-fn qualifiers(source: &str) -> Result<BTreeSet<String>, String> {
+/// The names before dots in a function's body: schemas among them.
+///
+/// # Errors
+/// What is not read of the body.
+pub(crate) fn schemas_named(source: &str) -> Result<BTreeSet<String>, String> {
     let tokens = plpgsql::tokens(source)?;
     let pairs = tokens.iter().zip(tokens.iter().skip(1));
     let qualified = pairs.filter_map(|(name, dot)| match &name.kind {
