@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How long, and for how many bytes, what a client still sends is read after the server closed.
@@ -44,7 +45,10 @@ impl ClientStream {
 
     /// Writes what the kernel takes at once.
     pub(super) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let written = self.stream()?.try_write_vectored(slices)?;
+        let stream = self.stream()?;
+        // `sendmsg`: `writev` asks as of a file first, which is a tenth of what such a write costs.
+        let send = || SockRef::from(stream).send_vectored(slices);
+        let written = stream.try_io(Interest::WRITABLE, send)?;
         let bytes = u64::try_from(written).unwrap_or(u64::MAX);
         self.written.fetch_add(bytes, Ordering::Relaxed);
         Ok(written)
