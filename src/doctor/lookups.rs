@@ -81,10 +81,11 @@ pub(super) async fn findings(
         };
         let mut finding = Finding::warning(code, text).table(&*name);
         finding.sql = sql;
-        found.push(
-            finding
-                .advice("`rowcast setup --lookups`, under a login that owns it, does all of it."),
-        );
+        found.push(finding.advice(
+            "Where policies name the table themselves, `rowcast setup --lookups` under a \
+                     login that owns it does all of it; where only functions read it, these \
+                     statements do.",
+        ));
     }
     Ok(found)
 }

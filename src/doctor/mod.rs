@@ -470,10 +470,14 @@ fn unconnected(error: &ConnectError) -> Finding {
     let text = error.to_string();
     match error {
         ConnectError::Refused(refusal) => match refusal.sqlstate.as_str() {
-            "53300" => Finding::error("connections_exhausted", text)
-                .advice("End sessions that nobody needs, or raise max_connections."),
-            "28P01" | "28000" => Finding::error("database_login", text)
-                .advice("Correct user and password in DATABASE_URL, or the server's pg_hba.conf."),
+            "53300" => Finding::error("connections_exhausted", text).advice(
+                "End sessions that nobody needs, or raise max_connections; where it is the login \
+                     or the database that has a limit, that: alter role … connection limit -1.",
+            ),
+            "28P01" | "28000" => Finding::error("database_login", text).advice(
+                "Correct user and password in DATABASE_URL, or the server's pg_hba.conf; a role \
+                     that may not log in takes: alter role … login.",
+            ),
             "3D000" => Finding::error("database_missing", text)
                 .advice("Correct the database in DATABASE_URL."),
             _ if refusal.retry() == Retry::Never => pooler(&text),

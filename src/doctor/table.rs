@@ -161,7 +161,11 @@ impl<'c> Tables<'c> {
         let mut found = Vec::new();
         for seen in &self.seen {
             self.security(seen, &mut found);
-            self.sight(seen, functions, &mut found);
+            // Who subscribes to the partitioned table needs no right on its partitions, which would
+            // show rows past its policies.
+            if seen.named || seen.table.ancestors.is_empty() {
+                self.sight(seen, functions, &mut found);
+            }
             self.old_rows(seen, (listed, lacking), &mut found);
             self.token(seen, &mut found);
             self.unset(seen, &mut found);
@@ -304,6 +308,11 @@ impl<'c> Tables<'c> {
         };
         if !reads {
             let mut sql = vec![select];
+            if !table.row_security && table.rules_for(role).next().is_none() {
+                // The right alone would show all rows to all: with this nobody sees any until there is
+                // a policy.
+                sql.insert(0, format!("alter table {name} enable row level security"));
+            }
             if !rights.usage {
                 sql.insert(0, usage);
             }

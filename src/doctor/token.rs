@@ -244,7 +244,10 @@ pub(super) fn raising(table: &str, odd_subject: bool) -> Finding {
     };
     Finding::error(
         "token_claim_invalid",
-        format!("{what}: every row of {table} is hidden"),
+        format!(
+            "{what}: a query of {table} fails in PostgreSQL, and the relay hides every row of it that \
+             no other policy lets through"
+        ),
     )
     .table(table)
     .advice(if odd_subject {

@@ -54,3 +54,4 @@ pub use compile::{Compiled, Refusal, Scope, compile};
 pub use predicate::{
     Affected, Audience, Bound, Facts, Members, Predicate, Probe, Projection, Verdict,
 };
+pub(crate) use scope::security_applies;

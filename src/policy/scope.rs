@@ -281,7 +281,7 @@ pub(super) fn applicable<'t>(
 }
 
 /// Whether row-level security decides for this role.
-pub(super) fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
+pub(crate) fn security_applies(catalog: &Catalog, table: &Table, rights: &Rights) -> bool {
     let bypass = catalog
         .roles
         .get(&rights.role)

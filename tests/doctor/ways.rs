@@ -146,6 +146,57 @@ async fn a_set_up_that_is_well_has_no_finding_and_delivers() {
     }
 }
 
+/// A right on a partition shows rows past the policies of the table that it is of.
+#[tokio::test]
+async fn no_finding_of_a_partitioned_table_opens_its_partitions() {
+    let place = Place::good().await;
+    place
+        .run("alter publication rowcast set (publish_via_partition_root = false)")
+        .await;
+    let found = place.doctor(&[]).await;
+    assert!(
+        found.codes().contains(&"publication_partitions"),
+        "{:#}",
+        found.report
+    );
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    let read = "select has_table_privilege('authenticated', 'app.part_north', 'select')::text";
+    assert_eq!(place.text(read).await, "false");
+    place.doctor(&[]).await.is_well();
+    place.delivers("part").await;
+}
+
+/// The right alone would show every row to everybody.
+#[tokio::test]
+async fn what_lets_a_role_read_a_table_without_policies_shows_it_nothing_yet() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create table app.bare (id bigint primary key, body text); insert into app.bare values (1, 'x');
+             alter publication rowcast add table app.bare",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.bare"]).await;
+    found.is(&["table_grant"]);
+    for statement in found.sql() {
+        place.run(&statement).await;
+    }
+    let seen = "begin; set local role authenticated; select count(*)::text as seen from app.bare";
+    let rows = place.admin.simple_query(seen).await.unwrap();
+    let count = rows.iter().find_map(|row| match row {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    place.run("rollback").await;
+    assert_eq!(count.as_deref(), Some("0"));
+    place
+        .doctor(&["--table", "app.bare"])
+        .await
+        .is(&["policy_missing"]);
+}
+
 /// What PostgreSQL has from 15 on.
 #[tokio::test]
 async fn rows_and_columns_that_a_publication_leaves_out_are_found_and_mended() {

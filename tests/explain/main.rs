@@ -9,6 +9,8 @@
 
 mod checks;
 
+mod ruled;
+
 use std::process::{Command, Output};
 
 use rowcast::pg::throwaway::{Options, Throwaway};

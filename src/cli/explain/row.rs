@@ -20,6 +20,8 @@ use crate::policy::catalog::{Catalog, Policy, Table};
 use crate::policy::check::copy::{Copied, copy};
 use crate::policy::check::{disagrees, relation};
 use crate::policy::explain::{Explained, deciding, explain};
+use crate::policy::rule::Require;
+use crate::policy::security_applies;
 
 /// Why something that is compiled is undecided for a row.
 const OPEN: &str = "what is compiled leaves it open for this row: which of several rows is the first, \
@@ -38,17 +40,18 @@ const SHOWN: usize = 5;
 enum Said {
     Yes,
     No,
-    Error(String),
+    /// With its code, and its message where it may be shown.
+    Error(String, Option<String>),
     /// It could not be asked.
     Unknown(String),
 }
 
 pub(super) async fn judge(
     client: &Client,
-    catalog: &Catalog,
-    table: &Arc<Table>,
+    (catalog, table): (&Catalog, &Arc<Table>),
     principal: &Principal,
     key: &str,
+    require: Require,
 ) -> Result<Row, Trouble> {
     let ancestors = table.ancestors.iter();
     let mut ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
@@ -68,17 +71,17 @@ pub(super) async fn judge(
              set local lock_timeout = '1s'"
         ))
         .await?;
-    let judged = judged(client, catalog, table, principal, &key).await;
+    let judged = judged(client, (catalog, table), principal, &key, require).await;
     client.batch_execute("rollback").await?;
     judged
 }
 
 async fn judged(
     client: &Client,
-    catalog: &Catalog,
-    table: &Arc<Table>,
+    (catalog, table): (&Catalog, &Arc<Table>),
     principal: &Principal,
     key: &str,
+    require: Require,
 ) -> Result<Row, Trouble> {
     let role: &str = &principal.role;
     let (relation, row) = (relation(table), read(client, table, key).await?);
@@ -86,9 +89,10 @@ async fn judged(
     let whole = as_client(client, principal, &sql).await?;
     let access = Access::new(catalog, table, role);
     let rights = table.rights.iter().find(|one| one.role == role);
-    let bypasses = matches!(access.rules, Rules::Everything);
+    let open = rights.is_some_and(|rights| !security_applies(catalog, table, rights));
+    let lacks = require.lacks(table, role);
     let policies = table.policies.iter().filter(|policy| {
-        !bypasses && rights.is_some_and(|rights| rights.policies.contains(&policy.name))
+        !open && rights.is_some_and(|rights| rights.policies.contains(&policy.name))
     });
     let policies: Vec<&Policy> = policies.chain(table.rules_for(role)).collect();
     let explained = explain(catalog, table, &policies, role);
@@ -112,27 +116,47 @@ async fn judged(
     let ruled_out: Vec<String> = names(&judged, |one| {
         !one.permissive && one.postgresql == "not true"
     });
-    let let_through: Vec<String> = names(&judged, |one| one.permissive && one.postgresql == "true");
+    // Without row-level security the rules alone let it through.
+    let let_through: Vec<String> = names(&judged, |one| {
+        (one.permissive || open) && one.postgresql == "true"
+    });
     let rules = table.rules_for(role).count();
     let by_rules = judged.iter().rev().take(rules);
     let by_rules = by_rules.clone().all(|one| one.postgresql == "true");
     let visible = match (&access.rules, &whole) {
-        (Rules::Nothing(_), _) | (_, Said::No | Said::Error(_)) => Some(false),
+        _ if lacks.is_some() => Some(false),
+        (Rules::Nothing(_), _) | (_, Said::No | Said::Error(..)) => Some(false),
         (_, Said::Yes) => Some(by_rules),
         (_, Said::Unknown(_)) => None,
+    };
+    // What PostgreSQL says of an error may quote values, also of tables that this login does not read.
+    let whole = match whole {
+        Said::Error(code, said) if said.is_some() && !reads_everything(client).await? => {
+            Said::Error(code, None)
+        }
+        other => other,
     };
     let (postgresql, postgresql_says) = match whole {
         Said::Yes => ("visible", None),
         Said::No => ("hidden", None),
-        Said::Error(said) => ("error", Some(said)),
+        Said::Error(code, said) => {
+            let code = format!("SQLSTATE {code}");
+            let said = said.map(|said| format!("{said} ({code})"));
+            ("error", Some(said.unwrap_or(code)))
+        }
         Said::Unknown(said) => ("unknown", Some(said)),
     };
     let (decided_by, because) = match (&access.rules, visible) {
+        _ if lacks.is_some() => (Vec::new(), lacks.clone().unwrap_or_default()),
         (Rules::Nothing(reason), _) => (Vec::new(), reason.clone()),
         (_, None) => (Vec::new(), "PostgreSQL could not be asked".to_owned()),
         (Rules::Everything, Some(true)) => (
             Vec::new(),
             "no row-level security holds for the role".to_owned(),
+        ),
+        (_, Some(true)) if let_through.is_empty() => (
+            Vec::new(),
+            "PostgreSQL shows it, and which policy lets it through is not known here".to_owned(),
         ),
         (_, Some(true)) => (let_through, "these let it through".to_owned()),
         (_, Some(false)) if postgresql == "error" => {
@@ -146,9 +170,10 @@ async fn judged(
         (_, Some(false)) => (Vec::new(), "no policy lets it through".to_owned()),
     };
     let relay = match &access.rules {
+        _ if lacks.is_some() => Some(false),
         Rules::Nothing(_) => Some(false),
         Rules::Everything if judged.is_empty() => Some(true),
-        _ => combined(&judged, bypasses),
+        _ => combined(&judged, open),
     };
     // Where one policy raises an error and another decides, PostgreSQL may raise it or not.
     let disagree = relay
@@ -381,6 +406,13 @@ fn unfit(error: &tokio_postgres::Error) -> Trouble {
     }
 }
 
+/// Whether there is nothing that this login may not read.
+async fn reads_everything(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    let sql = "select rolsuper from pg_catalog.pg_roles where rolname = current_user";
+    let row = client.query_opt(sql, &[]).await?;
+    Ok(row.is_some_and(|row| row.try_get(0).unwrap_or(false)))
+}
+
 /// Whether a statement finds a row under the client's role and claims; what it does is rolled back.
 async fn as_client(client: &Client, principal: &Principal, sql: &str) -> Result<Said, Trouble> {
     client.batch_execute("savepoint asked").await?;
@@ -389,11 +421,10 @@ async fn as_client(client: &Client, principal: &Principal, sql: &str) -> Result<
     match said {
         Ok(said) => Ok(said),
         Err(error) => match error.as_db_error() {
-            Some(refused) => Ok(Said::Error(format!(
-                "{} (SQLSTATE {})",
-                refused.message(),
-                refused.code().code()
-            ))),
+            Some(refused) => Ok(Said::Error(
+                refused.code().code().to_owned(),
+                Some(refused.message().to_owned()),
+            )),
             None => Err(error.into()),
         },
     }

@@ -146,7 +146,8 @@ pub(super) async fn report(
     if let (Some(key), Some(principal)) = (&wish.row, &wish.principal) {
         let table = tables.first().and_then(|oid| catalog.tables.get(oid));
         if let Some(table) = table {
-            report.row = Some(row::judge(&client, &catalog, table, principal, key).await?);
+            report.row =
+                Some(row::judge(&client, (&catalog, table), principal, key, config.require).await?);
         }
     }
     Ok(report)
@@ -297,7 +298,16 @@ fn one(
         policies,
         roles: known
             .zip(&accesses)
-            .map(|(role, access)| role_of(role, access))
+            .map(|(role, access)| match config.require.lacks(table, role) {
+                Some(reason) => Role {
+                    role: role.to_owned(),
+                    sees: "nothing",
+                    reason: Some(reason),
+                    asked: false,
+                    audience: None,
+                },
+                None => role_of(role, access),
+            })
             .collect(),
         totals,
     }

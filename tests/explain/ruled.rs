@@ -1,0 +1,107 @@
+//! Rows of tables that rules hold for, tables without what is required, and errors that quote values.
+
+use std::io::Write as _;
+
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use super::{database, json, run};
+
+fn settings(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::with_suffix(".toml").unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn row(url: &str, arguments: &[&str]) -> (Value, Option<i32>) {
+    let mut all = arguments.to_vec();
+    all.push("--json");
+    let output = run(url, &all);
+    (json(&output)["row"].clone(), output.status.code())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_of_a_table_without_row_level_security_decide_and_are_no_alarm() {
+    let (url, _sql) = database(
+        "create table jobs (id bigint primary key, business_id bigint);
+         grant select on jobs to authenticated; insert into jobs values (1, 1), (2, 2)",
+    )
+    .await;
+    let file = settings(
+        "[[rule]]\ntable = \"public.jobs\"\nusing = \"business_id = (auth.jwt() ->> 'businessId')::bigint\"\n\
+         roles = [\"authenticated\"]\n[[rule]]\ntable = \"public.jobs\"\nusing = \"id < 10\"\n",
+    );
+    let config = file.path().to_str().unwrap();
+    for (id, seen) in [("1", true), ("2", false)] {
+        let claims = r#"{"role": "authenticated", "businessId": "1"}"#;
+        let arguments = ["jobs", "--config", config, "--claims", claims, "--row", id];
+        let (row, code) = row(&url, &arguments);
+        assert_eq!(row["visible"], seen, "{row:#}");
+        assert_eq!(row["differs"], false, "{row:#}");
+        assert_eq!(code, Some(0), "{row:#}");
+        let decided = row["decided_by"].as_array().unwrap().len();
+        assert_eq!(decided, if seen { 2 } else { 1 }, "{row:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_what_is_required_shows_nothing() {
+    let (url, _sql) = database(
+        "create table jobs (id bigint primary key); grant select on jobs to authenticated;
+         insert into jobs values (1)",
+    )
+    .await;
+    for required in ["rls", "rls or rule"] {
+        let file = settings(&format!("require = \"{required}\"\n"));
+        let config = file.path().to_str().unwrap();
+        let arguments = ["jobs", "--config", config, "--role", "authenticated"];
+        let mut report = arguments.to_vec();
+        report.push("--json");
+        let role = &json(&run(&url, &report))["tables"][0]["roles"][0];
+        assert_eq!(role["sees"], "nothing", "{role:#}");
+        assert!(
+            role["reason"].as_str().unwrap().contains("requires"),
+            "{role:#}"
+        );
+        let mut of_row = arguments.to_vec();
+        of_row.extend(["--row", "1"]);
+        let (row, code) = row(&url, &of_row);
+        assert_eq!((&row["visible"], code), (&false.into(), Some(0)), "{row:#}");
+        assert!(
+            row["because"].as_str().unwrap().contains("requires"),
+            "{row:#}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_quotes_a_value_is_not_shown_to_a_login_that_may_not_read_it() {
+    let (url, _sql) = database(
+        "create table leak (id bigint primary key, secret text); create table looked (id bigint, v text);
+         alter table leak enable row level security; grant select on leak, looked to authenticated;
+         create policy own on leak using (secret::int = 1 or exists
+           (select from looked l where l.id = leak.id and l.v::int = 1));
+         insert into leak values (1, 'TOPSECRET'), (2, '7'); insert into looked values (2, 'LOOKUPSECRET');
+         do $$ begin create role explain_viewer login noinherit; exception when duplicate_object or unique_violation then null; end $$;
+         grant authenticated to explain_viewer; grant usage on schema auth to explain_viewer; grant select (id) on leak to explain_viewer",
+    )
+    .await;
+    let viewer = url.replacen("postgres@", "explain_viewer@", 1);
+    for (id, secret) in [("1", "TOPSECRET"), ("2", "LOOKUPSECRET")] {
+        let arguments = [
+            "leak",
+            "--claims",
+            r#"{"role": "authenticated"}"#,
+            "--row",
+            id,
+        ];
+        let (shown, _) = row(&viewer, &arguments);
+        assert_eq!(shown["postgresql"], "error", "{shown:#}");
+        assert_eq!(shown["postgresql_says"], "SQLSTATE 22P02", "{shown:#}");
+        assert!(!shown.to_string().contains(secret), "{shown:#}");
+        // Who may read everything is told.
+        let (shown, _) = row(&url, &arguments);
+        let said = shown["postgresql_says"].as_str().unwrap();
+        assert!(said.contains(secret), "{shown:#}");
+    }
+}
