@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use authenticator::{Authenticator, Settings, SettingsError};
+pub(crate) use token::role;
 pub use token::{MAX_TOKEN_BYTES, MintError, TokenError, mint};
 
 /// The claims of a verified token, as the JSON text that the token carried: what

@@ -157,16 +157,28 @@ pub(super) fn judged(payload: &str, role_claim: &str, now: i64) -> Result<Judged
     {
         return Err(TokenError::NotYetValid);
     }
-    let role = match claim(&claims, role_claim) {
-        None => None,
-        Some(Value::String(role)) if !role.is_empty() && !role.contains('\0') => Some(role.clone()),
-        Some(_) => return Err(TokenError::InvalidRole),
-    };
     Ok(Judged {
         text,
-        role,
+        role: role(&claims, role_claim)?,
         expires_at,
     })
+}
+
+/// The role that claims name; `None` where they name none.
+///
+/// # Errors
+/// Where what they name is no role's name.
+pub(crate) fn role(
+    claims: &Map<String, Value>,
+    role_claim: &str,
+) -> Result<Option<String>, TokenError> {
+    match claim(claims, role_claim) {
+        None => Ok(None),
+        Some(Value::String(role)) if !role.is_empty() && !role.contains('\0') => {
+            Ok(Some(role.clone()))
+        }
+        Some(_) => Err(TokenError::InvalidRole),
+    }
 }
 
 /// A claim by its name, or by its path where dots lead into objects. Names may hold dots

@@ -290,6 +290,14 @@ async fn wrong_arguments_and_an_unreachable_server_have_their_exit_codes_and_sen
         (&["t", "--claims", "[]"], "must be a JSON object"),
         (&["t", "--claims", "{"], "not JSON"),
         (&["t", "--row", "x"], "--row"),
+        (
+            &["t", "--row", r#"{"id": 1, "more": 2}"#],
+            "primary key's columns: id",
+        ),
+        (
+            &["t", "--claims", r#"{"role": 5}"#],
+            "not the name of a role",
+        ),
     ] {
         let output = run(&url, arguments);
         let said = String::from_utf8_lossy(&output.stderr);

@@ -105,3 +105,20 @@ async fn an_error_that_quotes_a_value_is_not_shown_to_a_login_that_may_not_read_
         assert!(said.contains(secret), "{shown:#}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_undecided_of_a_row_is_named_and_not_numbered() {
+    let (url, _sql) = database(
+        "create table t (id bigint primary key); create table m (v bigint); alter table t enable row level security;
+         grant select on t, m to authenticated; insert into t values (1); insert into m values (2);
+         create policy own on t using ((select sum(v) from m) > id)",
+    )
+    .await;
+    let claims = r#"{"role": "authenticated"}"#;
+    let (row, _) = row(&url, &["t", "--claims", claims, "--row", "1"]);
+    let own = &row["policies"][0];
+    assert_eq!(own["relay"], "undecided", "{row:#}");
+    let because = own["undecided_because"].as_str().unwrap();
+    assert!(because.contains("sum"), "{because}");
+    assert!(!because.contains("aggregate 2"), "{because}");
+}

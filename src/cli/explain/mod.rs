@@ -187,16 +187,14 @@ async fn explained(arguments: Arguments) -> Result<report::Report, Trouble> {
 fn by_claims(text: &str, config: &Config, role: Option<&str>) -> Result<Principal, Trouble> {
     let claims: serde_json::Value = serde_json::from_str(text)
         .map_err(|error| Trouble::Usage(format!("--claims is not JSON: {error}.")))?;
-    if !claims.is_object() {
+    let Some(object) = claims.as_object() else {
         let sentence = "--claims must be a JSON object, such as '{\"sub\": \"…\"}'.";
         return Err(Trouble::Usage(sentence.to_owned()));
-    }
-    let mut place = Some(&claims);
-    for name in config.role_claim.split('.') {
-        place = place.and_then(|claims| claims.get(name));
-    }
-    let named = place.and_then(serde_json::Value::as_str);
-    let role = role.or(named).unwrap_or(&config.default_role);
+    };
+    let named = auth::role(object, &config.role_claim).map_err(|error| {
+        Trouble::Usage(format!("The relay would refuse these claims: {error}."))
+    })?;
+    let role = role.or(named.as_deref()).unwrap_or(&config.default_role);
     Ok(Principal {
         role: role.into(),
         claims: Claims::verified(text.to_owned()),

@@ -337,6 +337,7 @@ fn condition(table: &Table, key: &str) -> Result<String, Trouble> {
         }
         (None, [only]) => Some(vec![equals((only, key))]),
         (None, _) => None,
+        (Some(object), columns) if object.len() != columns.len() => None,
         (Some(object), columns) => columns
             .iter()
             .map(|name| {

@@ -138,8 +138,6 @@ pub(super) async fn report(
         report.tables.push(explained);
     }
     look_whether_mirrored(&client, config, &mut report).await?;
-    let reasons = report.tables.iter_mut().flat_map(Table::reasons);
-    by_name(&client, reasons.collect()).await?;
     report
         .tables
         .sort_by(|a, b| (&a.schema, &a.table).cmp(&(&b.schema, &b.table)));
@@ -150,6 +148,10 @@ pub(super) async fn report(
                 Some(row::judge(&client, (&catalog, table), principal, key, config.require).await?);
         }
     }
+    let row = report.row.iter_mut().flat_map(|row| &mut row.policies);
+    let row = row.filter_map(|one| one.undecided_because.as_mut());
+    let reasons = report.tables.iter_mut().flat_map(Table::reasons);
+    by_name(&client, reasons.chain(row).collect()).await?;
     Ok(report)
 }
 
