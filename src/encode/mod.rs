@@ -242,9 +242,9 @@ impl Shape {
         }
         out.extend_from_slice(b",\"errors\":");
         self.write_errors(&mut out, (small, rows.left), &missing);
-        // Writing to a Vec does not fail.
-        let _written = write!(out, ",\"cursor\":\"{cursor}\"");
-        out.push(b'}');
+        out.extend_from_slice(b",\"cursor\":\"");
+        cursor.write(&mut out);
+        out.extend_from_slice(b"\"}");
         out
     }
 
@@ -429,11 +429,35 @@ fn write_timestamp(out: &mut Vec<u8>, micros: i64) {
     let (year, month, day) = civil_from_days(days);
     let (hour, minute) = (milli / 3_600_000, milli / 60_000 % 60);
     let (second, milli) = (milli / 1000 % 60, milli % 1000);
-    // Writing to a Vec does not fail.
-    let _written = write!(
-        out,
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
-    );
+    if (0..10_000).contains(&year) {
+        write_digits::<4>(out, year);
+    } else {
+        // Writing to a Vec does not fail.
+        let _written = write!(out, "{year:04}");
+    }
+    for (mark, number) in [
+        (b'-', month),
+        (b'-', day),
+        (b'T', hour),
+        (b':', minute),
+        (b':', second),
+    ] {
+        out.push(mark);
+        write_digits::<2>(out, number);
+    }
+    out.push(b'.');
+    write_digits::<3>(out, milli);
+    out.push(b'Z');
+}
+
+/// Writes the last `N` decimal digits of a number: each change has seven such.
+fn write_digits<const N: usize>(out: &mut Vec<u8>, mut number: i64) {
+    let mut digits = [b'0'; N];
+    for digit in digits.iter_mut().rev() {
+        *digit += u8::try_from(number.rem_euclid(10)).unwrap_or(0);
+        number /= 10;
+    }
+    out.extend_from_slice(&digits);
 }
 
 /// The date of a day counted from 1970-01-01 in the proleptic Gregorian calendar, by counting in

@@ -38,6 +38,28 @@ pub struct Cursor {
     pub offset: Offset,
 }
 
+impl Cursor {
+    /// Writes its text behind what is there, as [`fmt::Display`] does: each change has one.
+    pub fn write(self, out: &mut Vec<u8>) {
+        write_hexadecimal(out, self.epoch.0);
+        out.push(b'-');
+        write_hexadecimal(out, self.offset.0);
+    }
+}
+
+fn write_hexadecimal(out: &mut Vec<u8>, number: u64) {
+    let digit = |nibble: u8| match nibble {
+        0..=9 => b'0' + nibble,
+        _ => b'a' + nibble - 10,
+    };
+    let bytes = number.to_be_bytes();
+    out.extend(
+        bytes
+            .iter()
+            .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]),
+    );
+}
+
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{:016x}", self.epoch.0, self.offset.0)
@@ -162,6 +184,9 @@ mod tests {
         };
         for offset in [0, 9, 10, 255, u64::MAX] {
             assert_eq!(cursor(offset).to_string().parse(), Ok(cursor(offset)));
+            let mut written = Vec::new();
+            cursor(offset).write(&mut written);
+            assert_eq!(written, cursor(offset).to_string().into_bytes());
         }
         assert!(cursor(9).to_string() < cursor(10).to_string());
         assert!(cursor(255).to_string() < cursor(256).to_string());

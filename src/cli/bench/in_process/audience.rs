@@ -1,8 +1,9 @@
-//! Subscribers that are nothing but an outbox and somebody who empties it.
+//! Subscribers that are nothing but an outbox and somebody who empties it: whoever hands out the
+//! changes, as with a socket, and a task where that cannot.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -20,7 +21,7 @@ use crate::cli::bench::plan::{Plan, Written, user_id};
 use crate::cli::bench::subscriber::{bucket, filter};
 use crate::cli::bench::verifier::{Tally, Verifier};
 use crate::encode::Body;
-use crate::router::{ChannelId, Event, Join, Outbox, Router, SessionId};
+use crate::router::{Carrier, ChannelId, Event, Join, Outbox, Outgoing, Router, SessionId};
 use crate::subscription::{Events, Start, Wanted, filter as condition};
 
 /// Joins under way at once.
@@ -110,11 +111,14 @@ impl Sessions {
             .buffer_unordered(JOINING);
         while let Some(joined) = joining.next().await {
             let (number, outbox) = joined?;
-            receivers.spawn(receive(
-                Arc::clone(&outbox),
-                Verifier::new(plan, number),
-                Arc::clone(&shared),
-            ));
+            let receiver = Arc::new(Receiver {
+                outbox: Arc::clone(&outbox),
+                verifier: Mutex::new(Some(Verifier::new(plan, number))),
+                shared: Arc::clone(&shared),
+            });
+            let carrier: Arc<dyn Carrier> = Arc::clone(&receiver) as _;
+            outbox.carried_by(Arc::downgrade(&carrier));
+            receivers.spawn(receiver.receive());
             outboxes.push(outbox);
             progress(outboxes.len() as u64)?;
         }
@@ -206,19 +210,50 @@ async fn join(
     }
 }
 
-/// Takes what comes until the round is over, and then holds it against what was written.
-async fn receive(outbox: Arc<Outbox>, mut verifier: Verifier, shared: Arc<Shared>) {
-    loop {
-        // Looked at before the outbox: what came before the end is still taken.
-        let written = shared.written.get();
-        empty(&outbox, &mut verifier, &shared.books);
-        if let Some(written) = written {
-            let tally = verifier.finish(written);
-            let mut all = shared.tally.lock().unwrap_or_else(PoisonError::into_inner);
-            all.add(&tally);
-            return;
+/// A subscriber, and what it wrote down; nothing any more once the round is over.
+struct Receiver {
+    outbox: Arc<Outbox>,
+    verifier: Mutex<Option<Verifier>>,
+    shared: Arc<Shared>,
+}
+
+impl Receiver {
+    /// Takes what comes until the round is over, and then holds it against what was written.
+    async fn receive(self: Arc<Self>) {
+        loop {
+            // Looked at before the outbox: what came before the end is still taken.
+            let written = self.shared.written.get();
+            let finished = {
+                let locked = self.verifier.lock();
+                let mut verifier = locked.unwrap_or_else(PoisonError::into_inner);
+                self.empty(&mut verifier);
+                written.and_then(|written| Some(verifier.take()?.finish(written)))
+            };
+            if let Some(tally) = finished {
+                let all = self.shared.tally.lock();
+                all.unwrap_or_else(PoisonError::into_inner).add(&tally);
+                return;
+            }
+            self.outbox.readable().await;
         }
-        outbox.readable().await;
+    }
+
+    fn empty(&self, verifier: &mut Option<Verifier>) {
+        if let Some(verifier) = verifier {
+            empty(&self.outbox, verifier, &self.shared.books);
+        }
+    }
+}
+
+impl Carrier for Receiver {
+    fn carry(&self) -> bool {
+        match self.verifier.try_lock() {
+            Ok(mut verifier) => self.empty(&mut verifier),
+            Err(TryLockError::Poisoned(verifier)) => self.empty(&mut verifier.into_inner()),
+            // Whoever has it may have looked into the outbox already.
+            Err(TryLockError::WouldBlock) => return false,
+        }
+        true
     }
 }
 
@@ -236,7 +271,7 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
         for event in events.drain(..) {
             match event {
                 Event::Change { change, .. } if change.bindings[..] == [BINDING] => {
-                    match read(change.data.clone()) {
+                    match read(&change) {
                         Ok(Frame::Row { id, sent, .. }) => books.take(verifier, id, sent),
                         Ok(_) => books.note("a change of an unknown form".to_owned()),
                         Err(error) => books.note(format!("a change of an unknown form: {error}")),
@@ -257,13 +292,14 @@ fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
     }
 }
 
-/// Reads a change; one of those that this thread read last at once. Everybody who receives the same
-/// shares its bytes, so that reading them again would be measured for the relay's work.
-fn read(data: Body) -> serde_json::Result<Frame> {
+/// Reads a change; one of those that this thread read last at once, where others receive it, too:
+/// they share its bytes, so that reading them again would be measured for the relay's work.
+fn read(change: &Arc<Outgoing>) -> serde_json::Result<Frame> {
     thread_local! {
         /// What was read, by where it lies, with the row's number and time.
         static KNOWN: RefCell<HashMap<usize, (Body, u64, u64)>> = RefCell::default();
     }
+    let data = &change.data;
     KNOWN.with_borrow_mut(|known| {
         let place = data.as_ptr().addr();
         // It is held here, so nothing else can lie in its place.
@@ -274,12 +310,15 @@ fn read(data: Body) -> serde_json::Result<Frame> {
                 cursor: None,
             });
         }
-        let frame = frame::read_data(&data)?;
-        if let Frame::Row { id, sent, .. } = frame {
+        let frame = frame::read_data(data)?;
+        let shared = Arc::strong_count(change) > 1;
+        if let Frame::Row { id, sent, .. } = frame
+            && shared
+        {
             if known.len() >= KNOWN_CHANGES {
                 known.clear();
             }
-            known.insert(place, (data, id, sent));
+            known.insert(place, (data.clone(), id, sent));
         }
         Ok(frame)
     })
