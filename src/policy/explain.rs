@@ -1,6 +1,8 @@
 //! What becomes of each policy, for people: native, partly asked, asked or denied, and why; what it
 //! reads, and whether whom it concerns is found by an index.
 
+mod asked;
+
 mod deciding;
 
 mod level;
@@ -95,7 +97,7 @@ pub struct Explained<'c> {
     pub reasons: Vec<String>,
     /// The columns of the row that it reads.
     pub columns: Vec<String>,
-    /// The claims that its compiled part reads; whoever is asked reads what it likes.
+    /// The claims that it reads: of what is not compiled as far as its text says, `*` for all.
     pub claims: BTreeSet<String>,
     /// What is mirrored for it.
     pub lookups: Vec<Looked>,
@@ -162,6 +164,14 @@ fn one<'c>(
             .collect(),
         wanted: wanted.clone(),
     });
+    let mut claims = predicate.claims();
+    let mut found = predicate.found();
+    if matches!(how, How::Hybrid | How::Asked) {
+        claims.extend(asked::claims(catalog, policy));
+        if found == Found::Row && !claims.is_empty() {
+            found = Found::Scan;
+        }
+    }
     let columns = columns_read(table, &[policy]).into_iter();
     Explained {
         policy,
@@ -169,9 +179,9 @@ fn one<'c>(
         how,
         reasons,
         columns: columns.map(|column| column.name.clone()).collect(),
-        claims: predicate.claims(),
+        claims,
         lookups: lookups.collect(),
-        found: predicate.found(),
+        found,
         predicate,
     }
 }

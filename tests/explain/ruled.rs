@@ -122,3 +122,31 @@ async fn what_is_undecided_of_a_row_is_named_and_not_numbered() {
     assert!(because.contains("sum"), "{because}");
     assert!(!because.contains("aggregate 2"), "{because}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_only_an_asked_part_reads_are_named() {
+    let (url, _sql) = database(
+        "create table t (id bigint primary key, owner uuid); alter table t enable row level security;
+         grant select on t to authenticated;
+         create function looping(id bigint) returns boolean language plpgsql stable as $$
+           begin for i in 1..2 loop if i = id then return auth.uid() is not null; end if; end loop;
+           return current_setting('request.jwt.claim.team', true) = 'x'; end $$;
+         create policy part on t using (looping(id) and id < 5);
+         create policy whole on t using ((auth.jwt() #>> array['a', id::text]) is not null);
+         create policy none on t using (id = any (array(select generate_series(1, 3))))",
+    )
+    .await;
+    let report = json(&run(&url, &["t", "--json"]));
+    for (name, status, claims) in [
+        ("part", "hybrid", &["sub", "team"][..]),
+        ("whole", "asked", &["*"]),
+        ("none", "asked", &[]),
+    ] {
+        let policy = super::policy(&report, name);
+        assert_eq!(policy["status"], status, "{policy:#}");
+        let named = policy["claims"].as_array().unwrap().iter();
+        let named: Vec<&str> = named.map(|claim| claim.as_str().unwrap()).collect();
+        assert_eq!(named, claims, "{policy:#}");
+        assert_eq!(policy["audience"], "scan", "{policy:#}");
+    }
+}

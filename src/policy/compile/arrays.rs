@@ -193,7 +193,9 @@ impl Compiler<'_> {
     /// Refuses an array whose elements come in an order that nobody knows.
     pub(super) fn in_order(&self, array: &Expr) -> Result<(), Refusal> {
         if array.is_unordered() {
-            return Err(Refusal::new("the order of an array of a table's rows"));
+            return Err(Refusal::new(
+                "the order of rows that a table or a recursion gives",
+            ));
         }
         Ok(())
     }
