@@ -82,6 +82,15 @@ async fn a_slot_that_is_ahead_of_the_log_begins_a_new_history() {
     kill(daemon).await;
     // Somebody restored the directory from before, which the slot has moved past.
     database.insert_open(2).await;
+    // PostgreSQL notices that its reader is gone once it writes to it.
+    let read = format!(
+        "select active::text from pg_replication_slots where slot_name = '{}'",
+        database.slot
+    );
+    until("the slot is free", async || {
+        database.text(&read).await == "false"
+    })
+    .await;
     database
         .run(&format!(
             "select pg_replication_slot_advance('{}', pg_current_wal_insert_lsn())",
