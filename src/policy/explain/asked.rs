@@ -25,7 +25,7 @@ const SCHEMA: &str = "auth";
 /// The claims that the text of a policy names, or that of a function which is called from there.
 pub(super) fn claims(catalog: &Catalog, policy: &Policy) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let mut texts: Vec<String> = policy.condition.iter().map(lower).collect();
+    let mut texts: Vec<String> = policy.condition.iter().map(|text| lower(text)).collect();
     let depends = policy.depends.iter();
     let mut open: Vec<Oid> = depends
         .filter(|(class, ..)| class.0 == PG_PROC)
@@ -66,6 +66,6 @@ pub(super) fn claims(catalog: &Catalog, policy: &Policy) -> BTreeSet<String> {
 }
 
 /// In lower case, without what PostgreSQL allows between a name and its parenthesis.
-fn lower(text: &String) -> String {
+fn lower(text: &str) -> String {
     text.to_lowercase().replace(" (", "(")
 }
