@@ -40,6 +40,18 @@ macro_rules! mutants {
                 Self::on().store(self as usize + 1, Ordering::Relaxed);
             }
 
+            /// Switches the fault on that `ROWCAST_MUTANT` names, in a command of which a test sees
+            /// that it notices.
+            #[cfg(feature = "mutants")]
+            pub fn switch_named_on() {
+                let name = std::env::var("ROWCAST_MUTANT").unwrap_or_default();
+                for fault in Self::ALL {
+                    if format!("{fault:?}") == name {
+                        fault.switch_on();
+                    }
+                }
+            }
+
             /// Switches every fault of this part off.
             #[cfg(feature = "mutants")]
             pub fn switch_off() {

@@ -99,6 +99,8 @@ struct Printed<'a> {
 
 /// Looks, and says what it found.
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    #[cfg(feature = "mutants")]
+    crate::mutant::PolicyMutant::switch_named_on();
     let (json, wants_live) = (arguments.json, arguments.live);
     let (patient, writer) = match prepare(arguments) {
         Ok(prepared) => prepared,

@@ -121,13 +121,8 @@ struct Wish {
 
 /// Explains, and prints it.
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
-    // A test sees that what it breaks is noticed.
     #[cfg(feature = "mutants")]
-    for fault in crate::mutant::PolicyMutant::ALL {
-        if std::env::var("ROWCAST_MUTANT").is_ok_and(|name| name == format!("{fault:?}")) {
-            fault.switch_on();
-        }
-    }
+    crate::mutant::PolicyMutant::switch_named_on();
     let json = arguments.json;
     match explained(arguments).await {
         Ok(report) => {
