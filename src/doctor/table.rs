@@ -308,15 +308,22 @@ impl<'c> Tables<'c> {
         };
         if !reads {
             let mut sql = vec![select];
+            let mut advice = None;
             if !table.row_security && table.rules_for(role).next().is_none() {
                 // The right alone would show all rows to all: with this nobody sees any until there is
                 // a policy.
+                advice = Some(
+                    "Row-level security holds for every other role but the owner as well, until \
+                     policies let them see rows."
+                        .to_owned(),
+                );
                 sql.insert(0, format!("alter table {name} enable row level security"));
             }
             if !rights.usage {
                 sql.insert(0, usage);
             }
             return Some(Blind {
+                advice,
                 may_be_meant: true,
                 ..blind(
                     "table_grant",

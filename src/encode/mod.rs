@@ -242,9 +242,9 @@ impl Shape {
         }
         out.extend_from_slice(b",\"errors\":");
         self.write_errors(&mut out, (small, rows.left), &missing);
-        out.extend_from_slice(b",\"cursor\":\"");
-        cursor.write(&mut out);
-        out.extend_from_slice(b"\"}");
+        // Writing to a Vec does not fail.
+        let _written = write!(out, ",\"cursor\":\"{cursor}\"");
+        out.push(b'}');
         out
     }
 

@@ -58,12 +58,6 @@ struct Data<'a> {
 }
 
 #[derive(Deserialize)]
-struct Carried<'a> {
-    #[serde(borrow)]
-    record: Record<'a>,
-}
-
-#[derive(Deserialize)]
 struct Record<'a> {
     id: u64,
     sent: &'a str,
@@ -128,10 +122,10 @@ pub fn read_bare(text: &str) -> serde_json::Result<Frame> {
 /// # Errors
 /// Where it is not in that form.
 pub fn read_data(data: &[u8]) -> serde_json::Result<Frame> {
-    let of: Carried<'_> = serde_json::from_slice(data)?;
+    let data: Data<'_> = serde_json::from_slice(data)?;
     Ok(row(&Data {
-        record: of.record,
         cursor: None,
+        ..data
     }))
 }
 

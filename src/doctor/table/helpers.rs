@@ -21,17 +21,15 @@ impl Tables<'_> {
         let mut unusable: BTreeSet<&str> = BTreeSet::new();
         for (oid, function) in all {
             let schemas = self.unusable(function, functions.get(&oid));
-            if !schemas.is_empty() {
-                // What its names mean is not known for another reason.
-                unusable.extend(schemas);
-                continue;
-            }
             let mut settings = function.config.iter().flatten();
             let pinned = settings.any(|setting| setting.starts_with("search_path="));
-            // Without temporary objects none is resolved, which is said once.
+            // Without temporary objects none is resolved, which is said once, and neither is what
+            // is in schemas that may not be used.
             let unresolved = function.language == "sql"
                 && function.known().next().is_none()
-                && self.facts.temporary;
+                && self.facts.temporary
+                && schemas.is_empty();
+            unusable.extend(schemas);
             if pinned || !(function.definer || unresolved) {
                 continue;
             }

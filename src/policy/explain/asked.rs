@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::pg::Oid;
 use crate::policy::catalog::{Catalog, Policy};
-
-const PG_PROC: u32 = 1255;
+use crate::policy::scope::PG_PROC;
 
 /// What reads claims, and which; `*` stands for all of them.
 const READERS: [(&str, &str); 5] = [
@@ -18,9 +17,6 @@ const READERS: [(&str, &str); 5] = [
 
 /// A setting for each claim, of earlier PostgREST.
 const SINGLE: &str = "request.jwt.claim.";
-
-/// The schema of the functions among them.
-const SCHEMA: &str = "auth";
 
 /// The claims that the text of a policy names, or that of a function which is called from there.
 pub(super) fn claims(catalog: &Catalog, policy: &Policy) -> BTreeSet<String> {
@@ -39,11 +35,8 @@ pub(super) fn claims(catalog: &Catalog, policy: &Policy) -> BTreeSet<String> {
         };
         let bodies: Vec<_> = function.known().collect();
         open.extend(bodies.iter().flat_map(|body| body.functions()));
-        if function.schema == SCHEMA
-            && READERS
-                .iter()
-                .any(|(name, _)| name.contains(&*function.name))
-        {
+        let called = format!("{}.{}(", function.schema, function.name);
+        if READERS.iter().any(|(reader, _)| *reader == called) {
             // It is named where it is called.
             continue;
         }
