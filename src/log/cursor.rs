@@ -41,17 +41,20 @@ pub struct Cursor {
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Each change has one, and `{:016x}` takes several times as long.
-        let digits = |number: u64| {
-            let nibbles = (0..16).rev().map(move |place| number >> (4 * place) & 15);
-            nibbles.map(|nibble| b"0123456789abcdef".get(nibble as usize).copied())
+        let digit = |nibble| match nibble {
+            0..=9 => b'0' + nibble,
+            _ => b'a' + nibble - 10,
         };
-        let hyphen = std::iter::once(Some(b'-'));
+        let digits = |number: u64| {
+            let bytes = number.to_be_bytes().into_iter();
+            bytes.flat_map(move |byte| [digit(byte >> 4), digit(byte & 15)])
+        };
         let bytes = digits(self.epoch.0)
-            .chain(hyphen)
+            .chain([b'-'])
             .chain(digits(self.offset.0));
         let mut text = [0; 33];
         for (to, from) in text.iter_mut().zip(bytes) {
-            *to = from.ok_or(fmt::Error)?;
+            *to = from;
         }
         f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
