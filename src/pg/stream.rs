@@ -19,6 +19,19 @@ pub(crate) enum Stream {
     Unix(UnixStream),
     /// TLS over TCP.
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// One that the runtime does not look at.
+    Dozing(Dozing),
+}
+
+/// A socket that was taken away from the runtime.
+#[derive(Debug)]
+pub(crate) enum Dozing {
+    /// Was [`Stream::Tcp`].
+    Tcp(std::net::TcpStream),
+    /// Was [`Stream::Unix`].
+    Unix(std::os::unix::net::UnixStream),
+    /// The system has refused to go on with it.
+    Lost,
 }
 
 impl Stream {
@@ -26,13 +39,46 @@ impl Stream {
     /// certificates whose signature names no digest.
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tcp(_) | Self::Unix(_) | Self::Dozing(_) => None,
             Self::Tls(stream) => {
                 let certificate = stream.get_ref().1.peer_certificates()?.first()?;
                 end_point_digest(certificate)
             }
         }
     }
+
+    /// Has the runtime not look at the socket until [`Stream::wake`]: it wakes a thread for
+    /// whatever comes, also where nobody wants to read it yet. One that is encrypted stays awake.
+    ///
+    /// # Errors
+    /// Of the system; then the socket is lost.
+    pub(crate) fn doze(&mut self) -> io::Result<()> {
+        *self = match std::mem::replace(self, Self::Dozing(Dozing::Lost)) {
+            Self::Tcp(stream) => Self::Dozing(Dozing::Tcp(stream.into_std()?)),
+            Self::Unix(stream) => Self::Dozing(Dozing::Unix(stream.into_std()?)),
+            other @ (Self::Tls(_) | Self::Dozing(_)) => other,
+        };
+        Ok(())
+    }
+
+    /// Has the runtime look at it again, which it needs for reading and writing.
+    ///
+    /// # Errors
+    /// Of the system; then the socket is lost.
+    pub(crate) fn wake(&mut self) -> io::Result<()> {
+        if let Self::Dozing(dozing) = self {
+            *self = match std::mem::replace(dozing, Dozing::Lost) {
+                Dozing::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream)?),
+                Dozing::Unix(stream) => Self::Unix(UnixStream::from_std(stream)?),
+                Dozing::Lost => return Err(asleep()),
+            };
+        }
+        Ok(())
+    }
+}
+
+fn asleep() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 impl AsyncRead for Stream {
@@ -45,6 +91,7 @@ impl AsyncRead for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Dozing(_) => Poll::Ready(Err(asleep())),
         }
     }
 }
@@ -59,6 +106,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Dozing(_) => Poll::Ready(Err(asleep())),
         }
     }
 
@@ -67,6 +115,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Dozing(_) => Poll::Ready(Err(asleep())),
         }
     }
 
@@ -75,6 +124,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Dozing(_) => Poll::Ready(Err(asleep())),
         }
     }
 }
@@ -97,5 +147,28 @@ impl TlsConnect<Stream> for Settled {
 
     fn connect(self, stream: Stream) -> Self::Future {
         std::future::ready(Ok(stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_while_a_socket_dozes_is_there_when_it_is_woken() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut near = Stream::Unix(near);
+        let mut byte = [0; 1];
+        for sent in 1..=3 {
+            near.doze().unwrap();
+            far.write_all(&[sent]).await.unwrap();
+            let asleep = near.read(&mut byte).await.unwrap_err();
+            assert_eq!(asleep.kind(), io::ErrorKind::NotConnected);
+            near.wake().unwrap();
+            near.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, [sent]);
+        }
     }
 }

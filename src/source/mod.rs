@@ -19,6 +19,8 @@ mod error;
 
 pub mod lookups;
 
+mod pace;
+
 mod pump;
 
 mod reader;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::assemble::{Assembler, SourceEvent};
 use super::error::SourceError;
+use super::pace::Pace;
 use super::replication::{Frame, SessionError, Walsender};
 use crate::pg::Lsn;
 
@@ -39,6 +40,9 @@ pub(super) struct Pump {
     asked: Arc<Notify>,
     /// Decoded and not yet taken; while there is any, the socket is not read.
     pending: Vec<SourceEvent>,
+    pace: Pace,
+    /// Until then the socket is not read either: what comes is let collect.
+    rest: Option<Instant>,
     period: Duration,
     last_status: Instant,
     next_status: Instant,
@@ -62,6 +66,8 @@ impl Pump {
             acknowledged,
             asked,
             pending: Vec::new(),
+            pace: Pace::new(now),
+            rest: None,
             period,
             last_status: now,
             next_status: now,
@@ -127,10 +133,17 @@ impl Pump {
                     // The silence before was ours.
                     self.last_heard = Instant::now();
                 }
-                read = self.session.read(), if !blocked => {
-                    read?;
+                () = sleep_until(self.rest.unwrap_or(soon)), if !blocked && self.rest.is_some() => {
+                    self.rest = None;
+                }
+                read = self.session.read(), if !blocked && self.rest.is_none() => {
+                    let bytes = read?;
                     self.last_heard = Instant::now();
-                    self.decode().await?;
+                    let frames = self.decode().await?;
+                    self.rest = self.pace.read(frames, bytes, self.last_heard);
+                    if self.rest.is_some() {
+                        self.session.doze()?;
+                    }
                 }
                 () = sleep_until(self.last_heard + PATIENCE), if !blocked => {
                     return Err(SessionError::Io(io::Error::new(
@@ -142,10 +155,11 @@ impl Pump {
         }
     }
 
-    /// Takes every message that has been read as a whole.
-    async fn decode(&mut self) -> Result<(), SessionError> {
-        let mut reply_wanted = false;
+    /// Takes every message that has been read as a whole; returns how many there were.
+    async fn decode(&mut self) -> Result<usize, SessionError> {
+        let (mut frames, mut reply_wanted) = (0, false);
         while let Some(frame) = self.session.frame()? {
+            frames += 1;
             let event = match frame {
                 Frame::Data(message) => self.assembler.take(message)?,
                 Frame::Keepalive { end, reply } => {
@@ -171,7 +185,7 @@ impl Pump {
         if reply_wanted {
             self.status(false).await?;
         }
-        Ok(())
+        Ok(frames)
     }
 
     async fn status(&mut self, ask: bool) -> Result<(), SessionError> {

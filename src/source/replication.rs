@@ -251,17 +251,23 @@ impl Walsender {
         Ok((self.received.len() > length).then_some((tag, length + 1)))
     }
 
-    /// Reads what is there. Cancel safe: what was read is kept.
-    pub(super) async fn read(&mut self) -> io::Result<()> {
+    /// Reads what is there; returns how many bytes. Cancel safe: what was read is kept.
+    pub(super) async fn read(&mut self) -> io::Result<usize> {
+        self.stream.wake()?;
         if self.received.is_empty() && self.received.capacity() > 4 * READ_BYTES {
             // One large row must not hold its memory for ever.
             self.received = BytesMut::new();
         }
         self.received.reserve(READ_BYTES);
-        if self.stream.read_buf(&mut self.received).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match self.stream.read_buf(&mut self.received).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            bytes => Ok(bytes),
         }
-        Ok(())
+    }
+
+    /// Nothing is to be read for a while: what comes wakes nobody until the next read.
+    pub(super) fn doze(&mut self) -> io::Result<()> {
+        self.stream.doze()
     }
 
     /// The next frame of the copy stream that has been read as a whole. It stays valid until the
@@ -352,6 +358,7 @@ impl Walsender {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
+        self.stream.wake()?;
         self.stream.write_all_buf(&mut self.outgoing).await?;
         self.stream.flush().await
     }
