@@ -16,10 +16,11 @@ use crate::pg::Lsn;
 use crate::retry::Backoff;
 
 /// The least time between two synchronisations: what comes meanwhile shares the next. Nobody waits
-/// for it but PostgreSQL, for the acknowledgement.
-const SYNC_EVERY: Duration = Duration::from_millis(10);
+/// for it but PostgreSQL, for the acknowledgement, which it is sent once a second; and where the log
+/// lies on PostgreSQL's disk, each of them is one that its commits wait behind.
+const SYNC_EVERY: Duration = Duration::from_millis(100);
 
-/// Bytes of a transaction that are written before they are synchronised, at most.
+/// Bytes that are written before they are synchronised, but for a batch.
 const SYNC_BYTES: usize = 16 << 20;
 
 /// How often age is looked at while nothing comes.
@@ -188,7 +189,7 @@ impl Writer {
         }
         if self.segment.segment.length() >= self.options.segment_bytes {
             self.roll(entry.end())
-        } else if self.synced_at.elapsed() >= SYNC_EVERY {
+        } else if self.synced_at.elapsed() >= SYNC_EVERY || self.segment.unsynced() >= SYNC_BYTES {
             self.store()
         } else {
             Ok(())
