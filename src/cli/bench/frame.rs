@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use crate::log::Cursor;
 
 /// What a frame means to the benchmark.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// A row arrived.
     Row {

@@ -27,6 +27,8 @@ pub mod process;
 
 pub mod progress;
 
+pub mod recent;
+
 pub mod relay;
 
 pub mod report;

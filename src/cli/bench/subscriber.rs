@@ -17,6 +17,7 @@ use super::books::Books;
 use super::database::NAME;
 use super::frame::{self, Frame};
 use super::plan::{Filter, Plan};
+use super::recent;
 use super::verifier::Verifier;
 use crate::log::Cursor;
 
@@ -203,8 +204,8 @@ impl Subscriber {
                 None => return Err("closed".to_owned()),
             };
             let frame = match self.system {
-                System::Rowcast => frame::read(&text),
-                System::Baseline => frame::read_bare(&text),
+                System::Rowcast => recent::read(self.system, &text, frame::read),
+                System::Baseline => recent::read(self.system, &text, frame::read_bare),
             };
             return frame.map_err(|error| format!("a frame of an unknown form: {error}"));
         }
