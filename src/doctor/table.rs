@@ -22,10 +22,6 @@ use crate::pg::{Oid, quote_identifier};
 use crate::policy::access::{Access, Rules};
 use crate::policy::catalog::{Catalog, Function, Policy, Rights, Table};
 
-/// `pg_proc` and `pg_class`, as `pg_depend` numbers them.
-const PG_PROC: u32 = 1255;
-const PG_CLASS: u32 = 1259;
-
 /// A function as SQL names it.
 #[derive(Debug)]
 pub(super) struct Named {
@@ -497,7 +493,7 @@ impl<'c> Tables<'c> {
         let policies = tables.into_iter().flat_map(|one| &one.policies);
         let depends = policies.flat_map(|policy| &policy.depends);
         let oids: BTreeSet<Oid> = depends
-            .filter(|(class, ..)| class.0 == PG_PROC)
+            .filter(|(class, ..)| *class == Oid::PG_PROC)
             .map(|(_, oid, _)| *oid)
             .collect();
         let catalog = self.catalog;
@@ -511,7 +507,7 @@ impl<'c> Tables<'c> {
             (Vec::new(), self.judged(table).collect());
         while let Some(one) = open.pop() {
             let depends = one.policies.iter().flat_map(|policy| &policy.depends);
-            for (_, oid, _) in depends.filter(|(class, ..)| class.0 == PG_CLASS) {
+            for (_, oid, _) in depends.filter(|(class, ..)| *class == Oid::PG_CLASS) {
                 let Some(other) = self.catalog.tables.get(oid) else {
                     continue;
                 };

@@ -51,6 +51,14 @@ impl FromStr for Lsn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Oid(pub u32);
 
+impl Oid {
+    /// The catalog of relations, as `pg_depend` names it.
+    pub const PG_CLASS: Self = Self(1259);
+
+    /// The catalog of functions.
+    pub const PG_PROC: Self = Self(1255);
+}
+
 /// Reads the number, or its decimal text: `to_jsonb` of an `oid` is a string.
 impl<'de> serde::Deserialize<'de> for Oid {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -7,9 +7,6 @@ use super::body::{Context, FIRST_NORMAL_OBJECT, numbers};
 use super::catalog::{Catalog, Function, Table};
 use crate::pg::Oid;
 
-const PG_CLASS: u32 = 1259;
-const PG_PROC: u32 = 1255;
-
 /// What the policies of some tables come to.
 #[derive(Debug, Default)]
 pub(super) struct Closure {
@@ -88,9 +85,9 @@ impl Closure {
                             numbers(tree, ":relid ").filter(|oid| *oid >= FIRST_NORMAL_OBJECT);
                         open.extend(read.map(|oid| Item::Looked(Oid(oid), context.clone(), role)));
                         for (class, object, _) in &policy.depends {
-                            match class.0 {
-                                PG_PROC => open.push(Item::Called(*object, context.clone())),
-                                PG_CLASS if *object != oid => {
+                            match *class {
+                                Oid::PG_PROC => open.push(Item::Called(*object, context.clone())),
+                                Oid::PG_CLASS if *object != oid => {
                                     open.push(Item::Looked(*object, context.clone(), role));
                                 }
                                 _ => {}
@@ -154,9 +151,9 @@ pub(super) fn beyond<'c>(
             let rules = one.ruled().filter(|_| one.oid == table.oid);
             let saying = one.policies.iter().chain(rules);
             for (class, object, _) in saying.flat_map(|policy| &policy.depends) {
-                match class.0 {
-                    PG_PROC => called.push(*object),
-                    PG_CLASS => {
+                match *class {
+                    Oid::PG_PROC => called.push(*object),
+                    Oid::PG_CLASS => {
                         looked.insert(*object);
                     }
                     _ => {}

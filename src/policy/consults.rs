@@ -7,8 +7,6 @@ use super::body::{FIRST_NORMAL_OBJECT, numbers};
 use super::catalog::{Catalog, Policy, Table};
 use crate::pg::Oid;
 
-const PG_PROC: u32 = 1255;
-
 /// PostgreSQL's functions that answer differently from one moment to the next: the clock's, chance,
 /// and the age of a timestamp.
 const FLEETING: [u32; 8] = [1299, 2647, 2648, 2649, 274, 1598, 1386, 2059];
@@ -38,7 +36,7 @@ pub(super) fn consults(catalog: &Catalog, table: &Table, policies: &[&Policy]) -
         let called = policy
             .depends
             .iter()
-            .filter(|(class, object, _)| class.0 == PG_PROC && object.0 >= FIRST_NORMAL_OBJECT);
+            .filter(|(class, object, _)| *class == Oid::PG_PROC && object.0 >= FIRST_NORMAL_OBJECT);
         let own = |function: &Oid| function.0 >= FIRST_NORMAL_OBJECT;
         let mut called: Vec<Oid> = called.map(|(_, function, _)| *function).collect();
         while let Some(function) = called.pop() {

@@ -12,10 +12,6 @@ use super::expr::Expr;
 use crate::datum::Trouble;
 use crate::pg::Oid;
 
-/// The numbers of catalogs, as `pg_depend` names them.
-pub(super) const PG_CLASS: u32 = 1259;
-pub(super) const PG_PROC: u32 = 1255;
-
 /// Why a policy is asked that was found to be answered otherwise.
 const REFUTED: &str = "check failed: its compiled form answered otherwise than PostgreSQL";
 
@@ -242,27 +238,27 @@ fn dependencies(table: &Table, policy: &Policy) -> BTreeSet<Reference> {
         let user_made = object.0 >= 16384;
         let column = i16::try_from(*column).unwrap_or(i16::MIN);
         let own = *object == table.oid;
-        match class.0 {
-            PG_CLASS if own && column == 0 => {}
-            PG_CLASS if own => {
+        match *class {
+            Oid::PG_CLASS if own && column == 0 => {}
+            Oid::PG_CLASS if own => {
                 references.insert(Reference::Column(column));
             }
-            PG_CLASS => {
+            Oid::PG_CLASS => {
                 references.insert(Reference::Table(*object));
                 if column != 0 {
                     references.insert(Reference::Of(*object, column));
                 }
             }
-            PG_PROC if user_made => {
+            Oid::PG_PROC if user_made => {
                 references.insert(Reference::Function(*object));
             }
-            2617 if user_made => {
+            Oid(2617) if user_made => {
                 references.insert(Reference::Operator(*object));
             }
-            1247 if user_made => {
+            Oid(1247) if user_made => {
                 references.insert(Reference::Type(*object));
             }
-            3456 if user_made => {
+            Oid(3456) if user_made => {
                 references.insert(Reference::Collation(*object));
             }
             _ => {}
@@ -294,7 +290,7 @@ pub(super) fn unexecutable(catalog: &Catalog, policies: &[&Policy], role: &str) 
     policies
         .iter()
         .flat_map(|policy| &policy.depends)
-        .filter(|(class, _, _)| class.0 == PG_PROC)
+        .filter(|(class, _, _)| *class == Oid::PG_PROC)
         .filter_map(|(_, function, _)| catalog.functions.get(function))
         .find(|function| !function.execute.iter().any(|allowed| allowed == role))
         .map(|function| format!("permission denied for function {}", function.name))

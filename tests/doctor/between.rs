@@ -133,9 +133,7 @@ async fn another_program_that_reads_the_slot_is_found_and_ended() {
     }
     let found = place.doctor(&[]).await;
     found.is(&["slot_taken"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     let ended = tokio::time::timeout(DEADLINE, other.wait()).await;
     assert!(!ended.expect("it ends").unwrap().success());
     place.start().await;
@@ -183,9 +181,7 @@ async fn a_server_that_loads_other_plugins_only_is_found_and_mended() {
     place.run("select pg_reload_conf()").await;
     let found = place.doctor(&[]).await;
     found.is(&["output_plugin_libraries", "slot_missing"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.start().await;
     place.doctor(&[]).await.is_well();
     place.delivers("note").await;

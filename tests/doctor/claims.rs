@@ -139,9 +139,7 @@ async fn a_relay_that_requires_row_level_security_refuses_tables_without() {
     let found = place.doctor_with(&[], required).await;
     found.is(&["rls_off"]);
     assert_eq!(found.code, 2, "nobody can subscribe to it");
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor_with(&[], required).await.is_well();
     place.delivers("note").await;
 }

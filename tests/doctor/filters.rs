@@ -224,9 +224,7 @@ async fn old_rows_that_the_relay_keeps_do_for_a_filter_and_partitions_are_mended
     let arguments = ["--table", "app.part", "--filter", "team=eq.1"];
     let found = place.doctor(&arguments).await;
     found.is(&["filter_identity", "identity_too_little"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor(&arguments).await.is_well();
 }
 

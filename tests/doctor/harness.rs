@@ -152,6 +152,13 @@ impl Place {
             .replacen("postgres@", &format!("{}@", self.relay), 1)
     }
 
+    /// Runs what doctor said to run.
+    pub(crate) async fn mend(&self, found: &Found) {
+        for statement in found.sql() {
+            self.run(&statement).await;
+        }
+    }
+
     pub(crate) async fn run(&self, sql: &str) {
         self.admin.batch_execute(sql).await.unwrap_or_else(|error| {
             let said = error

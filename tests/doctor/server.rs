@@ -19,9 +19,7 @@ async fn a_server_without_logical_replication_is_found_and_mended() {
     place.admin = connect(&place.url).await;
     let found = place.doctor(&[]).await;
     found.is(&["slot_missing", "wal_level"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     cluster.restart().await.unwrap();
     place.admin = connect(&place.url).await;
     place.start().await;
@@ -44,9 +42,7 @@ async fn limits_of_the_server_are_found_and_mended() {
         let mut expected = vec![code, "slot_missing"];
         expected.sort_unstable();
         found.is(&expected);
-        for statement in found.sql() {
-            place.run(&statement).await;
-        }
+        place.mend(&found).await;
         cluster.restart().await.unwrap();
         place.admin = connect(&place.url).await;
         place.doctor(&[]).await.is(&["slot_missing"]);
@@ -60,9 +56,7 @@ async fn limits_of_the_server_are_found_and_mended() {
         .await;
     let found = place.doctor(&[]).await;
     found.is(&["slot_missing", "slots_exhausted"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     cluster.restart().await.unwrap();
     place.admin = connect(&place.url).await;
     place.start().await;
@@ -181,9 +175,7 @@ async fn a_slot_of_another_plugin_is_found_and_mended() {
     }
     let found = place.doctor(&[]).await;
     found.is(&["slot_plugin"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.start().await;
     place.doctor(&[]).await.is_well();
     place.delivers("note").await;
@@ -197,9 +189,7 @@ async fn a_database_with_too_few_sessions_is_found_and_mended() {
         .await;
     let found = place.doctor(&[]).await;
     found.is(&["database_connection_limit", "slot_missing"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.start().await;
     place.doctor(&[]).await.is_well();
 }
@@ -244,9 +234,7 @@ async fn a_slot_that_the_server_gave_up_is_found_and_mended() {
     place.run("checkpoint").await;
     let found = place.doctor(&[]).await;
     found.is(&["slot_lost"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.start().await;
     place.doctor(&[]).await.is_well();
     place.delivers("note").await;

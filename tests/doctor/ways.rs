@@ -19,9 +19,7 @@ async fn heals(way: Way) {
     place.run(&way.sql.replace("RELAY", &place.relay)).await;
     let found = place.doctor(way.arguments).await;
     found.is(way.codes);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor(way.arguments).await.is_well();
     place.delivers(way.table).await;
 }
@@ -159,9 +157,7 @@ async fn no_finding_of_a_partitioned_table_opens_its_partitions() {
         "{:#}",
         found.report
     );
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     let read = "select has_table_privilege('authenticated', 'app.part_north', 'select')::text";
     assert_eq!(place.text(read).await, "false");
     place.doctor(&[]).await.is_well();
@@ -180,9 +176,7 @@ async fn what_lets_a_role_read_a_table_without_policies_shows_it_nothing_yet() {
         .await;
     let found = place.doctor(&["--table", "app.bare"]).await;
     found.is(&["table_grant"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     let seen = "begin; set local role authenticated; select count(*)::text as seen from app.bare";
     let rows = place.admin.simple_query(seen).await.unwrap();
     let count = rows.iter().find_map(|row| match row {
@@ -222,9 +216,7 @@ async fn rows_and_columns_that_a_publication_leaves_out_are_found_and_mended() {
             .await;
         let found = place.doctor(&[]).await;
         found.is(&[code]);
-        for statement in found.sql() {
-            place.run(&statement).await;
-        }
+        place.mend(&found).await;
         place.doctor(&[]).await.is_well();
     }
     place.delivers("note").await;
@@ -249,9 +241,7 @@ async fn a_lookup_of_which_only_some_rows_are_published_is_found_and_mended() {
         .await;
     let found = place.doctor(&[]).await;
     found.is(&["lookup_narrowed"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor(&[]).await.is_well();
     place.delivers("plan").await;
 }
@@ -275,15 +265,11 @@ async fn a_policy_that_reads_what_the_publication_leaves_out_is_found_and_mended
         .await;
     let found = place.doctor(&["--table", "app.note"]).await;
     found.is(&["policy_column_unpublished", "publication_columns"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     // It could not be seen before.
     let found = place.doctor(&["--table", "app.note"]).await;
     found.is(&["identity_too_little"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor(&[]).await.is_well();
     place.delivers("note").await;
 }
@@ -324,9 +310,7 @@ async fn an_unlogged_lookup_is_found_and_mended_and_then_that_it_is_not_publishe
     for code in ["lookup_kind", "lookup_unpublished"] {
         let found = place.doctor(&[]).await;
         found.is(&[code]);
-        for statement in found.sql() {
-            place.run(&statement).await;
-        }
+        place.mend(&found).await;
     }
     place.doctor(&[]).await.is_well();
     place.delivers("plan").await;
@@ -455,9 +439,7 @@ async fn tables_that_only_the_other_publication_has_are_found_and_mended() {
         .await;
     let found = place.doctor(&[]).await;
     found.is(&["publication_other"]);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor(&[]).await.is_well();
 }
 
@@ -470,9 +452,7 @@ async fn columns_that_a_role_may_not_read_are_noted_and_no_fault() {
     let found = place.doctor(&[]).await;
     found.is(&["column_grants"]);
     assert_eq!(found.code, 0);
-    for statement in found.sql() {
-        place.run(&statement).await;
-    }
+    place.mend(&found).await;
     place.doctor(&[]).await.is_well();
 }
 

@@ -228,13 +228,14 @@ pub(in crate::policy) fn columns_read<'a>(
     table: &'a Table,
     policies: &[&Policy],
 ) -> Vec<&'a Column> {
-    const PG_CLASS: Oid = Oid(1259);
     let depends = |column: &Column| {
         policies
             .iter()
             .flat_map(|policy| &policy.depends)
             .any(|(class, object, number)| {
-                *class == PG_CLASS && *object == table.oid && *number == i32::from(column.number)
+                *class == Oid::PG_CLASS
+                    && *object == table.oid
+                    && *number == i32::from(column.number)
             })
     };
     let whole = policies.iter().any(|policy| reads_whole_row(policy));

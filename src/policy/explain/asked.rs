@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use crate::pg::Oid;
 use crate::policy::catalog::{Catalog, Policy};
-use crate::policy::scope::PG_PROC;
 
 /// What reads claims, and which; `*` stands for all of them.
 const READERS: [(&str, &str); 5] = [
@@ -24,7 +23,7 @@ pub(super) fn claims(catalog: &Catalog, policy: &Policy) -> BTreeSet<String> {
     let mut texts: Vec<String> = policy.condition.iter().map(|text| lower(text)).collect();
     let depends = policy.depends.iter();
     let mut open: Vec<Oid> = depends
-        .filter(|(class, ..)| class.0 == PG_PROC)
+        .filter(|(class, ..)| *class == Oid::PG_PROC)
         .map(|(_, oid, _)| *oid)
         .collect();
     let mut seen = BTreeSet::new();

@@ -9,9 +9,6 @@ use super::{Rule, TableRule};
 use crate::pg::{Oid, quote_identifier};
 use crate::policy::catalog::Policy;
 
-/// The catalog of relations, as `pg_depend` names it.
-const PG_CLASS: Oid = Oid(1259);
-
 /// The table and whom the rule applies to: among `$4` those that have the rights of one of `$3`.
 const TABLE: &str = "
     select c.oid, c.relkind in ('r', 'p'),
@@ -199,7 +196,7 @@ async fn resolve(
         return Ok(Err("what it depends on cannot be read".to_owned()));
     };
     for (class, object, _) in &mut depends {
-        if *class == PG_CLASS && object.0 == stand_in {
+        if *class == Oid::PG_CLASS && object.0 == stand_in {
             *object = table;
         }
     }
