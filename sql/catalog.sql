@@ -296,6 +296,12 @@ select jsonb_build_object(
       'source', p.prosrc, 'body', p.prosqlbody::text, 'kind', p.prokind, 'set', p.proretset,
       'strict', p.proisstrict, 'definer', p.prosecdef, 'config', p.proconfig,
       'arguments', p.proargtypes::oid[], 'returns', p.prorettype,
+      'row', (select jsonb_build_object('of', y.typrelid, 'columns',
+                coalesce(jsonb_agg(jsonb_build_array(a.attnum, a.atttypid) order by a.attnum)
+                         filter (where a.attnum > 0 and not a.attisdropped), '[]'))
+              from pg_type y join pg_attribute a on a.attrelid = y.typrelid
+              where y.oid = p.prorettype and y.typrelid <> 0
+              group by y.typrelid),
       'argument_names', p.proargnames[:p.pronargs],
       'argument_types', coalesce((
         select jsonb_agg(format_type(a.type, null) order by a.at)

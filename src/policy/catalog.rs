@@ -367,6 +367,15 @@ pub struct Type {
     pub attributes: Option<Vec<(String, Oid)>>,
 }
 
+/// What a function returns rows of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+pub struct Returned {
+    /// The table or composite type, as `pg_class` numbers it.
+    pub of: Oid,
+    /// Its columns: `attnum` and type.
+    pub columns: Vec<(i16, Oid)>,
+}
+
 /// A function that policies call, directly or through others.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Function {
@@ -403,6 +412,8 @@ pub struct Function {
     pub arguments: Vec<Oid>,
     /// What it returns.
     pub returns: Oid,
+    /// Where that is a row, what it is of.
+    pub row: Option<Returned>,
     /// Its arguments as SQL.
     pub signature: String,
     /// `pg_proc.proargnames`

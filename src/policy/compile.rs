@@ -31,6 +31,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::body::{Body, Context};
+use super::catalog::Returned;
 use super::clock::ServerClock;
 use super::expr::{ColumnRef, Constant, Expr, Inputs};
 use super::node_tree::{self, Tree};
@@ -159,6 +160,8 @@ pub struct Function {
     pub arguments: Vec<Oid>,
     /// `prorettype`
     pub result: Oid,
+    /// What that is a row of, where it is one.
+    pub row: Option<Returned>,
     /// `proretset`
     pub set: bool,
     /// `proisstrict`

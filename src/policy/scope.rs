@@ -77,6 +77,16 @@ fn refuted<'p>(catalog: &Catalog, done: Done<'p>) -> Done<'p> {
     }
 }
 
+/// What a policy's tree names, as PostgreSQL notes it: its own table's columns without the table.
+fn named(table: &Table, references: &BTreeSet<Reference>) -> BTreeSet<Reference> {
+    let noted = |reference| match reference {
+        Reference::Table(oid) if oid == table.oid => None,
+        Reference::Of(oid, column) if oid == table.oid => Some(Reference::Column(column)),
+        other => Some(other),
+    };
+    references.iter().copied().filter_map(noted).collect()
+}
+
 fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope) -> Done<'p> {
     let refused = |expr: Expr, refused: Vec<String>, decides_all: bool| Done {
         policy,
@@ -93,7 +103,9 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
     }
     let noted = dependencies(table, policy);
     match compile(tree, scope) {
-        Ok(compiled) if compiled.references == noted => refused(compiled.expr, Vec::new(), false),
+        Ok(compiled) if named(table, &compiled.references) == noted => {
+            refused(compiled.expr, Vec::new(), false)
+        }
         Ok(_) => {
             let reason = "what its tree names is not what PostgreSQL noted that it depends on";
             refused(opaque(), vec![reason.to_owned()], false)
@@ -161,6 +173,7 @@ fn function(catalog: &Catalog, known: &catalog::Function) -> Function {
         name: known.name.clone(),
         arguments: known.arguments.clone(),
         result: known.returns,
+        row: known.row.clone(),
         set: known.set,
         strict: known.strict,
         defaults: known.defaults.as_deref().map(Arc::from),

@@ -175,6 +175,7 @@ async fn scope_of(client: &Client) -> Scope {
             defaults: None,
             configured: row[5].as_deref() == Some("t"),
             path: None,
+            row: None,
             row_security: None,
             barred: BTreeSet::new(),
             bodies: HashMap::from([(

@@ -508,6 +508,45 @@ pub const TRAPS: &[Trap] = &[
          create function f_r(r t) returns boolean language plpgsql stable security definer set search_path = public as
          $$ begin return r.is_ok; end $$;
          create policy p on t for select using (is_ok(t) and f_r(t))"),
+    trap("a field of the row that a function returns", NATIVE,
+        "create function f_row() returns m language sql stable security definer as
+         $$ select x.* from public.m x where x.u = auth.uid() order by x.org, x.ok limit 1 $$;
+         create function f_org() returns int language sql stable as $$ select (f_row()).org $$;
+         create policy p on t for select using ((f_row()).s = 'admin' or f_org() = org)"),
+    trap("a field of the first of several rows", NATIVE,
+        "create function f_row(p int) returns m language sql stable security definer as
+         $$ select * from public.m where org = p $$;
+         create policy p on t for select using ((f_row(org)).s is null or (f_row(org)).ok)"),
+    trap("a field of what a strict function returns for NULL", NATIVE,
+        "create function f_row(p int) returns m language sql stable strict security definer as
+         $$ select x.* from public.m x where x.org is not distinct from p order by x.u, x.ok limit 1 $$;
+         create policy p on t for select using (coalesce((f_row(org)).ok, true))"),
+    trap("a field of a row whose type has lost a column", NATIVE,
+        "create table decoy.l (gone int, org int, s text); alter table decoy.l drop column gone;
+         create function f_row() returns decoy.l language sql stable security definer as
+         $$ select x.org, x.s from public.m x where x.u = auth.uid() order by x.org limit 1 $$;
+         create policy p on t for select using ((f_row()).org = org)"),
+    trap("a field of a row of which another column may raise an error", "of what is computed",
+        "create function f_row(p int) returns m language sql stable security definer as
+         $$ select x.org, x.u, x.s, x.s::int = 1 from public.m x where x.org = p limit 1 $$;
+         create policy p on t for select using ((f_row(org)).org = org)"),
+    trap("a field of a row that is one value", "a row as a whole",
+        "create function f_row(p int) returns m language sql stable security definer as
+         $$ select x from public.m x where x.org = p limit 1 $$;
+         create policy p on t for select using ((f_row(org)).ok)"),
+    trap("a field of a row of a UNION", "UNION or DISTINCT",
+        "create function f_row(p int) returns m language sql stable security definer as
+         $$ select * from public.m where org = p union select * from public.m where ok $$;
+         create policy p on t for select using ((f_row(org)).org = org)"),
+    trap("a field of a row that PL/pgSQL returns", "as a whole",
+        "create function f_row(p int) returns m language plpgsql stable security definer as
+         $$ declare r public.m; begin select * into r from public.m where org = p limit 1; return r; end $$;
+         create policy p on t for select using ((f_row(org)).org = org)"),
+    trap("a field of a row that the role may not read", NATIVE,
+        "revoke select on m from authenticated;
+         create function f_row(p int) returns m language sql stable as
+         $$ select * from public.m where org = p limit 1 $$;
+         create policy p on t for select using ((f_row(org)).org = org)"),
     trap("another row of the same type", "a field of another row",
         "create function f_none() returns t language plpgsql stable as $$ begin raise exception 'none'; end $$;
          create function f_r(r t) returns boolean language sql stable as $$ select r.ok $$;

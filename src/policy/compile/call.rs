@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::select::{Folding, Link, Names, Rows};
-use super::{Around, Compiler, Function, Looked, MAX_CALLS, Refusal, Typed, program};
+use super::{Around, Compiler, Function, Looked, MAX_CALLS, Reference, Refusal, Typed, program};
 use crate::datum::Trouble;
 use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
@@ -281,6 +281,52 @@ impl Compiler<'_> {
         depth: usize,
     ) -> Result<(Expr, Oid), Refusal> {
         let function = self.callee(oid, &args, (result, collation))?;
+        self.inlined(oid, &function, args, (result, None), depth)
+    }
+
+    /// A field of the row that a function returns: its body's column of that place.
+    pub(super) fn field_of_call(
+        &mut self,
+        node: &Node,
+        call: &Node,
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
+        let oid = call.oid("funcid")?;
+        if call.flag("funcretset")? || call.flag("funcvariadic")? {
+            return Err(Refusal::new("a field of another row"));
+        }
+        let args = self.arguments(oid, call, depth)?;
+        let types = (call.oid("funcresulttype")?, call.oid("inputcollid")?);
+        let function = self.callee(oid, &args, types)?;
+        let (number, result) = (node.number::<i16>("fieldnum")?, node.oid("resulttype")?);
+        let place = function.row.as_ref().and_then(|row| {
+            let mut columns = row.columns.iter();
+            let at = columns.position(|column| *column == (number, result))?;
+            Some((row.of, at))
+        });
+        let Some((row, at)) = place else {
+            return Err(Refusal::new(format!(
+                "a field of what function {} returns",
+                function.name
+            )));
+        };
+        self.refer(Reference::Function(oid));
+        self.refer(Reference::Table(row));
+        self.refer(Reference::Of(row, number));
+        self.refer(Reference::Type(result));
+        self.refer(Reference::Collation(node.oid("resultcollid")?));
+        self.inlined(oid, &function, args, (result, Some(at)), depth)
+    }
+
+    /// The body in the place of a call, or one field of the row that it returns.
+    fn inlined(
+        &mut self,
+        oid: Oid,
+        function: &Function,
+        args: Vec<Typed>,
+        (result, field): (Oid, Option<usize>),
+        depth: usize,
+    ) -> Result<(Expr, Oid), Refusal> {
         if function.set {
             return Err(Refusal::new(format!(
                 "function {} returns a set",
@@ -291,8 +337,8 @@ impl Compiler<'_> {
             return Ok((Expr::Fail(Trouble::Error), result));
         }
         let guards: Vec<Expr> = args.iter().map(|arg| arg.expr.clone()).collect();
-        let caller = self.enter(oid, &function, args);
-        let body = self.body(&function, result, depth);
+        let caller = self.enter(oid, function, args);
+        let body = self.body(function, (result, field), depth);
         self.leave(caller);
         // What PostgreSQL does not put in the call's place it calls, after it has evaluated the
         // arguments.
@@ -327,7 +373,7 @@ impl Compiler<'_> {
     fn body(
         &mut self,
         function: &Function,
-        result: Oid,
+        (result, field): (Oid, Option<usize>),
         depth: usize,
     ) -> Result<(Expr, bool), (Refusal, bool)> {
         let body = function.bodies.get(&self.context);
@@ -344,10 +390,14 @@ impl Compiler<'_> {
                 let plain = !tree.contains(":hasSubLinks true")
                     && !tree.contains(":rtindex ")
                     && function.definer.is_none()
-                    && !function.configured;
+                    && !function.configured
+                    && field.is_none();
                 // A strict one only where nothing in it, as OR, might be true of NULL.
                 self.called = !plain || function.strict;
-                let value = self.first_row(tree, depth);
+                let value = match (field, &function.row) {
+                    (Some(at), Some(row)) => self.first_of(tree, (at, row.columns.len()), depth),
+                    _ => self.first_row(tree, depth),
+                };
                 let fit = value.and_then(|value| {
                     if self.same_text(value.oid, result) {
                         Ok((value.expr, plain))
@@ -356,6 +406,10 @@ impl Compiler<'_> {
                     }
                 });
                 fit.map_err(|refusal| (refusal, plain))
+            }
+            Body::Program(_) if field.is_some() => {
+                let refusal = Refusal::new("returns a row, in PL/pgSQL");
+                Err((refusal, false))
             }
             Body::Program(program) => {
                 self.called = true;
@@ -372,6 +426,37 @@ impl Compiler<'_> {
         let query = only_statement(&tree)?;
         self.permitted(query)?;
         self.scalar(query, Several::First, depth)
+    }
+
+    /// One column of the first row of a function's only query, which has so many.
+    fn first_of(
+        &mut self,
+        tree: &str,
+        (at, columns): (usize, usize),
+        depth: usize,
+    ) -> Result<Typed, Refusal> {
+        let tree = node_tree::read(tree)?;
+        let query = only_statement(&tree)?;
+        self.permitted(query)?;
+        let node = query.node(self.scope.major)?;
+        if *node.field("setOperations")? != Tree::Null
+            || !node.field("distinctClause")?.items()?.is_empty()
+        {
+            return Err(Refusal::new("returns a row of a UNION or DISTINCT"));
+        }
+        let targets = self.targets(query)?;
+        if targets.len() != columns {
+            return Err(Refusal::new("returns a row as a whole"));
+        }
+        // PostgreSQL computes them all, and one of them may raise an error.
+        let calm = |(place, name): (usize, &String)| {
+            place == at || matches!(name.as_str(), "VAR" | "CONST")
+        };
+        if !targets.iter().enumerate().all(calm) {
+            return Err(Refusal::new("returns a row of what is computed"));
+        }
+        let only = self.only_target(query, at)?;
+        self.scalar(&only, Several::First, depth)
     }
 
     /// The value of a query in a function's body, where it may have several rows.
@@ -438,7 +523,7 @@ impl Compiler<'_> {
         let args = self.arguments(oid, node, depth)?;
         let result = node.oid("funcresulttype")?;
         let collation = node.oid("inputcollid")?;
-        self.refer(super::Reference::Function(oid));
+        self.refer(Reference::Function(oid));
         let function = self.callee(oid, &args, (result, collation))?;
         if self.recursion(oid, &function.name)? {
             return Err(Refusal::new(format!(

@@ -57,7 +57,7 @@ impl Compiler<'_> {
             "VAR" => self.variable(node),
             "CONST" => self.constant(node),
             "PARAM" => self.parameter(node),
-            "FIELDSELECT" => self.field(node),
+            "FIELDSELECT" => self.field(node, depth),
             "FUNCEXPR" => self.function(node, depth),
             "OPEXPR" => self.operator(node, depth),
             "DISTINCTEXPR" => {
@@ -317,9 +317,13 @@ impl Compiler<'_> {
         }))
     }
 
-    /// A field of the row that is judged, in a function that it was handed to.
-    fn field(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+    /// A field of the row that is judged, in a function that it was handed to, or of the row that a
+    /// function returns.
+    fn field(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let of = node.field("arg")?.node(self.scope.major)?;
+        if of.name == "FUNCEXPR" {
+            return self.field_of_call(node, of, depth);
+        }
         if !self.is_whole_row(of)? {
             return Err(Refusal::new("a field of another row"));
         }

@@ -567,7 +567,7 @@ impl Compiler<'_> {
     }
 
     /// What nodes a query's columns are.
-    fn targets(&self, query: &Tree) -> Result<Vec<String>, Refusal> {
+    pub(super) fn targets(&self, query: &Tree) -> Result<Vec<String>, Refusal> {
         let query = query.node(self.scope.major)?;
         let mut found = Vec::new();
         for target in query.field("targetList")?.items()? {
@@ -603,7 +603,7 @@ impl Compiler<'_> {
     }
 
     /// A query with only one of its columns.
-    fn only_target(&self, query: &Tree, at: usize) -> Result<Tree, Refusal> {
+    pub(super) fn only_target(&self, query: &Tree, at: usize) -> Result<Tree, Refusal> {
         let mut node = query.node(self.scope.major)?.clone();
         let mut seen = 0;
         let mut kept = Vec::new();

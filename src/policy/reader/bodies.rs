@@ -211,6 +211,7 @@ fn content(function: &Function) -> u64 {
     )
         .hash(&mut hasher);
     (&function.signature, &function.result, &function.returns).hash(&mut hasher);
+    function.row.hash(&mut hasher);
     (&function.argument_names, &function.argument_types).hash(&mut hasher);
     function.table_columns.hash(&mut hasher);
     hasher.finish()
