@@ -107,6 +107,29 @@ async fn an_error_that_quotes_a_value_is_not_shown_to_a_login_that_may_not_read_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_relay_shows_beside_an_error_is_not_said_to_be_hidden() {
+    let (url, _sql) = database(
+        "create table t (id bigint primary key); alter table t enable row level security;
+         grant select on t to authenticated; insert into t values (1);
+         create policy own on t using (id = (auth.jwt() ->> 'own')::bigint or (auth.jwt() ->> 'staff') = 'yes')",
+    )
+    .await;
+    for (staff, seen) in [("yes", true), ("no", false)] {
+        let claims = format!(r#"{{"role": "authenticated", "own": "none", "staff": "{staff}"}}"#);
+        let (row, code) = row(&url, &["t", "--claims", &claims, "--row", "1"]);
+        assert_eq!(row["postgresql"], "error", "{row:#}");
+        assert_eq!(row["visible"], seen, "{row:#}");
+        assert_eq!(
+            row["decided_by"].as_array().unwrap().len(),
+            usize::from(seen)
+        );
+        let because = row["because"].as_str().unwrap();
+        assert!(because.contains("PostgreSQL raises"), "{because}");
+        assert_eq!(code, Some(0), "{row:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_undecided_of_a_row_is_named_and_not_numbered() {
     let (url, _sql) = database(
         "create table t (id bigint primary key); create table m (v bigint); alter table t enable row level security;

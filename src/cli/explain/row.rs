@@ -146,7 +146,21 @@ async fn judged(
         }
         Said::Unknown(said) => ("unknown", Some(said)),
     };
+    let relay = match &access.rules {
+        _ if lacks.is_some() => Some(false),
+        Rules::Nothing(_) => Some(false),
+        Rules::Everything if judged.is_empty() => Some(true),
+        _ => combined(&judged, open),
+    };
+    // Where one part raises an error and another decides, PostgreSQL may raise it or not.
+    let beside = postgresql == "error" && relay == Some(true);
+    let visible = if beside { Some(true) } else { visible };
     let (decided_by, because) = match (&access.rules, visible) {
+        _ if beside => {
+            let true_here = names(&judged, |one| one.permissive && one.relay == "true");
+            let because = "the relay shows what is true beside an error that PostgreSQL raises";
+            (true_here, because.to_owned())
+        }
         _ if lacks.is_some() => (Vec::new(), lacks.clone().unwrap_or_default()),
         (Rules::Nothing(reason), _) => (Vec::new(), reason.clone()),
         (_, None) => (Vec::new(), "PostgreSQL could not be asked".to_owned()),
@@ -169,13 +183,6 @@ async fn judged(
         (_, Some(false)) if !ruled_out.is_empty() => (ruled_out, "these hide it".to_owned()),
         (_, Some(false)) => (Vec::new(), "no policy lets it through".to_owned()),
     };
-    let relay = match &access.rules {
-        _ if lacks.is_some() => Some(false),
-        Rules::Nothing(_) => Some(false),
-        Rules::Everything if judged.is_empty() => Some(true),
-        _ => combined(&judged, open),
-    };
-    // Where one policy raises an error and another decides, PostgreSQL may raise it or not.
     let disagree = relay
         .zip(visible.filter(|_| postgresql != "error"))
         .is_some_and(|(one, other)| one != other);

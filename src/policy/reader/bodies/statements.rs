@@ -252,7 +252,7 @@ impl<'t> Statements<'t> {
             let known = self.names.contains(&name);
             if known && (!plain || columns.contains(format!("\"{name}\"").as_str())) {
                 return Err(Failure::Refused(format!(
-                    "names {name}, which is a variable and a column"
+                    "names {name}, which is a variable and a column: PostgreSQL raises an error"
                 )));
             }
         }
