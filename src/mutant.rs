@@ -246,6 +246,7 @@ mutants! {
         RowsForgetTheirBranch,
         UnsetIsNull,
         MissingColumnKeepsValue,
+        FieldByNumber,
     }
 }
 

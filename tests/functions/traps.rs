@@ -522,9 +522,9 @@ pub const TRAPS: &[Trap] = &[
          $$ select x.* from public.m x where x.org is not distinct from p order by x.u, x.ok limit 1 $$;
          create policy p on t for select using (coalesce((f_row(org)).ok, true))"),
     trap("a field of a row whose type has lost a column", NATIVE,
-        "create table decoy.l (gone int, org int, s text); alter table decoy.l drop column gone;
+        "create table decoy.l (gone int, org int, other int); alter table decoy.l drop column gone;
          create function f_row() returns decoy.l language sql stable security definer as
-         $$ select x.org, x.s from public.m x where x.u = auth.uid() order by x.org limit 1 $$;
+         $$ select x.org, 7 from public.m x where x.u = auth.uid() order by x.org limit 1 $$;
          create policy p on t for select using ((f_row()).org = org)"),
     trap("a field of a row of which another column may raise an error", "of what is computed",
         "create function f_row(p int) returns m language sql stable security definer as

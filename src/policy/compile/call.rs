@@ -302,7 +302,11 @@ impl Compiler<'_> {
         let place = function.row.as_ref().and_then(|row| {
             let mut columns = row.columns.iter();
             let at = columns.position(|column| *column == (number, result))?;
-            Some((row.of, at))
+            let by_number = usize::try_from(number)
+                .unwrap_or_default()
+                .saturating_sub(1);
+            let mutant = FunctionMutant::FieldByNumber.active();
+            Some((row.of, if mutant { by_number } else { at }))
         });
         let Some((row, at)) = place else {
             return Err(Refusal::new(format!(
