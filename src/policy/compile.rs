@@ -237,6 +237,20 @@ pub enum Reference {
     Collation(Oid),
 }
 
+impl Reference {
+    /// What a policy's tree names, as PostgreSQL notes it of that policy: its table is not noted,
+    /// and that table's columns are without it.
+    #[must_use]
+    pub fn noted(of: &BTreeSet<Self>, policys_table: Oid) -> BTreeSet<Self> {
+        let noted = |reference| match reference {
+            Self::Table(oid) if oid == policys_table => None,
+            Self::Of(oid, column) if oid == policys_table => Some(Self::Column(column)),
+            other => Some(other),
+        };
+        of.iter().copied().filter_map(noted).collect()
+    }
+}
+
 /// Compiles a policy's `polqual::text`.
 ///
 /// # Errors

@@ -77,16 +77,6 @@ fn refuted<'p>(catalog: &Catalog, done: Done<'p>) -> Done<'p> {
     }
 }
 
-/// What a policy's tree names, as PostgreSQL notes it: its own table's columns without the table.
-fn named(table: &Table, references: &BTreeSet<Reference>) -> BTreeSet<Reference> {
-    let noted = |reference| match reference {
-        Reference::Table(oid) if oid == table.oid => None,
-        Reference::Of(oid, column) if oid == table.oid => Some(Reference::Column(column)),
-        other => Some(other),
-    };
-    references.iter().copied().filter_map(noted).collect()
-}
-
 fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope) -> Done<'p> {
     let refused = |expr: Expr, refused: Vec<String>, decides_all: bool| Done {
         policy,
@@ -103,7 +93,7 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
     }
     let noted = dependencies(table, policy);
     match compile(tree, scope) {
-        Ok(compiled) if named(table, &compiled.references) == noted => {
+        Ok(compiled) if Reference::noted(&compiled.references, table.oid) == noted => {
             refused(compiled.expr, Vec::new(), false)
         }
         Ok(_) => {
@@ -116,7 +106,7 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
         },
         Err(refusal) if refusal.always_fails => refused(opaque(), vec![refusal.reason], true),
         Err(refusal) => match compile::in_parts(tree, scope) {
-            Some(parts) if parts.references.is_subset(&noted) => {
+            Some(parts) if Reference::noted(&parts.references, table.oid).is_subset(&noted) => {
                 refused(parts.expr, parts.refused, false)
             }
             Some(_) => refused(opaque(), vec![refusal.reason], false),

@@ -5,10 +5,12 @@
 -- expect: native D public.children children of the centre
 -- expect: native D public.invoices invoices for managers
 -- expect: native D public.notices notices by role
+-- expect: native B public.rosters rosters of accounts one sees
 -- values: public.accounts.centre = 1 | 2
 -- values: public.children.centre = 1 | 2
 -- values: public.invoices.centre = 1 | 2
 -- values: public.notices.centre = 1 | 2
+-- values: public.rosters.centre = 1 | 2
 -- values: public.accounts.active = true | false
 create type account_kind as enum ('manager', 'guardian', 'staff');
 create table centres (id int primary key, name text);
@@ -17,6 +19,7 @@ alter table accounts drop column legacy;
 create table children (id int primary key, centre int, name text);
 create table invoices (id int primary key, centre int, amount int);
 create table notices (id int primary key, centre int, audience account_kind, body text);
+create table rosters (id int primary key, centre int);
 create function my_account() returns accounts language sql stable security definer set search_path = public as $$
   select a.* from accounts a where a.owner = auth.uid() and a.active order by a.id limit 1
 $$;
@@ -34,12 +37,16 @@ create policy "notices by role" on notices for select to authenticated using (
     else exists (select 1 from children c where c.centre = notices.centre) and audience = 'guardian'
   end
 );
+create policy "rosters of accounts one sees" on rosters for select to authenticated using (
+  exists (select 1 from accounts a where a.centre = rosters.centre)
+);
 alter table centres enable row level security;
 alter table accounts enable row level security;
 alter table children enable row level security;
 alter table invoices enable row level security;
 alter table notices enable row level security;
+alter table rosters enable row level security;
 insert into accounts (id, owner, centre, kind) values
   (101, '00000000-0000-4000-8000-00000000000a', 1, 'manager'),
   (102, '00000000-0000-4000-8000-00000000000b', 2, 'staff');
-grant select on centres, accounts, children, invoices, notices to authenticated;
+grant select on centres, accounts, children, invoices, notices, rosters to authenticated;

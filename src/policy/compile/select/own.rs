@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{Around, Compiler, Looked, Refusal};
+use super::super::{Around, Compiler, Looked, Reference, Refusal};
 use crate::datum::Datum;
 use crate::pg::Oid;
 use crate::policy::expr::Expr;
@@ -38,7 +38,7 @@ impl Compiler<'_> {
                     ),
                     ..refusal
                 })?;
-                if self.references != policy.depends {
+                if Reference::noted(&self.references, oid) != policy.depends {
                     return Err(Refusal::new(format!(
                         "what policy {} of {} names is not what PostgreSQL noted",
                         policy.name, table.name
