@@ -75,7 +75,8 @@ one makes the exit code 1. Latency counts from when a row was due by the schedul
 it was written, so a stall is not left out; it includes the commit, whose share is shown. Order is \
 checked among the rows of one writer, as that of commits of different writers cannot be known \
 beforehand. The bare relay of --baseline has one socket (with --policy open as many as the relay), \
-so that it sends as many messages; rounds take turns, and every figure becomes a ratio.
+so that it sends as many messages; rounds take turns, begin with a checkpoint and every second one \
+from the other end, and every figure becomes a ratio, a latency's the median of the rounds'.
 
 --idle, --backlog, --drain, --decode, --churn, --replay, --returning, --restart and --stalled are trials: each takes the place of \
 the rounds and says what it measured. docs/performance.md has them with their conditions.
@@ -142,7 +143,7 @@ pub struct Arguments {
         default_value = "disk"
     )]
     log: Vec<Storage>,
-    /// How often each measurement is made [default: 3 with --baseline, --compare, two logs or a trial but --returning, else 1]
+    /// How often each measurement is made [default: 5 with --baseline; 3 with --compare, two logs or a trial but --idle, --returning and --churn; else 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
     /// Subscribers without sockets, inside the relay's process, for numbers above what sockets allow
@@ -352,7 +353,8 @@ async fn run_on(
     let rounds = arguments.rounds.unwrap_or(match trial {
         Some(Trial::Idle(_) | Trial::Returning(_) | Trial::Churn(_)) => 1,
         Some(_) => 3,
-        None if arguments.baseline || arguments.compare.len() > 1 || logs.len() > 1 => 3,
+        None if arguments.baseline => 5,
+        None if arguments.compare.len() > 1 || logs.len() > 1 => 3,
         None => 1,
     });
     let mut report = Report {
@@ -407,7 +409,12 @@ async fn run_on(
     let mut scenarios = scenarios(arguments, counts, &relays);
     let mut number = 0;
     for round in 1..=rounds {
-        for scenario in &mut scenarios {
+        // Whoever comes second finds caches, files and memory as the first left them.
+        let mut turns: Vec<&mut Scenario> = scenarios.iter_mut().collect();
+        if round % 2 == 0 {
+            turns.reverse();
+        }
+        for scenario in turns {
             number += 1;
             let Some(measured) = relays.get_mut(scenario.relay) else {
                 continue;

@@ -8,7 +8,8 @@ use anyhow::bail;
 
 use super::books::Books;
 use super::crowd::{Crowd, Recipe};
-use super::latency::Times;
+use super::database;
+use super::latency::{Percentiles, Times};
 use super::progress::Progress;
 use super::relay::Relay;
 use super::verifier::Tally;
@@ -33,6 +34,8 @@ pub struct Figures {
     pub tally: Tally,
     /// From when a row was due to when it arrived.
     pub latency: Times,
+    /// The same of each round.
+    pub rounds: Vec<Percentiles>,
     /// From when a transaction was due to when its commit was acknowledged.
     pub commits: Times,
     /// From the first row to the last message, in seconds.
@@ -51,6 +54,7 @@ impl Figures {
         self.expected += other.expected;
         self.tally.add(&other.tally);
         self.latency.add(&other.latency);
+        self.rounds.extend_from_slice(&other.rounds);
         self.commits.add(&other.commits);
         self.seconds += other.seconds;
         self.cpu_seconds += other.cpu_seconds;
@@ -84,6 +88,7 @@ impl Round<'_> {
             ..
         } = self.recipe;
         let relay = self.relay;
+        database::checkpoint(self.database).await?;
         let crowd = Crowd::gather(relay, self.recipe, progress).await?;
         let books = Arc::clone(&crowd.books);
         let writers = Writers::open(self.database, plan.writers).await?;
@@ -125,11 +130,13 @@ impl Round<'_> {
         }
         let last = books.last.load(Ordering::Relaxed);
         let nanos = last.saturating_sub(started).max(outcome.nanos);
+        let latency = books.latency();
         Ok(Figures {
             rows: outcome.written.rows(&plan),
             expected: expected.load(Ordering::Relaxed),
             tally,
-            latency: books.latency(),
+            rounds: latency.percentiles().into_iter().collect(),
+            latency,
             commits: outcome.commits,
             seconds: Duration::from_nanos(nanos).as_secs_f64(),
             cpu_seconds,
