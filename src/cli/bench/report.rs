@@ -165,7 +165,9 @@ impl Ratio {
         let latency = |point: Point| {
             let (ours, theirs) = (&of.latency_us_of_rounds, &to.latency_us_of_rounds);
             let pairs = ours.iter().zip(theirs);
-            median(pairs.filter_map(|(of, to)| quotient(float(point(of)), float(point(to)))))
+            let ratio = |(of, to)| quotient(float(point(of)), float(point(to)));
+            let ratios: Vec<f64> = pairs.filter_map(ratio).collect();
+            median(&ratios)
         };
         Self {
             of: of.name(),
@@ -336,8 +338,8 @@ pub(super) fn quotient(of: f64, to: f64) -> Option<f64> {
 }
 
 /// The middle one; between two the mean of them.
-fn median(of: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut sorted: Vec<f64> = of.collect();
+pub(super) fn median(figures: &[f64]) -> Option<f64> {
+    let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     let upper = sorted.get(middle)?;
@@ -428,6 +430,8 @@ mod tests {
             ratio.latency_p99.unwrap()
         };
         assert!((p99(&[2, 900, 3], &[1, 2, 2]) - 2.0).abs() < 0.01);
+        assert_eq!(median(&[9.0, 1.0, 5.0]), Some(5.0));
+        assert_eq!(median(&[]), None);
         assert!((p99(&[2, 3], &[1, 1]) - 2.5).abs() < 0.01);
         assert!((p99(&[3], &[1]) - 3.0).abs() < 0.01);
     }

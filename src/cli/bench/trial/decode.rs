@@ -7,14 +7,14 @@ use anyhow::Context;
 use serde::Serialize;
 use tokio::process::Command;
 
+use super::Stage;
 use super::fill::Fill;
-use super::{Stage, median};
 use crate::cli::bench::crowd::{Crowd, Recipe};
 use crate::cli::bench::database::{self, BASELINE_SLOT, NAME};
 use crate::cli::bench::plan::{Plan, Written};
 use crate::cli::bench::process;
 use crate::cli::bench::relay::{Relay, Storage};
-use crate::cli::bench::report::{per, quotient, times};
+use crate::cli::bench::report::{median, per, quotient, times};
 use crate::cli::bench::round::GRACE;
 use crate::cli::bench::subscriber::System;
 use crate::cli::bench::verifier::Tally;
@@ -66,7 +66,7 @@ impl Decode {
             self.rounds,
             self.relay_changes_per_cpu_second,
             self.receiver_changes_per_cpu_second,
-            times(Some(median(&self.ratios))),
+            times(median(&self.ratios)),
             self.ratios,
             self.relay_cpu_seconds,
             self.relay_walsender_cpu_seconds,

@@ -7,15 +7,15 @@ use serde::Serialize;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
+use super::Stage;
 use super::fill::Fill;
 use super::pulse::{Pulse, Sequence};
 use super::replay::reached;
-use super::{Stage, median};
 use crate::cli::bench::crowd::token_of;
 use crate::cli::bench::database;
 use crate::cli::bench::frame::Frame;
 use crate::cli::bench::relay::{Relay, Storage};
-use crate::cli::bench::report::float;
+use crate::cli::bench::report::{float, median};
 use crate::cli::bench::subscriber::{Subscriber, System, Wish};
 use crate::cli::bench::writer::round_and_row;
 use crate::cli::health;
@@ -146,8 +146,8 @@ pub async fn run(stage: &mut Stage<'_>, mebibytes: u64) -> anyhow::Result<Restar
     relay.child.stop().await;
     let figures = |figure: fn(&Again) -> f64| found.rounds.iter().map(figure).collect::<Vec<_>>();
     let flowing = figures(|round| round.flowing_ms);
-    found.ready_ms = median(&figures(|round| round.ready_ms));
-    found.flowing_ms = median(&flowing);
+    found.ready_ms = median(&figures(|round| round.ready_ms)).unwrap_or(0.0);
+    found.flowing_ms = median(&flowing).unwrap_or(0.0);
     found.flowing_max_ms = flowing.iter().copied().fold(0.0, f64::max);
     Ok(found)
 }

@@ -99,9 +99,3 @@ fn what_has_no_meaning_for_a_trial_is_refused_by_name() {
         );
     }
 }
-
-#[test]
-fn the_middle_of_some_figures_is_found_whatever_their_order() {
-    assert!((median(&[9.0, 1.0, 5.0]) - 5.0).abs() < 1e-9);
-    assert!(median(&[]).abs() < 1e-9);
-}
