@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt, StreamExt};
 use rowcast::auth::{self, Authenticator};
@@ -30,7 +30,11 @@ pub(crate) async fn serve(relay: &Relay) -> (SocketAddr, CancellationToken) {
         relay.core.router.clone(),
         Arc::new(Authenticator::new(keys).unwrap()),
         Arc::clone(&relay.core.metrics),
-        Settings::default(),
+        // Each is read where its turn comes, and its client says nothing meanwhile.
+        Settings {
+            idle_after: Duration::from_hours(1),
+            ..Settings::default()
+        },
     );
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
