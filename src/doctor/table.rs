@@ -21,6 +21,7 @@ use crate::lookup::Wanted;
 use crate::pg::{Oid, quote_identifier};
 use crate::policy::access::{Access, Rules};
 use crate::policy::catalog::{Catalog, Function, Policy, Rights, Table};
+use crate::policy::closure::Closure;
 
 /// A function as SQL names it.
 #[derive(Debug)]
@@ -74,6 +75,13 @@ pub(super) struct Tables<'c> {
     /// What the relay itself keeps of old rows.
     kept: &'c Kept,
     pub(super) seen: Vec<Seen<'c>>,
+}
+
+/// A right that a policy needs and its role does not have.
+struct Denied {
+    code: &'static str,
+    sql: Vec<String>,
+    advice: Option<&'static str>,
 }
 
 /// Why a role sees nothing of a table.
@@ -165,6 +173,7 @@ impl<'c> Tables<'c> {
             self.old_rows(seen, (listed, lacking), &mut found);
             self.token(seen, &mut found);
             self.unset(seen, &mut found);
+            self.raising(seen, functions, &mut found);
         }
         self.helpers(functions, &mut found);
         found
@@ -366,7 +375,6 @@ impl<'c> Tables<'c> {
     ) -> Blind {
         let name = self.names.of(table);
         let role = &rights.role;
-        let quoted = quote_identifier(role);
         let text = format!("clients of {role} cannot subscribe to {name}: {reason}");
         let mut blind = Blind {
             code: "policy_unaskable",
@@ -382,38 +390,10 @@ impl<'c> Tables<'c> {
                  table."
                     .to_owned(),
             );
-        } else if reason.starts_with("permission denied for function") {
-            blind.code = "function_execute";
-            blind.sql = self
-                .called(table)
-                .filter(|function| !function.execute.iter().any(|allowed| allowed == role))
-                .filter_map(|function| functions.get(&function.oid))
-                .map(|named| format!("grant execute on function {} to {quoted}", named.signature))
-                .collect();
         } else if reason.starts_with("permission denied") {
-            blind.code = "lookup_grant";
-            for other in self.looked_into(table) {
-                let Some(of) = other.rights.iter().find(|of| of.role == *role) else {
-                    continue;
-                };
-                if !of.usage {
-                    blind.sql.push(format!(
-                        "grant usage on schema {} to {quoted}",
-                        quote_identifier(&other.schema)
-                    ));
-                }
-                if of.columns.len() < other.columns.len() {
-                    blind.sql.push(format!(
-                        "grant select on table {} to {quoted}",
-                        self.names.of(other)
-                    ));
-                }
-            }
-            blind.advice = Some(
-                "A policy reads other tables with the client's own rights; a SECURITY DEFINER \
-                 function reads them with its owner's."
-                    .to_owned(),
-            );
+            let denied = self.denied((table, role), reason, functions);
+            (blind.code, blind.sql) = (denied.code, denied.sql);
+            blind.advice = denied.advice.map(ToOwned::to_owned);
         } else if reason.contains("may not become") {
             blind.code = "role_membership";
             blind.sql = vec![clients::membership_sql(
@@ -426,6 +406,57 @@ impl<'c> Tables<'c> {
             blind.advice = Some("Publish all of its columns.".to_owned());
         }
         blind
+    }
+
+    /// What a right that a policy needs is, and what gives it.
+    fn denied(
+        &self,
+        (table, role): (&Table, &str),
+        reason: &str,
+        functions: &BTreeMap<Oid, Named>,
+    ) -> Denied {
+        let quoted = quote_identifier(role);
+        if reason.contains("permission denied for function") {
+            let sql = self
+                .called(table)
+                .filter(|function| !function.execute.iter().any(|allowed| allowed == role))
+                .filter_map(|function| functions.get(&function.oid))
+                .map(|named| format!("grant execute on function {} to {quoted}", named.signature));
+            return Denied {
+                code: "function_execute",
+                sql: sql.collect(),
+                advice: None,
+            };
+        }
+        let context = self.catalog.context(role);
+        let closure = Closure::of(self.catalog, table, &context);
+        let own = closure.tables.iter().filter(|(by, _)| *by == context.role);
+        let mut sql = Vec::new();
+        for other in own.filter_map(|(_, oid)| self.catalog.tables.get(oid)) {
+            let Some(of) = other.rights.iter().find(|of| of.role == *role) else {
+                continue;
+            };
+            if !of.usage {
+                sql.push(format!(
+                    "grant usage on schema {} to {quoted}",
+                    quote_identifier(&other.schema)
+                ));
+            }
+            if of.columns.len() < other.columns.len() {
+                sql.push(format!(
+                    "grant select on table {} to {quoted}",
+                    self.names.of(other)
+                ));
+            }
+        }
+        Denied {
+            code: "lookup_grant",
+            sql,
+            advice: Some(
+                "A policy reads other tables with the client's own rights; a SECURITY DEFINER \
+                 function reads them with its owner's.",
+            ),
+        }
     }
 
     /// Row-level security is on, and no policy lets the role see anything.

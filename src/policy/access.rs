@@ -12,6 +12,7 @@ use super::ask::parts::{Judged, Parts, columns_read, combined, question};
 use super::body::Body;
 use super::catalog::{Catalog, Function, Policy, Table};
 use super::closure::{Closure, beyond};
+use super::compile::Raising;
 use super::consults::consults;
 use super::login::reads_login;
 use super::predicate::{Predicate, Verdict};
@@ -32,6 +33,9 @@ pub struct Access {
     pub fingerprint: u64,
     /// Why a policy is asked instead of compiled, by name.
     pub asked_because: Vec<(String, String)>,
+    /// Why PostgreSQL raises an error where it comes to that, by the policy's name, as far as that is
+    /// known beforehand: such rows are hidden.
+    pub raises: Vec<(String, Raising)>,
     /// The tables that asked policies look into; `None` where that cannot be told.
     pub consults: Option<Vec<Oid>>,
     /// What the compiled policies read of other tables.
@@ -81,6 +85,7 @@ impl Access {
             reads: Vec::new(),
             fingerprint: as_checked(catalog, table, role),
             asked_because: Vec::new(),
+            raises: Vec::new(),
             consults: Some(Vec::new()),
             lookups: Vec::new(),
             hides_all: false,
@@ -248,10 +253,14 @@ impl Access {
             if let Some(table) = catalog.tables.get(&judged.oid) {
                 parts.push(Judged::new(table, open, &done));
             }
-            self.asked_because.extend(done.into_iter().flat_map(|one| {
+            for one in done {
                 let name = &one.policy.name;
-                one.refused.into_iter().map(|reason| (name.clone(), reason))
-            }));
+                let refused = one.refused.into_iter();
+                self.asked_because
+                    .extend(refused.map(|reason| (name.clone(), reason)));
+                let raising = one.raising.into_iter();
+                self.raises.extend(raising.map(|why| (name.clone(), why)));
+            }
         }
         self.reads = questions
             .iter()

@@ -9,10 +9,10 @@ use crate::pg::Oid;
 
 /// What the policies of some tables come to.
 #[derive(Debug, Default)]
-pub(super) struct Closure {
+pub(crate) struct Closure {
     /// The tables, by the role that looks into them. Those that it began with are there only where
     /// something looks into them.
-    pub(super) tables: BTreeSet<(Oid, Oid)>,
+    pub(crate) tables: BTreeSet<(Oid, Oid)>,
     /// The functions, by how they run.
     pub(super) functions: BTreeSet<(Oid, Context)>,
     /// Tables that are looked into and that the catalog does not have.
@@ -30,7 +30,7 @@ enum Item {
 
 impl Closure {
     /// Follows the policies of a table in the queries of a role.
-    pub(super) fn of(catalog: &Catalog, table: &Table, context: &Context) -> Self {
+    pub(crate) fn of(catalog: &Catalog, table: &Table, context: &Context) -> Self {
         let mut found = Self::default();
         found.follow(catalog, [(table.oid, context.clone())]);
         found

@@ -35,7 +35,7 @@ use super::catalog::Returned;
 use super::clock::ServerClock;
 use super::expr::{ColumnRef, Constant, Expr, Inputs};
 use super::node_tree::{self, Tree};
-use crate::datum::{Datum, Type, Types};
+use crate::datum::{Datum, Trouble, Type, Types};
 use crate::pg::Oid;
 
 pub(super) use parts::in_parts;
@@ -215,6 +215,36 @@ pub struct Compiled {
     pub columns: Vec<Arc<ColumnRef>>,
     /// The objects that the tree itself names, inlined bodies aside.
     pub references: BTreeSet<Reference>,
+    /// Why PostgreSQL raises an error where it comes to that, as far as that is known beforehand.
+    pub raising: BTreeSet<Raising>,
+}
+
+/// Why PostgreSQL raises an error where a part of an expression is evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Raising {
+    /// A function calls itself by way of the policies of a table that it reads.
+    Recursion(Oid, String),
+    /// A function's body needs a right that is not there.
+    Denied(String),
+    /// A setting is not there, and it is not said that it may be missing.
+    Unset(String),
+}
+
+impl fmt::Display for Raising {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recursion(_, name) => write!(
+                f,
+                "function {name} calls itself by way of the policies of a table that it reads (stack \
+                 depth limit exceeded)"
+            ),
+            Self::Denied(reason) => f.write_str(reason),
+            Self::Unset(name) => write!(
+                f,
+                "setting {name} is not set, and current_setting is not told that it may be missing"
+            ),
+        }
+    }
 }
 
 /// An object that an expression names. Of objects below 16384 only columns are listed: PostgreSQL
@@ -272,6 +302,7 @@ pub fn compile(tree: &str, scope: &Scope) -> Result<Compiled, Refusal> {
         expr: typed.expr,
         columns: compiler.columns,
         references: compiler.references,
+        raising: compiler.raising,
     })
 }
 
@@ -354,6 +385,8 @@ struct Compiler<'s> {
     whole: Option<Oid>,
     /// The aggregates of the sub-select in hand, where it may have some.
     folding: Option<select::Folding>,
+    /// Why what was compiled of them to an error is one.
+    raising: BTreeSet<Raising>,
     nodes: usize,
 }
 
@@ -381,6 +414,7 @@ impl<'s> Compiler<'s> {
             expanding: None,
             folding: None,
             whole: None,
+            raising: BTreeSet::new(),
             nodes: 0,
         }
     }
@@ -392,6 +426,12 @@ impl<'s> Compiler<'s> {
             return Err(Refusal::new("the expression is too large"));
         }
         Ok(())
+    }
+
+    /// What PostgreSQL raises an error for where it is evaluated.
+    fn raise(&mut self, why: Raising) -> Expr {
+        self.raising.insert(why);
+        Expr::Fail(Trouble::Error)
     }
 
     fn refer(&mut self, reference: Reference) {

@@ -95,6 +95,9 @@ pub struct Explained<'c> {
     pub how: How,
     /// Why it is not native.
     pub reasons: Vec<String>,
+    /// Why PostgreSQL raises an error where it comes to that, as far as that is known beforehand:
+    /// such rows are hidden.
+    pub raises: Vec<String>,
     /// The columns of the row that it reads.
     pub columns: Vec<String>,
     /// The claims that it reads: of what is not compiled as far as its text says, `*` for all.
@@ -133,18 +136,24 @@ fn one<'c>(
     role: &str,
 ) -> Explained<'c> {
     let denied = alone(catalog, table, policy, role);
-    let (expr, mut reasons, whole, raises) = match done {
-        Some(done) => (done.expr, done.refused, done.decides_all, done.denied),
+    let (expr, mut reasons, whole, refuses, raising) = match done {
+        Some(done) => (
+            done.expr,
+            done.refused,
+            done.decides_all,
+            done.denied,
+            done.raising,
+        ),
         // With only a WITH CHECK it says nothing about what may be read.
         None => {
             let nothing = Expr::constant(Datum::Bool(false));
-            (nothing, Vec::new(), false, None)
+            (nothing, Vec::new(), false, None, BTreeSet::new())
         }
     };
     let predicate = Predicate::new(vec![expr], Vec::new());
     let native = reasons.is_empty();
     let opaque = predicate.is_constant() == Some(Verdict::Undecided);
-    let how = match (denied, raises) {
+    let how = match (denied, refuses) {
         (Some(reason), _) => {
             reasons.insert(0, reason);
             How::Deny
@@ -178,6 +187,7 @@ fn one<'c>(
         level: level::of(catalog, policy),
         how,
         reasons,
+        raises: raising.iter().map(ToString::to_string).collect(),
         columns: columns.map(|column| column.name.clone()).collect(),
         claims,
         lookups: lookups.collect(),

@@ -18,7 +18,7 @@ pub mod catalog;
 mod plpgsql;
 pub mod rule;
 
-mod closure;
+pub(crate) mod closure;
 
 pub mod reader;
 

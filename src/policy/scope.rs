@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::ask::parts::stands_alone;
 use super::catalog::{self, Catalog, Column, Policy, Rights, Table};
 use super::closure::Closure;
-use super::compile::{self, Function, Reference, Scope, Setting, compile};
+use super::compile::{self, Function, Raising, Reference, Scope, Setting, compile};
 use super::expr::Expr;
 use crate::datum::Trouble;
 use crate::pg::Oid;
@@ -27,6 +27,8 @@ pub(super) struct Done<'p> {
     pub(super) decides_all: bool,
     /// What PostgreSQL raises for every query of the role because of it.
     pub(super) denied: Option<String>,
+    /// What it raises where it comes to that, as far as that is known beforehand.
+    pub(super) raising: BTreeSet<Raising>,
 }
 
 /// The policies that say something about what may be read, each compiled as far as it can be.
@@ -82,6 +84,7 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
         policy,
         expr,
         denied: None,
+        raising: BTreeSet::new(),
         decides_all: decides_all || !refused.is_empty() && !stands_alone(catalog, policy),
         refused,
     };
@@ -93,9 +96,10 @@ fn done<'p>(catalog: &Catalog, table: &Table, policy: &'p Policy, scope: &Scope)
     }
     let noted = dependencies(table, policy);
     match compile(tree, scope) {
-        Ok(compiled) if Reference::noted(&compiled.references, table.oid) == noted => {
-            refused(compiled.expr, Vec::new(), false)
-        }
+        Ok(compiled) if Reference::noted(&compiled.references, table.oid) == noted => Done {
+            raising: compiled.raising,
+            ..refused(compiled.expr, Vec::new(), false)
+        },
         Ok(_) => {
             let reason = "what its tree names is not what PostgreSQL noted that it depends on";
             refused(opaque(), vec![reason.to_owned()], false)

@@ -410,6 +410,50 @@ async fn a_cycle_of_policies_is_found() {
 }
 
 #[tokio::test]
+async fn a_helper_that_reads_the_table_whose_policy_calls_it_is_found_and_mended() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create function app.of_team(t bigint) returns boolean language sql stable
+               set search_path = app as
+               $$ select exists (select from plan p where p.team = t and p.id > 0) $$;
+             create policy more on app.plan for select to authenticated using (app.of_team(team))",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    // Nobody had to keep this table in memory before.
+    found.is(&[
+        "lookup_row_security",
+        "policy_recursion",
+        "policy_unchecked",
+    ]);
+    place.mend(&found).await;
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
+async fn a_helper_that_reads_what_its_caller_may_not_is_found() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create table app.secret (id bigint primary key);
+             create function app.known(i bigint) returns boolean language plpgsql stable
+               set search_path = app as
+               $$ begin return exists (select from secret s where s.id = i); end $$;
+             create policy more on app.plan for select to authenticated using (app.known(id))",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["lookup_grant"]);
+    place.mend(&found).await;
+    // What is no longer refused is kept in memory.
+    let found = place.doctor(&[]).await;
+    found.is(&["lookup_unpublished"]);
+    place.mend(&found).await;
+    place.doctor(&[]).await.is_well();
+}
+
+#[tokio::test]
 async fn a_table_that_is_none_is_named() {
     let place = Place::good().await;
     place.run("create view app.seen as select id from app.note; create table app.\"Big\" (id int primary key)").await;

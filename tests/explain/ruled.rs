@@ -173,3 +173,39 @@ async fn claims_that_only_an_asked_part_reads_are_named() {
         assert_eq!(policy["audience"], "scan", "{policy:#}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_to_raise_an_error_is_named() {
+    let (url, _sql) = database(
+        "create table members (org bigint, person uuid, primary key (org, person));
+         create function is_member(o bigint) returns boolean language sql stable as
+           $$ select exists (select from members m where m.org = o and m.person = auth.uid()) $$;
+         create policy own on members for select to authenticated using (is_member(org));
+         alter table members enable row level security;
+         create table papers (id bigint primary key, org bigint);
+         create policy ours on papers for select to authenticated
+           using (org = current_setting('papers.org')::bigint);
+         create policy theirs on papers for select to authenticated using (id = 1);
+         alter table papers enable row level security;
+         grant select on members, papers to authenticated",
+    )
+    .await;
+    for (table, policy, reason) in [
+        ("members", "own", "function is_member calls itself"),
+        ("papers", "ours", "setting papers.org is not set"),
+        ("papers", "theirs", ""),
+    ] {
+        let report = json(&run(&url, &[table, "--role", "authenticated", "--json"]));
+        let policies = report["tables"][0]["policies"].as_array().unwrap();
+        let one = policies.iter().find(|one| one["name"] == policy).unwrap();
+        let raises = one["raises"].as_array().unwrap();
+        let told = raises.iter().filter_map(Value::as_str);
+        let named = |text: &str| !reason.is_empty() && text.starts_with(reason);
+        assert!(told.clone().all(named), "{policy}: {raises:?}");
+        assert_eq!(told.count(), usize::from(!reason.is_empty()), "{policy}");
+        assert_eq!(one["status"], "native", "{one:#}");
+    }
+    let output = run(&url, &["members", "--role", "authenticated"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("raises an error in PostgreSQL"), "{text}");
+}

@@ -148,6 +148,12 @@ fn write_policy(out: &mut String, policy: &Policy) {
     for reason in &policy.reasons {
         line(out, &format!("      because {reason}"));
     }
+    for reason in &policy.raises {
+        line(
+            out,
+            &format!("      raises an error in PostgreSQL, where it comes to that: {reason}"),
+        );
+    }
     if policy.applies_to.is_empty() {
         line(
             out,

@@ -97,7 +97,8 @@ impl Table {
         let policies = self.policies.iter_mut().flat_map(|policy| {
             let others = policy.by_role.values_mut();
             let others = others.flat_map(|other| &mut other.reasons);
-            policy.reasons.iter_mut().chain(others)
+            let own = policy.reasons.iter_mut().chain(&mut policy.raises);
+            own.chain(others)
         });
         let roles = self.roles.iter_mut();
         policies.chain(roles.filter_map(|role| role.reason.as_mut()))
@@ -130,6 +131,8 @@ pub(super) struct Policy {
     pub(super) level: Option<&'static str>,
     pub(super) status: &'static str,
     pub(super) reasons: Vec<String>,
+    /// Why PostgreSQL raises an error where it comes to that: rows for which it does are hidden.
+    pub(super) raises: Vec<String>,
     pub(super) columns: Vec<String>,
     pub(super) claims: Vec<String>,
     pub(super) lookups: Vec<Lookup>,

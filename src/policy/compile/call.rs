@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::select::{Folding, Link, Names, Rows};
-use super::{Around, Compiler, Function, Looked, MAX_CALLS, Reference, Refusal, Typed, program};
-use crate::datum::Trouble;
+use super::{
+    Around, Compiler, Function, Looked, MAX_CALLS, Raising, Reference, Refusal, Typed, program,
+};
 use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
 use crate::policy::body::{Body, Context};
@@ -338,7 +339,8 @@ impl Compiler<'_> {
             )));
         }
         if self.recursion(oid, &function.name)? {
-            return Ok((Expr::Fail(Trouble::Error), result));
+            let why = Raising::Recursion(oid, function.name.clone());
+            return Ok((self.raise(why), result));
         }
         let guards: Vec<Expr> = args.iter().map(|arg| arg.expr.clone()).collect();
         let caller = self.enter(oid, function, args);
@@ -349,7 +351,10 @@ impl Compiler<'_> {
         let (body, eager) = match body {
             Ok((body, plain)) => (body, !plain),
             // Known only when it is called.
-            Err((refusal, plain)) if refusal.denied && !plain => (Expr::Fail(Trouble::Error), true),
+            Err((refusal, plain)) if refusal.denied && !plain => {
+                let reason = format!("function {}: {}", function.name, refusal.reason);
+                (self.raise(Raising::Denied(reason)), true)
+            }
             Err((refusal, _)) => {
                 return Err(Refusal {
                     reason: format!("function {}: {}", function.name, refusal.reason),

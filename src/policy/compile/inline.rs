@@ -1,7 +1,7 @@
 //! Calls of built-in functions, settings, parameters, and casts by way of text.
 
 use super::operators::{self, Demand};
-use super::{Compiler, Reference, Refusal, Setting, Typed};
+use super::{Compiler, Raising, Reference, Refusal, Setting, Typed};
 use std::sync::Arc;
 
 use crate::datum::{Datum, Type};
@@ -123,7 +123,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn setting(&self, args: &[Typed]) -> Result<Expr, Refusal> {
+    fn setting(&mut self, args: &[Typed]) -> Result<Expr, Refusal> {
         let (name, missing_ok) = match args {
             [name] => (&name.expr, false),
             [name, missing_ok] => match &missing_ok.expr {
@@ -146,7 +146,7 @@ impl Compiler<'_> {
             Some(Setting::Unset) if missing_ok => {
                 Ok(Expr::Body(Vec::new(), false, Box::new(Expr::NULL)))
             }
-            Some(Setting::Unset) => Ok(Expr::Fail(crate::datum::Trouble::Error)),
+            Some(Setting::Unset) => Ok(self.raise(Raising::Unset(name))),
             None => Err(Refusal::new(format!("setting {name} is not known"))),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::call::only_statement;
 use super::inline::strict;
 use super::select::{Link, Rows};
-use super::{Compiler, Refusal, Typed, operators};
+use super::{Compiler, Raising, Refusal, Typed, operators};
 use crate::datum::{Datum, Trouble, Type, UserType};
 use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
@@ -119,7 +119,7 @@ impl Compiler<'_> {
         let ran = self.statement(running, statement, &then, depth + 1);
         match ran {
             // An error once it comes to that.
-            Err(refusal) if refusal.denied => Ok(Expr::Fail(Trouble::Error)),
+            Err(refusal) if refusal.denied => Ok(self.raise(Raising::Denied(refusal.reason))),
             other => other,
         }
     }
@@ -179,7 +179,7 @@ impl Compiler<'_> {
 
     fn condition(&mut self, tree: &str, depth: usize) -> Result<Expr, Refusal> {
         match self.statement_value(tree, depth) {
-            Err(refusal) if refusal.denied => Ok(Expr::Fail(Trouble::Error)),
+            Err(refusal) if refusal.denied => Ok(self.raise(Raising::Denied(refusal.reason))),
             Err(refusal) => Err(refusal),
             Ok(condition) => self.fit(condition, BOOL),
         }
@@ -238,7 +238,9 @@ impl Compiler<'_> {
             let mut guards = Vec::new();
             for statement in inner {
                 match self.effect(running, statement, depth) {
-                    Err(refusal) if refusal.denied => guards.push(Expr::Fail(Trouble::Error)),
+                    Err(refusal) if refusal.denied => {
+                        guards.push(self.raise(Raising::Denied(refusal.reason)))
+                    }
                     other => guards.extend(other?),
                 }
             }
