@@ -239,7 +239,7 @@ impl Compiler<'_> {
             for statement in inner {
                 match self.effect(running, statement, depth) {
                     Err(refusal) if refusal.denied => {
-                        guards.push(self.raise(Raising::Denied(refusal.reason)))
+                        guards.push(self.raise(Raising::Denied(refusal.reason)));
                     }
                     other => guards.extend(other?),
                 }
