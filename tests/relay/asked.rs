@@ -33,6 +33,40 @@ async fn two_users_whose_claims_are_not_decided_natively_are_two_questions() {
     assert_eq!(brief(&relay.seen(&plain).await), ["INSERT 3"]);
 }
 
+/// Questions of several clients are put in one transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_policys_function_sets_for_one_client_is_not_there_for_the_next() {
+    let mut relay = Relay::start(
+        "create function me() returns text language plpgsql volatile as $$ begin
+           if coalesce(current_setting('app.me', true), '') = '' then
+             perform set_config('app.me', auth.jwt() ->> 'email', true); end if;
+           return current_setting('app.me', true); end $$;
+         create table t (id int primary key, email text);
+         alter table t enable row level security;
+         create policy p on t using (email = me());
+         grant select on t to authenticated",
+        "t",
+    )
+    .await;
+    let mut clients = Vec::new();
+    for name in ["a", "b", "c"] {
+        let claims = json!({"email": name});
+        clients.push((name, relay.watch("authenticated", &claims, "t").await));
+    }
+    for id in (1..=12).step_by(3) {
+        let rows = format!("insert into t values ({id}, 'a'), ({id} + 1, 'b'), ({id} + 2, 'c')");
+        relay.run(&rows).await;
+    }
+    for (at, (name, client)) in clients.iter().enumerate() {
+        let own: Vec<String> = (1..=12)
+            .skip(at)
+            .step_by(3)
+            .map(|id| format!("INSERT {id}"))
+            .collect();
+        assert_eq!(brief(&relay.seen(client).await), own, "{name}");
+    }
+}
+
 /// Behind an API's login such functions tell its clients from administrators; a relay has another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_relays_own_login_makes_nobody_an_administrator() {

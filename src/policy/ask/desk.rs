@@ -12,7 +12,7 @@ use futures_util::future::{MaybeDone, maybe_done};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Error, Row, Statement};
 use tracing::warn;
 
 use super::{Answer, BECOME_CLIENT, Question};
@@ -51,12 +51,19 @@ struct Connection {
 /// A batch's questions by their text; `None` for what PostgreSQL does not take as a question.
 type Statements = HashMap<Arc<str>, Option<Statement>>;
 
-type Query<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, tokio_postgres::Error>> + Send + 'a>>;
+type Query<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
-/// Waits for a query that was sent before.
-async fn finished(
-    mut query: Pin<Box<MaybeDone<Query<'_>>>>,
-) -> Result<Vec<Row>, tokio_postgres::Error> {
+type Sent<'a, T> = Pin<Box<MaybeDone<Query<'a, T>>>>;
+
+/// Sends a query, which happens when it is first polled, without waiting for its answer.
+async fn sent<'a, T: 'a>(query: impl Future<Output = Result<T, Error>> + Send + 'a) -> Sent<'a, T> {
+    let query: Query<'a, T> = Box::pin(query);
+    let mut query = Box::pin(maybe_done(query));
+    let _pending = futures_util::poll!(&mut query);
+    query
+}
+
+async fn finished<T>(mut query: Sent<'_, T>) -> Result<T, Error> {
     query.as_mut().await;
     query
         .as_mut()
@@ -193,7 +200,7 @@ impl Desk {
         connection
             .client
             .batch_execute(&format!(
-                "begin; set local statement_timeout = {}",
+                "begin; set local statement_timeout = {}; savepoint rowcast_group",
                 timeout.as_millis().max(1)
             ))
             .await
@@ -233,6 +240,9 @@ impl Desk {
             .ok_or_else(|| Trouble::Broken("there is no connection".to_owned()))
     }
 }
+
+/// Undoes what a group's questions did.
+const FORGET: &str = "rollback to savepoint rowcast_group";
 
 /// Rows that are sent without waiting for answers, in bytes; past this answers are taken first.
 const MAX_UNDER_WAY: usize = 4 << 20;
@@ -348,25 +358,26 @@ impl Connection {
                     outcome = Err(Trouble::Raised);
                     continue;
                 };
-                // A query is sent when it is first polled: in this order, without waiting.
-                let switch: Query<'_> = Box::pin(self.client.query(&self.become_client, who));
-                let mut switch = Box::pin(maybe_done(switch));
-                let _pending = futures_util::poll!(&mut switch);
-                let query: Query<'_> = Box::pin(self.client.query(statement, images));
-                let mut query = Box::pin(maybe_done(query));
-                let _pending = futures_util::poll!(&mut query);
+                // In this order, without waiting. What a policy's function sets for one client is
+                // not there for the next.
+                let query = async move {
+                    let switch = self.client.query(&self.become_client, who);
+                    let asked = self.client.query(statement, images);
+                    let back = self.client.batch_execute(FORGET);
+                    let (switch, asked, back) =
+                        futures_util::future::join3(switch, asked, back).await;
+                    back?;
+                    Ok(switch.and(asked))
+                };
                 bytes += group.bytes;
-                under_way.push_back((group, switch, query));
+                under_way.push_back((group, sent(query).await));
                 continue;
             }
-            let Some((group, switch, query)) = under_way.pop_front() else {
+            let Some((group, query)) = under_way.pop_front() else {
                 return outcome;
             };
             bytes -= group.bytes;
-            if let Err(error) = finished(switch).await {
-                outcome = outcome.and(Err(trouble(&error)));
-            }
-            match finished(query).await {
+            match finished(query).await.map_err(broken)? {
                 Ok(rows) => group.settle(&rows, answers),
                 Err(error) => outcome = outcome.and(Err(trouble(&error))),
             }
@@ -484,7 +495,7 @@ pub(super) async fn learn(
     client: &Client,
     name: &str,
     query: &str,
-) -> Result<Statement, tokio_postgres::Error> {
+) -> Result<Statement, Error> {
     client.batch_execute("savepoint rowcast_ask").await?;
     let create = format!(
         "create function pg_temp.{name}(text[]) returns setof bigint language sql \
@@ -545,7 +556,7 @@ fn grouped(batch: &[Question]) -> Vec<Group> {
 
 /// Whether an error says nothing about the policy: a deadlock, a lock that was not to be had, a
 /// file that cannot be read, a fault of the server.
-pub(super) fn transient(error: &tokio_postgres::Error) -> bool {
+pub(super) fn transient(error: &Error) -> bool {
     let code = error.code().map(SqlState::code).unwrap_or_default();
     ["40", "55", "58", "XX"]
         .iter()
@@ -553,7 +564,7 @@ pub(super) fn transient(error: &tokio_postgres::Error) -> bool {
 }
 
 /// Whether an error is the policy's (or the row's), or the connection's.
-pub(super) fn trouble(error: &tokio_postgres::Error) -> Trouble {
+pub(super) fn trouble(error: &Error) -> Trouble {
     match error.code().map(SqlState::code) {
         Some("57014") => Trouble::Slow,
         // In a failed transaction, or the server is going away or out of something.
@@ -567,12 +578,12 @@ pub(super) fn trouble(error: &tokio_postgres::Error) -> Trouble {
     }
 }
 
-fn broken(error: tokio_postgres::Error) -> Trouble {
+fn broken(error: Error) -> Trouble {
     Trouble::Broken(reason(&error))
 }
 
 /// PostgreSQL's error without its detail, which may hold row values.
-pub(super) fn reason(error: &tokio_postgres::Error) -> String {
+pub(super) fn reason(error: &Error) -> String {
     error.as_db_error().map_or_else(
         || error.to_string(),
         |refused| format!("SQLSTATE {}", refused.code().code()),

@@ -2,18 +2,15 @@
 //! soon as it is known, so that one that is slow or fails costs the others little.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{MaybeDone, maybe_done};
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Error, Statement};
 use tracing::warn;
 
-use super::{Connection, Desk, MAX_UNDER_WAY, Trouble, broken, trouble};
+use super::{Connection, Desk, MAX_UNDER_WAY, Trouble, broken, finished, sent, trouble};
 use crate::policy::ask::Answer;
 use crate::policy::ask::queue::{Pace, Queue, Turn};
 use crate::retry::Backoff;
@@ -26,26 +23,6 @@ const QUICK_SHARE: u32 = 200;
 
 /// A filter whose turn did not end in time rests for this many times as long as an answer may take.
 const REST: u32 = 5;
-
-type Query<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
-
-type Sent<'a, T> = Pin<Box<MaybeDone<Query<'a, T>>>>;
-
-/// Sends a query, which happens when it is first polled, without waiting for its answer.
-async fn sent<'a, T: 'a>(query: impl Future<Output = Result<T, Error>> + Send + 'a) -> Sent<'a, T> {
-    let query: Query<'a, T> = Box::pin(query);
-    let mut query = Box::pin(maybe_done(query));
-    let _pending = futures_util::poll!(&mut query);
-    query
-}
-
-async fn finished<T>(mut query: Sent<'_, T>) -> Result<T, Error> {
-    query.as_mut().await;
-    query
-        .as_mut()
-        .take_output()
-        .expect("it has just ended, and its output is taken once")
-}
 
 /// How long turns may take.
 #[derive(Clone, Copy)]
