@@ -101,7 +101,7 @@ types(oid) as (
 -- Looked up table by table with pg_policy's index: as a list of its own it would be read through for
 -- each table again, which takes ten seconds for 2,500 of them.
 policies as not materialized (
-  select p.oid, p.xmin as version, p.polname, p.polrelid, p.polpermissive, p.polroles, p.polqual
+  select p.oid, p.xmin as version, p.polname, p.polrelid, p.polpermissive, p.polroles, p.polqual, p.polwithcheck
   from pg_policy p where p.polcmd in ('r', '*')
 ),
 functions(oid) as (
@@ -262,7 +262,7 @@ select jsonb_build_object(
         select jsonb_agg(jsonb_build_object(
           'name', p.polname, 'permissive', p.polpermissive, 'roles', p.polroles,
           'using', pg_get_expr(p.polqual, p.polrelid), 'tree', p.polqual::text,
-          'version', p.version::text,
+          'version', p.version::text, 'checks', p.polwithcheck is not null,
           'depends', coalesce((
             select jsonb_agg(jsonb_build_array(d.refclassid::oid, d.refobjid, d.refobjsubid)
               order by d.refclassid, d.refobjid, d.refobjsubid)

@@ -247,6 +247,7 @@ mutants! {
         UnsetIsNull,
         MissingColumnKeepsValue,
         FieldByNumber,
+        RowIsTheJudgedOne,
     }
 }
 

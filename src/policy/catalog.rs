@@ -1,5 +1,7 @@
 //! The part of PostgreSQL's catalog that decides who may see which rows, as one immutable value.
 
+mod checking;
+
 mod native;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -319,8 +321,10 @@ pub struct Policy {
     pub condition: Option<String>,
     /// Its condition as PostgreSQL resolved it.
     pub tree: Option<String>,
-    /// What it depends on: catalog, object, column.
+    /// What its condition depends on: catalog, object, column.
     pub depends: Vec<(Oid, Oid, i32)>,
+    /// Whether it has a WITH CHECK.
+    pub checks: bool,
 }
 
 /// What a role may do with a table.
@@ -593,7 +597,12 @@ impl Catalog {
             tables: document
                 .tables
                 .into_iter()
-                .map(|table| (table.oid, Arc::new(table)))
+                .map(|mut table| {
+                    for policy in &mut table.policies {
+                        policy.forget_check(table.oid);
+                    }
+                    (table.oid, Arc::new(table))
+                })
                 .collect(),
             roles: document
                 .roles

@@ -335,12 +335,21 @@ enum Around {
 /// Where the columns of an entry of FROM come from.
 #[derive(Debug, Clone)]
 enum Origin {
-    /// A table, by its depth.
-    Table(u32, Oid),
+    /// A table, by its depth, and whether an outer join may give NULLs for it.
+    Table(u32, Oid, bool),
     /// A join, by the expressions of its columns, which are read where the join stands.
     Join(Rc<Tree>),
     /// A sub-select, or a view.
     Columns(Option<Oid>, Rc<[Result<Typed, Refusal>]>),
+}
+
+/// A row that is handed to a function as a whole.
+#[derive(Debug, Clone, Copy)]
+struct Whole<'s> {
+    /// Its type.
+    of: Oid,
+    /// The depth of the table that it is of, where it is not the row that is judged.
+    looked: Option<(u32, &'s Looked)>,
 }
 
 struct Compiler<'s> {
@@ -380,9 +389,8 @@ struct Compiler<'s> {
     output: Vec<Typed>,
     /// Whether the target list in hand may have a set of elements in it, and that set.
     expanding: Option<Option<super::expr::select::Step>>,
-    /// The type of the rows of the policy's own table, once the one that is judged was handed to a
-    /// function as a whole.
-    whole: Option<Oid>,
+    /// The rows that are handed to functions as a whole. Such an argument is the place here.
+    wholes: Vec<Whole<'s>>,
     /// The aggregates of the sub-select in hand, where it may have some.
     folding: Option<select::Folding>,
     /// Why what was compiled of them to an error is one.
@@ -413,7 +421,7 @@ impl<'s> Compiler<'s> {
             output: Vec::new(),
             expanding: None,
             folding: None,
-            whole: None,
+            wholes: Vec::new(),
             raising: BTreeSet::new(),
             nodes: 0,
         }

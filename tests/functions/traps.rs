@@ -551,11 +551,46 @@ pub const TRAPS: &[Trap] = &[
         "create function f_none() returns t language plpgsql stable as $$ begin raise exception 'none'; end $$;
          create function f_r(r t) returns boolean language sql stable as $$ select r.ok $$;
          create policy p on t for select using (f_r(t) and f_r(f_none()))"),
-    trap("a row of a sub-select of the same table", "a row as a whole",
+    trap("a row of a sub-select of the same table", NATIVE,
         "create function f_r(r t) returns boolean language sql stable as $$ select r.ok $$;
          create function f_any() returns boolean language sql stable security definer set search_path = public as
          $$ select exists (select 1 from t x where f_r(x)) $$;
          create policy p on t for select using (f_r(t) and f_any())"),
+    trap("a row of a table that is looked into as an argument", NATIVE,
+        "create function f_g(r g) returns boolean language sql stable as $$ select r.ok or r.u = auth.uid() $$;
+         grant select on g to public; alter table g enable row level security; create policy o on g for select using (f_g(g));
+         create policy p on t for select using (exists (select 1 from g where g.org = t.org and g.s = t.s))"),
+    trap("a row of a table that is looked into beside the one that is judged", NATIVE,
+        "create function f_g(r g, boolean) returns boolean language plpgsql stable security definer as
+         $$ declare o int := r.org; begin if r.s = 'admin' then return $2; end if;
+            return exists (select 1 from public.m where org = o and u = auth.uid()); end $$;
+         grant select on g to public; alter table g enable row level security; create policy o on g for select using (f_g(g, ok));
+         create function f_r(r t) returns boolean language sql stable set search_path = public as
+         $$ select exists (select 1 from g where g.org = r.org) and r.ok $$;
+         create policy p on t for select using (f_r(t))"),
+    trap("a row of the judged table's own type by way of another table", NATIVE,
+        "create function f_r(r t) returns boolean language sql stable as $$ select r.ok $$;
+         grant select on g to public; alter table g enable row level security; create policy o on g for select using (ok or u = auth.uid());
+         create policy p on t for select using (f_r(t) or s in (select s from g))"),
+    trap("rows of tables in FROM as arguments", NATIVE,
+        "create function f_g(r g, boolean) returns boolean language sql stable strict security definer
+         set search_path = public as
+         $$ select r.ok and $2 or exists (select 1 from m x where x.org = r.org and x.u = auth.uid()) $$;
+         create function f_both(r t, q g) returns boolean language sql stable as
+         $$ select case when q.s = r.s then false else f_g(q, r.ok) end $$;
+         grant select on g to public;
+         create policy p on t for select using (exists (
+            select 1 from g a join g b on a.org = b.org where f_both(t, b) and a.id <= t.id))"),
+    trap("a row of FROM in a sub-select of its own", NATIVE,
+        "create function f_g(r g) returns boolean language sql stable as $$ select r.ok $$;
+         grant select on g to public;
+         create policy p on t for select using (org in (
+            select a.org from g a where not exists (select 1 from g b where b.org = a.org and b.id > a.id and f_g(a))))"),
+    trap("a row that an outer join gives NULLs for", "a row as a whole",
+        "create function f_g(r g) returns boolean language sql stable strict as $$ select r.ok is null $$;
+         grant select on g to public;
+         create policy p on t for select using (exists (
+            select 1 from g a left join g b on a.org = b.org and b.ok where a.id = t.id and f_g(b)))"),
     trap("what looks at the row that is judged as a whole", "NULLTEST of a row",
         "create function f_r(r t) returns boolean language sql stable as $$ select r is not null and r.ok $$;
          create policy p on t for select using (f_r(t))"),

@@ -108,6 +108,7 @@ pub(crate) const SHAPES: &[&str] = &[
     "timezone-utc",
     "unnest-column",
     "whole-row",
+    "with-check",
 ];
 
 /// Whether the schemas are somebody else's: what they hold is not known beforehand.

@@ -21,11 +21,6 @@ const PLAIN_QUERY: [&str; 8] = [
     "stmt_len",
 ];
 
-/// What stands for the row that is judged where it is an argument: that it is there.
-pub(super) const fn whole_row() -> Expr {
-    Expr::constant(Datum::Bool(true))
-}
-
 impl Compiler<'_> {
     pub(super) fn function(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let oid = node.oid("funcid")?;
@@ -266,26 +261,32 @@ impl Compiler<'_> {
         if node.oid("paramtype")? != arg.oid {
             return Err(Refusal::new("PARAM of another type"));
         }
-        if self.whole == Some(arg.oid) {
+        if self.wholes.iter().any(|whole| whole.of == arg.oid) {
             return Err(Refusal::new("a row as a whole"));
         }
         self.spend(arg.nodes)?;
         Ok((arg.expr, arg.oid))
     }
 
-    /// Whether a parameter is the row that is judged, handed on as a whole.
-    pub(super) fn is_whole_row(&self, node: &Node) -> Result<bool, Refusal> {
+    /// The place of the row that is handed to a function as a whole, where a parameter is that.
+    pub(super) fn whole_of(&self, node: &Node) -> Result<Option<usize>, Refusal> {
         if node.name != "PARAM" || node.number::<u8>("paramkind")? != 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let number = node.number::<usize>("paramid")?.checked_sub(1);
         let call = self.calls.last();
-        let arg = call.and_then(|args| args.get(number?));
         let typed = node.oid("paramtype")?;
+        let arg = call.and_then(|args| args.get(number?));
         // What fails, or is not set, is of the type as well.
-        Ok(arg.is_some_and(|arg| {
-            arg.oid == typed && self.whole == Some(typed) && arg.expr == whole_row()
-        }))
+        let Some(Typed { oid, expr, .. }) = arg else {
+            return Ok(None);
+        };
+        let Expr::Const(Constant(Some(Datum::Int(at)))) = expr else {
+            return Ok(None);
+        };
+        let at = usize::try_from(*at).ok();
+        let row = at.and_then(|at| self.wholes.get(at));
+        Ok(at.filter(|_| *oid == typed && row.is_some_and(|row| row.of == typed)))
     }
 
     pub(super) fn value_function(&self, node: &Node) -> Result<(Expr, Oid), Refusal> {

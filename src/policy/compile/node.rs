@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::inline::whole_row;
 use super::operators::{self, Compared};
-use super::{Around, Column, ColumnRef, Compiler, Origin, Reference, Refusal, Typed, constant};
+use super::{
+    Around, Column, ColumnRef, Compiler, Origin, Reference, Refusal, Typed, Whole, constant,
+};
 use crate::datum::{Datum, Type};
+use crate::mutant::FunctionMutant;
 use crate::pg::Oid;
 use crate::policy::expr::{Comparison, Constant, Expr, Function};
 use crate::policy::node_tree::{Node, Tree};
@@ -220,7 +222,7 @@ impl Compiler<'_> {
         let level = node.number::<usize>("varlevelsup")?;
         let (place, table, columns) = match self.origin(node)? {
             None => (None, None, Some(&self.scope.columns)),
-            Some((Origin::Table(place, table), ..)) => {
+            Some((Origin::Table(place, table, _), ..)) => {
                 let known = self.table(table).map(|table| &table.columns);
                 (Some(place), Some(table), known)
             }
@@ -288,48 +290,58 @@ impl Compiler<'_> {
         Expr::Column(reference)
     }
 
-    /// The row that is judged, where it is handed to a function as a whole. That it is there is all
-    /// that can be said of it; of what it is made [`Compiler::field`] says.
+    /// A row of a table, where it is handed to a function as a whole. That it is there is all that can
+    /// be said of it; of what it is made [`Compiler::field`] says.
     pub(super) fn whole_row(&mut self, tree: &Tree) -> Result<Option<Typed>, Refusal> {
         let node = tree.node(self.scope.major)?;
-        let oid = match node.name.as_str() {
+        let at = match node.name.as_str() {
             "VAR" if node.number::<i32>("varattno")? == 0 => {
                 let level = node.number::<usize>("varlevelsup")?;
-                let around = self.frames.iter().rev().nth(level);
-                let own = matches!(around, Some(Around::Own))
-                    && node.number::<usize>("varno")? == 1
-                    && node.has_only(&PLAIN_VAR);
-                if !own {
-                    return Ok(None);
-                }
-                let oid = node.oid("vartype")?;
-                self.whole = Some(oid);
-                oid
+                let entry = node.number::<usize>("varno")?.checked_sub(1);
+                let looked = match (self.frames.iter().rev().nth(level), entry) {
+                    (Some(Around::Own), Some(0)) if node.has_only(&PLAIN_VAR) => None,
+                    (Some(Around::From(origins)), Some(entry)) => match origins.get(entry) {
+                        Some(Origin::Table(place, table, false)) => {
+                            let known = self.table(*table).ok_or_else(beyond)?;
+                            Some((*place, &**known))
+                        }
+                        _ => return Ok(None),
+                    },
+                    _ => return Ok(None),
+                };
+                let of = node.oid("vartype")?;
+                self.wholes.push(Whole { of, looked });
+                self.wholes.len() - 1
             }
-            "PARAM" if self.is_whole_row(node)? => node.oid("paramtype")?,
-            _ => return Ok(None),
+            _ => match self.whole_of(node)? {
+                Some(at) => at,
+                None => return Ok(None),
+            },
         };
         self.spend(1)?;
+        let oid = self.wholes.get(at).ok_or_else(beyond)?.of;
+        let at = i64::try_from(at).map_err(|_| beyond())?;
         Ok(Some(Typed {
-            expr: whole_row(),
+            expr: Expr::constant(Datum::Int(at)),
             oid,
             nodes: 1,
         }))
     }
 
-    /// A field of the row that is judged, in a function that it was handed to, or of the row that a
-    /// function returns.
+    /// A field of a row in a function that it was handed to, or of the row that a function returns.
     fn field(&mut self, node: &Node, depth: usize) -> Result<(Expr, Oid), Refusal> {
         let of = node.field("arg")?.node(self.scope.major)?;
         if of.name == "FUNCEXPR" {
             return self.field_of_call(node, of, depth);
         }
-        if !self.is_whole_row(of)? {
-            return Err(Refusal::new("a field of another row"));
-        }
+        let whole = self.whole_of(of)?.and_then(|at| self.wholes.get(at));
+        let whole = whole.ok_or_else(|| Refusal::new("a field of another row"))?;
+        let judged = FunctionMutant::RowIsTheJudgedOne.active();
+        let looked = whole.looked.filter(|_| !judged);
         let number = node.number::<i16>("fieldnum")?;
         let oid = node.oid("resulttype")?;
-        let column = self.scope.columns.get(&number).cloned();
+        let columns = looked.map_or(&self.scope.columns, |(_, table)| &table.columns);
+        let column = columns.get(&number).cloned();
         let column = column.ok_or_else(|| Refusal::new(format!("column {number} is not known")))?;
         if column.type_oid != oid || column.type_modifier != node.number::<i32>("resulttypmod")? {
             return Err(Refusal::new(format!("column {number} has another type")));
@@ -339,7 +351,10 @@ impl Compiler<'_> {
             type_oid: oid,
             of: self.type_of(oid, column.collation)?,
         };
-        Ok((self.column_here(reference), oid))
+        Ok(match looked {
+            Some((place, _)) => (Expr::Inner(place, Arc::new(reference)), oid),
+            None => (self.column_here(reference), oid),
+        })
     }
 
     fn constant(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {

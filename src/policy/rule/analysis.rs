@@ -208,5 +208,6 @@ async fn resolve(
         condition: Some(row.try_get(1)?),
         tree: Some(tree),
         depends,
+        checks: false,
     }))
 }

@@ -3,7 +3,7 @@
 -- expect: native D public.docs shared
 -- expect: native D public.docs mine
 -- expect: native F public.notes readable
--- expect: asked D public.notes about because a row as a whole
+-- expect: native D public.notes about
 -- expect: hybrid D public.drafts tagged because function tagged: a row as a whole
 -- expect: hybrid A public.drafts unlike because a row as a whole
 -- expect: asked A public.drafts all_there because a row as a whole

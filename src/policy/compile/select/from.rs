@@ -156,7 +156,8 @@ impl Compiler<'_> {
                     origin
                 }
                 0 => {
-                    let (origin, step) = self.table_in(query, entry, depth)?;
+                    let (origin, step) =
+                        self.table_in((query, entry), nullable.contains(&(at + 1)), depth)?;
                     entries.steps.insert(at + 1, vec![step]);
                     origin
                 }
@@ -240,8 +241,8 @@ impl Compiler<'_> {
 
     fn table_in(
         &mut self,
-        query: &Node,
-        entry: &Node,
+        (query, entry): (&Node, &Node),
+        nullable: bool,
         depth: usize,
     ) -> Result<(Origin, Step), Refusal> {
         let oid = entry.oid("relid")?;
@@ -265,11 +266,12 @@ impl Compiler<'_> {
         }
         self.secured(table)?;
         self.refer(Reference::Table(oid));
-        let origin = Origin::Table(self.looked, oid);
-        let mut step = Step::table(oid, self.looked);
+        let place = self.looked;
+        let origin = Origin::Table(place, oid, nullable);
+        let mut step = Step::table(oid, place);
         self.looked += 1;
         // Its policies leave rows out before an outer join does.
-        let around = Around::From(Rc::from([origin.clone()]));
+        let around = Around::From(Rc::from([Origin::Table(place, oid, false)]));
         step.condition = self.own((oid, table), around, depth)?;
         Ok((origin, step))
     }
