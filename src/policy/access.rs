@@ -535,8 +535,7 @@ fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &st
     }
     for name in acting {
         let known = catalog.roles.get(name);
-        let path = known.and_then(|known| catalog.paths.get(&known.oid));
-        format!("{:?}", (known, path)).hash(&mut hasher);
+        format!("{:?}", (known, &catalog.path)).hash(&mut hasher);
     }
     (role, catalog.request_settings).hash(&mut hasher);
     hasher.finish()

@@ -54,9 +54,8 @@ pub struct Catalog {
     pub request_settings: bool,
     /// Why rules are not in force, a sentence each.
     pub unruled: Vec<String>,
-    /// The search path that a role has in a session of its own, by its number; none for roles whose
-    /// path is not known.
-    pub paths: HashMap<Oid, Arc<str>>,
+    /// The search path that policies' functions are called with; `None` where it is not known.
+    pub path: Option<Arc<str>>,
     /// The schemas, by name.
     pub schemas: HashMap<String, Schema>,
     /// Settings that policies and functions name and that nobody has set, in lower case.
@@ -580,11 +579,11 @@ impl Catalog {
             .any(|setting| setting.starts_with("request."));
         let unset = unset(&document);
         let native = native::types(&document);
-        let paths = paths(&document);
+        let path = path(&document);
         Ok(Self {
             hash,
             native,
-            paths,
+            path,
             unset,
             schemas: document.schemas,
             clock: Arc::default(),
@@ -642,7 +641,7 @@ impl Catalog {
         let role = self.roles.get(role).map_or(Oid(0), |role| role.oid);
         Context {
             role,
-            path: self.paths.get(&role).cloned(),
+            path: self.path.clone(),
         }
     }
 
@@ -712,32 +711,22 @@ fn unset(document: &Document) -> Vec<String> {
     unset.filter(|name| !set.contains(*name)).cloned().collect()
 }
 
-/// The search path of each role, from what is set for it here, for it everywhere, for the database,
-/// and for the server.
-fn paths(document: &Document) -> HashMap<Oid, Arc<str>> {
-    let set = |database: Oid, role: Oid| -> Option<&str> {
-        let settings = &document.database.settings;
-        let rows = settings
-            .iter()
-            .filter(|row| (row.0, row.1) == (database, role));
+/// The search path of the relay's sessions, from what is set for its login here, for it everywhere,
+/// for the database, and for the server. Becoming a role changes nothing of it: what is set for that
+/// role counts where it logs in itself.
+fn path(document: &Document) -> Option<Arc<str>> {
+    let (here, everywhere) = (document.database.oid, Oid(0));
+    let login = document.database.login;
+    let set = |database: Oid, role: Oid| {
+        let rows = document.database.settings.iter();
+        let rows = rows.filter(move |row| (row.0, row.1) == (database, role));
         let mut all = rows.flat_map(|row| row.2.iter().flatten());
         all.find_map(|setting| setting.strip_prefix("search_path="))
     };
-    let (here, everywhere) = (document.database.oid, Oid(0));
-    let path = |role: Oid| {
-        let own = set(here, role).or_else(|| set(everywhere, role));
-        let shared = own
-            .or_else(|| set(here, everywhere))
-            .or_else(|| set(everywhere, everywhere));
-        // What the server says to all is what it says to the relay's own login, unless that is
-        // told something of its own.
-        let login = document.database.login;
-        let hidden = set(here, login).is_some() || set(everywhere, login).is_some();
-        let server = document.database.search_path.as_deref().filter(|_| !hidden);
-        shared.or(server).map(Arc::from)
-    };
-    let roles = document.roles.iter();
-    roles
-        .filter_map(|role| Some((role.oid, path(role.oid)?)))
-        .collect()
+    let path = set(here, login)
+        .or_else(|| set(everywhere, login))
+        .or_else(|| set(here, everywhere))
+        .or_else(|| set(everywhere, everywhere))
+        .or(document.database.search_path.as_deref());
+    path.map(Arc::from)
 }

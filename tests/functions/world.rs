@@ -22,7 +22,7 @@ use crate::traps::Trap;
 
 type Texts = Vec<Option<String>>;
 
-/// The roles that ask, and whose path a role without one has.
+/// The roles that ask, and the path that they do it with where no other is set.
 const ROLES: [&str; 2] = ["authenticated", "anon"];
 const PATH: &str = "\"$user\", public";
 
@@ -44,9 +44,7 @@ do $$ declare r record; begin
   for r in select relname from pg_class where relnamespace = 'decoy'::regnamespace and relkind = 'r' loop
     execute format('drop table decoy.%I', r.relname);
   end loop;
-  for r in select rolname from pg_roles where rolname in ('authenticated', 'anon') loop
-    execute format('alter role %I reset search_path', r.rolname);
-  end loop;
+  execute format('alter role %I reset search_path', current_user);
 end $$;
 alter table m disable row level security; alter table m no force row level security;
 alter table g disable row level security; alter table g no force row level security;
@@ -259,7 +257,7 @@ impl World {
         errors: bool,
     ) -> Case {
         if let Some(path) = path {
-            let set = format!("alter role authenticated set search_path = {path}");
+            let set = format!("alter role current_user set search_path = {path}");
             self.client.batch_execute(&set).await.unwrap();
         }
         let catalog = self.reader.look().await.unwrap();
@@ -274,7 +272,7 @@ impl World {
         for role in ROLES {
             for (who, claims) in grammar::CLAIMS.iter().enumerate() {
                 let claims = rowcast::pg::quote_literal(claims);
-                let path = path.filter(|_| role == "authenticated").unwrap_or(PATH);
+                let path = path.unwrap_or(PATH);
                 let ask = format!(
                     "begin; set local role {role}; set local search_path = {path};
                     select set_config('request.jwt.claims', {claims}, true);

@@ -67,6 +67,39 @@ async fn what_a_policys_function_sets_for_one_client_is_not_there_for_the_next()
     }
 }
 
+/// The relay becomes that role as PostgREST does, and `set role` applies none of its settings.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_set_for_a_clients_role_is_not_there_where_the_relay_becomes_it() {
+    let members = "members (org int, name text, primary key (org, name))";
+    let mut relay = Relay::start(
+        &format!(
+            "create schema alt; grant usage on schema alt to public;
+             create table {members}; create table alt.{members};
+             grant select on members, alt.members to authenticated;
+             insert into members values (1, 'a'); insert into alt.members values (2, 'a');
+             create function may(o int) returns boolean language sql stable as
+               $$ select exists (select from members where org = o and name = auth.jwt() ->> 'name') $$;
+             create table t (id int primary key); create table u (id int primary key);
+             alter table t enable row level security; alter table u enable row level security;
+             create policy p on t using (may(id));
+             create policy p on u using (may(id) and id <> length(to_hex(id)) + 100);
+             grant select on t, u to authenticated;
+             do $$ begin execute format('alter role authenticated in database %I
+               set search_path = alt, public', current_database()); end $$"
+        ),
+        "t, u",
+    )
+    .await;
+    let claims = json!({"name": "a"});
+    for table in ["t", "u"] {
+        let client = relay.watch("authenticated", &claims, table).await;
+        relay
+            .run(&format!("insert into {table} values (1), (2)"))
+            .await;
+        assert_eq!(brief(&relay.seen(&client).await), ["INSERT 1"], "{table}");
+    }
+}
+
 /// Behind an API's login such functions tell its clients from administrators; a relay has another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_relays_own_login_makes_nobody_an_administrator() {

@@ -65,6 +65,7 @@ const CHANGES: &[&str] = &[
     "alter role anonymous rename to anon",
     "grant pg_read_all_data to anon",
     "revoke pg_read_all_data from anon",
+    "do $$ begin execute format('alter database %I set search_path = app', current_database()); end $$",
     "alter role authenticated set search_path = app",
     "alter role authenticated reset all",
     "do $$ begin execute format('alter database %I set request.jwt.claims = %L', current_database(), '{}'); end $$",

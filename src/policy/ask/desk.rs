@@ -491,11 +491,7 @@ impl Group {
 /// The function lives no longer than the transaction: one that is committed depends on every table,
 /// column, type and function that the policy names, and nobody could drop or alter those. Where it
 /// cannot be made the transaction is as before.
-pub(super) async fn learn(
-    client: &Client,
-    name: &str,
-    query: &str,
-) -> Result<Statement, Error> {
+pub(super) async fn learn(client: &Client, name: &str, query: &str) -> Result<Statement, Error> {
     client.batch_execute("savepoint rowcast_ask").await?;
     let create = format!(
         "create function pg_temp.{name}(text[]) returns setof bigint language sql \
