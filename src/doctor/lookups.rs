@@ -42,7 +42,7 @@ pub(super) async fn findings(
         })
         .collect();
     let lookups = quote_identifier(&config.lookup_publication());
-    let exists = client
+    let mut exists = client
         .query_one(
             "select exists (select from pg_catalog.pg_publication where pubname = $1)",
             &[&config.lookup_publication()],
@@ -65,12 +65,14 @@ pub(super) async fn findings(
                 "lookup_unpublished",
                 vec![format!("alter publication {lookups} add table {name}")],
             ),
-            Cause::Publication => (
-                "lookup_unpublished",
-                vec![format!(
+            Cause::Publication => {
+                // Those behind it are added to it.
+                exists = true;
+                let create = format!(
                     "create publication {lookups} for table {name} with (publish_via_partition_root = true)"
-                )],
-            ),
+                );
+                ("lookup_unpublished", vec![create])
+            }
             Cause::Identity => (
                 "lookup_identity",
                 vec![format!("alter table {name} replica identity full")],

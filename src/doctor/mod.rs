@@ -445,8 +445,20 @@ impl Examination<'_> {
         );
         self.findings
             .extend(cost::findings(client, &all, facts, config).await);
+        for reason in &catalog.unruled {
+            let said = |finding: &Finding| finding.text.contains(reason.as_str());
+            if !self.findings.iter().any(said) {
+                self.findings.push(unruled(reason));
+            }
+        }
         Ok(())
     }
+}
+
+/// A rule that does nothing for the table that somebody wrote it for.
+fn unruled(reason: &str) -> Finding {
+    Finding::error("rule_not_in_force", reason.to_owned())
+        .advice("See to its table's name, with its schema, and to what it says; or take it out.")
 }
 
 /// There is no event trigger.

@@ -207,21 +207,38 @@ impl<'c> Tables<'c> {
             );
             return;
         }
-        let readers: Vec<&str> = seen
+        let lacking = |role: &str| self.config.require.lacks(table, role);
+        let (kept, all): (Vec<_>, Vec<_>) = seen
             .accesses
+            .iter()
+            .partition(|(role, _)| lacking(role).is_some());
+        let readers: Vec<&str> = all
             .iter()
             .filter(|(_, access)| matches!(access.rules, Rules::Everything))
             .map(|(role, _)| *role)
             .collect();
-        let lacking = |(role, _): &(&str, _)| self.config.require.lacks(table, role).is_some();
-        if self.config.require != Require::None && seen.accesses.iter().all(lacking) {
+        if let Some((first, _)) = kept.first().filter(|_| !all.is_empty()) {
+            let roles: Vec<&str> = kept.iter().map(|(role, _)| *role).collect();
+            found.push(
+                Finding::warning(
+                    "rls_off",
+                    format!(
+                        "{}: clients of {} cannot subscribe to it",
+                        lacking(first).unwrap_or_default(),
+                        roles.join(", ")
+                    ),
+                )
+                .table(name.as_str())
+                .advice("Write a rule for them, where they are to see some of it."),
+            );
+        }
+        if self.config.require != Require::None && all.is_empty() {
             found.push(
                 Finding::error(
                     "rls_off",
                     format!(
-                        "table {}.{} has no row-level security, which this relay requires: nobody can \
-                         subscribe to it",
-                        table.schema, table.name
+                        "{}: nobody can subscribe to it",
+                        lacking(self.focus()).unwrap_or_default()
                     ),
                 )
                 .table(name)

@@ -246,7 +246,7 @@ pub(super) fn raising(table: &str, odd_subject: bool) -> Finding {
         "token_claim_invalid",
         format!(
             "{what}: a query of {table} fails in PostgreSQL, and the relay hides every row of it that \
-             no other policy lets through"
+             nothing beside that lets through"
         ),
     )
     .table(table)

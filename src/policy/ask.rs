@@ -38,9 +38,11 @@ pub use desk::Subject;
 use probe::{Inquiry, Probe, Prober, Reading};
 use queue::Queue;
 
-/// Has the rest of a transaction run under a client's role (`$1`) and claims (`$2`).
+/// Has the rest of a transaction run under a client's role (`$1`) and claims (`$2`), with row-level
+/// security, which the relay's login may have off.
 pub(crate) const BECOME_CLIENT: &str = "select pg_catalog.set_config('role', $1, true), \
-                                        pg_catalog.set_config('request.jwt.claims', $2, true)";
+                                        pg_catalog.set_config('request.jwt.claims', $2, true), \
+                                        pg_catalog.set_config('row_security', 'on', true)";
 
 /// Connections that questions are put over. A policy always goes over the same one, so that a slow
 /// one delays at most a share of the others.

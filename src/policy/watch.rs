@@ -509,7 +509,7 @@ fn name_open_tables(before: Option<&Catalog>, catalog: &Catalog) {
         warn!(
             table,
             "this table is published without row-level security: whoever may select from it sees \
-             every change of it (set require to hide such tables)"
+             every change of it that neither a rule nor require keeps from them"
         );
     }
 }

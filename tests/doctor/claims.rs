@@ -143,3 +143,31 @@ async fn a_relay_that_requires_row_level_security_refuses_tables_without() {
     place.doctor_with(&[], required).await.is_well();
     place.delivers("note").await;
 }
+
+#[tokio::test]
+async fn rules_for_some_roles_and_for_tables_that_are_not_there_are_told_as_they_work() {
+    let place = Place::good().await;
+    place
+        .run(
+            "drop policy mine on app.note; alter table app.note disable row level security; \
+             grant usage on schema app to anon; grant select on app.note to anon",
+        )
+        .await;
+    let mut file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    let rule = |table: &str, roles: &str| {
+        format!("[[rule]]\ntable = \"{table}\"\nusing = \"person = auth.uid()\"\n{roles}\n")
+    };
+    let rules = rule("app.note", "roles = [\"authenticated\"]") + &rule("app.nothing", "");
+    std::io::Write::write_all(&mut file, rules.as_bytes()).unwrap();
+    let arguments = ["--config", file.path().to_str().unwrap()];
+    let required = &[("ROWCAST_REQUIRE", "rls or rule")];
+    let found = place.doctor_with(&arguments, required).await;
+    found.is(&["rls_off", "rule_not_in_force"]);
+    let said = found.text("rls_off");
+    assert!(
+        said.ends_with("clients of anon cannot subscribe to it"),
+        "{said}"
+    );
+    let said = found.text("rule_not_in_force");
+    assert!(said.contains("\"app\".\"nothing\""), "{said}");
+}

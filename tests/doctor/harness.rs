@@ -362,6 +362,13 @@ impl Found {
         assert_eq!(self.code, expected, "{:#}", self.report);
     }
 
+    /// What the first finding of a code says.
+    pub(crate) fn text(&self, code: &str) -> &str {
+        let findings = self.report["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["code"] == code);
+        found.unwrap()["text"].as_str().unwrap()
+    }
+
     /// All statements that mend.
     pub(crate) fn sql(&self) -> Vec<String> {
         let findings = self.report["findings"].as_array().expect("findings");

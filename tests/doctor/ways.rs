@@ -77,6 +77,12 @@ ways! {
         "revoke select on app.member from authenticated", &[], &["lookup_grant"], "plan";
     a_lookup_that_is_not_published_is_found_and_mended:
         "alter publication RELAY_lookups drop table app.member", &[], &["lookup_unpublished"], "plan";
+    a_publication_of_several_lookups_that_is_gone_is_found_and_mended:
+        "create table app.other (id bigint primary key, person uuid); grant select on app.other to authenticated, RELAY; \
+         create policy more on app.plan for select to authenticated \
+           using (exists (select from app.other o where o.id = plan.id and o.person = auth.uid())); \
+         drop publication RELAY_lookups",
+        &[], &["lookup_unpublished"], "plan";
     a_lookup_whose_policies_keep_the_relay_out_is_found_and_mended:
         "alter table app.member enable row level security;
          create policy own on app.member for select to authenticated using (person = auth.uid())",

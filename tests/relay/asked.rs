@@ -67,6 +67,25 @@ async fn what_a_policys_function_sets_for_one_client_is_not_there_for_the_next()
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_level_security_that_is_off_for_the_relays_login_does_not_hide_what_it_shows() {
+    let mut relay = Relay::start(
+        "create table m (org int, id int primary key);
+         insert into m values (1, 1), (1, 2), (2, 3);
+         create table t (id int primary key);
+         alter table t enable row level security; alter table m enable row level security;
+         create policy p on m using (true);
+         create policy p on t using (id in (select org from m group by org having count(*) > 1));
+         grant select on t, m to authenticated;
+         do $$ begin execute format('alter database %I set row_security = off', current_database()); end $$",
+        "t",
+    )
+    .await;
+    let client = relay.watch("authenticated", &json!({}), "t").await;
+    relay.run("insert into t values (1), (2)").await;
+    assert_eq!(brief(&relay.seen(&client).await), ["INSERT 1"]);
+}
+
 /// The relay becomes that role as PostgREST does, and `set role` applies none of its settings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_set_for_a_clients_role_is_not_there_where_the_relay_becomes_it() {

@@ -241,6 +241,8 @@ impl Compiler<'_> {
     }
 
     pub(super) fn parameter(&mut self, node: &Node) -> Result<(Expr, Oid), Refusal> {
+        self.refer(Reference::Type(node.oid("paramtype")?));
+        self.refer(Reference::Collation(node.oid("paramcollid")?));
         if node.number::<u8>("paramkind")? == 2 {
             let number = node.number::<usize>("paramid")?.checked_sub(1);
             let output = number.and_then(|number| self.output.get(number)).cloned();

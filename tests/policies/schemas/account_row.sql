@@ -1,11 +1,12 @@
 -- Childcare centres whose helper returns the caller's account as a row, of which others read a field. The account's table has lost a column.
--- shapes: sql-definer, sql-invoker, case, order-limit, exists, to-authenticated, dropped-column
+-- shapes: sql-definer, sql-invoker, case, order-limit, exists, in, enum, to-authenticated, dropped-column
 -- expect: native D public.accounts own account
 -- expect: native D public.centres own centre
 -- expect: native D public.children children of the centre
 -- expect: native D public.invoices invoices for managers
 -- expect: native D public.notices notices by role
 -- expect: native B public.rosters rosters of accounts one sees
+-- expect: native B public.notices notices for a kind that one sees
 -- values: public.accounts.centre = 1 | 2
 -- values: public.children.centre = 1 | 2
 -- values: public.invoices.centre = 1 | 2
@@ -39,6 +40,9 @@ create policy "notices by role" on notices for select to authenticated using (
 );
 create policy "rosters of accounts one sees" on rosters for select to authenticated using (
   exists (select 1 from accounts a where a.centre = rosters.centre)
+);
+create policy "notices for a kind that one sees" on notices for select to authenticated using (
+  audience in (select a.kind from accounts a where a.centre = notices.centre)
 );
 alter table centres enable row level security;
 alter table accounts enable row level security;
