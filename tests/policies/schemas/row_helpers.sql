@@ -15,7 +15,7 @@ create table posts (id int primary key, legacy text, author uuid, visibility tex
 alter table posts drop column legacy;
 create table follows (follower uuid, followee uuid, primary key (follower, followee));
 create table circles (id int primary key, owner uuid, name text);
-create table post_circles (post_id int, circle_id int, primary key (post_id, circle_id));
+create table post_circles (post_id int, note text, circle_id int, primary key (post_id, circle_id));
 create table reactions (id int primary key, post_id int, actor uuid);
 create table reposts (id int primary key, post_id int);
 create function can_see(p posts, viewer uuid) returns boolean language sql stable security definer set search_path = public as $$
@@ -36,7 +36,7 @@ create policy "reposts by way of the newest" on reposts for select to authentica
 create policy "the author chooses circles" on post_circles for all to authenticated using (
   exists (select 1 from posts p where p.id = post_id and p.author = auth.uid())
 ) with check (
-  may_write() and exists (select 1 from circles c where c.id = circle_id and c.owner = auth.uid())
+  may_write() and post_id > 0 and exists (select 1 from circles c where c.id = circle_id and c.owner = auth.uid() and c.name <> '')
 );
 create policy "own circles" on circles for all to authenticated using (owner = auth.uid()) with check (
   owner = auth.uid() and name is not null and may_write() and not exists (select 1 from reposts where id = circles.id)
