@@ -1,7 +1,12 @@
 //! Policies that are compiled as they should be are not refused.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rowcast::metrics::Metrics;
 use rowcast::mutant::PolicyMutant;
 use rowcast::pg::connect::Database;
+use rowcast::policy::check::checker::checker;
 use rowcast::policy::check::{Found, Limits, check};
 use rowcast::policy::reader::CatalogReader;
 use serde_json::json;
@@ -79,8 +84,8 @@ async fn no_policy_that_is_compiled_right_is_refused_and_each_is_held_against_po
         .unwrap();
     for role in ["anon", "authenticated"] {
         let limits = Limits {
-            whole: std::time::Duration::from_secs(60),
-            statement: std::time::Duration::from_secs(20),
+            whole: Duration::from_secs(60),
+            statement: Duration::from_secs(20),
             ..Limits::default()
         };
         let found = check(&sql, &catalog, (table, role), limits).await.unwrap();
@@ -121,7 +126,7 @@ async fn no_policy_that_is_compiled_right_is_refused_and_each_is_held_against_po
     }
 }
 
-async fn catalog(url: &str) -> std::sync::Arc<rowcast::policy::catalog::Catalog> {
+async fn catalog(url: &str) -> Arc<rowcast::policy::catalog::Catalog> {
     let roles = ["anon", "authenticated"].map(str::to_owned);
     let followed = ("rowcast".to_owned(), "rowcast".to_owned());
     let mut reader = CatalogReader::new(Database::parse(url).unwrap(), followed, roles);
@@ -167,4 +172,54 @@ async fn a_relay_checks_each_policy_once_for_each_role_and_again_when_it_changes
         .run(&format!("insert into t values (4, '{ANN}')"))
         .await;
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 4"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_differs_by_a_catalog_whose_successor_comes_is_refused_meanwhile_and_no_alarm() {
+    let url = cluster().await.fresh_database().await.unwrap();
+    let sql = connect(&url).await;
+    let auth = include_str!("../../sql/auth.sql");
+    let mine = |operator: &str| {
+        format!(
+            "create or replace function mine(uuid) returns boolean language sql stable as
+             $$ select $1 {operator} auth.uid() $$;"
+        )
+    };
+    let table = "create table t (id bigint primary key, owner uuid);
+        alter table t enable row level security;
+        create policy own on t using (mine(owner));
+        grant select on t to anon, authenticated;
+        create publication rowcast for table t;";
+    sql.batch_execute(&format!("{auth}{}{table}", mine("=")))
+        .await
+        .unwrap();
+    let before = catalog(&url).await;
+    sql.batch_execute(&mine("is distinct from")).await.unwrap();
+    let after = catalog(&url).await;
+    let metrics = Arc::new(Metrics::default());
+    let database = Database::parse(&url).unwrap();
+    let (checker, task) = checker(database, Arc::clone(&metrics));
+    tokio::spawn(task);
+    let until = async |done: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !done() {
+            assert!(Instant::now() < deadline, "{}", metrics.encode());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    checker.check(&before).await;
+    until(&|| !checker.known().refuted.is_empty()).await;
+    checker.check(&after).await;
+    until(&|| {
+        metrics
+            .encode()
+            .contains("checks_total{outcome=\"agrees\"} 2")
+    })
+    .await;
+    assert!(checker.known().refuted.is_empty());
+    assert!(
+        !metrics.encode().contains("outcome=\"differs\""),
+        "{}",
+        metrics.encode()
+    );
 }

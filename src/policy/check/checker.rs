@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_millis(250);
 
 /// When a check that could not be made is made again.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// How long what differs may be that of a catalog whose successor is under way: the database may have
+/// changed since it was read. Meanwhile it is asked, and nothing is said.
+const SUCCESSION: Duration = Duration::from_secs(2);
 
 /// What was refused so far of the catalog that was checked last.
 #[derive(Debug, Clone, Default)]
@@ -114,6 +118,27 @@ struct Desk {
     checked: HashMap<Key, (u64, Vec<Checked>)>,
 }
 
+/// Whether a catalog comes that has something else there.
+async fn superseded(
+    mut incoming: watch::Receiver<Newest>,
+    (oid, role): &Key,
+    fingerprint: u64,
+) -> bool {
+    let deadline = Instant::now() + SUCCESSION;
+    while let Ok(Ok(())) = timeout_at(deadline, incoming.changed()).await {
+        let catalog = incoming.borrow_and_update().catalog.clone();
+        let Some(catalog) = catalog else { continue };
+        let table = catalog.tables.get(oid);
+        let mut all = table
+            .into_iter()
+            .flat_map(|one| fingerprints(&catalog, one));
+        if !all.any(|(other, number)| other == role && number == fingerprint) {
+            return true;
+        }
+    }
+    false
+}
+
 impl Desk {
     async fn run(mut self, mut incoming: watch::Receiver<Newest>, done: watch::Sender<u64>) {
         let mut again: Option<Instant> = None;
@@ -135,7 +160,7 @@ impl Desk {
                 let Some((key, fingerprint)) = open.next() else {
                     break true;
                 };
-                if !self.one(&catalog, key, fingerprint).await {
+                if !self.one(&catalog, (key, fingerprint), &incoming).await {
                     break false;
                 }
             };
@@ -169,7 +194,12 @@ impl Desk {
     }
 
     /// Checks one; whether the server could be asked.
-    async fn one(&mut self, catalog: &Catalog, key: Key, fingerprint: u64) -> bool {
+    async fn one(
+        &mut self,
+        catalog: &Catalog,
+        (key, fingerprint): (Key, u64),
+        incoming: &watch::Receiver<Newest>,
+    ) -> bool {
         let Some(table) = catalog.tables.get(&key.0) else {
             return true;
         };
@@ -199,14 +229,19 @@ impl Desk {
                 Vec::new()
             }
         };
+        let took = began.elapsed();
         self.client = Some(client);
-        self.note(&found, began.elapsed());
         let differs = |one: &Checked| matches!(one.found, Found::Differs(_));
         let refused = found.iter().any(differs);
-        self.checked.insert(key, (fingerprint, found));
+        self.checked
+            .insert(key.clone(), (fingerprint, found.clone()));
         if refused {
             self.tell();
+            if superseded(incoming.clone(), &key, fingerprint).await {
+                return true;
+            }
         }
+        self.note(&found, took);
         true
     }
 
