@@ -114,9 +114,14 @@ impl Report {
         findings.filter(|one| one.severity == severity).count()
     }
 
-    /// Adds findings, and puts all in order.
+    /// Adds findings, each once, and puts all in order.
     pub fn add(&mut self, more: impl IntoIterator<Item = Finding>) {
-        self.findings.extend(more);
+        for one in more {
+            // What keeps two sessions out is found twice.
+            if !self.findings.contains(&one) {
+                self.findings.push(one);
+            }
+        }
         self.findings
             .sort_by(|a, b| (a.severity, a.place()).cmp(&(b.severity, b.place())));
     }

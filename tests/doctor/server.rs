@@ -42,6 +42,9 @@ async fn limits_of_the_server_are_found_and_mended() {
         let mut expected = vec![code, "slot_missing"];
         expected.sort_unstable();
         found.is(&expected);
+        let findings = found.report["findings"].as_array().unwrap();
+        let told = findings.iter().filter(|finding| finding["code"] == code);
+        assert_eq!(told.count(), 1, "once: {findings:#?}");
         place.mend(&found).await;
         cluster.restart().await.unwrap();
         place.admin = connect(&place.url).await;
