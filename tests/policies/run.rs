@@ -429,6 +429,7 @@ impl<'f> World<'f> {
                 _ => None,
             })
             .collect();
+        let deleted_later = |key: &String| person.bypasses && gone.contains(key);
         for seen in heard {
             let data = match seen {
                 Seen::Change(data) => data,
@@ -459,7 +460,7 @@ impl<'f> World<'f> {
                     told.wrong
                         .push(format!("LEAK {}: deleted, and never seen", named(&key)));
                 }
-            } else if !find(&sees.visible, &key) && !(person.bypasses && gone.contains(&key)) {
+            } else if !find(&sees.visible, &key) && !deleted_later(&key) {
                 let raises = find(&sees.raising, &key);
                 if !(raises && lenient) {
                     let how = if raises {
