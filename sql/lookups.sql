@@ -30,6 +30,9 @@ select c.oid, pg_catalog.jsonb_build_object(
   'system', c.oid < 16384,
   'partition', c.relispartition,
   'children', c.relkind <> 'p' and exists (select from pg_catalog.pg_inherits i where i.inhparent = c.oid),
+  'unstreamed', exists (
+      select from tree t join pg_catalog.pg_class m on m.oid = t.oid
+      where t.root = c.oid and (m.relkind not in ('r', 'p') or m.relpersistence <> 'p')),
   'owned', pg_catalog.pg_has_role(current_user, c.relowner, 'usage'),
   'readable', pg_catalog.has_schema_privilege(n.oid, 'usage') and pg_catalog.has_table_privilege(c.oid, 'select'),
   'secured', pg_catalog.row_security_active(c.oid),

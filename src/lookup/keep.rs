@@ -30,6 +30,8 @@ mod reason;
 
 mod status;
 
+mod verified;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,17 +46,18 @@ use self::arriving::Arriving;
 pub use self::before::Before;
 pub use self::catalog::examine;
 use self::checkpoint::{Checkpoint, Writing};
-use self::clerk::{Clerk, Order, Orders, Report};
+use self::clerk::{Clerk, Held, Order, Orders, Report};
 use self::kept::Kept;
 pub use self::purpose::Purpose;
 pub use self::reason::{Cause, Refusal};
 pub use self::status::{State, Status};
+use self::verified::Verified;
 use super::{Looked, Lookups, Wanted};
 use crate::log::{Entry, Log, Offset};
 use crate::metrics::Metrics;
 use crate::metrics::mirrors::Mirrors;
-use crate::pg::Oid;
 use crate::pg::connect::Database;
+use crate::pg::{Oid, Xid};
 use crate::source::lookups::Wishing;
 
 /// Rows of one table that a transaction may change before it counts as having changed all of it.
@@ -109,6 +112,8 @@ pub enum Event {
     Ready(Oid),
     /// The mirror is gone; what read it is asked of PostgreSQL from here on.
     Gone(Oid),
+    /// The table cannot be mirrored as it is wanted.
+    Refused(Oid),
 }
 
 /// What mirrors may cost, and where they come from.
@@ -158,6 +163,9 @@ pub struct Keeping {
     published: Arc<AtomicU64>,
     orders: watch::Sender<Orders>,
     reports: mpsc::Receiver<Report>,
+    /// The transaction that the task is to look behind.
+    asked: watch::Sender<Xid>,
+    verified: watch::Receiver<Verified>,
     /// The transaction that has not been taken as a whole.
     open: Option<Applied>,
     /// What the stream was seen to carry last.
@@ -196,6 +204,8 @@ pub fn keep(
     } = foundation;
     let (orders, ordered) = watch::channel(Orders::default());
     let (report, reports) = mpsc::channel(REPORTS);
+    let (asked, asking) = watch::channel(Xid(0));
+    let (verify, verified) = watch::channel(Verified::default());
     let published = Arc::new(AtomicU64::new(place.0));
     let clerk = Clerk::new(
         (
@@ -206,6 +216,7 @@ pub fn keep(
         ),
         settings.clone(),
         (ordered, report),
+        (asking, verify),
         Arc::clone(&published),
     );
     let keeping = Keeping {
@@ -226,6 +237,8 @@ pub fn keep(
         published,
         orders,
         reports,
+        asked,
+        verified,
         open: None,
         number: 0,
     };
@@ -530,6 +543,7 @@ impl Keeping {
         }
         if promoted.is_some() {
             self.writing.touch();
+            self.send_orders();
             self.measure();
         }
         promoted
@@ -556,11 +570,12 @@ impl Keeping {
                     );
                     self.counts().refused(refusal.cause.as_str());
                 }
+                let refused = matches!(state, State::Refused(_));
                 if let Some(known) = self.of_order(table, order) {
                     known.state = state;
                 }
                 self.measure();
-                None
+                refused.then_some(Event::Refused(table))
             }
             Report::Copied {
                 table,
@@ -711,7 +726,12 @@ impl Keeping {
     fn send_orders(&self) {
         let held = |table: &Table| {
             let kept = table.mirror.as_ref();
-            kept.map(|kept| (kept.order, Arc::clone(&kept.identity), kept.followed.bytes))
+            kept.map(|kept| Held {
+                order: kept.order,
+                wanted: Arc::clone(&kept.followed.wanted),
+                identity: Arc::clone(&kept.identity),
+                bytes: kept.followed.bytes,
+            })
         };
         let orders = self
             .tables

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub(super) use self::joins::{Arriving, Unmirrored, Unparked};
-use self::lookups::Looking;
+use self::lookups::{Looking, Verifying};
 use self::old_rows::Remembering;
 use self::returns::Returns;
 use self::seen::{first_mark, looked};
@@ -77,6 +77,7 @@ pub struct Live {
     /// Joins that need mirrors which are about to be made.
     unmirrored: Vec<Unmirrored>,
     looking_up: Looking,
+    verifying: Option<Verifying>,
     /// Old rows that the relay keeps itself, where it does.
     old_rows: Option<Remembering>,
     /// A look at what can be read by now, for those who wait for it.
@@ -140,6 +141,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         waiting: Vec::new(),
         unmirrored: Vec::new(),
         looking_up: Looking::new(keeping),
+        verifying: None,
         old_rows: old_rows.map(|(tables, keeping)| Remembering::new(keeping, tables)),
         looking: None,
     };
@@ -161,12 +163,14 @@ impl Live {
             if self.looking.is_none() {
                 self.look_again(false);
             }
-            if self.held.is_some() && self.is_lost() {
+            if (self.held.is_some() || self.verifying.is_some()) && self.is_lost() {
                 self.end_wait();
+                self.verifying = None;
             }
             self.look_for_waiting();
             self.look_for_mirrored();
-            let waits = self.held.as_ref().is_some_and(|held| held.wait.is_some());
+            let waits = self.held.as_ref().is_some_and(|held| held.wait.is_some())
+                || self.verifying.as_ref().is_some_and(Verifying::waits);
             let behind = *tail.borrow_and_update() > self.next && !waits;
             if behind || self.returns.is_arriving() {
                 for _ in 0..COMMANDS_AT_ONCE {
@@ -182,6 +186,7 @@ impl Live {
                 if over(&mut self.held).now_or_never().is_some() {
                     self.end_wait();
                 }
+                let _verified = lookups::looked(&mut self.verifying).now_or_never();
                 while let Some(Some(unparked)) = self.parked.next().now_or_never() {
                     self.unpark(unparked);
                 }
@@ -214,6 +219,7 @@ impl Live {
                 biased;
                 () = stop.cancelled() => break,
                 () = over(&mut self.held) => self.end_wait(),
+                () = lookups::looked(&mut self.verifying) => {}
                 // Commands last: each of the others is soon done, while those may never end.
                 Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
                     self.unpark(unparked);
@@ -268,6 +274,9 @@ impl Live {
                         && !self.fanout.is_before(entry);
                     if told && let Some((xid, relation)) = self.fanout.awaits(entry) {
                         self.hold(xid, &relation);
+                        break;
+                    }
+                    if told && !self.are_lookups_verified(entry) {
                         break;
                     }
                     let next = entries.get(at + 1..).unwrap_or_default();

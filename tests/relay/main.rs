@@ -25,6 +25,8 @@ mod memberships;
 
 mod memberships_random;
 
+mod memberships_unseen;
+
 mod differential;
 
 mod alter;

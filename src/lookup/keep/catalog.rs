@@ -29,6 +29,8 @@ pub(super) struct Found {
     system: bool,
     partition: bool,
     children: bool,
+    /// Whether there are partitions whose rows are not in the stream.
+    unstreamed: bool,
     owned: bool,
     readable: bool,
     secured: bool,
@@ -82,6 +84,9 @@ pub(super) struct Way {
     pub(super) beside: bool,
     /// Whether rows are read under row-level security, of which is known that it keeps none.
     pub(super) under_policy: bool,
+    /// Whether it can lose rows without a word in the stream and without any DDL: a TRUNCATE of a
+    /// partition is not published where its rows are published as the root's.
+    pub(super) silent: bool,
 }
 
 /// Whether it can be mirrored.
@@ -180,6 +185,7 @@ impl Found {
             identity,
             beside,
             under_policy: self.secured,
+            silent: self.kind == "p",
         }))
     }
 
@@ -197,6 +203,9 @@ impl Found {
             ("r" | "p", "p") if by_root => {
                 "is a partition, whose rows are in the stream as its parent's; let policies read \
                  the parent"
+            }
+            ("p", "p") if self.unstreamed => {
+                "has a partition that is a foreign table or not logged, whose rows are not in the stream"
             }
             ("r" | "p", "p") if self.children => {
                 "has tables that inherit from it, whose rows are in the stream as theirs"

@@ -15,13 +15,15 @@ use super::arriving::Arriving;
 use super::catalog::{Found, Verdict, Way, look};
 use super::copy::{Copying, Failure, Source};
 use super::reason::{Cause, Refusal};
+use super::verified::Verified;
 use super::{Settings, State};
 use crate::log::Log;
 use crate::lookup::Wanted;
 use crate::metrics::Metrics;
 use crate::pg::connect::Database;
 use crate::pg::refusal::{Refusal as Refused, with_causes};
-use crate::pg::{Oid, quote_identifier};
+use crate::pg::snapshot::Snapshot;
+use crate::pg::{Oid, Xid, quote_identifier};
 use crate::retry::Backoff;
 use crate::source::lookups::Wishing;
 
@@ -39,9 +41,22 @@ pub(super) struct Order {
     pub(super) wanted: Arc<Wanted>,
 }
 
-/// What a mirror in force was copied for: its order, what the catalog said of the table, and how
-/// much memory it holds.
-pub(super) type Held = (u64, Arc<str>, usize);
+/// How long a look waits for a commit to become visible that is in the stream, and how often it is
+/// looked whether it is. Past this whoever waits asks again.
+const VISIBLE: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// A mirror in force.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    /// The order that it was copied for.
+    pub(super) order: u64,
+    pub(super) wanted: Arc<Wanted>,
+    /// What the catalog said of the table.
+    pub(super) identity: Arc<str>,
+    /// How much memory it holds.
+    pub(super) bytes: usize,
+}
 
 /// All orders, and what is in force.
 #[derive(Debug, Default, Clone)]
@@ -76,6 +91,8 @@ struct Task {
     order: Arc<Order>,
     /// What was copied for it was handed over, as the catalog said of the table.
     delivered: Option<Arc<str>>,
+    /// It was reported that this is not true any more.
+    blind: bool,
     /// The state that was reported last.
     reported: Option<State>,
     backoff: Backoff,
@@ -98,6 +115,9 @@ pub(super) struct Clerk {
     settings: Settings,
     orders: watch::Receiver<Orders>,
     reports: mpsc::Sender<Report>,
+    /// The transaction that a look has to be later than.
+    asked: watch::Receiver<Xid>,
+    verified: watch::Sender<Verified>,
     tasks: HashMap<Oid, Task>,
     client: Option<Client>,
     /// The table that is being copied, in a task of its own: a look at the catalog may wait for a
@@ -110,6 +130,7 @@ impl Clerk {
         (database, log, stream, metrics): (Database, Arc<dyn Log>, Wishing, Arc<Metrics>),
         settings: Settings,
         (orders, reports): (watch::Receiver<Orders>, mpsc::Sender<Report>),
+        (asked, verified): (watch::Receiver<Xid>, watch::Sender<Verified>),
         place: Arc<AtomicU64>,
     ) -> Self {
         Self {
@@ -125,6 +146,8 @@ impl Clerk {
             settings,
             orders,
             reports,
+            asked,
+            verified,
             tasks: HashMap::new(),
             client: None,
             copying: None,
@@ -135,13 +158,12 @@ impl Clerk {
     pub(super) async fn run(mut self) {
         loop {
             let again = self.pass().await;
-            let pause = if again {
-                Duration::ZERO
-            } else {
-                self.settings.look_every
-            };
+            let pause = if again { Duration::ZERO } else { self.pause() };
             tokio::select! {
                 changed = self.orders.changed() => if changed.is_err() {
+                    return;
+                },
+                asked = self.asked.changed() => if asked.is_err() {
                     return;
                 },
                 done = ended(&mut self.copying) => {
@@ -163,6 +185,18 @@ impl Clerk {
                 () = tokio::time::sleep(pause), if !self.tasks.is_empty() => {}
             }
         }
+    }
+
+    /// How long nothing is to be done, where nothing happens.
+    fn pause(&self) -> Duration {
+        let waiting = self.tasks.values().filter(|task| task.delivered.is_none());
+        let soonest = waiting.filter_map(|task| task.not_before).min();
+        let until = soonest.map(|at| at.saturating_duration_since(Instant::now()));
+        // What was due before waits for another copy, which rings.
+        let until = until.filter(|until| !until.is_zero());
+        until.map_or(self.settings.look_every, |until| {
+            until.min(self.settings.look_every)
+        })
     }
 
     /// Looks at everything once; whether there is something to be done at once.
@@ -211,6 +245,7 @@ impl Clerk {
                     }
                     task.order = order;
                     task.delivered = None;
+                    task.blind = false;
                     task.reported = None;
                     task.since = Instant::now();
                     if self
@@ -225,6 +260,7 @@ impl Clerk {
                     let task = Task {
                         order,
                         delivered: None,
+                        blind: false,
                         reported: None,
                         backoff: Backoff::new(Duration::from_millis(200), SETTLED),
                         not_before: None,
@@ -243,9 +279,13 @@ impl Clerk {
 
     async fn look(&mut self) -> Result<bool, String> {
         let tables: Vec<Oid> = self.tasks.keys().copied().collect();
+        let asked = *self.asked.borrow_and_update();
         let client = session(&mut self.client, &self.database).await?;
+        // Before it is looked: that shows no less.
+        let snapshot = seen(client, asked).await?;
         let found = look(client, &tables, &self.settings).await;
         let found = found.map_err(|error| words(&error))?;
+        self.verify(snapshot, &found).await;
         let mut unpublished = Vec::new();
         for oid in tables {
             let Some(table) = found.get(&oid) else {
@@ -258,11 +298,7 @@ impl Clerk {
             };
             match table.judge(&task.order.wanted, &self.settings) {
                 Verdict::Fits(way) => self.fits(oid, table, way).await,
-                Verdict::Unpublished if task.delivered.is_some() => {
-                    let refusal = Cause::Publication
-                        .because(format!("{} was taken out of its publication", table.name));
-                    self.refuse(oid, table.name(), refusal).await;
-                }
+                Verdict::Unpublished if task.delivered.is_some() => {}
                 Verdict::Unpublished => unpublished.push(oid),
                 Verdict::Refused(refusal) => {
                     if table.harms(&refusal, &self.settings) {
@@ -281,27 +317,55 @@ impl Clerk {
         Ok(published)
     }
 
-    /// The table can be mirrored: it is copied, unless it was; then it is looked whether it is still
-    /// what was copied.
+    /// Holds what was copied against what the catalog says now: mirrors in force, and copies that were
+    /// handed over and are about to be.
+    async fn verify(&mut self, snapshot: Snapshot, found: &HashMap<Oid, Found>) {
+        let mut orders = Vec::new();
+        let mut blind = Vec::new();
+        let held = self.orders.borrow().clone().0.into_iter();
+        for (oid, held) in held.filter_map(|(oid, (_, held))| Some((oid, held?))) {
+            let table = found.get(&oid);
+            match still(table, &held.wanted, &held.identity, &self.settings) {
+                Ok(()) => orders.push(held.order),
+                Err(refusal) => blind.push((oid, held.order, refusal)),
+            }
+        }
+        for (oid, task) in &mut self.tasks {
+            let number = task.order.number;
+            if task.blind || orders.contains(&number) {
+                continue;
+            }
+            if let Some(identity) = &task.delivered {
+                let table = found.get(oid);
+                match still(table, &task.order.wanted, identity, &self.settings) {
+                    Ok(()) => orders.push(number),
+                    Err(refusal) => {
+                        task.blind = true;
+                        if !blind.iter().any(|(_, order, _)| *order == number) {
+                            blind.push((*oid, number, refusal));
+                        }
+                    }
+                }
+            }
+        }
+        for (table, order, refusal) in blind {
+            let report = Report::Blind {
+                table,
+                order,
+                refusal,
+            };
+            let _gone = self.reports.send(report).await;
+        }
+        self.verified.send_replace(Verified::new(snapshot, orders));
+    }
+
+    /// The table can be mirrored: it is copied, unless it was.
     async fn fits(&mut self, oid: Oid, table: &Found, way: Way) {
         let Some(task) = self.tasks.get_mut(&oid) else {
             return;
         };
         let number = task.order.number;
-        if let Some(identity) = &task.delivered {
-            if *identity != way.identity {
-                task.delivered = Some(Arc::clone(&way.identity));
-                let refusal = Cause::Changed.because(format!(
-                    "{} or how it is published was changed in a way that the stream does not tell",
-                    table.name
-                ));
-                let report = Report::Blind {
-                    table: oid,
-                    order: number,
-                    refusal,
-                };
-                let _gone = self.reports.send(report).await;
-            }
+        if task.delivered.is_some() {
             return;
         }
         let early = task
@@ -311,7 +375,9 @@ impl Clerk {
             return;
         }
         let others = |(other, (_, held)): (&Oid, &(Arc<Order>, Option<Held>))| {
-            held.as_ref().filter(|_| *other != oid).map(|held| held.2)
+            held.as_ref()
+                .filter(|_| *other != oid)
+                .map(|held| held.bytes)
         };
         let used: usize = self.orders.borrow().0.iter().filter_map(others).sum();
         let copying = Copying {
@@ -398,14 +464,8 @@ impl Clerk {
         {
             self.copying = None;
         }
-        if task.delivered.take().is_some() {
-            let order = task.order.number;
-            let report = Report::Blind {
-                table: oid,
-                order,
-                refusal,
-            };
-            let _gone = self.reports.send(report).await;
+        // What was handed over was reported to be blind, and is ordered anew.
+        if task.delivered.is_some() {
             return;
         }
         self.report(oid, name, State::Refused(refusal)).await;
@@ -497,6 +557,48 @@ impl Clerk {
             ),
             Err(error) => debug!(problem = words(&error), "a lookup cannot be withdrawn"),
         }
+    }
+}
+
+/// Why what was copied of a table is not true any more, where it is not.
+fn still(
+    table: Option<&Found>,
+    wanted: &Wanted,
+    identity: &Arc<str>,
+    settings: &Settings,
+) -> Result<(), Refusal> {
+    let table = table.ok_or_else(|| Cause::Kind.because("the table does not exist"))?;
+    match table.judge(wanted, settings) {
+        Verdict::Fits(way) if way.identity == *identity => Ok(()),
+        Verdict::Fits(_) => Err(Cause::Changed.because(format!(
+            "{} or how it is published was changed in a way that the stream does not tell",
+            table.name
+        ))),
+        Verdict::Unpublished => {
+            Err(Cause::Publication
+                .because(format!("{} was taken out of its publication", table.name)))
+        }
+        Verdict::Refused(refusal) => Err(refusal),
+    }
+}
+
+/// What can be seen, once that shows a transaction or it takes too long.
+async fn seen(client: &Client, xid: Xid) -> Result<Snapshot, String> {
+    let deadline = Instant::now() + VISIBLE;
+    loop {
+        let row = client
+            .query_one(
+                "select pg_catalog.pg_current_snapshot()::pg_catalog.text",
+                &[],
+            )
+            .await;
+        let text: Result<String, _> = row.and_then(|row| row.try_get(0));
+        let text = text.map_err(|error| words(&error))?;
+        let snapshot: Snapshot = text.parse().map_err(|_| "not a snapshot".to_owned())?;
+        if snapshot.shows(xid) || Instant::now() >= deadline {
+            return Ok(snapshot);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -206,6 +206,7 @@ impl Source {
             stretch,
             identity: Arc::clone(&copying.way.identity),
             order: copying.order,
+            silent: copying.way.silent,
         };
         let arriving = Arriving::new(kept, next, Some(Arc::new(snapshot)), exact_from);
         let arriving = self.noting(arriving);
@@ -260,6 +261,7 @@ impl Source {
             stretch,
             identity: Arc::clone(&copying.way.identity),
             order: copying.order,
+            silent: copying.way.silent,
         };
         Some(self.noting(Arriving::new(kept, offset, None, Lsn(0))))
     }

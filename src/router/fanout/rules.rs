@@ -114,12 +114,14 @@ impl Fanout {
         self.in_force.changes_rules = found;
     }
 
+    /// Whether a transaction that was looked through changes rules, until they are in force.
+    pub(in crate::router) fn changes_rules(&self, xid: Xid) -> bool {
+        self.in_force.changes_rules && self.in_force.transaction == Some(xid)
+    }
+
     /// Whether the transaction in hand has changed rules that cannot be known yet.
     pub(super) fn awaits_rules(&self, xid: Xid) -> bool {
-        self.in_force.changes_rules
-            && self.in_force.transaction == Some(xid)
-            && !self.in_force.mark.shows(xid)
-            && !self.watch.shows(xid)
+        self.changes_rules(xid) && !self.in_force.mark.shows(xid) && !self.watch.shows(xid)
     }
 
     /// Whether a newer catalog is known than the one in force.

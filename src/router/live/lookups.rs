@@ -3,15 +3,18 @@
 //! it changed.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::Live;
 use crate::log::{Entry, LogError, Offset};
-use crate::lookup::keep::{Keeping, State};
+use crate::lookup::keep::{Cause, Keeping, State, Status};
 use crate::lookup::{Column, Lookups, Wanted};
 use crate::pg::{Oid, Xid};
 use crate::router::group::Moment;
@@ -23,6 +26,10 @@ const LINGER: Duration = Duration::from_secs(300);
 
 /// How long those who come back wait for a mirror: without one what they missed may not be judged.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a transaction waits until it is known whether mirrors are still true. Past this they count
+/// as none.
+const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Entries read ahead at once.
 const AHEAD: usize = 64;
@@ -52,6 +59,31 @@ struct InHand {
     xid: Xid,
     notes: Vec<Note>,
     unnoted: Vec<Oid>,
+}
+
+/// The next transaction waits until it is known whether mirrors are still true.
+pub(super) struct Verifying {
+    since: Instant,
+    /// `None` once there is something to be looked at.
+    wait: Option<BoxFuture<'static, ()>>,
+}
+
+impl Verifying {
+    pub(super) const fn waits(&self) -> bool {
+        self.wait.is_some()
+    }
+}
+
+/// Returns once it may be known. Cancel safe.
+pub(super) async fn looked(verifying: &mut Option<Verifying>) {
+    let wait = verifying.as_mut().and_then(|one| one.wait.as_mut());
+    match wait {
+        Some(wait) => wait.await,
+        None => pending().await,
+    }
+    if let Some(verifying) = verifying {
+        verifying.wait = None;
+    }
 }
 
 impl Looking {
@@ -126,9 +158,14 @@ impl Looking {
         more
     }
 
-    /// Whether what nobody reads any more has been kept for long enough.
+    /// Whether what nobody reads any more has been kept for long enough, or keeps from being mirrored
+    /// what somebody reads: a column that was renamed is there under its old name no longer.
     fn lets_go(&mut self) -> bool {
-        if self.excess.is_none_or(|since| since.elapsed() < LINGER) {
+        let Some(since) = self.excess else {
+            return false;
+        };
+        let gone = |status: Status| matches!(status.state, State::Refused(refusal) if refusal.cause == Cause::Shape);
+        if since.elapsed() < LINGER && !self.keeping.status().into_iter().any(gone) {
             return false;
         }
         self.excess = None;
@@ -249,6 +286,42 @@ impl Live {
         others
     }
 
+    /// Whether mirrors are known to be true where an entry's transaction is judged. What may have
+    /// blinded them without a word in the stream is found in the catalog: where that has not been looked
+    /// at since, the entry waits for it.
+    pub(super) fn are_lookups_verified(&mut self, entry: &Entry) -> bool {
+        let xid = entry.batch.xid;
+        let amid = self.looking_up.in_hand.as_ref();
+        if amid.is_some_and(|amid| amid.xid == xid) {
+            return true;
+        }
+        let ddl = self.fanout.changes_rules(xid);
+        let keeping = &mut self.looking_up.keeping;
+        if !keeping.is_verified(xid, ddl) {
+            let since = self
+                .verifying
+                .as_ref()
+                .map_or_else(Instant::now, |one| one.since);
+            let left = LOOK_PATIENCE.saturating_sub(since.elapsed());
+            if !left.is_zero() {
+                let looked = keeping.looked();
+                let wait = async move {
+                    // Where it takes too long, that is found above.
+                    let _late = timeout(left, looked).await;
+                };
+                self.verifying = Some(Verifying {
+                    since,
+                    wait: Some(wait.boxed()),
+                });
+                return false;
+            }
+            keeping.distrust(xid, ddl);
+            self.lookups_changed();
+        }
+        self.verifying = None;
+        true
+    }
+
     /// Applies to the lookups what a transaction does to them, of which `entry` is the first to be
     /// handed out and `next` are those behind it, as far as they have been read.
     pub(super) async fn look_ahead(
@@ -347,6 +420,7 @@ impl Live {
 
     /// What was kept is of another history, or has a gap before this place.
     pub(super) fn lose_lookups(&mut self, place: Offset) {
+        self.verifying = None;
         self.looking_up.in_hand = None;
         self.looking_up.unnoted.clear();
         self.looking_up.keeping.lost(place);
