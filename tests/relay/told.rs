@@ -325,3 +325,37 @@ async fn a_trigger_that_comes_later_is_found_and_those_of_other_relays_say_nothi
         .get(0);
     assert_eq!(told, 4);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_table_is_another_under_the_same_name_reads_again() {
+    let again = "create table notes (id int primary key, user_id uuid, body text, extra int); \
+         grant select on notes to authenticated; insert into notes values (100, null)";
+    for ddl in [
+        "drop table notes;",
+        "alter table notes rename to notes_before; alter publication rowcast drop table notes_before;",
+        "alter table notes rename to notes_before;",
+        "alter table notes set schema aside;",
+    ] {
+        let mut relay = started().await;
+        relay.run("create schema aside").await;
+        let mut ann = relay.watch_as(ANN, "notes").await;
+        let all = relay.watch_as(ANN, "*").await;
+        relay.run(&insert(1, ANN)).await;
+        assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+        assert_eq!(brief(&relay.seen(&all).await), ["INSERT 1"]);
+        relay
+            .run(&format!(
+                "begin; {ddl} {again}; alter publication rowcast add table notes; commit"
+            ))
+            .await;
+        let seen = brief(&relay.seen(&ann).await);
+        assert_eq!(seen, ["resync schema_changed"], "{ddl}");
+        // Whoever asked for all hears of both where both are there.
+        let both = !ddl.contains("drop");
+        let seen = brief(&relay.seen(&all).await);
+        assert_eq!(seen == ["resync schema_changed"], !both, "{ddl}: {seen:?}");
+        ann.join(&relay.core).await.unwrap();
+        relay.run(&insert(101, ANN)).await;
+        assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 101"], "{ddl}");
+    }
+}

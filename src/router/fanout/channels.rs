@@ -279,6 +279,11 @@ impl Fanout {
                 Some(((*session, *channel), watched(state)))
             })
             .collect();
+        let named = |oid: &Oid| {
+            let table = &self.tables.get(oid)?.table;
+            Some((*oid, (table.schema.clone(), table.name.clone())))
+        };
+        let names: HashMap<Oid, _> = changed.iter().filter_map(named).collect();
         for (session, channel) in &affected {
             self.withdraw(*session, *channel);
         }
@@ -297,6 +302,12 @@ impl Fanout {
                 Ok(resolved) if resolved.refusals == refused => {
                     let tables: BTreeSet<Oid> =
                         resolved.tables.iter().map(|(oid, _)| *oid).collect();
+                    if let Some(before) = before.get(&(session, channel))
+                        && self.is_another(before, &tables, &names, &wanted)
+                    {
+                        self.expel(session, channel, Resync::SchemaChanged);
+                        continue;
+                    }
                     let holder = self.holder(tables.iter().copied(), &principal);
                     let known = self.channel(session, channel);
                     let same = known.is_some_and(|known| {
@@ -328,5 +339,26 @@ impl Fanout {
                 (watched.described, watched.layout, watched.computed) = of_stream;
             }
         }
+    }
+
+    /// Whether a channel has another table now under the name of one that it had, which is not there
+    /// any more: none of its rows is what the client has read.
+    fn is_another(
+        &self,
+        before: &BTreeSet<Oid>,
+        now: &BTreeSet<Oid>,
+        names: &HashMap<Oid, (String, String)>,
+        wanted: &[Wanted],
+    ) -> bool {
+        // One that asked for it by its name has no other instead.
+        let open = wanted.iter().any(Wanted::is_open);
+        let mut gone = before.difference(now);
+        gone.any(|gone| {
+            let name = names.get(gone);
+            let mut new = now
+                .difference(before)
+                .filter_map(|oid| self.catalog.tables.get(oid));
+            !open || new.any(|table| name == Some(&(table.schema.clone(), table.name.clone())))
+        })
     }
 }
