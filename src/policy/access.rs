@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::ask::image::{self, Asked};
 use super::ask::parts::{Judged, Parts, columns_read, combined, question};
 use super::body::Body;
-use super::catalog::{Catalog, Function, Policy, Table};
+use super::catalog::{Catalog, Column, Function, Policy, Table};
 use super::closure::{Closure, beyond};
 use super::compile::Raising;
 use super::consults::consults;
@@ -366,6 +366,12 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         };
         let applies = security_applies(catalog, judged, rights);
         (&acting.name, judged.oid.0, applies).hash(&mut hasher);
+        // Of what is looked into it is an error not to have the right, which hides rows.
+        if judged.oid != table.oid {
+            let all = |column: &Column| rights.columns.contains(&column.number);
+            let some = Some(&rights.columns).filter(|_| !judged.columns.iter().all(all));
+            (rights.usage, some).hash(&mut hasher);
+        }
         if !applies {
             continue;
         }
@@ -402,8 +408,10 @@ fn does(function: &Function, body: Option<Result<&Body, String>>, role: &str) ->
     hasher.finish()
 }
 
-/// A node tree without where in its text everything stood.
+/// A node tree without where in its text everything stood, and without the names of the columns that a
+/// table has, where no row is read as a whole: a table that is looked into may be given more of them.
 fn without_places(tree: &str) -> String {
+    let whole = tree.contains(":varattno 0 ");
     let mut words = tree.split(' ');
     let mut kept = String::with_capacity(tree.len());
     while let Some(word) = words.next() {
@@ -411,6 +419,22 @@ fn without_places(tree: &str) -> String {
             // Its number ends in what it ends.
             let number = words.next().unwrap_or_default();
             kept.push_str(number.trim_start_matches(|c: char| c == '-' || c.is_ascii_digit()));
+        } else if word == ":colnames" && !whole {
+            // What a name has of these is written with a backslash before.
+            let end = |word: &str| {
+                let mut ends = word.match_indices(')');
+                let end = ends
+                    .find(|(at, _)| !word.get(..*at).is_some_and(|before| before.ends_with('\\')));
+                end.and_then(|(at, _)| word.get(at + 1..))
+                    .map(str::to_owned)
+            };
+            let first = words.next().unwrap_or_default();
+            let rest = if first.starts_with('(') {
+                end(first).or_else(|| words.find_map(end))
+            } else {
+                Some(first.to_owned())
+            };
+            kept.push_str(&rest.unwrap_or_default());
         } else {
             kept.push_str(word);
         }

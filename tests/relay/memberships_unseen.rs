@@ -191,7 +191,7 @@ async fn what_is_written_to_a_partition_counts_while_it_is_one_and_no_longer() {
 }
 
 /// Until the mirror is there, and nobody is told of it any more.
-async fn settle(relay: &mut Relay, ann: &mut Watcher) {
+pub(crate) async fn settle(relay: &mut Relay, ann: &mut Watcher) {
     loop {
         // What was done to it lies behind then.
         let mut seen = relay.seen(ann).await;

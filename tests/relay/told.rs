@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::harness::{ANN, BEN, Relay, Seen, Watcher, brief, connect, has_it_told};
+use crate::memberships_unseen::settle;
 
 const NOTES: &str = "
     create function mine(owner uuid) returns bool language sql stable
@@ -357,5 +358,65 @@ async fn whose_table_is_another_under_the_same_name_reads_again() {
         ann.join(&relay.core).await.unwrap();
         relay.run(&insert(101, ANN)).await;
         assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 101"], "{ddl}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_only_a_helper_needs_is_told_where_it_is_given_and_taken() {
+    let schema = format!(
+        "create table club (person uuid primary key, since date); insert into club values ('{ANN}');
+         create function in_club() returns bool language sql stable
+             as 'select exists (select from club where person = auth.uid())';
+         create table notes (id int primary key);
+         alter table notes enable row level security;
+         create policy club on notes for select to authenticated using (in_club());
+         grant select on notes, club to authenticated"
+    );
+    let mut relay = Relay::told(&schema, "notes", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
+    settle(&mut relay, &mut ann).await;
+    let mut id = 0;
+    for (ddl, told, sees) in [
+        ("revoke select on club from authenticated", true, false),
+        ("grant insert on club to authenticated", false, false),
+        ("grant select (person) on club to authenticated", true, true),
+        ("alter table club add extra int", false, true),
+        (
+            "revoke select (person) on club from authenticated",
+            true,
+            false,
+        ),
+        ("grant select on club to authenticated", true, true),
+        ("alter table club add another int", false, true),
+    ] {
+        id += 2;
+        relay
+            .run(&format!(
+                "begin; {ddl}; insert into notes values ({id}); commit"
+            ))
+            .await;
+        let seen = brief(&relay.seen(&ann).await);
+        if told {
+            assert_eq!(seen, ["resync access_changed"], "{ddl}");
+            ann.join(&relay.core).await.unwrap();
+            relay
+                .run(&format!("insert into notes values ({id} + 1)"))
+                .await;
+            let seen = brief(&relay.seen(&ann).await);
+            assert_eq!(seen.len(), usize::from(sees), "{ddl}: {seen:?}");
+            // Who did not wait for a mirror is told once it is there.
+            if sees {
+                settle(&mut relay, &mut ann).await;
+            }
+        } else {
+            assert_eq!(seen.len(), usize::from(sees), "{ddl}: {seen:?}");
+            assert!(
+                seen.iter().all(|one| one.starts_with("INSERT")),
+                "{ddl}: {seen:?}"
+            );
+        }
     }
 }
