@@ -73,10 +73,7 @@ pub(super) async fn findings(
                 );
                 ("lookup_unpublished", vec![create])
             }
-            Cause::Identity => (
-                "lookup_identity",
-                vec![format!("alter table {name} replica identity full")],
-            ),
+            Cause::Identity => ("lookup_identity", refusal.mend.to_vec()),
             Cause::Narrowed => ("lookup_narrowed", refusal.mend.to_vec()),
             Cause::Kind => ("lookup_kind", Vec::new()),
             _ => ("lookup_refused", Vec::new()),

@@ -97,6 +97,27 @@ ways! {
         &[], &["login_schema_usage", "lookup_privilege", "policy_unchecked"], "judged";
     a_lookup_without_an_identity_is_found_and_mended:
         "alter table app.member replica identity nothing", &[], &["lookup_identity"], "plan";
+    a_lookup_that_has_a_key_and_no_identity_in_one_of_its_partitions_is_found_and_mended:
+        "create table app.crew (team bigint, person uuid, primary key (team, person)) partition by list (team);
+         create table app.crew_1 partition of app.crew for values in (1);
+         create table app.\"crew's\" partition of app.crew default;
+         alter table app.\"crew's\" replica identity nothing;
+         insert into app.crew select team, person from app.member;
+         grant select on app.crew to authenticated, RELAY;
+         alter policy ours on app.plan
+           using (exists (select from app.crew m where m.team = plan.team and m.person = auth.uid()));
+         alter publication RELAY_lookups add table app.crew",
+        &[], &["lookup_identity"], "plan";
+    a_partitioned_lookup_without_a_key_is_found_and_mended:
+        "create table app.crew (team bigint, person uuid) partition by list (team);
+         create table app.crew_1 partition of app.crew for values in (1) partition by list (person);
+         create table app.crew_all partition of app.crew_1 default;
+         insert into app.crew select team, person from app.member;
+         grant select on app.crew to authenticated, RELAY;
+         alter policy ours on app.plan
+           using (exists (select from app.crew m where m.team = plan.team and m.person = auth.uid()));
+         alter publication RELAY_lookups add table app.crew",
+        &[], &["lookup_identity"], "plan";
     a_definer_function_without_a_path_of_its_own_is_found_and_mended:
         "alter function rules.mine(uuid) security definer", &[], &["function_search_path"], "judged";
     a_login_that_may_not_replicate_is_found_and_mended:

@@ -260,10 +260,19 @@ impl Found {
             ("d" | "i" | "f", Some(key)) => self.key_columns(wanted, &key.columns),
             ("f", None) => Vec::new(),
             _ => {
-                return Err(Cause::Identity.because(format!(
-                    "{name} has no replica identity: add a primary key, or run \"alter table \
-                     {name} replica identity full\""
-                )));
+                // A key that it has is enough.
+                let identity = if self.key.is_some() {
+                    "default"
+                } else {
+                    "full"
+                };
+                let text = format!(
+                    "{name} has no replica identity: add a primary key, or run \"alter table {name} \
+                     replica identity {identity}\""
+                );
+                return Err(Cause::Identity
+                    .because(text)
+                    .mended(&self.identified(identity)));
             }
         };
         // What a partition's old row carries is as its own identity says.
@@ -273,10 +282,14 @@ impl Found {
                 .clone()
                 .all(|one| one == 'f' || one == 'd' && !key.is_empty())
         {
-            return Err(Cause::Identity.because(format!(
-                "partitions of {name} have another replica identity than its primary key: run \
-                 \"alter table … replica identity default\" on them"
-            )));
+            let identity = if key.is_empty() { "full" } else { "default" };
+            let text = format!(
+                "partitions of {name} have another replica identity than it has: run \"alter table … \
+                 replica identity {identity}\" on them"
+            );
+            return Err(Cause::Identity
+                .because(text)
+                .mended(&self.identified(identity)));
         }
         let inexact = |of: &Type| {
             matches!(
@@ -299,6 +312,23 @@ impl Found {
             modifiers: modifiers.collect(),
             key: key.into(),
         })
+    }
+
+    /// What gives the table, and its partitions where it has some, a replica identity.
+    fn identified(&self, identity: &str) -> Vec<String> {
+        let name = &self.name;
+        let mut statements = vec![format!("alter table {name} replica identity {identity}")];
+        if self.kind == "p" {
+            let letter = identity.get(..1).unwrap_or_default();
+            let root = name.replace('\'', "''");
+            statements.push(format!(
+                "do $$ declare partition regclass; begin for partition in select t.relid from \
+                 pg_partition_tree('{root}') t join pg_class c on c.oid = t.relid where \
+                 c.relreplident not in ('{letter}', 'f') loop execute format('alter table %s replica \
+                 identity {identity}', partition); end loop; end $$"
+            ));
+        }
+        statements
     }
 
     /// The key's columns: as they are wanted, else as something whose equality is no coarser than

@@ -97,17 +97,23 @@ pub struct Refusal {
     pub cause: Cause,
     /// The sentence.
     pub text: Arc<str>,
-    /// Of [`Cause::Narrowed`] the statements that mend it, which the sentence has, too.
+    /// Of [`Cause::Narrowed`] and [`Cause::Identity`] the statements that mend it, where some do.
     pub mend: Arc<[String]>,
 }
 
 impl Refusal {
-    pub(super) fn narrowed(what: &str, mend: &[String]) -> Self {
-        let statements: Vec<String> = mend.iter().map(|sql| format!("\"{sql}\"")).collect();
+    /// The same, with the statements that mend it, which the sentence has, too, or has the gist of.
+    pub(super) fn mended(self, mend: &[String]) -> Self {
         Self {
             mend: mend.into(),
-            ..Cause::Narrowed.because(format!("{what}: run {}", statements.join(" and ")))
+            ..self
         }
+    }
+
+    pub(super) fn narrowed(what: &str, mend: &[String]) -> Self {
+        let statements: Vec<String> = mend.iter().map(|sql| format!("\"{sql}\"")).collect();
+        let text = format!("{what}: run {}", statements.join(" and "));
+        Cause::Narrowed.because(text).mended(mend)
     }
 }
 
