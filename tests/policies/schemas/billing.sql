@@ -3,7 +3,7 @@
 -- traps: 13
 -- expect: native A public.invoices own
 -- expect: native A public.invoices small
--- expect: hybrid B public.payments paid because policy own of invoices: column 6 is not known
+-- expect: hybrid B public.payments paid because policy own of invoices: column 6 is generated, or not known
 create table invoices (
   id int primary key,
   user_id uuid,
