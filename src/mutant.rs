@@ -209,6 +209,7 @@ mutants! {
         ScalarTakesFirst,
         MembersForgetAKey,
         AffectedIsAfterOnly,
+        AffectedIsAlone,
         OwnPoliciesAreForgotten,
         OwnPoliciesAreRestrictive,
         HopsAreForgotten,

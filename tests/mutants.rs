@@ -198,6 +198,7 @@ fn besides() -> Vec<String> {
     all.extend(names(&[
         S::MembersForgetAKey,
         S::AffectedIsAfterOnly,
+        S::AffectedIsAlone,
         S::OwnPoliciesAreForgotten,
         S::OwnPoliciesAreRestrictive,
         S::HopsAreForgotten,

@@ -201,6 +201,47 @@ async fn a_membership_that_changes_its_key_concerns_both_and_one_that_changes_ot
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_in_an_organisation_that_decides_as_the_one_before_concerns_nobody() {
+    let schema = format!(
+        "{ORGANISED}
+         alter table member add role text not null default 'viewer';
+         alter policy ours on doc using (exists (select from member m
+           where m.org = doc.org and m.person = auth.uid() and m.role in ('admin', 'editor')
+             and coalesce(m.note, '') <> 'blocked'));
+         insert into member values (1, '{ANN}', null, 'admin')"
+    );
+    let mut relay = Relay::start(&schema, "doc, open").await;
+    let mut ann = relay.watch_as(ANN, "doc").await;
+    keeps(&relay).await;
+    for (set, concerns, sees) in [
+        ("role = 'editor'", false, true),
+        ("note = 'of account'", false, true),
+        ("role = 'admin', note = 'blocked'", true, false),
+        ("role = 'editor'", false, false),
+        ("role = 'viewer', note = null", false, false),
+        ("role = 'editor'", true, true),
+        ("role = 'admin', note = 'x'", false, true),
+        ("role = 'admin', org = 2", true, false),
+    ] {
+        relay.run(&format!("update member set {set}")).await;
+        let told: &[&str] = if concerns {
+            &["resync access_changed"]
+        } else {
+            &[]
+        };
+        assert_eq!(heard(&mut relay, &ann).await, told, "{set}");
+        if concerns {
+            again(&relay, &mut ann).await;
+        }
+        relay
+            .run("insert into doc select count(*) + 1, 1 from doc")
+            .await;
+        let seen = heard(&mut relay, &ann).await;
+        assert_eq!(seen.len(), usize::from(sees), "{set}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lookup_that_is_emptied_concerns_everybody_whose_table_looks_into_it() {
     let mut relay = organised(&format!("(1, '{ANN}')")).await;
     let mut ann = relay.watch_as(ANN, "doc").await;

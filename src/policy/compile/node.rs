@@ -229,7 +229,8 @@ impl Compiler<'_> {
             Some(_) => return Err(beyond()),
         };
         let column = columns.and_then(|columns| columns.get(&number)).cloned();
-        let column = column.ok_or_else(|| Refusal::new(format!("column {number} is generated, or not known")))?;
+        let column = column
+            .ok_or_else(|| Refusal::new(format!("column {number} is generated, or not known")))?;
         let oid = node.oid("vartype")?;
         if column.type_oid != oid || column.type_modifier != node.number::<i32>("vartypmod")? {
             return Err(Refusal::new(format!("column {number} has another type")));
@@ -342,7 +343,8 @@ impl Compiler<'_> {
         let oid = node.oid("resulttype")?;
         let columns = looked.map_or(&self.scope.columns, |(_, table)| &table.columns);
         let column = columns.get(&number).cloned();
-        let column = column.ok_or_else(|| Refusal::new(format!("column {number} is generated, or not known")))?;
+        let column = column
+            .ok_or_else(|| Refusal::new(format!("column {number} is generated, or not known")))?;
         if column.type_oid != oid || column.type_modifier != node.number::<i32>("resulttypmod")? {
             return Err(Refusal::new(format!("column {number} has another type")));
         }

@@ -328,7 +328,7 @@ impl Expr {
     }
 
     /// Whether nothing but the row in hand of the table of that depth is read.
-    fn needs_only(&self, depth: u32) -> bool {
+    pub(in crate::policy) fn needs_only(&self, depth: u32) -> bool {
         let own = match self {
             Self::Field(own, _) => *own == depth,
             Self::Column(_)

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::tables::Table;
 use crate::datum::Datum;
-use crate::policy::expr::select::{Asked, Select, Source, Step};
+use crate::policy::expr::select::{Asked, Place, Select, Source, Step};
 use crate::policy::expr::{Comparison, Constant, Expr, Inputs};
 
 /// Where a value that a column must equal comes from.
@@ -42,6 +42,8 @@ pub(super) struct Route {
     pub(super) step: Step,
     pub(super) at: usize,
     pub(super) path: Option<Path>,
+    /// The columns that more depends on than whether its row is left out for itself.
+    pub(super) beyond: BTreeSet<usize>,
 }
 
 /// Tables of sub-selects, by depths that are all different, and what must be true of their rows.
@@ -302,7 +304,7 @@ impl Graph {
             let mut graph = self.clone();
             let select = graph.renamed(select);
             graph.join(&select.from);
-            graph.changes(&select.from, found);
+            graph.changes(&select, &select.from, found);
             for one in select.asks() {
                 graph.routes(one, found);
             }
@@ -313,7 +315,7 @@ impl Graph {
         }
     }
 
-    fn changes(&self, steps: &[Step], found: &mut Vec<Route>) {
+    fn changes(&self, select: &Select, steps: &[Step], found: &mut Vec<Route>) {
         for step in steps {
             match &step.source {
                 Source::Table(place) if place.elements.is_some() => {
@@ -326,6 +328,7 @@ impl Graph {
                         step: step.clone(),
                         at: place.at,
                         path: self.way(vec![place.depth], false),
+                        beyond: beyond(select, step, place),
                     });
                     for (_, key) in &place.keys {
                         self.routes(key, found);
@@ -335,7 +338,7 @@ impl Graph {
                     // What is joined matters only where it is found.
                     let mut graph = self.clone();
                     graph.join(steps);
-                    graph.changes(steps, found);
+                    graph.changes(select, steps, found);
                 }
             }
             for one in &step.condition {
@@ -362,6 +365,31 @@ impl Path {
             }
         }
     }
+}
+
+/// The columns of a table in a sub-select that it reads elsewhere than in conditions on its row alone.
+fn beyond(select: &Select, step: &Step, place: &Place) -> BTreeSet<usize> {
+    fn read(expr: &Expr, depth: u32, found: &mut BTreeSet<usize>) {
+        if let Expr::Field(of, column) = expr
+            && *of == depth
+        {
+            found.insert(*column);
+        }
+        for inner in expr.children() {
+            read(inner, depth, found);
+        }
+    }
+    let keyed = place.keys.iter();
+    let keyed = keyed.filter(|(_, key)| !matches!(key, Expr::Const(_)));
+    let mut found: BTreeSet<usize> = keyed.map(|(column, _)| *column).collect();
+    let own = step.condition.iter();
+    let own: Vec<&Expr> = own.filter(|one| one.needs_only(place.depth)).collect();
+    for one in select.children() {
+        if !own.iter().any(|own| std::ptr::eq(*own, one)) {
+            read(one, place.depth, &mut found);
+        }
+    }
+    found
 }
 
 /// The sub-select with other depths, its own and those inside.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::routes::{Known, Path};
+use super::routes::{Known, Path, Route};
 use super::{Affected, Predicate, Probe};
 use crate::datum::Datum;
 use crate::lookup::{Column, Lookups, Mirror, Wanted};
@@ -119,8 +119,14 @@ impl Predicate {
         let mut probes: SmallVec<[Probe; 2]> = SmallVec::new();
         for route in self.routes.iter().filter(|route| route.at == at) {
             let before = before.filter(|_| !SelectMutant::AffectedIsAfterOnly.active());
+            if let (Some(before), Some(after)) = (before, after)
+                && route.is_alike(before, after, &positions)
+            {
+                continue;
+            }
             let rows = [before, after].into_iter().flatten();
-            for row in rows.filter(|row| !route.step.leaves_out(row, &positions)) {
+            let left_out = |row: &[Option<Datum>]| route.step.alone(row, &positions) == Some(false);
+            for row in rows.filter(|row| !left_out(row)) {
                 let found = route.path.as_ref().and_then(|path| {
                     let mut walk = Followed {
                         path,
@@ -139,6 +145,26 @@ impl Predicate {
             return Affected::Nobody;
         }
         Affected::Probes(probes)
+    }
+}
+
+impl Route {
+    /// Whether it makes no difference which of two rows there is: each is one of those that count, and
+    /// what else is read of them is the same.
+    fn is_alike(
+        &self,
+        before: &[Option<Datum>],
+        after: &[Option<Datum>],
+        positions: &[usize],
+    ) -> bool {
+        let mut beyond = self.beyond.iter();
+        let same = beyond.all(|column| {
+            let position = positions.get(*column);
+            position.is_some_and(|at| identical(before.get(*at), after.get(*at)))
+                || SelectMutant::AffectedIsAlone.active()
+        });
+        let counts = |row| self.step.alone(row, positions) == Some(true);
+        same && counts(before) && counts(after)
     }
 }
 

@@ -184,11 +184,15 @@ impl Step {
         }
     }
 
-    /// Whether a row of the step's table can be left out whatever is around: a condition on it
-    /// alone is not true.
-    pub(in crate::policy) fn leaves_out(&self, row: &[Option<Datum>], positions: &[usize]) -> bool {
+    /// What the conditions on a row of the step's table alone come to, whatever is around: where one is
+    /// not true, the row can be left out. `None` where that is not known.
+    pub(in crate::policy) fn alone(
+        &self,
+        row: &[Option<Datum>],
+        positions: &[usize],
+    ) -> Option<bool> {
         let Source::Table(place) = &self.source else {
-            return false;
+            return None;
         };
         let frame = Frame {
             depth: place.depth,
@@ -201,21 +205,27 @@ impl Step {
             ..Inputs::default()
         };
         let constant = |key: &Expr| matches!(key, Expr::Const(_));
-        let mut keyed = place.keys.iter().filter(|(_, key)| constant(key));
-        let unequal = |(column, key): &(usize, Expr)| {
+        let keyed = place.keys.iter().filter(|(_, key)| constant(key));
+        let equal = |(column, key): &(usize, Expr)| {
             let own = field(place.depth, *column, inputs);
-            let equal = both(own, key.evaluate(inputs)).map(|two| match two {
+            both(own, key.evaluate(inputs)).map(|two| match two {
                 (Some(own), Some(key)) => *own == *key,
                 _ => false,
-            });
-            equal == Ok(false)
+            })
         };
-        keyed.any(unequal)
-            || self
-                .condition
-                .iter()
-                .filter(|one| one.needs_only(place.depth))
-                .any(|one| matches!(one.truth(inputs), Ok(Some(false) | None)))
+        let conditions = self.condition.iter();
+        let conditions = conditions
+            .filter(|one| one.needs_only(place.depth))
+            .map(|one| Ok(one.truth(inputs)? == Some(true)));
+        let mut known = Some(true);
+        for holds in keyed.map(equal).chain(conditions) {
+            match holds {
+                Ok(true) => {}
+                Ok(false) => return Some(false),
+                Err(_) => known = None,
+            }
+        }
+        known
     }
 }
 
