@@ -51,13 +51,13 @@ use self::kept::Kept;
 pub use self::purpose::Purpose;
 pub use self::reason::{Cause, Refusal};
 pub use self::status::{State, Status};
-use self::verified::Verified;
+use self::verified::{Asked, Verified};
 use super::{Looked, Lookups, Wanted};
 use crate::log::{Entry, Log, Offset};
 use crate::metrics::Metrics;
 use crate::metrics::mirrors::Mirrors;
+use crate::pg::Oid;
 use crate::pg::connect::Database;
-use crate::pg::{Oid, Xid};
 use crate::source::lookups::Wishing;
 
 /// Rows of one table that a transaction may change before it counts as having changed all of it.
@@ -164,7 +164,7 @@ pub struct Keeping {
     orders: watch::Sender<Orders>,
     reports: mpsc::Receiver<Report>,
     /// The transaction that the task is to look behind.
-    asked: watch::Sender<Xid>,
+    asked: watch::Sender<Asked>,
     verified: watch::Receiver<Verified>,
     /// The transaction that has not been taken as a whole.
     open: Option<Applied>,
@@ -204,7 +204,7 @@ pub fn keep(
     } = foundation;
     let (orders, ordered) = watch::channel(Orders::default());
     let (report, reports) = mpsc::channel(REPORTS);
-    let (asked, asking) = watch::channel(Xid(0));
+    let (asked, asking) = watch::channel(Asked::default());
     let (verify, verified) = watch::channel(Verified::default());
     let published = Arc::new(AtomicU64::new(place.0));
     let clerk = Clerk::new(
@@ -730,6 +730,7 @@ impl Keeping {
                 order: kept.order,
                 wanted: Arc::clone(&kept.followed.wanted),
                 identity: Arc::clone(&kept.identity),
+                members: kept.members.clone(),
                 bytes: kept.followed.bytes,
             })
         };

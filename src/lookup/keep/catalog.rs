@@ -6,15 +6,18 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type as PgType};
 
 use super::follow::{Followed, Shape};
 use super::reason::{Cause, Refusal};
 use super::{Purpose, Settings};
 use crate::datum::{Collation, Type, Types};
 use crate::lookup::{Column, Wanted};
+use crate::pg::snapshot::Snapshot;
 use crate::pg::{Oid, quote_identifier};
 
 const LOOK: &str = include_str!("../../../sql/lookups.sql");
+const PARTITIONS: &str = include_str!("../../../sql/partitions.sql");
 
 /// The collation `C`.
 const COLLATION_C: Oid = Oid(950);
@@ -84,9 +87,9 @@ pub(super) struct Way {
     pub(super) beside: bool,
     /// Whether rows are read under row-level security, of which is known that it keeps none.
     pub(super) under_policy: bool,
-    /// Whether it can lose rows without a word in the stream and without any DDL: a TRUNCATE of a
-    /// partition is not published where its rows are published as the root's.
-    pub(super) silent: bool,
+    /// Its partitions, where it has some. It can lose rows without a word in the stream and without any
+    /// DDL then: a TRUNCATE of a partition is not published where its rows are as the root's.
+    pub(super) members: Option<Arc<str>>,
 }
 
 /// Whether it can be mirrored.
@@ -118,6 +121,24 @@ pub(super) async fn look(
         }
     }
     Ok(all)
+}
+
+/// The partitions of these tables, as [`Way::members`] has them, and what had been committed then;
+/// nothing of no tables.
+pub(super) async fn partitions(
+    client: &Client,
+    tables: &[Oid],
+) -> Result<Option<(Snapshot, HashMap<Oid, Arc<str>>)>, tokio_postgres::Error> {
+    let oids: Vec<u32> = tables.iter().map(|oid| oid.0).collect();
+    let mut snapshot = None;
+    let mut all = HashMap::new();
+    let oids: (&(dyn ToSql + Sync), _) = (&oids, PgType::OID_ARRAY);
+    // Without a statement of its own: one way to the server and back.
+    for row in client.query_typed(PARTITIONS, &[oids]).await? {
+        snapshot = row.try_get::<_, &str>(0)?.parse().ok();
+        all.insert(Oid(row.try_get(1)?), row.try_get::<_, &str>(2)?.into());
+    }
+    Ok(snapshot.map(|snapshot| (snapshot, all)))
 }
 
 /// Why tables could not be mirrored for this login, of those that are wanted, each with its name as in
@@ -185,7 +206,7 @@ impl Found {
             identity,
             beside,
             under_policy: self.secured,
-            silent: self.kind == "p",
+            members: (self.kind == "p").then(|| self.members.as_str().into()),
         }))
     }
 

@@ -12,10 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::arriving::Arriving;
-use super::catalog::{Found, Verdict, Way, look};
+use super::catalog::{Found, Verdict, Way, look, partitions};
 use super::copy::{Copying, Failure, Source};
 use super::reason::{Cause, Refusal};
-use super::verified::Verified;
+use super::verified::{Asked, Verified};
 use super::{Settings, State};
 use crate::log::Log;
 use crate::lookup::Wanted;
@@ -54,6 +54,8 @@ pub(super) struct Held {
     pub(super) wanted: Arc<Wanted>,
     /// What the catalog said of the table.
     pub(super) identity: Arc<str>,
+    /// Its partitions, where it has some.
+    pub(super) members: Option<Arc<str>>,
     /// How much memory it holds.
     pub(super) bytes: usize,
 }
@@ -91,6 +93,8 @@ struct Task {
     order: Arc<Order>,
     /// What was copied for it was handed over, as the catalog said of the table.
     delivered: Option<Arc<str>>,
+    /// Its partitions, where it has some.
+    members: Option<Arc<str>>,
     /// It was reported that this is not true any more.
     blind: bool,
     /// The state that was reported last.
@@ -115,8 +119,7 @@ pub(super) struct Clerk {
     settings: Settings,
     orders: watch::Receiver<Orders>,
     reports: mpsc::Sender<Report>,
-    /// The transaction that a look has to be later than.
-    asked: watch::Receiver<Xid>,
+    asked: watch::Receiver<Asked>,
     verified: watch::Sender<Verified>,
     tasks: HashMap<Oid, Task>,
     client: Option<Client>,
@@ -130,7 +133,7 @@ impl Clerk {
         (database, log, stream, metrics): (Database, Arc<dyn Log>, Wishing, Arc<Metrics>),
         settings: Settings,
         (orders, reports): (watch::Receiver<Orders>, mpsc::Sender<Report>),
-        (asked, verified): (watch::Receiver<Xid>, watch::Sender<Verified>),
+        (asked, verified): (watch::Receiver<Asked>, watch::Sender<Verified>),
         place: Arc<AtomicU64>,
     ) -> Self {
         Self {
@@ -156,16 +159,28 @@ impl Clerk {
 
     /// Runs until the mirrors' keeper is dropped.
     pub(super) async fn run(mut self) {
+        let mut next = Instant::now();
         loop {
-            let again = self.pass().await;
-            let pause = if again { Duration::ZERO } else { self.pause() };
+            if Instant::now() >= next {
+                let again = self.pass().await;
+                let pause = if again { Duration::ZERO } else { self.pause() };
+                next = Instant::now() + pause;
+            }
             tokio::select! {
-                changed = self.orders.changed() => if changed.is_err() {
-                    return;
-                },
-                asked = self.asked.changed() => if asked.is_err() {
-                    return;
-                },
+                changed = self.orders.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    next = Instant::now();
+                }
+                asked = self.asked.changed() => {
+                    if asked.is_err() {
+                        return;
+                    }
+                    if !self.look_at_partitions().await {
+                        next = Instant::now();
+                    }
+                }
                 done = ended(&mut self.copying) => {
                     let copied = self.copying.take();
                     // One that panicked is tried again.
@@ -181,8 +196,9 @@ impl Clerk {
                     {
                         return;
                     }
+                    next = Instant::now();
                 }
-                () = tokio::time::sleep(pause), if !self.tasks.is_empty() => {}
+                () = tokio::time::sleep_until(next.into()), if !self.tasks.is_empty() => {}
             }
         }
     }
@@ -260,6 +276,7 @@ impl Clerk {
                     let task = Task {
                         order,
                         delivered: None,
+                        members: None,
                         blind: false,
                         reported: None,
                         backoff: Backoff::new(Duration::from_millis(200), SETTLED),
@@ -279,7 +296,7 @@ impl Clerk {
 
     async fn look(&mut self) -> Result<bool, String> {
         let tables: Vec<Oid> = self.tasks.keys().copied().collect();
-        let asked = *self.asked.borrow_and_update();
+        let asked = self.asked.borrow_and_update().xid;
         let client = session(&mut self.client, &self.database).await?;
         // Before it is looked: that shows no less.
         let snapshot = seen(client, asked).await?;
@@ -359,6 +376,57 @@ impl Clerk {
         self.verified.send_replace(Verified::new(snapshot, orders));
     }
 
+    /// Looks whether a partition was emptied of what was copied, where no more is asked for; whether
+    /// it has.
+    async fn look_at_partitions(&mut self) -> bool {
+        let Asked { xid, ddl } = *self.asked.borrow_and_update();
+        if ddl {
+            return false;
+        }
+        let mut copied: Vec<(Oid, u64, Arc<str>)> = Vec::new();
+        for (oid, (_, held)) in &self.orders.borrow().0 {
+            if let Some(held) = held
+                && let Some(members) = &held.members
+            {
+                copied.push((*oid, held.order, Arc::clone(members)));
+            }
+        }
+        for (oid, task) in &self.tasks {
+            let number = task.order.number;
+            if let (Some(_), Some(members), false) = (&task.delivered, &task.members, task.blind)
+                && copied.iter().all(|(_, order, _)| *order != number)
+            {
+                copied.push((*oid, number, Arc::clone(members)));
+            }
+        }
+        let tables: Vec<Oid> = copied.iter().map(|(oid, ..)| *oid).collect();
+        let looked = async {
+            let client = session(&mut self.client, &self.database).await?;
+            let deadline = Instant::now() + VISIBLE;
+            loop {
+                let found = partitions(client, &tables).await;
+                let found = found.map_err(|error| words(&error))?;
+                let shown = found.as_ref().is_none_or(|(seen, _)| seen.shows(xid));
+                if shown || Instant::now() >= deadline {
+                    return Ok::<_, String>(found);
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let Ok(Some((snapshot, found))) = looked.await else {
+            // Whatever stands against it is found by looking at everything.
+            return false;
+        };
+        let same = |(oid, _, members): &(Oid, u64, Arc<str>)| found.get(oid) == Some(members);
+        if !copied.iter().all(same) {
+            return false;
+        }
+        let orders = copied.into_iter().map(|(_, order, _)| order).collect();
+        self.verified
+            .send_replace(Verified::of_partitions(snapshot, orders));
+        true
+    }
+
     /// The table can be mirrored: it is copied, unless it was.
     async fn fits(&mut self, oid: Oid, table: &Found, way: Way) {
         let Some(task) = self.tasks.get_mut(&oid) else {
@@ -422,6 +490,7 @@ impl Clerk {
         match copied {
             Ok(arriving) => {
                 task.delivered = Some(Arc::clone(&arriving.kept.identity));
+                task.members.clone_from(&arriving.kept.members);
                 task.since = Instant::now();
                 let arriving = Box::new(arriving);
                 self.reports

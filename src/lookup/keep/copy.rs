@@ -206,7 +206,7 @@ impl Source {
             stretch,
             identity: Arc::clone(&copying.way.identity),
             order: copying.order,
-            silent: copying.way.silent,
+            members: copying.way.members.clone(),
         };
         let arriving = Arriving::new(kept, next, Some(Arc::new(snapshot)), exact_from);
         let arriving = self.noting(arriving);
@@ -261,7 +261,7 @@ impl Source {
             stretch,
             identity: Arc::clone(&copying.way.identity),
             order: copying.order,
-            silent: copying.way.silent,
+            members: copying.way.members.clone(),
         };
         Some(self.noting(Arriving::new(kept, offset, None, Lsn(0))))
     }

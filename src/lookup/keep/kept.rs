@@ -17,8 +17,8 @@ pub(super) struct Kept {
     /// What the catalog said of the table when it was copied.
     pub(super) identity: Arc<str>,
     pub(super) order: u64,
-    /// Whether rows of the table can go without a word in the stream.
-    pub(super) silent: bool,
+    /// Its partitions, as of then, where it has some: a TRUNCATE of one is not in the stream.
+    pub(super) members: Option<Arc<str>>,
 }
 
 impl Kept {

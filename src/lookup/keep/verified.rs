@@ -8,6 +8,23 @@ use super::{Keeping, Table};
 use crate::pg::snapshot::Snapshot;
 use crate::pg::{Oid, Xid};
 
+/// What the clerk is to look behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) xid: Xid,
+    /// Whether at all that the catalog says; else at partitions only.
+    pub(super) ddl: bool,
+}
+
+impl Default for Asked {
+    fn default() -> Self {
+        Self {
+            xid: Xid(0),
+            ddl: true,
+        }
+    }
+}
+
 /// What the clerk's newest look at the catalog has found.
 #[derive(Debug, Default)]
 pub(super) struct Verified {
@@ -15,6 +32,8 @@ pub(super) struct Verified {
     snapshot: Option<Snapshot>,
     /// The orders whose mirrors were found as they were copied.
     orders: Vec<u64>,
+    /// Whether it looked at partitions only.
+    partitions: bool,
 }
 
 impl Verified {
@@ -22,6 +41,16 @@ impl Verified {
         Self {
             snapshot: Some(snapshot),
             orders,
+            partitions: false,
+        }
+    }
+
+    /// What a look at partitions has found.
+    pub(super) const fn of_partitions(snapshot: Snapshot, orders: Vec<u64>) -> Self {
+        Self {
+            snapshot: Some(snapshot),
+            orders,
+            partitions: true,
         }
     }
 
@@ -30,9 +59,10 @@ impl Verified {
         self.snapshot.as_ref().is_some_and(|one| one.shows(xid))
     }
 
-    /// Whether nothing stood against what was copied for an order.
-    pub(super) fn holds(&self, order: u64) -> bool {
-        self.orders.contains(&order)
+    /// Whether nothing stood against what was copied for an order: no DDL, where that is asked, nor a
+    /// TRUNCATE of a partition.
+    pub(super) fn holds(&self, order: u64, ddl: bool) -> bool {
+        self.orders.contains(&order) && !(ddl && self.partitions)
     }
 }
 
@@ -51,7 +81,7 @@ impl Keeping {
         if self.unverified(xid, ddl).next().is_none() {
             return true;
         }
-        self.asked.send_replace(xid);
+        self.asked.send_replace(Asked { xid, ddl });
         false
     }
 
@@ -59,7 +89,8 @@ impl Keeping {
     fn unverified(&self, xid: Xid, ddl: bool) -> impl Iterator<Item = Oid> {
         let doubtful = move |kept: &Kept| {
             let verified = self.verified.borrow();
-            (ddl || kept.silent) && !(verified.shows(xid) && verified.holds(kept.order))
+            (ddl || kept.members.is_some())
+                && !(verified.shows(xid) && verified.holds(kept.order, ddl))
         };
         let is_doubtful = move |table: &Table| {
             let arriving = table.arriving.as_ref().map(|arriving| &arriving.kept);
