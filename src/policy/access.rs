@@ -360,6 +360,9 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         let (Some(acting), Some(judged)) = (catalog.role(acting), catalog.tables.get(&oid)) else {
             continue;
         };
+        if let Some(view) = &judged.view {
+            (oid.0, without_places(&view.tree), view.reads_as()).hash(&mut hasher);
+        }
         let mut rights = judged.rights.iter();
         let Some(rights) = rights.find(|rights| rights.role == acting.name) else {
             continue;

@@ -420,3 +420,86 @@ async fn a_right_that_only_a_helper_needs_is_told_where_it_is_given_and_taken() 
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_that_policies_read_holds_from_where_it_is_another_and_whoever_it_concerns_is_told()
+{
+    let schema = format!(
+        "create table member (org int, person uuid, primary key (org, person));
+         insert into member values (1, '{ANN}'), (2, '{ANN}');
+         create view shown as select org, person from member where org = 1;
+         create table notes (id int primary key, org int);
+         alter table notes enable row level security;
+         create policy ours on notes for select to authenticated
+             using (org in (select s.org from shown s where s.person = auth.uid()));
+         grant select on notes, shown to authenticated"
+    );
+    let mut relay = Relay::told(&schema, "notes", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
+    settle(&mut relay, &mut ann).await;
+    let mut id = 0;
+    for (ddl, sees) in [
+        (
+            "create or replace view shown as select org, person from member where org = 2",
+            2,
+        ),
+        (
+            "create or replace rule \"_RETURN\" as on select to shown do instead \
+             select org, person from member where org = 1",
+            1,
+        ),
+        (
+            "create or replace view shown as select org, person from member where false",
+            0,
+        ),
+    ] {
+        id += 4;
+        relay
+            .run(&format!(
+                "begin; insert into notes values ({id}, 1), ({id} + 1, 2); {ddl}; commit; \
+                 insert into notes values ({id} + 2, 1), ({id} + 3, 2)"
+            ))
+            .await;
+        let seen = brief(&relay.seen(&ann).await);
+        assert_eq!(seen, ["resync access_changed"], "{ddl}");
+        ann.join(&relay.core).await.unwrap();
+        settle(&mut relay, &mut ann).await;
+        relay
+            .run(&format!(
+                "insert into notes values (-{id}, 1), (-{id} - 1, 2)"
+            ))
+            .await;
+        let seen = brief(&relay.seen(&ann).await);
+        let expected: Vec<String> = match sees {
+            0 => Vec::new(),
+            org => vec![format!("INSERT -{}", id + org - 1)],
+        };
+        assert_eq!(seen, expected, "{ddl}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_of_an_earlier_build_that_is_told_of_less_is_made_anew() {
+    let url = crate::harness::cluster()
+        .await
+        .fresh_database()
+        .await
+        .unwrap();
+    let sql = connect(&url).await;
+    has_it_told(&sql, "earlier").await;
+    sql.batch_execute(
+        "drop event trigger rowcast_ddl_earlier;
+         create event trigger rowcast_ddl_earlier on ddl_command_end
+           when tag in ('CREATE POLICY', 'CREATE VIEW') execute function rowcast.rowcast_ddl_earlier();
+         comment on event trigger rowcast_ddl_earlier is 'Made by rowcast setup.'",
+    )
+    .await
+    .unwrap();
+    has_it_told(&sql, "earlier").await;
+    let whole = "select evtenabled = 'A' and evttags @> '{CREATE POLICY,CREATE RULE}' from pg_event_trigger";
+    let whole: bool = sql.query_one(whole, &[]).await.unwrap().get(0);
+    assert!(whole);
+}
