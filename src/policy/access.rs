@@ -13,7 +13,7 @@ use super::body::Body;
 use super::catalog::{Catalog, Column, Function, Policy, Table};
 use super::closure::{Closure, beyond};
 use super::compile::Raising;
-use super::consults::consults;
+use super::consults;
 use super::login::reads_login;
 use super::predicate::{Predicate, Verdict};
 use super::reach::reach;
@@ -38,6 +38,9 @@ pub struct Access {
     pub raises: Vec<(String, Raising)>,
     /// The tables that asked policies look into; `None` where that cannot be told.
     pub consults: Option<Vec<Oid>>,
+    /// The same whatever else they look at, and whether or not the stream has these tables: an answer
+    /// about a row before a transaction is as of behind it, which is another where it wrote them.
+    pub looks_at: Option<Vec<Oid>>,
     /// What the compiled policies read of other tables.
     pub lookups: Vec<Wanted>,
     /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
@@ -87,6 +90,7 @@ impl Access {
             asked_because: Vec::new(),
             raises: Vec::new(),
             consults: Some(Vec::new()),
+            looks_at: Some(Vec::new()),
             lookups: Vec::new(),
             hides_all: false,
             narrowed: None,
@@ -228,11 +232,14 @@ impl Access {
                 .or_else(|| unstored(judged, &applicable))
                 .or_else(|| miscast(catalog, judged, &applicable));
             questions.push(question(judged, &applicable, open));
-            let consulted = consults(catalog, judged, &applicable);
-            self.consults = self.consults.take().zip(consulted).map(|(mut all, some)| {
+            let both = |(mut all, some): (Vec<Oid>, Vec<Oid>)| {
                 all.extend(some);
                 all
-            });
+            };
+            let consulted = consults::consults(catalog, judged, &applicable);
+            self.consults = self.consults.take().zip(consulted).map(both);
+            let looked_at = consults::tables(catalog, judged, &applicable);
+            self.looks_at = self.looks_at.take().zip(looked_at).map(both);
             self.hides_all |= !permitted;
             let done = compiled(catalog, judged, &applicable, role);
             let denied = || done.iter().find_map(|one| one.denied.clone());

@@ -11,20 +11,37 @@ use crate::pg::Oid;
 /// and the age of a timestamp.
 const FLEETING: [u32; 8] = [1299, 2647, 2648, 2649, 274, 1598, 1386, 2059];
 
-/// The tables that the policies look into; `None` where that cannot be told.
+/// The tables that the policies look into; `None` where that cannot be told, or they look at something
+/// else, of which the stream says nothing.
 pub(super) fn consults(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Vec<Oid>> {
+    looked_at(catalog, table, policies, true)
+}
+
+/// The tables that the policies look into, whatever else they look at; `None` where that cannot be told.
+pub(super) fn tables(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Vec<Oid>> {
+    looked_at(catalog, table, policies, false)
+}
+
+fn looked_at(
+    catalog: &Catalog,
+    table: &Table,
+    policies: &[&Policy],
+    all: bool,
+) -> Option<Vec<Oid>> {
+    let is_fleeting = |tree: &str| all && is_fleeting(tree);
+    let untold = |other: &Table| all && !other.published;
     let mut seen = BTreeSet::from([table.oid]);
     let mut found = BTreeSet::new();
     let mut asked = BTreeSet::new();
     let mut open: Vec<&Policy> = policies.to_vec();
     while let Some(policy) = open.pop() {
-        if policy.tree.as_deref().is_some_and(is_fleeting) {
+        if policy.tree.as_deref().is_some_and(&is_fleeting) {
             return None;
         }
         let tree = policy.tree.as_deref().unwrap_or_default();
         for relation in numbers(tree, ":relid ") {
             let other = catalog.tables.get(&Oid(relation))?;
-            if !other.published {
+            if untold(other) {
                 return None;
             }
             // Other rows of the table itself count as another table.
@@ -50,13 +67,13 @@ pub(super) fn consults(catalog: &Catalog, table: &Table, policies: &[&Policy]) -
             }
             called.extend(numbers(defaults, ":funcid ").map(Oid).filter(own));
             for body in function.all_known()? {
-                if body.trees().into_iter().any(is_fleeting) {
+                if body.trees().into_iter().any(&is_fleeting) {
                     return None;
                 }
                 called.extend(body.functions());
                 for relation in body.relations() {
                     let other = catalog.tables.get(&relation)?;
-                    if !other.published {
+                    if untold(other) {
                         return None;
                     }
                     found.insert(other.oid);

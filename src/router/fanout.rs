@@ -16,7 +16,7 @@ mod rules;
 
 mod truncate;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -123,6 +123,8 @@ pub(super) struct Fanout {
     pub(super) memberships: Arc<Memberships>,
     /// What these tables are around the change in hand.
     pub(super) states: States,
+    /// The tables that the transaction in hand writes, all of it.
+    pub(super) writes: Option<(Xid, BTreeSet<Oid>)>,
     /// What the transaction in hand has written, where it changes these tables too.
     made: Made,
     /// What changes found of rows that the relay mirrors itself; `None` where it mirrors none.
@@ -273,6 +275,7 @@ impl Fanout {
             changed,
             memberships,
             states: States::default(),
+            writes: None,
             made: Made::default(),
             old_rows: None,
             judged_at: Offset(0),

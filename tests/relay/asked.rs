@@ -3,7 +3,7 @@
 use rowcast::subscription::Events;
 use serde_json::json;
 
-use crate::harness::{ANN, Relay, brief};
+use crate::harness::{ANN, BEN, Relay, brief};
 use crate::majors::at_least;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -435,4 +435,49 @@ async fn a_function_that_nobody_may_execute_refuses_nobody_where_no_policy_permi
         refused.contains("permission denied for function"),
         "{refused}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_is_not_told_to_be_gone_to_who_may_see_it_since_the_transaction_that_deletes_it() {
+    let schema = format!(
+        "create table member (org int, person uuid, primary key (org, person));
+         create table doc (id int primary key, org int);
+         alter table doc replica identity full;
+         alter table doc enable row level security;
+         create function may(o int) returns bool language plpgsql stable as $$
+           declare found bool;
+           begin
+             execute 'select exists (select from member where org = $1 and person = auth.uid())'
+               into found using o;
+             return found;
+           end $$;
+         create policy ours on doc for select to authenticated using (may(org));
+         grant select on doc, member to authenticated;
+         insert into member values (1, '{ANN}'); insert into doc select g, 1 from generate_series(1, 4) g"
+    );
+    let mut relay = Relay::start(&schema, "doc, member").await;
+    let mut ann = relay.watch_as(ANN, "doc").await;
+    let mut ben = relay.watch_as(BEN, "doc").await;
+    for sql in [
+        format!("insert into member values (1, '{BEN}'); delete from doc where id = 1"),
+        format!("delete from member where person = '{BEN}'; delete from doc where id = 2"),
+    ] {
+        relay.run(&format!("begin; {sql}; commit")).await;
+        // Who could see it is told to read again, and so is who could not.
+        for watcher in [&mut ann, &mut ben] {
+            let seen = brief(&relay.seen(watcher).await);
+            assert_eq!(seen, ["resync undecided"], "{sql}");
+            watcher.join(&relay.core).await.unwrap();
+        }
+    }
+    relay
+        .run(&format!("insert into member values (1, '{BEN}')"))
+        .await;
+    relay
+        .run("begin; delete from doc where id = 3; delete from doc where id = 4; commit")
+        .await;
+    for watcher in [&ann, &ben] {
+        let seen = brief(&relay.seen(watcher).await);
+        assert_eq!(seen, ["DELETE 3", "DELETE 4"]);
+    }
 }

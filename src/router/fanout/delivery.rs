@@ -21,6 +21,7 @@ use crate::change::{Change, Kind, OldRow, Row, Value};
 use crate::encode::OldRecord;
 use crate::log::{Entry, Offset};
 use crate::metrics::{HiddenReason, recent};
+use crate::pg::Oid;
 use crate::policy::access::Rules;
 use crate::policy::ask::{self, Answer, Question, Reply};
 use crate::policy::catalog::Table;
@@ -137,6 +138,11 @@ impl Fanout {
         }
         let clients = found.told.len() as u64;
         let delete = matches!(place.change.kind, Kind::Delete { .. });
+        if found.sight == Sight::Undecided && delete && self.changes_what_decided(place, role) {
+            self.hide(place, role, HiddenReason::AskFailed, clients);
+            self.read_again(place, role, &found, Resync::Undecided, undecided);
+            return;
+        }
         match found.sight {
             Sight::Visible if found.unclear => {
                 self.unjudged(place, role, &found, false, undecided);
@@ -215,6 +221,26 @@ impl Fanout {
         let group = watched.and_then(|watched| watched.groups.get(role));
         let consulted = group.and_then(|group| group.access.consults.as_ref());
         !consulted.is_some_and(|tables| self.changed.unchanged_from(place.offset, tables))
+    }
+
+    /// Whether the transaction of a change writes what the policies look into besides the row, or may:
+    /// PostgreSQL would say of the row before what is so behind it.
+    fn changes_what_decided(&self, place: &Place<'_>, role: &Arc<str>) -> bool {
+        let own = place.change.relation.oid;
+        let watched = self.tables.get(&own);
+        let group = watched.and_then(|watched| watched.groups.get(role));
+        let looked_at = group.and_then(|group| group.access.looks_at.as_ref());
+        let decides =
+            |oid: &Oid| *oid != own && looked_at.is_none_or(|tables| tables.contains(oid));
+        let batch = &place.entry.batch;
+        match &self.writes {
+            Some((xid, tables)) if *xid == batch.xid => tables.iter().any(decides),
+            // A cohort looks at what it has of the transaction.
+            _ => {
+                let mut written = batch.changes.iter().map(|change| &change.relation.oid);
+                !batch.last || written.any(decides)
+            }
+        }
     }
 
     /// Takes those out of a match who came back with a cursor. An answer that is as of now is good

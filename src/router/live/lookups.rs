@@ -2,7 +2,7 @@
 //! before its first row is judged, and once its last row is handed out those are told whose audience
 //! it changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -339,7 +339,16 @@ impl Live {
         let mut last = Arc::clone(entry);
         let mut ahead = next.iter();
         let mut read = Vec::new().into_iter();
+        let mut writes = BTreeSet::new();
         let applied = loop {
+            let mut run = None;
+            for change in &last.batch.changes {
+                // A transaction's rows come in runs.
+                let oid = change.relation.oid;
+                if run.replace(oid) != Some(oid) {
+                    writes.insert(oid);
+                }
+            }
             memberships.touches(&last, &mut touched);
             if let Some(applied) = self.looking_up.keeping.entry(&last) {
                 break applied;
@@ -353,6 +362,7 @@ impl Live {
                 }
             };
         };
+        self.fanout.writes = Some((xid, writes));
         // A copy may have been taken over where the transaction begins.
         self.go_over_to(&applied.before);
         let place = Offset(last.end().0.saturating_sub(1));

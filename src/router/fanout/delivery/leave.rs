@@ -112,6 +112,15 @@ impl Fanout {
         {
             self.pass_over_missed(place, role, &mut leaving, undecided);
         }
+        if asked_before && self.changes_what_decided(place, role) {
+            let watched = self.tables.get(&place.change.relation.oid);
+            let group = watched.and_then(|watched| watched.groups.get(role));
+            undecided.extend(leaving.left.iter().filter_map(|left| {
+                let member = group?.member(left.member)?;
+                Some((member.outbox.session(), member.channel, Resync::Undecided))
+            }));
+            return;
+        }
         let told = self.hold_leaves(place, role, &leaving, old);
         let mut policies = Vec::new();
         for ((before, after), one) in told {
