@@ -78,8 +78,8 @@ pub enum Delta {
         /// The row after.
         after: Option<Looked>,
     },
-    /// Any of its rows may have changed: a TRUNCATE, very many rows, or a mirror that could not take
-    /// the transaction and is gone.
+    /// Any of its rows may have changed: very many, or a mirror that could not take the transaction and
+    /// is gone.
     All {
         /// The table.
         table: Oid,

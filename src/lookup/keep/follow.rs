@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::DELTAS;
 use super::reason::{Cause, Refusal};
 use crate::change::{Change, Kind, OldRow, Relation, ReplicaIdentity, Row, Value};
 use crate::datum::Datum;
@@ -23,8 +24,8 @@ pub(super) enum Effect {
     },
     /// It changed nothing of what is mirrored of this row.
     Same(Looked),
-    /// All rows are gone.
-    All,
+    /// All rows are gone: these, or more than are told one by one.
+    Emptied(Option<Vec<Looked>>),
 }
 
 /// The columns that tell a table's rows apart, and what the catalog says of all that are mirrored.
@@ -103,10 +104,12 @@ impl Followed {
     pub(super) fn apply(&mut self, change: &Change) -> Result<Option<Effect>, Refusal> {
         let (old, new) = match &change.kind {
             Kind::Truncate => {
-                let empty = self.mirror.is_empty();
+                let few = self.mirror.len() <= DELTAS;
+                let rows = few.then(|| self.mirror.rows().cloned().collect::<Vec<_>>());
                 self.mirror.clear();
                 self.bytes = 0;
-                return Ok((!empty).then_some(Effect::All));
+                let none = rows.as_ref().is_some_and(Vec::is_empty);
+                return Ok((!none).then_some(Effect::Emptied(rows)));
             }
             Kind::Lost(_) => {
                 return Err(Cause::Lost.because("rows changed that the log does not hold"));

@@ -37,7 +37,17 @@ impl Kept {
             }
             let delta = match self.followed.apply(change)? {
                 None | Some(Effect::Same(_)) => continue,
-                Some(Effect::All) => Delta::All { table: oid },
+                Some(Effect::Emptied(None)) => Delta::All { table: oid },
+                Some(Effect::Emptied(Some(rows))) => {
+                    did = true;
+                    counted += rows.len();
+                    deltas.extend(rows.into_iter().map(|row| Delta::Row {
+                        table: oid,
+                        before: Some(row),
+                        after: None,
+                    }));
+                    continue;
+                }
                 Some(Effect::Row { before, after }) => Delta::Row {
                     table: oid,
                     before,
