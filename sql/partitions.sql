@@ -1,12 +1,12 @@
--- The partitions of partitioned tables, $1 their oids, as lookups.sql has them, and what is seen then: a
--- TRUNCATE of a partition is in no stream of its root.
+-- The partitions of partitioned tables, $1 their oids, as lookups.sql has them: a TRUNCATE of one is in no
+-- stream of its root.
 with recursive tree(root, oid) as (
   select r.oid, r.oid from pg_catalog.unnest($1::pg_catalog.oid[]) r(oid)
   union all
   select tree.root, i.inhrelid from tree
   join pg_catalog.pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending
 )
-select pg_catalog.pg_current_snapshot()::pg_catalog.text, r.oid, coalesce((
+select r.oid, coalesce((
   select pg_catalog.string_agg(pg_catalog.format('%s:%s:%s', m.oid, m.relfilenode, i.xmin), ',' order by m.oid)
   from tree t
   join pg_catalog.pg_class m on m.oid = t.oid

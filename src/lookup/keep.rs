@@ -724,16 +724,7 @@ impl Keeping {
     }
 
     fn send_orders(&self) {
-        let held = |table: &Table| {
-            let kept = table.mirror.as_ref();
-            kept.map(|kept| Held {
-                order: kept.order,
-                wanted: Arc::clone(&kept.followed.wanted),
-                identity: Arc::clone(&kept.identity),
-                members: kept.members.clone(),
-                bytes: kept.followed.bytes,
-            })
-        };
+        let held = |table: &Table| table.mirror.as_ref().map(Held::from);
         let orders = self
             .tables
             .iter()

@@ -480,4 +480,15 @@ async fn a_row_is_not_told_to_be_gone_to_who_may_see_it_since_the_transaction_th
         let seen = brief(&relay.seen(watcher).await);
         assert_eq!(seen, ["DELETE 3", "DELETE 4"]);
     }
+    // Where the old row does not carry what decides nothing is asked, as the join said.
+    relay
+        .run("insert into doc values (5, 1); alter table doc replica identity default")
+        .await;
+    relay
+        .run("begin; insert into member values (2, gen_random_uuid()); delete from doc where id = 5; commit")
+        .await;
+    for watcher in [&ann, &ben] {
+        let seen = brief(&relay.seen(watcher).await);
+        assert_eq!(seen, ["INSERT 5"]);
+    }
 }

@@ -24,8 +24,8 @@ fn everybody() -> String {
 }
 
 /// The clock never helps.
-async fn started(told: bool, more: &str) -> Relay {
-    let schema = format!("{ORGANISED} {more}; {}", everybody());
+async fn started(told: bool) -> Relay {
+    let schema = format!("{ORGANISED}; {}", everybody());
     let adjust = |config: &mut rowcast::config::Config| {
         config.catalog_interval = Duration::from_secs(3600);
     };
@@ -95,7 +95,7 @@ async fn check(mut relay: Relay, cases: &[(&[&str], &str)]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_of_memberships_that_is_emptied_shows_nothing_more_from_there_on() {
-    let relay = started(false, "").await;
+    let relay = started(false).await;
     let back = format!("insert into member values (2, '{ANN}'), (2, '{BEN}')");
     check(
         relay,
@@ -119,7 +119,7 @@ async fn a_partition_of_memberships_that_is_emptied_shows_nothing_more_from_ther
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_done_to_a_table_of_memberships_and_its_publication_holds_from_its_own_place_on() {
-    let relay = started(true, "").await;
+    let relay = started(true).await;
     let back = format!("insert into member values (2, '{ANN}'), (2, '{BEN}')");
     check(
         relay,
@@ -166,7 +166,7 @@ async fn what_is_done_to_a_table_of_memberships_and_its_publication_holds_from_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_written_to_a_partition_counts_while_it_is_one_and_no_longer() {
-    let mut relay = started(true, "").await;
+    let mut relay = started(true).await;
     let mut ann = relay.watch_as(ANN, "doc").await;
     keeps(&relay).await;
     relay

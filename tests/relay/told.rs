@@ -18,9 +18,13 @@ const NOTES: &str = "
     create policy open on notes for select to anon using (true);
     grant select on notes to authenticated, service_role";
 
-/// The clock never helps.
 async fn started() -> Relay {
-    Relay::told(NOTES, "notes", |config| {
+    started_with(NOTES).await
+}
+
+/// The clock never helps.
+async fn started_with(schema: &str) -> Relay {
+    Relay::told(schema, "notes", |config| {
         config.catalog_interval = Duration::from_secs(3600);
     })
     .await
@@ -372,10 +376,7 @@ async fn a_right_that_only_a_helper_needs_is_told_where_it_is_given_and_taken() 
          create policy club on notes for select to authenticated using (in_club());
          grant select on notes, club to authenticated"
     );
-    let mut relay = Relay::told(&schema, "notes", |config| {
-        config.catalog_interval = Duration::from_secs(3600);
-    })
-    .await;
+    let mut relay = started_with(&schema).await;
     let mut ann = relay.watch_as(ANN, "notes").await;
     settle(&mut relay, &mut ann).await;
     let mut id = 0;
@@ -434,10 +435,7 @@ async fn a_view_that_policies_read_holds_from_where_it_is_another_and_whoever_it
              using (org in (select s.org from shown s where s.person = auth.uid()));
          grant select on notes, shown to authenticated"
     );
-    let mut relay = Relay::told(&schema, "notes", |config| {
-        config.catalog_interval = Duration::from_secs(3600);
-    })
-    .await;
+    let mut relay = started_with(&schema).await;
     let mut ann = relay.watch_as(ANN, "notes").await;
     settle(&mut relay, &mut ann).await;
     let mut id = 0;

@@ -5,15 +5,14 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type as PgType};
+use tokio_postgres::{Client, Row};
 
 use super::follow::{Followed, Shape};
 use super::reason::{Cause, Refusal};
 use super::{Purpose, Settings};
 use crate::datum::{Collation, Type, Types};
 use crate::lookup::{Column, Wanted};
-use crate::pg::snapshot::Snapshot;
 use crate::pg::{Oid, quote_identifier};
 
 const LOOK: &str = include_str!("../../../sql/lookups.sql");
@@ -123,22 +122,17 @@ pub(super) async fn look(
     Ok(all)
 }
 
-/// The partitions of these tables, as [`Way::members`] has them, and what had been committed then;
-/// nothing of no tables.
+/// The partitions of these tables, as [`Way::members`] has them.
 pub(super) async fn partitions(
     client: &Client,
     tables: &[Oid],
-) -> Result<Option<(Snapshot, HashMap<Oid, Arc<str>>)>, tokio_postgres::Error> {
+) -> Result<HashMap<Oid, Arc<str>>, tokio_postgres::Error> {
     let oids: Vec<u32> = tables.iter().map(|oid| oid.0).collect();
-    let mut snapshot = None;
-    let mut all = HashMap::new();
-    let oids: (&(dyn ToSql + Sync), _) = (&oids, PgType::OID_ARRAY);
     // Without a statement of its own: one way to the server and back.
-    for row in client.query_typed(PARTITIONS, &[oids]).await? {
-        snapshot = row.try_get::<_, &str>(0)?.parse().ok();
-        all.insert(Oid(row.try_get(1)?), row.try_get::<_, &str>(2)?.into());
-    }
-    Ok(snapshot.map(|snapshot| (snapshot, all)))
+    let oids: (&(dyn ToSql + Sync), _) = (&oids, PgType::OID_ARRAY);
+    let rows = client.query_typed(PARTITIONS, &[oids]).await?;
+    let members = |row: Row| Ok((Oid(row.try_get(0)?), row.try_get::<_, &str>(1)?.into()));
+    rows.into_iter().map(members).collect()
 }
 
 /// Why tables could not be mirrored for this login, of those that are wanted, each with its name as in

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::arriving::Arriving;
 use super::catalog::{Found, Verdict, Way, look, partitions};
 use super::copy::{Copying, Failure, Source};
+use super::kept::Kept;
 use super::reason::{Cause, Refusal};
 use super::verified::{Asked, Verified};
 use super::{Settings, State};
@@ -46,7 +47,7 @@ pub(super) struct Order {
 const VISIBLE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// A mirror in force.
+/// What was copied of a table, in force or about to be.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
     /// The order that it was copied for.
@@ -58,6 +59,18 @@ pub(super) struct Held {
     pub(super) members: Option<Arc<str>>,
     /// How much memory it holds.
     pub(super) bytes: usize,
+}
+
+impl From<&Kept> for Held {
+    fn from(kept: &Kept) -> Self {
+        Self {
+            order: kept.order,
+            wanted: Arc::clone(&kept.followed.wanted),
+            identity: Arc::clone(&kept.identity),
+            members: kept.members.clone(),
+            bytes: kept.followed.bytes,
+        }
+    }
 }
 
 /// All orders, and what is in force.
@@ -91,12 +104,8 @@ pub(super) enum Report {
 /// What is known of an order.
 struct Task {
     order: Arc<Order>,
-    /// What was copied for it was handed over, as the catalog said of the table.
-    delivered: Option<Arc<str>>,
-    /// Its partitions, where it has some.
-    members: Option<Arc<str>>,
-    /// It was reported that this is not true any more.
-    blind: bool,
+    /// What was copied for it, once that was handed over.
+    delivered: Option<Held>,
     /// The state that was reported last.
     reported: Option<State>,
     backoff: Backoff,
@@ -261,7 +270,6 @@ impl Clerk {
                     }
                     task.order = order;
                     task.delivered = None;
-                    task.blind = false;
                     task.reported = None;
                     task.since = Instant::now();
                     if self
@@ -276,8 +284,6 @@ impl Clerk {
                     let task = Task {
                         order,
                         delivered: None,
-                        members: None,
-                        blind: false,
                         reported: None,
                         backoff: Backoff::new(Duration::from_millis(200), SETTLED),
                         not_before: None,
@@ -334,96 +340,70 @@ impl Clerk {
         Ok(published)
     }
 
-    /// Holds what was copied against what the catalog says now: mirrors in force, and copies that were
-    /// handed over and are about to be.
-    async fn verify(&mut self, snapshot: Snapshot, found: &HashMap<Oid, Found>) {
-        let mut orders = Vec::new();
-        let mut blind = Vec::new();
-        let held = self.orders.borrow().clone().0.into_iter();
-        for (oid, held) in held.filter_map(|(oid, (_, held))| Some((oid, held?))) {
-            let table = found.get(&oid);
-            match still(table, &held.wanted, &held.identity, &self.settings) {
-                Ok(()) => orders.push(held.order),
-                Err(refusal) => blind.push((oid, held.order, refusal)),
+    /// All that was copied: mirrors in force, and copies that were handed over and are about to be.
+    fn copied(&self) -> Vec<(Oid, Held)> {
+        let orders = self.orders.borrow();
+        let held = orders.0.iter();
+        let held = held.filter_map(|(oid, (_, held))| Some((*oid, held.clone()?)));
+        let mut copied: Vec<(Oid, Held)> = held.collect();
+        for (oid, task) in &self.tasks {
+            if let Some(delivered) = &task.delivered
+                && copied.iter().all(|(_, held)| held.order != delivered.order)
+            {
+                copied.push((*oid, delivered.clone()));
             }
         }
-        for (oid, task) in &mut self.tasks {
-            let number = task.order.number;
-            if task.blind || orders.contains(&number) {
-                continue;
-            }
-            if let Some(identity) = &task.delivered {
-                let table = found.get(oid);
-                match still(table, &task.order.wanted, identity, &self.settings) {
-                    Ok(()) => orders.push(number),
-                    Err(refusal) => {
-                        task.blind = true;
-                        if !blind.iter().any(|(_, order, _)| *order == number) {
-                            blind.push((*oid, number, refusal));
-                        }
-                    }
+        copied
+    }
+
+    /// Holds all that was copied against what the catalog says now.
+    async fn verify(&mut self, snapshot: Snapshot, found: &HashMap<Oid, Found>) {
+        let mut orders = Vec::new();
+        for (table, held) in self.copied() {
+            let order = held.order;
+            match still(found.get(&table), &held, &self.settings) {
+                Ok(()) => orders.push(order),
+                Err(refusal) => {
+                    let report = Report::Blind {
+                        table,
+                        order,
+                        refusal,
+                    };
+                    let _gone = self.reports.send(report).await;
                 }
             }
         }
-        for (table, order, refusal) in blind {
-            let report = Report::Blind {
-                table,
-                order,
-                refusal,
-            };
-            let _gone = self.reports.send(report).await;
-        }
-        self.verified.send_replace(Verified::new(snapshot, orders));
+        let verified = Verified::new(snapshot, orders, true);
+        self.verified.send_replace(verified);
     }
 
     /// Looks whether a partition was emptied of what was copied, where no more is asked for; whether
-    /// it has.
+    /// that was all that was to be found.
     async fn look_at_partitions(&mut self) -> bool {
         let Asked { xid, ddl } = *self.asked.borrow_and_update();
-        if ddl {
+        let mut copied = self.copied();
+        copied.retain(|(_, held)| held.members.is_some());
+        if ddl || copied.is_empty() {
             return false;
         }
-        let mut copied: Vec<(Oid, u64, Arc<str>)> = Vec::new();
-        for (oid, (_, held)) in &self.orders.borrow().0 {
-            if let Some(held) = held
-                && let Some(members) = &held.members
-            {
-                copied.push((*oid, held.order, Arc::clone(members)));
-            }
-        }
-        for (oid, task) in &self.tasks {
-            let number = task.order.number;
-            if let (Some(_), Some(members), false) = (&task.delivered, &task.members, task.blind)
-                && copied.iter().all(|(_, order, _)| *order != number)
-            {
-                copied.push((*oid, number, Arc::clone(members)));
-            }
-        }
-        let tables: Vec<Oid> = copied.iter().map(|(oid, ..)| *oid).collect();
+        let tables: Vec<Oid> = copied.iter().map(|(oid, _)| *oid).collect();
         let looked = async {
             let client = session(&mut self.client, &self.database).await?;
-            let deadline = Instant::now() + VISIBLE;
-            loop {
-                let found = partitions(client, &tables).await;
-                let found = found.map_err(|error| words(&error))?;
-                let shown = found.as_ref().is_none_or(|(seen, _)| seen.shows(xid));
-                if shown || Instant::now() >= deadline {
-                    return Ok::<_, String>(found);
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
+            let snapshot = seen(client, xid).await?;
+            let found = partitions(client, &tables).await;
+            Ok::<_, String>((snapshot, found.map_err(|error| words(&error))?))
         };
-        let Ok(Some((snapshot, found))) = looked.await else {
+        let Ok((snapshot, found)) = looked.await else {
             // Whatever stands against it is found by looking at everything.
             return false;
         };
-        let same = |(oid, _, members): &(Oid, u64, Arc<str>)| found.get(oid) == Some(members);
+        let same = |(oid, held): &(Oid, Held)| found.get(oid) == held.members.as_ref();
         if !copied.iter().all(same) {
             return false;
         }
-        let orders = copied.into_iter().map(|(_, order, _)| order).collect();
-        self.verified
-            .send_replace(Verified::of_partitions(snapshot, orders));
+        let orders = copied.iter().map(|(_, held)| held.order).collect();
+        let verified = Verified::new(snapshot, orders, false);
+        self.verified.send_replace(verified);
         true
     }
 
@@ -489,8 +469,7 @@ impl Clerk {
         }
         match copied {
             Ok(arriving) => {
-                task.delivered = Some(Arc::clone(&arriving.kept.identity));
-                task.members.clone_from(&arriving.kept.members);
+                task.delivered = Some(Held::from(&arriving.kept));
                 task.since = Instant::now();
                 let arriving = Box::new(arriving);
                 self.reports
@@ -630,15 +609,10 @@ impl Clerk {
 }
 
 /// Why what was copied of a table is not true any more, where it is not.
-fn still(
-    table: Option<&Found>,
-    wanted: &Wanted,
-    identity: &Arc<str>,
-    settings: &Settings,
-) -> Result<(), Refusal> {
+fn still(table: Option<&Found>, held: &Held, settings: &Settings) -> Result<(), Refusal> {
     let table = table.ok_or_else(|| Cause::Kind.because("the table does not exist"))?;
-    match table.judge(wanted, settings) {
-        Verdict::Fits(way) if way.identity == *identity => Ok(()),
+    match table.judge(&held.wanted, settings) {
+        Verdict::Fits(way) if way.identity == held.identity => Ok(()),
         Verdict::Fits(_) => Err(Cause::Changed.because(format!(
             "{} or how it is published was changed in a way that the stream does not tell",
             table.name

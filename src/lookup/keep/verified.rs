@@ -32,25 +32,16 @@ pub(super) struct Verified {
     snapshot: Option<Snapshot>,
     /// The orders whose mirrors were found as they were copied.
     orders: Vec<u64>,
-    /// Whether it looked at partitions only.
-    partitions: bool,
+    /// Whether it looked at all that the catalog says; else at partitions only.
+    ddl: bool,
 }
 
 impl Verified {
-    pub(super) const fn new(snapshot: Snapshot, orders: Vec<u64>) -> Self {
+    pub(super) const fn new(snapshot: Snapshot, orders: Vec<u64>, ddl: bool) -> Self {
         Self {
             snapshot: Some(snapshot),
             orders,
-            partitions: false,
-        }
-    }
-
-    /// What a look at partitions has found.
-    pub(super) const fn of_partitions(snapshot: Snapshot, orders: Vec<u64>) -> Self {
-        Self {
-            snapshot: Some(snapshot),
-            orders,
-            partitions: true,
+            ddl,
         }
     }
 
@@ -62,7 +53,7 @@ impl Verified {
     /// Whether nothing stood against what was copied for an order: no DDL, where that is asked, nor a
     /// TRUNCATE of a partition.
     pub(super) fn holds(&self, order: u64, ddl: bool) -> bool {
-        self.orders.contains(&order) && !(ddl && self.partitions)
+        (self.ddl || !ddl) && self.orders.contains(&order)
     }
 }
 
@@ -87,11 +78,11 @@ impl Keeping {
 
     /// The tables with a mirror, or with one that is about to be, of which that is not known.
     fn unverified(&self, xid: Xid, ddl: bool) -> impl Iterator<Item = Oid> {
-        let doubtful = move |kept: &Kept| {
+        let known = move |kept: &Kept| {
             let verified = self.verified.borrow();
-            (ddl || kept.members.is_some())
-                && !(verified.shows(xid) && verified.holds(kept.order, ddl))
+            verified.shows(xid) && verified.holds(kept.order, ddl)
         };
+        let doubtful = move |kept: &Kept| (ddl || kept.members.is_some()) && !known(kept);
         let is_doubtful = move |table: &Table| {
             let arriving = table.arriving.as_ref().map(|arriving| &arriving.kept);
             table.mirror.iter().chain(arriving).any(doubtful)

@@ -138,11 +138,6 @@ impl Fanout {
         }
         let clients = found.told.len() as u64;
         let delete = matches!(place.change.kind, Kind::Delete { .. });
-        if found.sight == Sight::Undecided && delete && self.changes_what_decided(place, role) {
-            self.hide(place, role, HiddenReason::AskFailed, clients);
-            self.read_again(place, role, &found, Resync::Undecided, undecided);
-            return;
-        }
         match found.sight {
             Sight::Visible if found.unclear => {
                 self.unjudged(place, role, &found, false, undecided);
@@ -156,6 +151,10 @@ impl Fanout {
             Sight::Raised => self.hide(place, role, HiddenReason::PolicyError, clients),
             Sight::Undecided => {
                 match self.question(place, role, (&found.principal, Version::New)) {
+                    Some(_) if delete && self.changes_what_decided(place, role) => {
+                        self.hide(place, role, HiddenReason::AskFailed, clients);
+                        self.read_again(place, role, &found, Resync::Undecided, undecided);
+                    }
                     Some(question) => self.ask(place, role, found, question).await,
                     None => self.unjudged(place, role, &found, delete, undecided),
                 }
