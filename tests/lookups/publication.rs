@@ -129,6 +129,21 @@ async fn a_table_without_replica_identity_is_not_published_so_the_application_ca
 }
 
 #[tokio::test]
+async fn a_table_with_a_partition_whose_rows_are_not_in_the_stream_is_not_mirrored() {
+    let world = World::new(
+        "create table members (id int primary key, usr text) partition by range (id);
+         create table members_0 partition of members for values from (0) to (10);
+         create unlogged table members_1 partition of members for values from (10) to (20);
+         create publication rowcast;",
+        None,
+    )
+    .await;
+    let (cause, text) = refused(&world, "members", &["usr"]).await;
+    assert_eq!(cause, "kind", "{text}");
+    assert!(text.contains("not logged"), "{text}");
+}
+
+#[tokio::test]
 async fn a_table_that_loses_its_identity_is_taken_out_so_that_it_can_be_written() {
     let world = World::new(
         "create table members (id int primary key, usr text); create publication rowcast;",

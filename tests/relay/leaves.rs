@@ -325,3 +325,38 @@ async fn who_comes_back_hears_of_the_rows_that_left_meanwhile() {
         other => panic!("a resync was expected, not {other:?}"),
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_does_not_leave_who_may_see_it_since_the_transaction_that_takes_it_away() {
+    let schema = format!(
+        "create table t (id int primary key, grp int);
+         create table members (grp int, uid uuid);
+         create function sees(asked int) returns bool language plpgsql stable as $$
+           declare found bool;
+           begin
+             execute 'select exists (select from members where grp = $1 and uid = auth.uid())'
+               into found using asked;
+             return found;
+           end $$;
+         alter table t enable row level security; alter table t replica identity full;
+         create policy p on t using (sees(grp));
+         grant select on t, members to authenticated;
+         insert into members values (1, '{ANN}'); insert into t values (1, 1), (2, 1)"
+    );
+    let mut relay = Relay::start(&schema, "t, members").await;
+    let mut ann = watch(&relay, ANN, leaving("t", "")).await;
+    let mut ben = watch(&relay, BEN, leaving("t", "")).await;
+    relay
+        .run(&format!(
+            "begin; insert into members values (1, '{BEN}'); update t set grp = 2 where id = 1; commit"
+        ))
+        .await;
+    for watcher in [&mut ann, &mut ben] {
+        assert_eq!(brief(&relay.seen(watcher).await), ["resync undecided"]);
+        watcher.join(&relay.core).await.unwrap();
+    }
+    relay.run("update t set grp = 2 where id = 2").await;
+    for watcher in [&ann, &ben] {
+        assert_eq!(brief(&relay.seen(watcher).await), ["DELETE 2"]);
+    }
+}
