@@ -1,5 +1,6 @@
 //! Commits that are in the log and that no snapshot shows yet: their synchronous standby hangs.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,23 +25,50 @@ fn ann(core: &Core) -> Client {
     Client::new(&core.router, who, Asked::of("t"))
 }
 
-pub(crate) async fn standby(sql: &Sql, name: &str) {
+/// From here on commits hang, those of sessions that wait for their standby.
+pub(crate) async fn standby_hangs(sql: &Sql, url: &str) {
+    name_standby(sql, "nobody").await;
+    // It is the checkpointer that has commits wait, and it looks at its settings when it comes to
+    // it: until then they do not hang.
+    let probe = connect(url).await;
+    let pid = probe.query_one("select pg_backend_pid()", &[]).await;
+    let pid: i32 = pid.expect("a process").get(0);
+    let commit = "set synchronous_commit = on; select pg_logical_emit_message(true, 'probe', '')";
+    let hangs = async || {
+        let hangs = "select exists (select from pg_stat_activity \
+             where pid = $1 and wait_event = 'SyncRep')";
+        let row = sql.query_one(hangs, &[&pid]).await;
+        row.expect("what it waits for").get::<_, bool>(0)
+    };
+    let hung = async {
+        loop {
+            let mut committed = pin!(probe.batch_execute(commit));
+            loop {
+                tokio::select! {
+                    done = &mut committed => break done.expect("a commit"),
+                    true = hangs() => {
+                        let cancel = sql.execute("select pg_cancel_backend($1)", &[&pid]).await;
+                        cancel.expect("it goes on");
+                        committed.await.expect("it is committed here");
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, hung).await.expect("in time");
+}
+
+/// Commits that hang go on.
+pub(crate) async fn standby_answers(sql: &Sql) {
+    name_standby(sql, "").await;
+}
+
+async fn name_standby(sql: &Sql, name: &str) {
     let set = format!("alter system set synchronous_standby_names = '{name}'");
     sql.batch_execute(&set).await.expect("a setting");
     let reload = sql.batch_execute("select pg_reload_conf()").await;
     reload.expect("a reload");
-    // Sessions look at their settings before their next statement.
-    let shown = async {
-        loop {
-            let row = sql.query_one("show synchronous_standby_names", &[]).await;
-            if row.expect("a setting").get::<_, String>(0) == name {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(DEADLINE, shown)
-        .await
-        .expect("in time");
 }
 
 /// Commits and hangs.
@@ -92,7 +120,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     sql.batch_execute("insert into t values (0)").await.unwrap();
     hears_of(&live, 0).await;
 
-    standby(&sql, "nobody").await;
+    standby_hangs(&sql, &url).await;
     let hanging = write(&url, "insert into t values (2)");
     hears_of(&live, 2).await;
     // It has been handed out, and others behind it that do not hang.
@@ -103,7 +131,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     assert_eq!(rows, [0, 1, 3], "2 hangs");
     sql.batch_execute("insert into t values (4)").await.unwrap();
     assert!(!hanging.is_finished());
-    standby(&sql, "").await;
+    standby_answers(&sql).await;
     hanging.await.expect("it goes on");
     let mut heard = Vec::new();
     while heard.last() != Some(&4) {
@@ -121,7 +149,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
 
     // A relay whose log begins behind a commit that hangs cannot replay it: it waits for a snapshot
     // that shows it, as long as it may.
-    standby(&sql, "nobody").await;
+    standby_hangs(&sql, &url).await;
     let hanging = write(&url, "insert into t values (5)");
     hears_of(&live, 5).await;
     let mut core = core;
@@ -134,7 +162,7 @@ async fn a_commit_that_hangs_is_not_in_the_rows_but_behind_them_wherever_it_is_i
     assert_eq!(early.heard().await, Heard::Again("trimmed".to_owned()));
     early.join().await;
     assert_eq!(early.heard().await, Heard::Joined(vec![]));
-    standby(&sql, "").await;
+    standby_answers(&sql).await;
     hanging.await.expect("it goes on");
     let pages = early.pages().await;
     let rows: Vec<i64> = pages[0].rows.iter().map(id).collect();

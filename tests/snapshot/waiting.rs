@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_postgres::Client as Sql;
 
 use crate::client::{Asked, Client, Heard, id, principal};
-use crate::hanging::{hears_of, standby, start, write};
+use crate::hanging::{hears_of, standby_answers, standby_hangs, start, write};
 use crate::harness::{ANN, DEADLINE, config, connect};
 
 pub(crate) struct World {
@@ -103,7 +103,7 @@ impl World {
     }
 
     async fn hang_on(&self, sql: &str) -> tokio::task::JoinHandle<()> {
-        standby(&self.sql, "nobody").await;
+        standby_hangs(&self.sql, &self.url).await;
         let before = self.core.metrics.changes_read.get();
         let hanging = write(&self.url, sql);
         let read = async || self.core.metrics.changes_read.get() > before;
@@ -114,7 +114,7 @@ impl World {
     /// The standby answers.
     async fn answer(&self, hanging: tokio::task::JoinHandle<()>) {
         assert!(!hanging.is_finished(), "it hung");
-        standby(&self.sql, "").await;
+        standby_answers(&self.sql).await;
         hanging.await.expect("it goes on");
     }
 
