@@ -336,7 +336,7 @@ fn index_of<T: PartialEq>(known: &mut Vec<T>, one: T) -> usize {
 
 /// What a predicate reads of a principal. Principals with equal projections see the same rows.
 #[derive(Clone)]
-pub struct Projection(Box<[Outcome]>);
+pub struct Projection(SmallVec<[Outcome; 1]>);
 
 impl Projection {
     /// A slot's value, where it has one.

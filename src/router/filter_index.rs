@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::few::Few;
 use super::group::MemberKey;
 use crate::change::{Relation, Row};
 use crate::datum::Datum;
@@ -38,7 +39,7 @@ struct Entry {
 struct Column {
     /// Reads the column of a row; every test of one column and table reads alike.
     reader: Test,
-    filters: HashMap<Datum, HashSet<FilterKey>>,
+    filters: HashMap<Datum, Few<FilterKey>>,
 }
 
 impl FilterIndex {

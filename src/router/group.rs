@@ -25,6 +25,7 @@ use self::member::{Installed, wants};
 pub(super) use self::route::Match;
 use self::selection::Selections;
 pub(super) use self::selection::{Selection, SelectionKey};
+use super::few::Few;
 use super::filter_index::{FilterIndex, FilterKey};
 use super::memberships::{Note, affected};
 use super::{ChannelId, Outbox};
@@ -45,7 +46,7 @@ use crate::subscription::matcher::Filter;
 struct Kin {
     principal: Arc<Principal>,
     projections: SmallVec<[Projection; 1]>,
-    members: HashSet<MemberKey>,
+    members: Few<MemberKey>,
 }
 
 /// What one message tells: those of a member's bindings that hear of a change alike.
@@ -87,7 +88,7 @@ pub(super) struct Group {
     kin: Slab<Kin>,
     by_key: HashMap<KinKey, usize>,
     /// For every slot of the first predicate that rows are looked up by.
-    by_slot: HashMap<usize, HashMap<Datum, HashSet<usize>>>,
+    by_slot: HashMap<usize, HashMap<Datum, Few<usize>>>,
     /// Those whom no slot finds, because it could not be decided what they are.
     unindexed: HashSet<usize>,
     members: Slab<Member>,
@@ -195,6 +196,11 @@ impl Group {
 
     pub(super) fn member(&self, key: MemberKey) -> Option<&Member> {
         self.members.get(key.0)
+    }
+
+    /// Somebody of that kin.
+    pub(super) fn principal(&self, kin: usize) -> Option<&Arc<Principal>> {
+        self.kin.get(kin).map(|kin| &kin.principal)
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
@@ -331,7 +337,7 @@ impl Group {
         let who = self.kin.insert(Kin {
             principal: Arc::clone(principal),
             projections,
-            members: HashSet::new(),
+            members: Few::default(),
         });
         if let Some(projection) = self.kin.get(who).and_then(|kin| kin.projections.first()) {
             let looks = !self.access.lookups.is_empty();

@@ -1,6 +1,8 @@
 //! From one change to the clients that receive it. The only place that knows all live
 //! subscriptions.
 
+mod few;
+
 mod group;
 
 mod filter_index;

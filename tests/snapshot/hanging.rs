@@ -34,24 +34,23 @@ pub(crate) async fn standby_hangs(sql: &Sql, url: &str) {
     let pid = probe.query_one("select pg_backend_pid()", &[]).await;
     let pid: i32 = pid.expect("a process").get(0);
     let commit = "set synchronous_commit = on; select pg_logical_emit_message(true, 'probe', '')";
-    let hangs = async || {
-        let hangs = "select exists (select from pg_stat_activity \
-             where pid = $1 and wait_event = 'SyncRep')";
+    let hangs = "select exists (select from pg_stat_activity \
+         where pid = $1 and wait_event = 'SyncRep')";
+    let hangs = async || loop {
         let row = sql.query_one(hangs, &[&pid]).await;
-        row.expect("what it waits for").get::<_, bool>(0)
+        if row.expect("what it waits for").get(0) {
+            return;
+        }
     };
     let hung = async {
         loop {
             let mut committed = pin!(probe.batch_execute(commit));
-            loop {
-                tokio::select! {
-                    done = &mut committed => break done.expect("a commit"),
-                    true = hangs() => {
-                        let cancel = sql.execute("select pg_cancel_backend($1)", &[&pid]).await;
-                        cancel.expect("it goes on");
-                        committed.await.expect("it is committed here");
-                        return;
-                    }
+            tokio::select! {
+                done = &mut committed => done.expect("a commit that does not hang yet"),
+                () = hangs() => {
+                    let cancel = sql.execute("select pg_cancel_backend($1)", &[&pid]).await;
+                    cancel.expect("it goes on");
+                    return committed.await.expect("it is committed here");
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Holds what a subscriber got against what it must get.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::plan::{Plan, Written};
 
@@ -42,8 +43,9 @@ impl Tally {
 pub struct Verifier {
     plan: Plan,
     subscriber: u64,
-    seen: Vec<u64>,
-    last: Vec<Option<u64>>,
+    // Without a look elsewhere in memory where there are few: it would be measured for the relay's.
+    seen: SmallVec<[u64; 2]>,
+    last: SmallVec<[Option<u64>; 4]>,
     tally: Tally,
 }
 
@@ -55,8 +57,8 @@ impl Verifier {
         Self {
             plan,
             subscriber,
-            seen: Vec::new(),
-            last: vec![None; writers],
+            seen: SmallVec::new(),
+            last: SmallVec::from_elem(None, writers),
             tally: Tally::default(),
         }
     }

@@ -150,7 +150,12 @@ impl Fanout {
             // A SELECT would raise as well and show nothing: there is nothing to read again.
             Sight::Raised => self.hide(place, role, HiddenReason::PolicyError, clients),
             Sight::Undecided => {
-                match self.question(place, role, (&found.principal, Version::New)) {
+                let watched = self.tables.get(&place.change.relation.oid);
+                let group = watched.and_then(|watched| watched.groups.get(role));
+                let principal = group.and_then(|group| group.principal(found.kin).cloned());
+                let question =
+                    principal.and_then(|who| self.question(place, role, (&who, Version::New)));
+                match question {
                     Some(_) if delete && self.changes_what_decided(place, role) => {
                         self.hide(place, role, HiddenReason::AskFailed, clients);
                         self.read_again(place, role, &found, Resync::Undecided, undecided);
@@ -256,7 +261,6 @@ impl Fanout {
             .partition(recent);
         found.told = recent;
         Match {
-            principal: Arc::clone(&found.principal),
             told: missed,
             ..*found
         }

@@ -1,14 +1,12 @@
 //! Who asked for a change, and whether they may see it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::judged::{Judged, Whom};
 use super::member::wants;
 use super::{Group, MemberKey, Sight, Subject, Told};
-use crate::auth::Principal;
 use crate::change::Kind;
 use crate::mutant::JudgedMutant;
 use crate::policy::predicate::Facts;
@@ -21,7 +19,6 @@ use crate::subscription::matcher::Outcome;
 pub(in crate::router) struct Match {
     /// Which kin of the group; where the row may be seen, the first of several.
     pub(in crate::router) kin: usize,
-    pub(in crate::router) principal: Arc<Principal>,
     pub(in crate::router) sight: Sight,
     /// What matched.
     pub(in crate::router) told: Vec<Told>,
@@ -111,7 +108,6 @@ impl Group {
             if !heard.unclear.is_empty() && !hidden {
                 matches.push(Match {
                     kin: who,
-                    principal: Arc::clone(&kin.principal),
                     sight,
                     told: heard.unclear,
                     sees_old: false,
@@ -146,7 +142,6 @@ impl Group {
             };
             matches.push(Match {
                 kin: who,
-                principal: Arc::clone(&kin.principal),
                 sight,
                 told,
                 sees_old,
