@@ -258,37 +258,44 @@ impl Carrier for Receiver {
 }
 
 fn empty(outbox: &Outbox, verifier: &mut Verifier, books: &Books) {
-    let mut events = Vec::new();
-    loop {
-        match outbox.take(&mut events, BATCH) {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(overflow) => {
+    thread_local! {
+        /// What is being read; as a socket's are, it is not made anew for each.
+        static EVENTS: RefCell<Vec<Event>> = RefCell::default();
+    }
+    EVENTS.with_borrow_mut(|events| {
+        loop {
+            let taken = outbox.take(events, BATCH).unwrap_or_else(|overflow| {
                 books.note(overflow.to_string());
+                0
+            });
+            for event in events.drain(..) {
+                read_event(event, verifier, books);
+            }
+            // Then nothing was left that may go out.
+            if taken < BATCH {
                 return;
             }
         }
-        for event in events.drain(..) {
-            match event {
-                Event::Change { change, .. } if change.bindings[..] == [BINDING] => {
-                    match read(&change) {
-                        Ok(Frame::Row { id, sent, .. }) => books.take(verifier, id, sent),
-                        Ok(_) => books.note("a change of an unknown form".to_owned()),
-                        Err(error) => books.note(format!("a change of an unknown form: {error}")),
-                    }
-                }
-                Event::Change { .. } => books.note("a change for another binding".to_owned()),
-                Event::Resync { reason, .. } => books.note(format!("resync {}", reason.as_str())),
-                Event::Snapshot { .. } | Event::SnapshotFailed { .. } => {
-                    books.note("a snapshot that nobody asked for".to_owned());
-                }
-                Event::CaughtUp { .. } => books.note("caught up with nothing".to_owned()),
-                Event::Joined { .. } => books.note("joined twice".to_owned()),
-                // In force from before, with other rules.
-                Event::Introduced { .. } => {}
-                Event::Unavailable { .. } => books.note("the database is away".to_owned()),
-            }
+    });
+}
+
+fn read_event(event: Event, verifier: &mut Verifier, books: &Books) {
+    match event {
+        Event::Change { change, .. } if change.bindings[..] == [BINDING] => match read(&change) {
+            Ok(Frame::Row { id, sent, .. }) => books.take(verifier, id, sent),
+            Ok(_) => books.note("a change of an unknown form".to_owned()),
+            Err(error) => books.note(format!("a change of an unknown form: {error}")),
+        },
+        Event::Change { .. } => books.note("a change for another binding".to_owned()),
+        Event::Resync { reason, .. } => books.note(format!("resync {}", reason.as_str())),
+        Event::Snapshot { .. } | Event::SnapshotFailed { .. } => {
+            books.note("a snapshot that nobody asked for".to_owned());
         }
+        Event::CaughtUp { .. } => books.note("caught up with nothing".to_owned()),
+        Event::Joined { .. } => books.note("joined twice".to_owned()),
+        // In force from before, with other rules.
+        Event::Introduced { .. } => {}
+        Event::Unavailable { .. } => books.note("the database is away".to_owned()),
     }
 }
 

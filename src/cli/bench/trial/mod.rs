@@ -47,8 +47,8 @@ pub struct Trials {
     backlog: Option<u64>,
     /// Measure how many changes relay and walsender take in a CPU second to drain so many rows
     /// (100000), with subscribers in the relay's process: 1, 1000 and 100000 by user (or as many as
-    /// `--compare` says), and 1000 with a filter each and by membership, written out and behind a
-    /// function; a tenth of the rows for those
+    /// `--compare` says), and 1000 with a filter each, with old rows kept, and with half of the rows
+    /// by membership, written out and behind a function
     #[arg(long, value_name = "ROWS", num_args = 0..=1, default_missing_value = "100000", value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
     drain: Option<u64>,
     /// Measure how many changes that nobody asked for (200000) relay and walsender take in a CPU
