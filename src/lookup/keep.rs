@@ -186,6 +186,11 @@ struct Table {
     mirror: Option<Kept>,
     /// [`Keeping::complete_from`].
     complete_from: Option<Offset>,
+    /// What the catalog said of it when its mirror was given up, where only its partitions were
+    /// others.
+    regrouped: Option<Arc<str>>,
+    /// [`Keeping::goes_on`].
+    goes_on: bool,
     arriving: Option<Arriving>,
 }
 
@@ -312,6 +317,8 @@ impl Keeping {
                         last_fault: None,
                         mirror: None,
                         complete_from: None,
+                        regrouped: None,
+                        goes_on: false,
                         arriving: None,
                     };
                     self.tables.insert(oid, table);
@@ -433,6 +440,14 @@ impl Keeping {
         self.tables.get(&table)?.complete_from
     }
 
+    /// Whether between a table's mirror and the one before nothing happened to the table without a word
+    /// in the stream, but what the one before was given up for: then what the two differ in, and what
+    /// the stream says in between, is all that became of it.
+    #[must_use]
+    pub fn goes_on(&self, table: Oid) -> bool {
+        self.tables.get(&table).is_some_and(|table| table.goes_on)
+    }
+
     /// What is known of each lookup, by table.
     #[must_use]
     pub fn status(&self) -> Vec<Status> {
@@ -524,6 +539,8 @@ impl Keeping {
             let (kept, found) = (arriving.kept, arriving.found);
             // The subscribers' publication has had it all the time.
             table.complete_from = complete_from.filter(|_| kept.stretch.is_some());
+            let regrouped = table.regrouped.take();
+            table.goes_on = regrouped.is_some_and(|found| found == kept.identity);
             if kept.stretch.is_some() && kept.stretch != covered {
                 self.give_up_arriving(oid, broken_off());
                 continue;
@@ -593,10 +610,14 @@ impl Keeping {
                 table,
                 order,
                 refusal,
+                found,
             } => {
                 let kept = self.tables.get(&table)?.mirror.as_ref();
                 if kept.is_some_and(|kept| kept.order == order) {
                     self.give_up(table, refusal, None);
+                    if let Some(known) = self.tables.get_mut(&table) {
+                        known.regrouped = found;
+                    }
                     return Some(Event::Gone(table));
                 }
                 if self.of_order(table, order).is_some() {
@@ -688,6 +709,7 @@ impl Keeping {
             return;
         };
         table.arriving = None;
+        table.regrouped = None;
         counts.refused(refusal.cause.as_str());
         warn!(
             table = table.name.as_deref().unwrap_or_default(),

@@ -11,6 +11,9 @@ use crate::datum::Datum;
 /// The values of a row in the order of the mirror's columns; `None` is NULL.
 pub type Looked = Arc<[Option<Datum>]>;
 
+/// A row that is no more, or one that is new.
+pub type Difference = (Option<Looked>, Option<Looked>);
+
 /// An index that was not asked for when the mirror was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the mirror has no such index")]
@@ -185,6 +188,27 @@ impl Mirror {
         alike.and_then(|alike| alike.get(row)).copied().unwrap_or(0)
     }
 
+    /// The rows that are there more or less often than in another mirror of the same columns: with
+    /// what is there no more first, and then what is there anew. `None` for more than `most`, or
+    /// where the columns are others.
+    #[must_use]
+    pub fn differences(&self, former: &Self, most: usize) -> Option<Vec<Difference>> {
+        if self.columns != former.columns {
+            return None;
+        }
+        let less = former.less_in(self).map(|row| (Some(row), None));
+        let more = self.less_in(former).map(|row| (None, Some(row)));
+        let found: Vec<Difference> = less.chain(more).take(most.saturating_add(1)).collect();
+        (found.len() <= most).then_some(found)
+    }
+
+    /// The different rows that are there less often in another one.
+    fn less_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Looked> + 'a {
+        let all = self.rows.values().flat_map(HashTrieMapSync::iter);
+        let less = all.filter(|(row, times)| other.times(row) < **times);
+        less.map(|(row, _)| Arc::clone(row))
+    }
+
     /// Adds a row.
     pub fn insert(&mut self, row: Looked) {
         self.change();
@@ -266,5 +290,76 @@ impl Mirror {
 impl std::fmt::Debug for Mirror {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Mirror({} rows)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+    use crate::datum::Type;
+    use crate::pg::Oid;
+
+    #[test]
+    fn what_two_mirrors_differ_in_is_found_however_often_rows_are_there() {
+        let mut random = StdRng::seed_from_u64(11);
+        let wanted = |names: &[&str]| Wanted {
+            table: Oid(1),
+            columns: names
+                .iter()
+                .map(|name| Column {
+                    name: (*name).into(),
+                    type_oid: Oid(20),
+                    of: Type::Int8,
+                })
+                .collect(),
+            indexes: BTreeSet::new(),
+        };
+        let (other, wanted) = (wanted(&["a"]), wanted(&["a", "b"]));
+        for _ in 0..200 {
+            let mut drawn = || {
+                let mut mirror = Mirror::new(&wanted, &wanted.columns[..1]);
+                let mut counts = BTreeMap::new();
+                for _ in 0..random.random_range(0..12) {
+                    let row = [random.random_range(0..3_i64), random.random_range(0..2)];
+                    *counts.entry(row).or_insert(0_u32) += 1;
+                    mirror.insert(row.map(|value| Some(Datum::Int(value))).into());
+                }
+                (mirror, counts)
+            };
+            let ((former, had), (now, has)) = (drawn(), drawn());
+            let number = |row: Option<Looked>| {
+                let row = row?;
+                Some([0, 1].map(|place| match row[place] {
+                    Some(Datum::Int(value)) => value,
+                    _ => -1,
+                }))
+            };
+            let found = now.differences(&former, usize::MAX).unwrap();
+            let mut found: Vec<_> = found
+                .into_iter()
+                .map(|(a, b)| (number(a), number(b)))
+                .collect();
+            found.sort_unstable();
+            let times = |of: &BTreeMap<[i64; 2], u32>, row: &[i64; 2]| of.get(row).copied();
+            let all = [0, 1, 2].into_iter().flat_map(|a| [[a, 0], [a, 1]]);
+            let mut expected: Vec<_> = all
+                .filter_map(|row| match times(&had, &row).cmp(&times(&has, &row)) {
+                    std::cmp::Ordering::Greater => Some((Some(row), None)),
+                    std::cmp::Ordering::Less => Some((None, Some(row))),
+                    std::cmp::Ordering::Equal => None,
+                })
+                .collect();
+            expected.sort_unstable();
+            assert_eq!(found, expected);
+            let fewer = expected.len().checked_sub(1);
+            assert!(fewer.is_none_or(|most| now.differences(&former, most).is_none()));
+        }
+        let other = Mirror::new(&other, &[]);
+        assert!(other.differences(&Mirror::new(&wanted, &[]), 9).is_none());
     }
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-pub use mirror::{Lacking, Looked, Mirror, State};
+pub use mirror::{Difference, Lacking, Looked, Mirror, State};
 use rpds::HashTrieMapSync;
 
 use crate::datum::Type;

@@ -1,9 +1,9 @@
 //! Memberships that change without a word of it in the stream: whoever is none any more sees nothing
 //! of what commits with it or behind it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::harness::{ANN, BEN, Relay, Watcher, brief, connect};
+use crate::harness::{ANN, BEN, DEADLINE, Relay, Watcher, brief, connect};
 use crate::memberships::keeps;
 
 /// Rows of an organisation are for its members, each organisation's in a partition of their own.
@@ -231,5 +231,62 @@ async fn after_a_column_of_memberships_is_renamed_they_are_followed_under_its_ne
         ann.join(&relay.core).await.unwrap();
         relay.run("insert into doc values (1, 1), (2, 2)").await;
         assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_partitions_of_memberships_that_come_and_go_those_are_told_whom_it_concerns() {
+    let mut relay = started(true).await;
+    // Ben is in the first one only.
+    let leaves = format!("delete from member where org = 2 and person = '{BEN}'");
+    relay.run(&leaves).await;
+    let (mut next, mut copies) = (0, 1);
+    // What it takes of memberships, and from whom.
+    let cases: &[(&str, bool)] = &[
+        (
+            "create table member_3 partition of member for values in (3)",
+            false,
+        ),
+        ("vacuum full member_1", false),
+        ("truncate member_2_all", true),
+        ("alter table member detach partition member_2", true),
+        (
+            "alter table member attach partition member_2 for values in (2)",
+            true,
+        ),
+        ("drop table member_2", true),
+    ];
+    for (sql, concerned) in cases {
+        let ann = relay.watch_as(ANN, "doc").await;
+        let ben = relay.watch_as(BEN, "doc").await;
+        keeps(&relay).await;
+        relay.run(sql).await;
+        // Some transaction, behind which it is noticed.
+        relay.run("insert into doc values (0, 9)").await;
+        relay.run("delete from doc where id = 0").await;
+        copies += 1;
+        let line = format!("rowcast_lookup_copies_total {copies}\n");
+        let deadline = Instant::now() + DEADLINE;
+        while !relay.core.metrics.encode().contains(&line) {
+            assert!(Instant::now() < deadline, "{sql}: it is not copied anew");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        keeps(&relay).await;
+        next += 1;
+        relay
+            .run(&format!("insert into doc values ({next}, 1)"))
+            .await;
+        let row = format!("INSERT {next}");
+        let shown = brief(&relay.seen(&ben).await);
+        assert_eq!(shown, std::slice::from_ref(&row), "{sql}");
+        if *concerned {
+            assert_eq!(ann.resync().await, "access_changed", "{sql}");
+        } else {
+            assert_eq!(brief(&relay.seen(&ann).await), [row], "{sql}");
+        }
+        if sql.starts_with("truncate") {
+            let back = format!("insert into member values (2, '{ANN}')");
+            relay.run(&back).await;
+        }
     }
 }

@@ -91,6 +91,12 @@ pub(super) struct Way {
     pub(super) members: Option<Arc<str>>,
 }
 
+/// What an identity says besides the partitions, which it ends with.
+pub(super) fn but_partitions<'a>(identity: &'a str, members: Option<&Arc<str>>) -> Option<&'a str> {
+    let rest = identity.strip_suffix(']')?;
+    rest.strip_suffix(members.map_or("", |members| members))
+}
+
 /// Whether it can be mirrored.
 #[derive(Debug)]
 pub(super) enum Verdict {

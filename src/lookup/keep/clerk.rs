@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 use super::arriving::Arriving;
-use super::catalog::{Found, Verdict, Way, look, partitions};
+use super::catalog::{Found, Verdict, Way, but_partitions, look, partitions};
 use super::copy::{Copying, Failure, Source};
 use super::kept::Kept;
 use super::reason::{Cause, Refusal};
@@ -98,6 +98,8 @@ pub(super) enum Report {
         table: Oid,
         order: u64,
         refusal: Refusal,
+        /// Where nothing but its partitions is otherwise: what the catalog says of the table now.
+        found: Option<Arc<str>>,
     },
 }
 
@@ -363,11 +365,12 @@ impl Clerk {
             let order = held.order;
             match still(found.get(&table), &held, &self.settings) {
                 Ok(()) => orders.push(order),
-                Err(refusal) => {
+                Err((refusal, found)) => {
                     let report = Report::Blind {
                         table,
                         order,
                         refusal,
+                        found,
                     };
                     let _gone = self.reports.send(report).await;
                 }
@@ -608,20 +611,35 @@ impl Clerk {
     }
 }
 
-/// Why what was copied of a table is not true any more, where it is not.
-fn still(table: Option<&Found>, held: &Held, settings: &Settings) -> Result<(), Refusal> {
-    let table = table.ok_or_else(|| Cause::Kind.because("the table does not exist"))?;
+/// Why what was copied of a table is not true any more, where it is not; and where that is its
+/// partitions only, what the catalog says of it.
+fn still(
+    table: Option<&Found>,
+    held: &Held,
+    settings: &Settings,
+) -> Result<(), (Refusal, Option<Arc<str>>)> {
+    let Some(table) = table else {
+        return Err((Cause::Kind.because("the table does not exist"), None));
+    };
     match table.judge(&held.wanted, settings) {
         Verdict::Fits(way) if way.identity == held.identity => Ok(()),
-        Verdict::Fits(_) => Err(Cause::Changed.because(format!(
-            "{} or how it is published was changed in a way that the stream does not tell",
-            table.name
-        ))),
-        Verdict::Unpublished => {
-            Err(Cause::Publication
-                .because(format!("{} was taken out of its publication", table.name)))
+        Verdict::Fits(way) => {
+            let refusal = Cause::Changed.because(format!(
+                "{} or how it is published was changed in a way that the stream does not tell",
+                table.name
+            ));
+            let was = but_partitions(&held.identity, held.members.as_ref());
+            let is = but_partitions(&way.identity, way.members.as_ref());
+            Err((
+                refusal,
+                (was.is_some() && was == is).then_some(way.identity),
+            ))
         }
-        Verdict::Refused(refusal) => Err(refusal),
+        Verdict::Unpublished => {
+            let why = format!("{} was taken out of its publication", table.name);
+            Err((Cause::Publication.because(why), None))
+        }
+        Verdict::Refused(refusal) => Err((refusal, None)),
     }
 }
 

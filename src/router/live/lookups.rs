@@ -14,8 +14,8 @@ use tracing::debug;
 
 use super::Live;
 use crate::log::{Entry, LogError, Offset};
-use crate::lookup::keep::{Cause, Keeping, State, Status};
-use crate::lookup::{Column, Lookups, Wanted};
+use crate::lookup::keep::{Cause, Delta, Keeping, State, Status};
+use crate::lookup::{Column, Lookups, Mirror, Wanted};
 use crate::pg::{Oid, Xid};
 use crate::router::group::Moment;
 use crate::router::memberships::{Change, Note, States};
@@ -30,6 +30,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a transaction waits until it is known whether mirrors are still true. Past this they count
 /// as none.
 const LOOK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Rows of a mirror that is held against the one before, and rows in which these may differ: past that
+/// it counts as another one as a whole, as the router waits for it.
+const COMPARED: usize = 1 << 17;
+const DIFFERENT: usize = 1 << 14;
+
+/// What a table was is kept for this long while there is no mirror of it.
+const FORMER: Duration = Duration::from_secs(120);
 
 /// Entries read ahead at once.
 const AHEAD: usize = 64;
@@ -49,9 +57,18 @@ pub(in crate::router) struct Looking {
     /// Since when there is a table without a mirror that is to have one.
     awaited_since: Option<Instant>,
     in_hand: Option<InHand>,
-    /// Tables that changed while no mirror of them was kept, and when last.
-    unnoted: HashMap<Oid, Moment>,
+    /// Tables that changed while no mirror of them was kept, or may have.
+    unnoted: HashMap<Oid, Unnoted>,
     stored: Instant,
+}
+
+/// What a table without a mirror became in the meantime.
+struct Unnoted {
+    /// When it changed last.
+    last: Moment,
+    /// What it was when it lost its mirror, and when that was, where no row of it has changed since
+    /// that the stream tells of.
+    former: Option<(Mirror, Instant)>,
 }
 
 /// The transaction that is handed out.
@@ -83,6 +100,26 @@ pub(super) async fn looked(verifying: &mut Option<Verifying>) {
     }
     if let Some(verifying) = verifying {
         verifying.wait = None;
+    }
+}
+
+impl Unnoted {
+    /// In which rows the table differs from what it was, where that is known and they are not many.
+    fn differences(&self, table: Oid, now: &Mirror) -> Option<Vec<Note>> {
+        let (former, _) = self.former.as_ref()?;
+        if now.len().max(former.len()) > COMPARED {
+            return None;
+        }
+        let found = now.differences(former, DIFFERENT)?.into_iter();
+        let note = |(before, after)| {
+            let delta = Delta::Row {
+                table,
+                before,
+                after,
+            };
+            Note::new(self.last.offset, self.last.xid, delta)
+        };
+        Some(found.map(note).collect())
     }
 }
 
@@ -177,6 +214,10 @@ impl Looking {
 impl Live {
     /// Has the keeper mirror what the rules in hand read.
     pub(super) fn look_into(&mut self) {
+        let old = |former: &mut (Mirror, Instant)| former.1.elapsed() >= FORMER;
+        for unnoted in self.looking_up.unnoted.values_mut() {
+            unnoted.former.take_if(old);
+        }
         if self.looking_up.is_amid() {
             return;
         }
@@ -229,17 +270,29 @@ impl Live {
             .copied()
             .filter(|table| before.get(*table).is_none())
             .collect();
+        let mut left: HashMap<Oid, Mirror> = HashMap::new();
+        left.extend(
+            gone.iter()
+                .filter_map(|one| Some((*one, before.get(*one)?.clone()))),
+        );
         self.fanout.states = States::of(now);
         self.fanout.memberships.replace(now, &others);
         for table in others {
             if gone.contains(&table) {
                 // What becomes of it until there is another may not even be in the log.
                 if self.fanout.is_read(table) {
-                    self.looking_up.unnoted.insert(table, moment);
+                    let former = left.remove(&table).map(|former| (former, Instant::now()));
+                    let last = moment;
+                    self.looking_up
+                        .unnoted
+                        .insert(table, Unnoted { last, former });
                 }
             } else {
                 let unnoted = self.looking_up.unnoted.remove(&table);
-                let mut moment = unnoted;
+                let goes_on = self.looking_up.keeping.goes_on(table);
+                let known = unnoted.as_ref().filter(|_| goes_on);
+                let notes = known.and_then(|known| known.differences(table, now.get(table)?));
+                let mut moment = unnoted.map(|unnoted| unnoted.last);
                 if let Some(since) = self.looking_up.keeping.complete_from(table) {
                     self.fanout.memberships.known_from(table, since);
                     // Nor is it known whether it changed before: who did not wait for it is told.
@@ -250,8 +303,10 @@ impl Live {
                     };
                     moment = moment.or_else(|| new.contains(&table).then_some(unseen));
                 }
-                if let Some(moment) = moment {
-                    self.fanout.tell_readers(&[table], moment);
+                match (moment, notes) {
+                    (Some(moment), Some(notes)) => self.fanout.tell_concerned(&notes, moment),
+                    (Some(moment), None) => self.fanout.tell_readers(&[table], moment),
+                    (None, _) => {}
                 }
             }
         }
@@ -405,7 +460,11 @@ impl Live {
         self.fanout.tell_concerned(&in_hand.notes, moment);
         for table in &in_hand.unnoted {
             if self.fanout.is_read(*table) {
-                self.looking_up.unnoted.insert(*table, moment);
+                let former = None;
+                let last = moment;
+                self.looking_up
+                    .unnoted
+                    .insert(*table, Unnoted { last, former });
             }
         }
     }
