@@ -158,7 +158,22 @@ select jsonb_build_object(
       'oid', r.oid, 'name', r.rolname, 'bypass', r.bypass,
       -- Whether questions can be asked under this role.
       'settable', pg_has_role(session_user, r.oid,
-        case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end)
+        case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end),
+      -- What pg_has_role says of it, of the roles that policies and functions may ask that about.
+      'memberships', coalesce((
+        select jsonb_agg(jsonb_build_array(m.rolname, pg_has_role(r.oid, m.oid, 'usage'),
+          pg_has_role(r.oid, m.oid, 'member')) order by m.oid)
+        from pg_roles m
+        where m.rolname in (
+          select q.name[1]
+          from (
+            select pg_get_expr(p.polqual, p.polrelid) as text
+            from policies p
+            where p.polrelid in (select oid from tables) and p.polqual::text ~ ':funcid (270[5-9]|2710) '
+            union all
+            select p.prosrc from functions f join pg_proc p on p.oid = f.oid
+            where p.prosrc ilike '%pg_has_role%') s
+          cross join regexp_matches(s.text, $$'([^']+)'$$, 'g') as q(name))), '[]')
     ) order by r.oid) from roles r), '[]'),
   'schemas', coalesce((
     select jsonb_object_agg(n.nspname, jsonb_build_object(

@@ -351,7 +351,8 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
             let Some(function) = catalog.functions.get(&oid) else {
                 continue;
             };
-            let acting = catalog.role(context.role).map(|role| role.name.as_str());
+            let acting = catalog.role(context.role);
+            let acting = acting.map(|role| (&role.name, &role.memberships));
             (oid.0, &context.path, acting).hash(&mut hasher);
             does(function, function.does(&context), role).hash(&mut hasher);
         }
@@ -367,6 +368,7 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         let (Some(acting), Some(judged)) = (catalog.role(acting), catalog.tables.get(&oid)) else {
             continue;
         };
+        acting.memberships.hash(&mut hasher);
         if let Some(view) = &judged.view {
             (oid.0, without_places(&view.tree), view.reads_as()).hash(&mut hasher);
         }

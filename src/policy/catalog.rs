@@ -89,6 +89,9 @@ pub struct Role {
     pub bypass: bool,
     /// Whether the relay's login may become this role, and so ask questions under it.
     pub settable: bool,
+    /// Of roles that policies and functions name beside `pg_has_role`: whether it has their rights
+    /// without becoming them (`usage`), and whether it is one of them at all (`member`).
+    pub memberships: Vec<(String, bool, bool)>,
 }
 
 /// A table.

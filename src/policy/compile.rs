@@ -103,6 +103,9 @@ pub struct Scope {
     pub context: Context,
     /// What `current_setting` says of names beyond [`Setting::of`], in lower case.
     pub settings: HashMap<String, Setting>,
+    /// What `pg_has_role` says of a role (the first), of the roles that it is asked about: whether
+    /// it has the other's rights (`usage`), and whether it is one (`member`).
+    pub memberships: HashMap<(Oid, Arc<str>), (bool, bool)>,
     /// What time it is on the server.
     pub clock: Arc<ServerClock>,
 }

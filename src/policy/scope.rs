@@ -140,6 +140,10 @@ fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
             function.bodies.insert(context.clone(), body.cloned());
         }
     }
+    let memberships = catalog.roles.values().flat_map(|role| {
+        let of = role.memberships.iter();
+        of.map(|(other, usage, member)| ((role.oid, other.as_str().into()), (*usage, *member)))
+    });
     let unset = catalog.unset.iter();
     // What only requests set is known already.
     let unset = unset.filter(|name| Setting::of(name).is_none());
@@ -151,6 +155,7 @@ fn scope(catalog: &Catalog, table: &Table, role: &str) -> Scope {
         tables: looked.collect(),
         context,
         settings: unset.map(|name| (name.clone(), Setting::Unset)).collect(),
+        memberships: memberships.collect(),
         clock: Arc::clone(&catalog.clock),
     }
 }

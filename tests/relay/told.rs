@@ -244,10 +244,11 @@ async fn tables_and_columns_are_granted_revoked_published_and_left_out_where_tha
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_and_memberships_are_noticed_by_the_clock_beside_the_trigger() {
     let mut relay = Relay::told(
-        "create role told_club; create role told_member;
+        "create role told_club; create role told_guild; create role told_member;
          create table notes (id int primary key, user_id uuid, body text);
          alter table notes enable row level security;
          create policy club on notes to told_club using (true);
+         create policy guild on notes using (pg_has_role('told_guild', 'usage'));
          grant select on notes, fence to told_member; grant usage on schema public to told_member",
         "notes",
         |config| config.catalog_interval = Duration::from_millis(50),
@@ -261,6 +262,8 @@ async fn roles_and_memberships_are_noticed_by_the_clock_beside_the_trigger() {
         (3, "revoke told_club from told_member", false),
         (4, "alter role told_member bypassrls", true),
         (5, "alter role told_member nobypassrls", false),
+        (6, "grant told_guild to told_member", true),
+        (7, "revoke told_guild from told_member", false),
     ] {
         relay.run(sql).await;
         assert_eq!(member.resync().await, "access_changed", "{sql}");

@@ -55,6 +55,9 @@ impl Compiler<'_> {
         if let Oid(2077 | 3294) = oid {
             return Ok((self.setting(&args)?, result));
         }
+        if let Oid(2705 | 2709) = oid {
+            return Ok((self.has_role(&args)?, result));
+        }
         if let Some(built_in) = operators::function(oid, self.scope.major) {
             if built_in.result != result {
                 return Err(Refusal::new(format!("function {oid} has another result")));
@@ -116,6 +119,45 @@ impl Compiler<'_> {
                 "collation {collation} is not native here"
             )))
         }
+    }
+
+    /// `pg_has_role(role, privilege)` and `pg_has_role(current_user, role, privilege)`.
+    fn has_role(&self, args: &[Typed]) -> Result<Expr, Refusal> {
+        let own = self.current_user();
+        let (role, privilege) = match args {
+            [role, privilege] => (role, privilege),
+            [user, role, privilege] if user.expr == own => (role, privilege),
+            _ => return Err(Refusal::new("pg_has_role of somebody else")),
+        };
+        let text = |one: &Typed| match &one.expr {
+            Expr::Const(Constant(Some(Datum::Text(text)))) => Some(Arc::clone(text)),
+            _ => None,
+        };
+        let (Some(role), Some(privilege)) = (text(role), text(privilege)) else {
+            return Err(Refusal::new("pg_has_role of a role not constant"));
+        };
+        let known = self.scope.memberships.get(&(self.context.role, role));
+        let Some((usage, member)) = known else {
+            return Err(Refusal::new("pg_has_role of a role that is not known"));
+        };
+        let has = match privilege.to_ascii_lowercase().as_str() {
+            "usage" => *usage,
+            "member" => *member,
+            _ => return Err(Refusal::new("pg_has_role of such a privilege")),
+        };
+        // No constant: the planner does not look at roles.
+        let has = Expr::constant(Datum::Bool(has));
+        Ok(Expr::Body(Vec::new(), false, Box::new(has)))
+    }
+
+    /// `current_user`, which is the owner inside a SECURITY DEFINER function.
+    fn current_user(&self) -> Expr {
+        let Some(user) = &self.user else {
+            return Expr::Role;
+        };
+        // No constant: the planner does not look at who runs it.
+        let user = Expr::constant(Datum::Text(Arc::clone(user)));
+        Expr::Body(Vec::new(), false, Box::new(user))
     }
 
     fn setting(&mut self, args: &[Typed]) -> Result<Expr, Refusal> {
@@ -297,13 +339,7 @@ impl Compiler<'_> {
         if !current {
             return Err(Refusal::new("SQLVALUEFUNCTION is not compiled here"));
         }
-        if let Some(user) = &self.user {
-            // No constant: the planner does not look at who runs it.
-            let user = Expr::constant(Datum::Text(Arc::clone(user)));
-            let user = Expr::Body(Vec::new(), false, Box::new(user));
-            return Ok((user, node.oid("type")?));
-        }
-        Ok((Expr::Role, node.oid("type")?))
+        Ok((self.current_user(), node.oid("type")?))
     }
 
     pub(super) fn through_text(
