@@ -39,10 +39,8 @@ use super::old_rows::{OldRowTables, OldRows};
 use super::position::Position;
 use super::replay::{Awaited, Replay};
 use super::resolve::Readings;
-use super::unseen::{Late, Unseen};
-use super::{
-    ChannelId, DeleteWithoutIdentity, Event, Join, Leaves, Outbox, Refusal, Resync, SessionId,
-};
+use super::unseen::Unseen;
+use super::{ChannelId, DeleteWithoutIdentity, Join, Leaves, Outbox, Refusal, Resync, SessionId};
 use crate::auth::Principal;
 use crate::change::{Change, ColumnSet, Kind, Lost, Relation};
 use crate::encode::Shape;
@@ -402,22 +400,8 @@ impl Fanout {
     /// Tells a channel to read again, once all that lies before the cursor that it is given can be
     /// read; or, where that takes long, with a cursor that lies before what cannot.
     pub(super) fn tell_to_read(&self, outbox: &Arc<Outbox>, channel: ChannelId, reason: Resync) {
-        let cursor = self.current();
-        let resync = |cursor| Event::Resync {
-            channel,
-            reason,
-            cursor: Some(cursor),
-            read_at: self.catalog.read_at,
-        };
-        let earlier = Cursor {
-            offset: self
-                .unseen
-                .first()
-                .map_or(cursor.offset, |first| first.min(cursor.offset)),
-            ..cursor
-        };
-        self.unseen
-            .tell(&[], outbox, resync(cursor), Late::Instead(resync(earlier)));
+        let event = (channel, reason, self.catalog.read_at);
+        self.unseen.tell_to_read(outbox, event, self.current());
     }
 
     /// Hands out the changes of an entry. An `early` one committed before whoever came without a

@@ -188,6 +188,18 @@ pub enum Resync {
     AccessChanged,
 }
 
+impl Event {
+    /// It cannot be told whether something was meant for a channel.
+    pub(crate) const fn undecided(channel: ChannelId) -> Self {
+        Self::Resync {
+            channel,
+            reason: Resync::Undecided,
+            cursor: None,
+            read_at: Lsn(0),
+        }
+    }
+}
+
 impl Resync {
     /// The word that clients and metrics know it by.
     #[must_use]

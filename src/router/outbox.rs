@@ -51,7 +51,8 @@ pub enum Ruling {
 }
 
 /// Whether a held event may go out: once everybody who is asked has said yes. Whether it is in doubt
-/// shows only once all have spoken: a no says that there is nothing to be told.
+/// shows only once all have spoken: a no says that there is nothing to be told. Behind a change that is in
+/// doubt its channel hears nothing more but that it is to read again.
 #[derive(Debug)]
 pub struct Verdict(AtomicU8);
 
@@ -65,6 +66,8 @@ impl Default for Verdict {
 impl Verdict {
     const SHOW: u8 = 0;
     const HIDE: u8 = u8::MAX;
+    /// All have spoken, it is in doubt, and whoever waits for it is told.
+    const DOUBT: u8 = u8::MAX - 1;
     /// Flags beside the number of those who have not spoken yet.
     const TIMED_OUT: u8 = 0x80;
     const FAILED: u8 = 0x40;
@@ -76,10 +79,19 @@ impl Verdict {
         Self(AtomicU8::new(voices))
     }
 
+    /// Lets go what is in doubt, once a [`Event::Resync`] for whoever waits for it is in its outbox.
+    pub fn give_up(&self) {
+        self.0.store(Self::DOUBT, Ordering::Release);
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.0.load(Ordering::Acquire) == state
+    }
+
     /// One of those who are asked speaks.
     pub fn say(&self, voice: Voice) -> Ruling {
         let next = |state: u8| {
-            if state == Self::SHOW || state == Self::HIDE {
+            if state & !Self::DOUBTS == 0 || state >= Self::DOUBT {
                 return None;
             }
             let doubt = match voice {
@@ -90,16 +102,9 @@ impl Verdict {
             };
             Some((state - 1) | doubt)
         };
-        let hide_in_doubt = |state: u8| match state {
-            Self::SHOW => Self::SHOW,
-            state if state & !Self::DOUBTS == 0 => Self::HIDE,
-            state => state,
-        };
         let spoken = self
             .0
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-                next(state).map(hide_in_doubt)
-            });
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
         // The same once more says what it came to.
         match spoken.ok().and_then(next) {
             None => Ruling::Open,
@@ -127,6 +132,8 @@ struct Inner {
     overflowed: bool,
     /// Whether somebody waits until there is less.
     filled: bool,
+    /// Channels whose next word is that they are to read again: one of their changes was in doubt.
+    silenced: Vec<ChannelId>,
 }
 
 /// Takes what is in an outbox and brings it to the client, without waiting for anything.
@@ -162,6 +169,7 @@ impl Outbox {
                 closed: false,
                 overflowed: false,
                 filled: false,
+                silenced: Vec::new(),
             }),
             readable: Notify::new(),
             drained: Notify::new(),
@@ -235,6 +243,7 @@ impl Outbox {
         mut take: impl FnMut(Slot),
     ) -> Result<(usize, bool), Overflow> {
         let mut inner = self.lock();
+        let inner = &mut *inner;
         let (mut taken, mut taken_bytes) = (0, 0);
         loop {
             // Those that may go out are taken at once.
@@ -243,6 +252,7 @@ impl Outbox {
                 let goes = taken + open < limit
                     && taken_bytes + open_bytes < bytes
                     && slot.is(Verdict::SHOW)
+                    && !slot.is_of(&inner.silenced)
                     && wanted(slot);
                 if !goes {
                     break;
@@ -251,20 +261,26 @@ impl Outbox {
                 open_bytes += slot.bytes();
             }
             inner.bytes -= open_bytes;
-            inner.slots.drain(..open).for_each(&mut take);
+            let silent = inner.silenced.len();
+            for slot in inner.slots.drain(..open) {
+                if silent > 0 {
+                    slot.unsilences(&mut inner.silenced);
+                }
+                take(slot);
+            }
             taken += open;
             taken_bytes += open_bytes;
-            let hidden = taken < limit && taken_bytes < bytes;
-            if !hidden
-                || !inner
-                    .slots
-                    .front()
-                    .is_some_and(|slot| slot.is(Verdict::HIDE))
-            {
+            let room = taken < limit && taken_bytes < bytes;
+            let dropped = inner.slots.pop_front_if(|slot| {
+                let gone = slot.is(Verdict::HIDE) || slot.is(Verdict::DOUBT);
+                room && (gone || slot.is_of(&inner.silenced))
+            });
+            if let Some(dropped) = dropped {
+                inner.bytes -= dropped.bytes();
+                inner.silenced.extend(dropped.doubted());
+            } else if inner.silenced.len() == silent {
                 break;
             }
-            let hidden = inner.slots.pop_front();
-            inner.bytes -= hidden.map_or(0, |slot| slot.bytes());
         }
         if inner.slots.is_empty() && inner.slots.capacity() > KEPT {
             // A burst must not cost memory for the rest of an idle connection's life.
@@ -435,7 +451,44 @@ impl Slot {
     fn is(&self, said: u8) -> bool {
         match self {
             Self::Change(..) | Self::Other(_) => said == Verdict::SHOW,
-            Self::Held(held) => held.1.0.load(Ordering::Acquire) == said,
+            Self::Held(held) => held.1.is(said),
+        }
+    }
+
+    /// Whether it is a change for one of these channels.
+    fn is_of(&self, channels: &[ChannelId]) -> bool {
+        if channels.is_empty() {
+            return false;
+        }
+        match self {
+            Self::Change(channel, _) => channels.contains(channel),
+            Self::Other(_) => false,
+            Self::Held(held) => {
+                matches!(&held.0, Event::Change { channel, .. } if channels.contains(channel))
+            }
+        }
+    }
+
+    /// The channel that is to hear nothing more: of that it is in doubt what was meant for it.
+    fn doubted(&self) -> Option<ChannelId> {
+        match self {
+            Self::Held(held) if held.1.is(Verdict::DOUBT) => match &held.0 {
+                Event::Change { channel, .. } | Event::Resync { channel, .. } => Some(*channel),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Takes the channel out of those that are to hear nothing but this.
+    fn unsilences(&self, silenced: &mut Vec<ChannelId>) {
+        let event = match self {
+            Self::Change(..) => return,
+            Self::Other(event) => event,
+            Self::Held(held) => &held.0,
+        };
+        if let Event::Resync { channel, .. } = event {
+            silenced.retain(|one| one != channel);
         }
     }
 
@@ -544,9 +597,22 @@ mod tests {
             outbox.push(change("b"));
             assert_eq!(said.map(|voice| verdict.say(voice)), ruled, "{said:?}");
             assert_eq!(verdict.say(Voice::Yes), Ruling::Open, "it is decided");
-            let shown = ruled[1] == Ruling::Shown;
-            let wanted = if shown { vec!["a", "b"] } else { vec!["b"] };
-            assert_eq!(taken(&outbox).unwrap(), wanted, "{said:?}");
+            let doubtful = matches!(ruled[1], Ruling::InDoubt { .. });
+            if doubtful {
+                assert!(taken(&outbox).unwrap().is_empty(), "{said:?}: not told yet");
+                outbox.push(Event::undecided(ChannelId(1)));
+                verdict.give_up();
+            }
+            outbox.push(change("c"));
+            let told = format!("{:?}", Event::undecided(ChannelId(1)));
+            let wanted = match ruled {
+                [_, Ruling::Shown] => vec!["a", "b", "c"],
+                // The channel is another one by then, if there is one.
+                [_, Ruling::InDoubt { .. }] => vec![&*told, "c"],
+                _ => vec!["b", "c"],
+            };
+            let heard = taken(&outbox).unwrap();
+            assert_eq!(heard, wanted, "{said:?}");
         }
     }
 

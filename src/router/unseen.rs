@@ -13,9 +13,9 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{ChannelId, Event, Outbox, SessionId, Verdict, Voice};
-use crate::log::{Entry, Offset};
-use crate::pg::{Oid, Xid};
+use super::{ChannelId, Event, Outbox, Resync, SessionId, Verdict, Voice};
+use crate::log::{Cursor, Entry, Offset};
+use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::reader::Mark;
 
 /// Commits that are remembered; older ones are taken for visible.
@@ -152,6 +152,29 @@ impl Unseen {
         });
         drop(inner);
         self.asked.notify_one();
+    }
+
+    /// Tells a channel to read again, once all that lies before the cursor that it is given can be
+    /// read; or, where that takes long, with a cursor that lies before what cannot. What it reads is
+    /// by the rules that hold at that place of the write-ahead log, or later ones.
+    pub(super) fn tell_to_read(
+        &self,
+        outbox: &Arc<Outbox>,
+        (channel, reason, read_at): (ChannelId, Resync, Lsn),
+        cursor: Cursor,
+    ) {
+        let resync = |cursor| Event::Resync {
+            channel,
+            reason,
+            cursor: Some(cursor),
+            read_at,
+        };
+        let first = self.first();
+        let earlier = Cursor {
+            offset: first.map_or(cursor.offset, |first| first.min(cursor.offset)),
+            ..cursor
+        };
+        self.tell(&[], outbox, resync(cursor), Late::Instead(resync(earlier)));
     }
 
     /// The place of the oldest change that may not be readable yet.

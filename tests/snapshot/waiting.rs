@@ -344,6 +344,77 @@ async fn a_question_about_a_row_that_hangs_holds_up_no_other() {
     world.stop().await;
 }
 
+/// Rows with an odd number are shown; of number 3 it takes long to say so.
+const SLOWLY_ASKED: &str = "
+    create table asked (id bigint primary key, version int default 1);
+    alter table asked enable row level security;
+    create function passes(id bigint) returns bool language plpgsql as
+        'begin
+           for i in 1..1 loop perform 1; end loop;
+           if id = 3 then perform pg_sleep(30); end if;
+           return id % 2 = 1;
+         end';
+    create policy passing on asked for select to authenticated using (passes(id));
+    grant select on asked to authenticated;
+    alter publication rowcast add table asked;";
+
+#[tokio::test]
+async fn who_is_to_read_again_for_a_row_in_doubt_hears_of_none_behind_it_first() {
+    let timeout = |config: &mut Config| config.ask_timeout = Duration::from_secs(2);
+    let world = World::with(SLOWLY_ASKED, timeout).await;
+    let client = world.following("asked").await;
+    world.run("insert into asked values (1)").await;
+    hears_of(&client, 1).await;
+    let asked = async || {
+        world.run("insert into asked values (3)").await;
+        world.run("update asked set version = 2 where id = 1").await;
+    };
+    asked().await;
+    // Not the update, which was decided meanwhile.
+    assert_eq!(client.heard().await, Heard::Again("undecided".to_owned()));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_could_not_be_asked_about_as_it_hangs_is_not_lost_to_who_reads_again() {
+    let timeout = |config: &mut Config| config.ask_timeout = Duration::from_secs(1);
+    let world = World::with(SLOWLY_ASKED, timeout).await;
+    let client = world.following("asked").await;
+    world.run("insert into asked values (1)").await;
+    hears_of(&client, 1).await;
+    let hanging = world.hang("asked", 5).await;
+    // Told to read again, it finds no row; what it goes on from lies before that.
+    let cursor = loop {
+        match client.event().await {
+            Event::Resync { cursor, reason, .. } => {
+                assert_eq!(reason.as_str(), "undecided");
+                break cursor.expect("a place before the row");
+            }
+            Event::Introduced { .. } => {}
+            other => panic!("it was to be told to read again, not {other:?}"),
+        }
+    };
+    let rows = async || {
+        let row = "select count(*) from asked where id = 5";
+        let row = world.sql.query_one(row, &[]).await;
+        row.expect("a number").get::<_, i64>(0)
+    };
+    assert_eq!(rows().await, 0);
+    assert!(
+        cursor.offset < world.core.router.position().offset,
+        "{cursor:?}"
+    );
+    let back = world.returning("asked", cursor).await;
+    world.answer(hanging).await;
+    // What the function looks into is not known: it is told to read once more, or it is shown the row.
+    match back.heard().await {
+        Heard::Change(data) => assert_eq!(id(&data["record"]), 5),
+        Heard::Again(_) => assert_eq!(rows().await, 1),
+        other => panic!("the row was expected, not {other:?}"),
+    }
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn what_the_log_lets_go_while_a_row_hangs_is_not_waited_for() {
     let world = World::with("", |config| config.log_max_changes = 50).await;

@@ -31,7 +31,7 @@ use crate::router::group::{Match, Member, Sight, Subject, Told};
 use crate::router::memberships::States;
 use crate::router::replay::Replay;
 use crate::router::{ChannelId, DeleteWithoutIdentity, Event, Outgoing, Resync, SessionId, Voice};
-use awaited::{Awaited, conclude};
+use awaited::{Awaited, Judge};
 use place::{Place, Version, Writing};
 
 impl Fanout {
@@ -362,6 +362,16 @@ impl Fanout {
         self.asker.ask(question).await;
     }
 
+    /// Whoever acts on what PostgreSQL says.
+    fn judge(&self) -> Judge {
+        Judge {
+            metrics: Arc::clone(&self.metrics),
+            unseen: Arc::clone(&self.unseen),
+            position: Arc::clone(&self.position),
+            read_at: self.catalog.read_at,
+        }
+    }
+
     /// What acts on an answer about a row; `counts` where a no keeps a change from somebody.
     fn answer_about_policies(
         &self,
@@ -369,7 +379,7 @@ impl Fanout {
         counts: bool,
         subject: Option<recent::Subject>,
     ) -> Reply {
-        let metrics = Arc::clone(&self.metrics);
+        let judge = self.judge();
         Reply::new(move |answer| {
             let hidden = match answer {
                 Answer::Visible => None,
@@ -380,7 +390,8 @@ impl Fanout {
             };
             if let (Some(subject), Some(reason)) = (subject, hidden) {
                 let waiting = awaited.iter().map(|one| one.waiting.len() as u64);
-                metrics.recent.note(|| subject, reason, waiting.sum());
+                let recent = &judge.metrics.recent;
+                recent.note(|| subject, reason, waiting.sum());
             }
             let (voice, no) = match answer {
                 Answer::Visible => (Voice::Yes, None),
@@ -390,7 +401,7 @@ impl Fanout {
                 Answer::TimedOut => (Voice::TimedOut, None),
                 Answer::Failed => (Voice::Failed, None),
             };
-            conclude(awaited, voice, no.filter(|_| counts), &metrics);
+            judge.conclude(awaited, voice, no.filter(|_| counts));
         })
     }
 
@@ -403,6 +414,8 @@ impl Fanout {
         one.verdict.say(Voice::Failed);
         one.waiting.extend(told.iter().filter_map(|told| {
             let member = group?.member(told.member)?;
+            let undecided = Event::undecided(member.channel);
+            member.outbox.hold(undecided, Arc::clone(&one.verdict));
             Some((Arc::clone(&member.outbox), member.channel))
         }));
         one
@@ -419,7 +432,7 @@ impl Fanout {
         let watched = self.tables.get(&place.change.relation.oid);
         let group = watched.and_then(|watched| watched.groups.get(role));
         let filter = group.and_then(|group| group.filter(filter));
-        let metrics = Arc::clone(&self.metrics);
+        let judge = self.judge();
         let answer = Reply::new(move |answer| {
             let voice = match answer {
                 Answer::Visible => Voice::Yes,
@@ -428,7 +441,7 @@ impl Fanout {
                 Answer::TimedOut => Voice::TimedOut,
                 Answer::Raised | Answer::Failed => Voice::Failed,
             };
-            conclude(awaited, voice, None, &metrics);
+            judge.conclude(awaited, voice, None);
         });
         // Without a question the answer is dropped, which hides the row.
         let Some(asked) = filter.and_then(|filter| filter.question()) else {

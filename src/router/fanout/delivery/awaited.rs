@@ -5,7 +5,9 @@ use std::sync::Arc;
 use crate::metrics::{HiddenReason, Metrics};
 use crate::mutant::LeaveMutant;
 use crate::pg::Lsn;
-use crate::router::{ChannelId, Event, Outbox, Resync, Ruling, Verdict, Voice};
+use crate::router::position::Position;
+use crate::router::unseen::Unseen;
+use crate::router::{ChannelId, Outbox, Resync, Ruling, Verdict, Voice};
 
 /// A change that is held in outboxes.
 #[derive(Clone)]
@@ -33,46 +35,52 @@ impl Awaited {
     }
 }
 
-/// Acts on an answer about a row for all who wait for it; `no` is why a no hides it. Those who,
-/// once all have spoken, may or may not have been meant to get it are to read again.
-pub(super) fn conclude(
-    awaited: Vec<Awaited>,
-    voice: Voice,
-    no: Option<HiddenReason>,
-    metrics: &Metrics,
-) {
-    for one in awaited {
-        let ruling = one.verdict.say(voice);
-        let (hidden, in_doubt) = match ruling {
-            Ruling::Open | Ruling::Shown => (None, false),
-            Ruling::Hidden => (no, false),
-            Ruling::InDoubt { timed_out: true } => (Some(HiddenReason::AskTimeout), true),
-            Ruling::InDoubt { timed_out: false } => (Some(HiddenReason::AskFailed), true),
-        };
-        if let Some(reason) = hidden
-            && one.unless.is_empty()
-        {
-            metrics.hidden(reason, one.waiting.len() as u64);
-        }
-        for (outbox, channel) in one.waiting.iter().filter(|_| in_doubt) {
-            outbox.push(Event::Resync {
-                channel: *channel,
-                reason: Resync::Undecided,
-                cursor: None,
-                read_at: Lsn(0),
-            });
-        }
-        one.wake();
-        match ruling {
-            Ruling::Open => {}
-            Ruling::Hidden => conclude(one.unless, Voice::Yes, None, metrics),
-            Ruling::Shown if LeaveMutant::ShownRowLeaves.active() => {
-                conclude(one.unless, Voice::Yes, None, metrics);
+/// Whoever acts on answers about rows.
+#[derive(Clone)]
+pub(super) struct Judge {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) unseen: Arc<Unseen>,
+    pub(super) position: Arc<Position>,
+    /// Where the catalog was read by which it was asked.
+    pub(super) read_at: Lsn,
+}
+
+impl Judge {
+    /// Acts on an answer about a row for all who wait for it; `no` is why a no hides it. Those who,
+    /// once all have spoken, may or may not have been meant to get it are to read again.
+    pub(super) fn conclude(&self, awaited: Vec<Awaited>, voice: Voice, no: Option<HiddenReason>) {
+        for one in awaited {
+            let ruling = one.verdict.say(voice);
+            let hidden = match ruling {
+                Ruling::Open | Ruling::Shown => None,
+                Ruling::Hidden => no,
+                Ruling::InDoubt { timed_out: true } => Some(HiddenReason::AskTimeout),
+                Ruling::InDoubt { timed_out: false } => Some(HiddenReason::AskFailed),
+            };
+            if let Some(reason) = hidden
+                && one.unless.is_empty()
+            {
+                self.metrics.hidden(reason, one.waiting.len() as u64);
             }
-            // Where it is in doubt they are to read again.
-            Ruling::Shown | Ruling::InDoubt { .. } => {
-                conclude(one.unless, Voice::No, None, metrics);
+            if let Ruling::InDoubt { .. } = ruling {
+                for (outbox, channel) in &one.waiting {
+                    let cursor = self.position.get();
+                    let event = (*channel, Resync::Undecided, self.read_at);
+                    self.unseen.tell_to_read(outbox, event, cursor);
+                }
+                // Nothing behind it goes out before that is there.
+                one.verdict.give_up();
             }
+            one.wake();
+            let (unless, voice) = match ruling {
+                Ruling::Open => continue,
+                Ruling::Hidden => (one.unless, Voice::Yes),
+                Ruling::Shown if LeaveMutant::ShownRowLeaves.active() => (one.unless, Voice::Yes),
+                Ruling::Shown => (one.unless, Voice::No),
+                Ruling::InDoubt { timed_out: true } => (one.unless, Voice::TimedOut),
+                Ruling::InDoubt { timed_out: false } => (one.unless, Voice::Failed),
+            };
+            self.conclude(unless, voice, None);
         }
     }
 }

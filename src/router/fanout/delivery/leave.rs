@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Awaited, Fanout, Place, Version, Voice, Writing, conclude, put};
+use super::{Awaited, Fanout, Place, Version, Voice, Writing, put};
 use crate::change::{Kind, Row, Value};
 use crate::encode::OldRecord;
 use crate::metrics::HiddenReason;
@@ -130,14 +130,15 @@ impl Fanout {
             match before {
                 Asks::Yes => {}
                 Asks::Asked(filter) => place.wait_for((filter, Version::Old), &one),
-                Asks::Unclear => conclude(vec![one.clone()], Voice::Failed, None, &self.metrics),
+                Asks::Unclear => self
+                    .judge()
+                    .conclude(vec![one.clone()], Voice::Failed, None),
             }
             let Some(open) = after else {
                 continue;
             };
             // A verdict about the new row, which holds nothing itself.
             let mut shown = Awaited::new(open.voices());
-            shown.waiting.clone_from(&one.waiting);
             shown.unless.push(one);
             if open.policies {
                 let waiting = place.open.entry(leaving.kin);
@@ -148,7 +149,7 @@ impl Fanout {
             match open.filter {
                 Asks::Yes => {}
                 Asks::Asked(filter) => place.wait_for((filter, Version::New), &shown),
-                Asks::Unclear => conclude(vec![shown], Voice::Failed, None, &self.metrics),
+                Asks::Unclear => self.judge().conclude(vec![shown], Voice::Failed, None),
             }
         }
         if !policies.is_empty() {
@@ -159,7 +160,7 @@ impl Fanout {
                     question.answer = self.answer_about_policies(policies, false, None);
                     self.asker.ask(question).await;
                 }
-                None => conclude(policies, Voice::Failed, None, &self.metrics),
+                None => self.judge().conclude(policies, Voice::Failed, None),
             }
         }
     }
@@ -172,7 +173,7 @@ impl Fanout {
                     question.answer = self.answer_about_policies(awaited, false, None);
                     self.asker.ask(question).await;
                 }
-                None => conclude(awaited, Voice::Failed, None, &self.metrics),
+                None => self.judge().conclude(awaited, Voice::Failed, None),
             }
         }
     }
