@@ -29,7 +29,7 @@ me as (
 trigger as (
   select t.oid, t.evtenabled, coalesce(obj_description(t.oid, 'pg_event_trigger') like 'Made by rowcast setup%', false) as made,
          -- One of an earlier build is told of less.
-         t.evttags is not null and not t.evttags @> '{CREATE VIEW,CREATE RULE}' as narrow
+         t.evttags is not null and not t.evttags @> '{CREATE VIEW,CREATE RULE,CREATE MATERIALIZED VIEW}' as narrow
   from names n join pg_event_trigger t on t.evtname = n.name
 ),
 word as (
@@ -47,7 +47,8 @@ statements(place, statement) as (
     'set search_path = pg_catalog, pg_temp as $ddl$\n'
     'begin\n'
     '  -- Nobody reads a temporary table''s changes.\n'
-    '  if tg_tag not in (''CREATE TABLE'', ''CREATE TABLE AS'', ''SELECT INTO'', ''ALTER TABLE'', ''CREATE FUNCTION'')\n'
+    '  if tg_tag not in (''CREATE TABLE'', ''CREATE TABLE AS'', ''SELECT INTO'', ''ALTER TABLE'', ''CREATE FUNCTION'',\n'
+    '     ''CREATE SEQUENCE'', ''CREATE INDEX'')\n'
     '     or not exists (select from pg_event_trigger_ddl_commands())\n'
     '     or exists (select from pg_event_trigger_ddl_commands() c where c.schema_name is distinct from ''pg_temp'') then\n'
     '    perform pg_logical_emit_message(true, ''rowcast.ddl'', %3$L);\n'
@@ -72,7 +73,9 @@ statements(place, statement) as (
        'CREATE TYPE', 'ALTER TYPE', 'DROP TYPE', 'CREATE DOMAIN', 'ALTER DOMAIN', 'DROP DOMAIN', 'CREATE CAST', 'DROP CAST',
        'CREATE OPERATOR', 'ALTER OPERATOR', 'DROP OPERATOR', 'CREATE COLLATION', 'ALTER COLLATION', 'DROP COLLATION',
        'CREATE RULE', 'ALTER RULE', 'DROP RULE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'DROP FOREIGN TABLE',
-       'ALTER INDEX', 'DROP INDEX', 'CREATE SCHEMA', 'CREATE LANGUAGE', 'ALTER LANGUAGE', 'DROP LANGUAGE',
+       'CREATE INDEX', 'ALTER INDEX', 'DROP INDEX', 'CREATE MATERIALIZED VIEW', 'ALTER MATERIALIZED VIEW',
+       'DROP MATERIALIZED VIEW', 'CREATE SEQUENCE', 'ALTER SEQUENCE', 'DROP SEQUENCE', 'IMPORT FOREIGN SCHEMA',
+       'CREATE SCHEMA', 'CREATE LANGUAGE', 'ALTER LANGUAGE', 'DROP LANGUAGE',
        'CREATE EXTENSION', 'ALTER EXTENSION', 'DROP EXTENSION', 'DROP OWNED']) as tag))
   from names n cross join word w
   where not exists (select from trigger t where not (t.narrow and t.made))

@@ -19,7 +19,7 @@ select
      and t.evtenabled = 'A'
      and position(quote_literal($1::text) in p.prosrc) > 0
      -- One of an earlier build is not told of views, or of the rules that make them.
-     and (t.evttags is null or t.evttags @> '{CREATE VIEW,ALTER VIEW,DROP VIEW,CREATE RULE}')),
+     and (t.evttags is null or t.evttags @> '{CREATE VIEW,ALTER VIEW,DROP VIEW,CREATE RULE,CREATE MATERIALIZED VIEW}')),
   array[
     (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_database d where d.datname = current_database()),
     (select sum(hash_record_extended(row(s.ctid, s.xmin), 0)) from pg_db_role_setting s

@@ -42,10 +42,10 @@ pub(super) async fn findings(
         if reasons.is_empty() {
             continue;
         }
-        let took = if began.elapsed() < ALL {
+        let tried = if began.elapsed() < ALL {
             trial(client, seen).await
         } else {
-            None
+            Trial::None
         };
         let mut reasons: Vec<String> = reasons
             .iter()
@@ -54,15 +54,24 @@ pub(super) async fn findings(
         // Where they have no names, the numbers stay.
         let _named = by_name(client, reasons.iter_mut().collect()).await;
         let name = tables.names.of(seen.table);
-        found.push(asked(&name, &reasons, took, (facts, config)));
+        found.push(asked(&name, &reasons, &tried, (facts, config)));
     }
     found
 }
 
-/// How long a question about one empty row takes; `None` where there is none to be asked, and the
-/// limit where it took longer than that.
-async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
-    let (role, query) = seen
+/// What came of a question about one empty row.
+enum Trial {
+    /// There is none to be asked, or it could not be.
+    None,
+    Took(Duration),
+    /// It was broken off after [`LIMIT`].
+    Unfinished,
+    /// Something that the policies name is not there, or not to be had: that is so for every row.
+    Broken(String),
+}
+
+async fn trial(client: &Client, seen: &Seen<'_>) -> Trial {
+    let asked = seen
         .accesses
         .iter()
         .find_map(|(role, access)| match &access.rules {
@@ -72,8 +81,13 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
                 ..
             } => Some((*role, query)),
             _ => None,
-        })?;
-    let statement = client.prepare(query).await.ok()?;
+        });
+    let Some((role, query)) = asked else {
+        return Trial::None;
+    };
+    let Ok(statement) = client.prepare(query).await else {
+        return Trial::None;
+    };
     let limit = LIMIT.as_millis();
     // As the relay asks: in a transaction that is given up, under the client's role and claims.
     client
@@ -87,7 +101,7 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
         "role": role,
         "sub": "00000000-0000-4000-8000-000000000000"
     });
-    let mut best = None;
+    let mut best = Trial::None;
     for _ in 0..3 {
         let settled = client
             .execute(
@@ -102,10 +116,22 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
         let answered = client.query(&statement, &[&vec!["{}"]]).await;
         let took = began.elapsed();
         match answered {
-            Ok(_) => best = Some(best.map_or(took, |known: Duration| known.min(took))),
+            Ok(_) => {
+                best = match best {
+                    Trial::Took(known) => Trial::Took(known.min(took)),
+                    _ => Trial::Took(took),
+                };
+            }
             Err(error) => {
-                let timed_out = error.code().is_some_and(|code| code.code() == "57014");
-                best = timed_out.then_some(LIMIT);
+                best = match error.as_db_error() {
+                    Some(said) if said.code().code() == "57014" => Trial::Unfinished,
+                    // Of names and rights, not of values; of a setting that is not there another
+                    // finding tells.
+                    Some(said) if is_broken(said.code().code()) => {
+                        Trial::Broken(said.message().to_owned())
+                    }
+                    _ => Trial::None,
+                };
                 break;
             }
         }
@@ -115,21 +141,42 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Option<Duration> {
     best
 }
 
+fn is_broken(sqlstate: &str) -> bool {
+    sqlstate.starts_with("42") && sqlstate != "42704"
+}
+
 fn asked(
     name: &str,
     reasons: &[String],
-    took: Option<Duration>,
+    tried: &Trial,
     (facts, config): (&Facts, &Config),
 ) -> Finding {
-    let cost = match took {
-        Some(took) => format!(
+    let cost = match tried {
+        Trial::Took(took) => format!(
             "a question took {:.1} ms here, {:.1} ms of it the way to the database and back",
             took.as_secs_f64() * 1e3,
-            facts.round_trip.min(took).as_secs_f64() * 1e3
+            facts.round_trip.min(*took).as_secs_f64() * 1e3
         ),
-        None => "what a question costs could not be tried".to_owned(),
+        Trial::Unfinished => format!("a question was not done after {} s", LIMIT.as_secs()),
+        Trial::Broken(said) => {
+            return Finding::error(
+                "policy_broken",
+                format!(
+                    "policies of {name} raise an error in PostgreSQL, which hides all rows that it \
+                     comes to that for: {said}; they are: {}",
+                    reasons.join("; ")
+                ),
+            )
+            .table(name)
+            .advice("Correct the policies, or the functions that they call.");
+        }
+        Trial::None => "what a question costs could not be tried".to_owned(),
     };
-    let slow = took.is_some_and(|took| took >= SLOW.min(config.ask_timeout));
+    let slow = match tried {
+        Trial::Took(took) => *took >= SLOW.min(config.ask_timeout),
+        Trial::Unfinished => true,
+        Trial::None | Trial::Broken(_) => false,
+    };
     let (code, severity) = if slow {
         ("policy_slow", Severity::Warning)
     } else {

@@ -495,6 +495,9 @@ fn unconnected(error: &ConnectError) -> Finding {
                 "Correct user and password in DATABASE_URL, or the server's pg_hba.conf; a role \
                      that may not log in takes: alter role … login.",
             ),
+            "42501" => Finding::error("database_login", text).advice(
+                "The login lacks a right on the database: grant connect on database … to it.",
+            ),
             "3D000" => Finding::error("database_missing", text)
                 .advice("Correct the database in DATABASE_URL."),
             _ if refusal.retry() == Retry::Never => pooler(&text),

@@ -115,6 +115,8 @@ pub struct Table {
     pub view: Option<View>,
     /// The columns that the publication carries; `None` for all.
     pub published_columns: Option<Vec<String>>,
+    /// How the publication has it: its operations, and what it says of the table or its ancestors.
+    pub publishing: Option<String>,
     /// `row level security` is enabled.
     pub row_security: bool,
     /// … and holds for the owner as well.

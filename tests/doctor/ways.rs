@@ -555,6 +555,47 @@ async fn what_is_asked_is_said_with_what_it_costs() {
 }
 
 #[tokio::test]
+async fn a_helper_whose_body_names_what_is_not_there_any_more_is_an_error() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create table app.crew (org int primary key, user_id uuid);
+             create function app.orgs() returns setof int language sql stable security definer
+               set search_path = '' as 'select m.org from app.crew m where m.user_id = auth.uid()';
+             create policy ours on app.note for select to authenticated
+               using (id in (select app.orgs()));
+             alter table app.crew rename column user_id to member_id",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.note"]).await;
+    let all = found.report["findings"].as_array().unwrap();
+    let broken = all.iter().find(|one| one["code"] == "policy_broken");
+    let text = broken.expect("it is found")["text"].as_str().unwrap();
+    assert!(text.contains("m.user_id does not exist"), "{text}");
+    assert_eq!(found.code, 2, "{:#}", found.report);
+    place
+        .run("alter table app.crew rename column member_id to user_id")
+        .await;
+    let found = place.doctor(&["--table", "app.note"]).await;
+    assert!(!found.codes().contains(&"policy_broken"));
+}
+
+#[tokio::test]
+async fn a_login_that_may_not_connect_to_the_database_is_no_pooler() {
+    let place = Place::good().await;
+    place
+        .run(
+            "do $$ begin
+               execute format('revoke connect on database %I from public', current_database());
+             end $$",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["database_login"]);
+    assert_eq!(found.code, 2, "{:#}", found.report);
+}
+
+#[tokio::test]
 async fn a_setting_that_only_an_application_sets_is_named_with_who_reads_it() {
     let place = Place::good().await;
     place

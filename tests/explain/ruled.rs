@@ -107,6 +107,51 @@ async fn an_error_that_quotes_a_value_is_not_shown_to_a_login_that_may_not_read_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_raises_an_error_for_the_login_itself_keeps_nothing_from_being_explained() {
+    let (url, _sql) = database(
+        "create table own (id bigint primary key, owner uuid, t text); create table seen (id bigint, owner uuid);
+         alter table own enable row level security; alter table seen enable row level security;
+         grant select on own, seen to authenticated;
+         create policy number on own to anon using (t::int = 5);
+         create policy mine on own to authenticated using
+           (owner = (current_setting('request.jwt.claims')::json ->> 'sub')::uuid
+            and exists (select from seen s where s.id = own.id));
+         create policy mine on seen to authenticated using
+           (owner = (current_setting('request.jwt.claims')::json ->> 'sub')::uuid);
+         insert into own values (1, '00000000-0000-4000-8000-000000000001', 'HIDDEN');
+         insert into seen values (1, '00000000-0000-4000-8000-000000000001');
+         do $$ begin create role explain_heir login; exception when duplicate_object or unique_violation then null; end $$;
+         grant authenticated, anon to explain_heir; grant usage on schema auth to explain_heir",
+    )
+    .await;
+    let heir = url.replacen("postgres@", "explain_heir@", 1);
+    let claims = r#"{"role": "authenticated", "sub": "00000000-0000-4000-8000-000000000001"}"#;
+    for (claims, said) in [(claims, "visible"), (r#"{"role": "anon"}"#, "error")] {
+        let (row, code) = row(&heir, &["own", "--claims", claims, "--row", "1"]);
+        assert_eq!(row["postgresql"], said, "{row:#}");
+        assert_eq!(row["readable"], false, "{row:#}");
+        assert!(!row.to_string().contains("HIDDEN"), "{row:#}");
+        assert_eq!(code, Some(0), "{row:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_only_checks_what_is_written_shows_no_row_and_is_no_alarm() {
+    let (url, _sql) = database(
+        "create table checked (id bigint primary key, u uuid); alter table checked enable row level security;
+         grant select on checked to authenticated;
+         create policy manage on checked for all to authenticated with check (u = auth.uid());
+         insert into checked values (1, '00000000-0000-4000-8000-000000000001')",
+    )
+    .await;
+    let claims = r#"{"role": "authenticated", "sub": "00000000-0000-4000-8000-000000000001"}"#;
+    let (row, code) = row(&url, &["checked", "--claims", claims, "--row", "1"]);
+    assert_eq!(row["visible"], false, "{row:#}");
+    assert_eq!(row["policies"][0]["postgresql"], "not true", "{row:#}");
+    assert_eq!(code, Some(0), "{row:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_relay_shows_beside_an_error_is_not_said_to_be_hidden() {
     let (url, _sql) = database(
         "create table t (id bigint primary key); alter table t enable row level security;

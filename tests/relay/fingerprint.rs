@@ -103,6 +103,8 @@ const CHANGES: &[&str] = &[
     "truncate app.part",
     "alter table app.parted detach partition app.spare",
     "alter publication rowcast add table app.unpublished",
+    "alter publication rowcast drop table app.unpublished; \
+     alter publication rowcast add table app.unpublished",
     "alter publication rowcast drop table app.unpublished",
     "alter publication rowcast set (publish = 'insert, update')",
     "alter publication rowcast set (publish_via_partition_root = false)",

@@ -504,3 +504,92 @@ async fn a_trigger_of_an_earlier_build_that_is_told_of_less_is_made_anew() {
     let whole: bool = sql.query_one(whole, &[]).await.unwrap().get(0);
     assert!(whole);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_published_otherwise_for_a_while_is_told_as_it_may_have_changed_unheard() {
+    let mut relay = started().await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
+    relay.run(&insert(1, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    let unheard = format!(
+        "begin; alter publication rowcast drop table notes; {}; \
+         alter publication rowcast add table notes; commit",
+        insert(3, ANN)
+    );
+    let version = "select current_setting('server_version_num')::int";
+    let sql = connect(&relay.url).await;
+    let version: i32 = sql.query_one(version, &[]).await.unwrap().get(0);
+    let mut cases = vec![
+        &*unheard,
+        "alter publication rowcast set (publish = 'insert')",
+        "alter publication rowcast set (publish = 'insert, update, delete, truncate')",
+    ];
+    if version >= 150_000 {
+        cases.push("alter publication rowcast set table fence, notes where (id > 5)");
+        cases.push("alter publication rowcast set table fence, notes");
+    }
+    for sql in cases {
+        relay.run(sql).await;
+        assert_eq!(ann.resync().await, "access_changed", "{sql}");
+        ann.join(&relay.core).await.unwrap();
+    }
+    relay.run(&insert(7, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 7"]);
+    // What concerns another table tells nobody here.
+    relay.run("create table other (id int primary key)").await;
+    relay.run("alter publication rowcast add table other").await;
+    relay.run(&insert(9, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 9"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_takes_the_name_that_a_function_reads_holds_from_there_on() {
+    let schema = format!(
+        "create schema early; grant usage on schema early to public;
+         create table member (org int, person uuid, primary key (org, person));
+         insert into member values (1, '{ANN}');
+         create table notes (id int primary key, org int);
+         create function ours(o int) returns bool language sql stable security definer
+           set search_path = early, public
+           as $$ select exists (select from member where org = o and person = auth.uid()) $$;
+         alter table notes enable row level security;
+         create policy ours on notes for select to authenticated using (ours(org));
+         grant select on notes to authenticated"
+    );
+    let mut relay = started_with(&schema).await;
+    let mut ann = relay.watch_as(ANN, "notes").await;
+    settle(&mut relay, &mut ann).await;
+    let nobody = "as select org, person from public.member where false";
+    for (id, (ddl, undo)) in [
+        (
+            format!("create materialized view early.member {nobody}"),
+            "drop materialized view early.member",
+        ),
+        (
+            format!(
+                "create materialized view early.other {nobody}; \
+                 alter materialized view early.other rename to member"
+            ),
+            "drop materialized view early.member",
+        ),
+        (
+            "create sequence early.member".to_owned(),
+            "drop sequence early.member",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let row = |id: usize| format!("insert into notes values ({id}, 1)");
+        relay
+            .run(&format!("begin; {ddl}; {}; commit", row(100 + id)))
+            .await;
+        relay.run(&row(200 + id)).await;
+        assert_eq!(ann.resync().await, "access_changed", "{ddl}");
+        ann.join(&relay.core).await.unwrap();
+        relay.run(undo).await;
+        assert_eq!(ann.resync().await, "access_changed", "{undo}");
+        ann.join(&relay.core).await.unwrap();
+        settle(&mut relay, &mut ann).await;
+    }
+}

@@ -245,6 +245,11 @@ async fn judge_one(
     let Some(row) = row else {
         return Ok((judged, false));
     };
+    if policy.tree.is_none() {
+        // Only what is written is checked: it shows no row.
+        (judged.postgresql, judged.relay) = ("not true", "false");
+        return Ok((judged, false));
+    }
     let asked = asks(table, policy);
     let needs: Vec<&str> = image::needs(&asked)
         .iter()
@@ -377,11 +382,14 @@ async fn read(client: &Client, table: &Table, key: &str) -> Result<Option<change
         names.join(", "),
         table.sql_name()
     );
+    // What is wrong with the key shows before a row is looked at.
+    client.prepare(&sql).await.map_err(|error| unfit(&error))?;
     client.batch_execute("savepoint reading").await?;
     let messages = match client.simple_query(&sql).await {
         Ok(messages) => messages,
-        // A right is missing: then nothing is shown. Anything else is about the key.
-        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => {
+        // A right is missing, or a policy raises an error for the login itself, which has no claims;
+        // its words may quote rows. Then nothing is shown.
+        Err(error) if error.as_db_error().is_some() => {
             client
                 .batch_execute("rollback to savepoint reading")
                 .await?;
