@@ -188,10 +188,12 @@ select jsonb_build_object(
       'oid', c.oid, 'schema', n.nspname, 'name', c.relname, 'published', t.published, 'published_columns', t.columns,
       -- How it is published: what no longer was, and is again, may have changed without a word.
       'publishing', (
-        select format('%s %s %s %s %s %s', p.oid, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, (
-          select string_agg(to_jsonb(r)::text, ' ' order by r.oid) from pg_publication_rel r
-          where r.prpubid = p.oid
-            and (r.prrelid = c.oid or r.prrelid in (select a.relid from pg_partition_ancestors(c.oid) as a(relid)))))
+        select jsonb_build_object(
+          'operations', jsonb_build_array(p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate),
+          'entries', format('%s %s', p.oid, (
+            select string_agg(to_jsonb(r)::text, ' ' order by r.oid) from pg_publication_rel r
+            where r.prpubid = p.oid
+              and (r.prrelid = c.oid or r.prrelid in (select a.relid from pg_partition_ancestors(c.oid) as a(relid))))))
         from pg_publication p where p.pubname = $1 and t.published),
       -- The transactions that last wrote what is read here of the table: whether one of them is
       -- younger than a row of the stream.

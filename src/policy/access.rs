@@ -337,12 +337,11 @@ fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Str
         })
 }
 
-/// What decides which rows a role may see and hears of, as one number: not how the policies are called, how they
+/// What decides which rows a role may see, as one number: not how the policies are called, how they
 /// are laid out, or who wrote them when.
 fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     let context = catalog.context(role);
-    table.publishing.hash(&mut hasher);
     let mut looked: BTreeSet<(Oid, Oid)> = BTreeSet::new();
     for judged in partitioned(catalog, table) {
         looked.insert((context.role, judged.oid));

@@ -94,6 +94,16 @@ pub struct Role {
     pub memberships: Vec<(String, bool, bool)>,
 }
 
+/// How a publication has a table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+pub struct Publishing {
+    /// Whether it has INSERT, UPDATE, DELETE and TRUNCATE.
+    pub operations: [bool; 4],
+    /// Which publication it is, and what that says of the table or its ancestors: one that was taken
+    /// out and put back has another entry.
+    pub entries: String,
+}
+
 /// A table.
 #[derive(Debug, Deserialize)]
 pub struct Table {
@@ -115,8 +125,8 @@ pub struct Table {
     pub view: Option<View>,
     /// The columns that the publication carries; `None` for all.
     pub published_columns: Option<Vec<String>>,
-    /// How the publication has it: its operations, and what it says of the table or its ancestors.
-    pub publishing: Option<String>,
+    /// How the publication has it, where it does.
+    pub publishing: Option<Publishing>,
     /// `row level security` is enabled.
     pub row_security: bool,
     /// … and holds for the owner as well.

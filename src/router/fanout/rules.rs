@@ -17,7 +17,7 @@ use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::{self, Access};
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::reader::{Mark, Reading};
-use crate::router::group::Moment;
+use crate::router::group::{Group, Moment};
 use crate::router::layout::Layout;
 use crate::router::{ChannelId, Resync, SessionId};
 
@@ -293,6 +293,8 @@ impl Fanout {
         self.readings.clear();
         let mut changed = Vec::new();
         let mut showing_else = Vec::new();
+        let mut told = BTreeSet::new();
+        let moment = matches!(place, Place::Told { .. }).then_some(self.moment);
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
                 changed.push(*oid);
@@ -308,6 +310,11 @@ impl Fanout {
                 self.access
                     .insert((*oid, Arc::clone(role)), Arc::new(access));
             }
+            let members = watched.groups.values().flat_map(Group::members);
+            let unheard = unheard(&watched.table, table);
+            let concerned = members.filter(|member| member.asks_for_one_of(unheard));
+            let concerned = concerned.filter(|one| moment.is_none_or(|at| one.wants(at)));
+            told.extend(concerned.map(|one| (one.outbox.session(), one.channel)));
             watched.table = Arc::clone(table);
             watched.shapes.clear();
             let described = watched.described.as_ref();
@@ -325,8 +332,8 @@ impl Fanout {
             return;
         }
         self.resubscribe(&changed);
-        let moment = matches!(place, Place::Told { .. }).then_some(self.moment);
-        for (session, channel) in self.members(&showing_else, moment) {
+        told.extend(self.members(&showing_else, moment));
+        for (session, channel) in told {
             self.expel(session, channel, Resync::AccessChanged);
         }
         for (oid, watched) in &mut self.tables {
@@ -377,5 +384,20 @@ impl Fanout {
             .filter(|member| at.is_none_or(|moment| member.wants(moment)))
             .map(|member| (member.outbox.session(), member.channel))
             .collect()
+    }
+}
+
+/// Of which operations on a table some may have gone unheard, as it is published otherwise than it was:
+/// INSERT, UPDATE, DELETE, TRUNCATE.
+fn unheard(before: &Table, now: &Table) -> [bool; 4] {
+    match (&before.publishing, &now.publishing) {
+        (Some(before), Some(now)) if before.entries == now.entries => {
+            let [a, b, c, d] = before.operations;
+            let [e, f, g, h] = now.operations;
+            // That TRUNCATE is published no more is of account once one has happened.
+            [a != e, b != f, c != g, h && !d]
+        }
+        (None, None) => [false; 4],
+        _ => [true; 4],
     }
 }

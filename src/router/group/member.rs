@@ -105,6 +105,17 @@ impl Member {
         (told, others)
     }
 
+    /// Whether one of its bindings has to do with one of these: INSERT, UPDATE, DELETE, TRUNCATE.
+    pub(in crate::router) fn asks_for_one_of(&self, operations: [bool; 4]) -> bool {
+        let [insert, update, delete, truncate] = operations;
+        self.bindings.iter().any(|binding| match binding.events {
+            Events::All | Events::AllAndTruncate => insert || update || delete || truncate,
+            Events::Insert => insert,
+            Events::Update => update,
+            Events::Delete => delete || truncate,
+        })
+    }
+
     /// Whether it was given rows when it joined: what it missed it missed a moment ago.
     pub(in crate::router) fn follows_a_snapshot(&self) -> bool {
         let mut begin = self.bindings.iter().filter_map(|one| one.begin.as_deref());
