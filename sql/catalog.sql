@@ -189,7 +189,7 @@ select jsonb_build_object(
       -- How it is published: what no longer was, and is again, may have changed without a word.
       'publishing', (
         select jsonb_build_object(
-          'operations', jsonb_build_array(p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate),
+          'operations', jsonb_build_array(p.pubinsert, p.pubupdate, p.pubdelete),
           'entries', format('%s %s', p.oid, (
             select string_agg(to_jsonb(r)::text, ' ' order by r.oid) from pg_publication_rel r
             where r.prpubid = p.oid

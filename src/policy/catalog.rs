@@ -97,8 +97,8 @@ pub struct Role {
 /// How a publication has a table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 pub struct Publishing {
-    /// Whether it has INSERT, UPDATE, DELETE and TRUNCATE.
-    pub operations: [bool; 4],
+    /// Whether it has INSERT, UPDATE and DELETE.
+    pub operations: [bool; 3],
     /// Which publication it is, and what that says of the table or its ancestors: one that was taken
     /// out and put back has another entry.
     pub entries: String,

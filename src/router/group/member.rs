@@ -105,14 +105,14 @@ impl Member {
         (told, others)
     }
 
-    /// Whether one of its bindings has to do with one of these: INSERT, UPDATE, DELETE, TRUNCATE.
-    pub(in crate::router) fn asks_for_one_of(&self, operations: [bool; 4]) -> bool {
-        let [insert, update, delete, truncate] = operations;
+    /// Whether one of its bindings has to do with one of these: INSERT, UPDATE, DELETE.
+    pub(in crate::router) fn asks_for_one_of(&self, operations: [bool; 3]) -> bool {
+        let [insert, update, delete] = operations;
         self.bindings.iter().any(|binding| match binding.events {
-            Events::All | Events::AllAndTruncate => insert || update || delete || truncate,
+            Events::All | Events::AllAndTruncate => insert || update || delete,
             Events::Insert => insert,
             Events::Update => update,
-            Events::Delete => delete || truncate,
+            Events::Delete => delete,
         })
     }
 
