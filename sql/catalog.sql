@@ -190,10 +190,11 @@ select jsonb_build_object(
       'publishing', (
         select jsonb_build_object(
           'operations', jsonb_build_array(p.pubinsert, p.pubupdate, p.pubdelete),
-          'entries', format('%s %s', p.oid, (
+          'publication', p.oid,
+          'entries', coalesce((
             select string_agg(to_jsonb(r)::text, ' ' order by r.oid) from pg_publication_rel r
             where r.prpubid = p.oid
-              and (r.prrelid = c.oid or r.prrelid in (select a.relid from pg_partition_ancestors(c.oid) as a(relid))))))
+              and (r.prrelid = c.oid or r.prrelid in (select a.relid from pg_partition_ancestors(c.oid) as a(relid)))), ''))
         from pg_publication p where p.pubname = $1 and t.published),
       -- The transactions that last wrote what is read here of the table: whether one of them is
       -- younger than a row of the stream.

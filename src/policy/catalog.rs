@@ -99,8 +99,10 @@ pub struct Role {
 pub struct Publishing {
     /// Whether it has INSERT, UPDATE and DELETE.
     pub operations: [bool; 3],
-    /// Which publication it is, and what that says of the table or its ancestors: one that was taken
-    /// out and put back has another entry.
+    /// Which publication it is.
+    pub publication: Oid,
+    /// What that says of the table or its ancestors: one that was taken out and put back has another
+    /// entry.
     pub entries: String,
 }
 

@@ -63,11 +63,22 @@ pub(crate) async fn standby_answers(sql: &Sql) {
     name_standby(sql, "").await;
 }
 
-async fn name_standby(sql: &Sql, name: &str) {
+pub(crate) async fn name_standby(sql: &Sql, name: &str) {
     let set = format!("alter system set synchronous_standby_names = '{name}'");
     sql.batch_execute(&set).await.expect("a setting");
     let reload = sql.batch_execute("select pg_reload_conf()").await;
     reload.expect("a reload");
+    // Sessions look at their settings before their next statement.
+    let shown = async {
+        loop {
+            let row = sql.query_one("show synchronous_standby_names", &[]).await;
+            if row.expect("a setting").get::<_, String>(0) == name {
+                return;
+            }
+        }
+    };
+    let shown = tokio::time::timeout(DEADLINE, shown).await;
+    shown.expect("in time");
 }
 
 /// Commits and hangs.

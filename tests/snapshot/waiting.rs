@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio_postgres::Client as Sql;
 
 use crate::client::{Asked, Client, Heard, id, principal};
-use crate::hanging::{hears_of, standby_answers, standby_hangs, start, write};
+use crate::hanging::{hears_of, name_standby, standby_answers, start, write};
 use crate::harness::{ANN, DEADLINE, config, connect};
 
 pub(crate) struct World {
@@ -103,7 +103,7 @@ impl World {
     }
 
     async fn hang_on(&self, sql: &str) -> tokio::task::JoinHandle<()> {
-        standby_hangs(&self.sql, &self.url).await;
+        name_standby(&self.sql, "nobody").await;
         let before = self.core.metrics.changes_read.get();
         let hanging = write(&self.url, sql);
         let read = async || self.core.metrics.changes_read.get() > before;

@@ -400,6 +400,8 @@ fn unheard(before: &Table, now: &Table) -> [bool; 3] {
                 delete != now_delete,
             ]
         }
+        // Another publication is another history of the log, which everybody is told of.
+        (Some(before), Some(now)) if before.publication != now.publication => [false; 3],
         (None, None) => [false; 3],
         _ => [true; 3],
     }
