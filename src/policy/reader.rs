@@ -74,6 +74,16 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
+    /// Whether somebody holds a lock that reading takes: an expression's text cannot be had while its
+    /// table is being altered.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        let Self::Postgres(error) = self else {
+            return false;
+        };
+        error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
     /// Whether waiting may help.
     #[must_use]
     pub fn retry(&self) -> Retry {
@@ -530,7 +540,8 @@ impl CatalogReader {
             client
                 .batch_execute(
                     "set jit = off; set search_path = ''; set plan_cache_mode = force_generic_plan; \
-                     set statement_timeout = '30s'; set default_transaction_read_only = off",
+                     set statement_timeout = '30s'; set lock_timeout = '1s'; \
+                     set default_transaction_read_only = off",
                 )
                 .await?;
             let described: Vec<String> =

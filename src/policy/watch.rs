@@ -43,19 +43,29 @@ pub struct CatalogWatch {
     delay: watch::Receiver<Option<Delay>>,
 }
 
-/// A commit that is in the stream, is waited for, and has not become visible for long.
+/// A commit that is in the stream and that what is behind it has waited for for long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delay {
     /// The transaction.
     pub xid: Xid,
     /// Since when it is waited for.
     pub since: Instant,
+    /// Whether it is that the catalog cannot be read for somebody's lock; else it is not visible.
+    pub locked: bool,
 }
 
 impl Delay {
     /// What is known of it, for operators.
     #[must_use]
     pub fn reason(&self) -> String {
+        if self.locked {
+            return format!(
+                "the catalog could not be read for {} s: somebody holds an ACCESS EXCLUSIVE lock on a \
+                 table that is published or that policies look into (an open or prepared transaction, \
+                 VACUUM FULL; see pg_locks)",
+                self.since.elapsed().as_secs()
+            );
+        }
         format!(
             "transaction {} is in the stream for {} s and not visible: probably a synchronous \
              standby does not answer (synchronous_standby_names)",
@@ -224,6 +234,7 @@ pub async fn watch(
         roles: Vec::new(),
         marks: Vec::new(),
         failing: false,
+        locked: false,
         checks,
     };
     let watch = CatalogWatch {
@@ -247,6 +258,8 @@ struct Desk {
     marks: Vec<oneshot::Sender<Arc<Mark>>>,
     /// Whether the last attempt failed.
     failing: bool,
+    /// … for somebody's lock.
+    locked: bool,
     checks: Checks,
 }
 
@@ -331,6 +344,7 @@ impl Desk {
             }
             let looked = self.look().await;
             let failed = looked.is_err();
+            self.locked = looked.as_ref().is_err_and(CatalogError::is_locked);
             // Whoever is not answered is told by that.
             self.marks.clear();
             if let Err(error) = looked {
@@ -445,11 +459,13 @@ impl Desk {
     fn tell_of_delay(&self) {
         let known = *self.tell.borrow();
         let first = self.waiting.iter().min_by_key(|after| after.since);
-        // What keeps the catalog from being read is said already.
-        let delay = first.filter(|after| !self.failing && after.since.elapsed() >= LONG);
+        // What else keeps the catalog from being read is said already.
+        let sayable = !self.failing || self.locked;
+        let delay = first.filter(|after| sayable && after.since.elapsed() >= LONG);
         let delay = delay.map(|after| Delay {
             xid: after.xid,
             since: after.since,
+            locked: self.locked,
         });
         if delay == known {
             return;

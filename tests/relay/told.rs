@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{ANN, BEN, Relay, Seen, Watcher, brief, connect, has_it_told};
+use crate::harness::{ANN, BEN, DEADLINE, Relay, Seen, Watcher, brief, connect, has_it_told};
 use crate::memberships_unseen::settle;
 
 const NOTES: &str = "
@@ -592,4 +592,37 @@ async fn whatever_takes_the_name_that_a_function_reads_holds_from_there_on() {
         ann.join(&relay.core).await.unwrap();
         settle(&mut relay, &mut ann).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_keeps_the_catalog_from_being_read_is_named_and_what_waits_for_it_comes_then() {
+    let schema = format!(
+        "{NOTES}; create table second (id int primary key, user_id uuid);
+         alter table second enable row level security;
+         create policy own on second for select to authenticated using (mine(user_id))"
+    );
+    let mut relay = Relay::told(&schema, "notes, second", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await;
+    let ann = relay.watch_as(ANN, "notes").await;
+    relay.run(&insert(1, ANN)).await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    let other = connect(&relay.url).await;
+    let lock = "begin; lock table second in access exclusive mode";
+    other.batch_execute(lock).await.unwrap();
+    relay.run("create table unrelated (id int)").await;
+    relay.run(&insert(3, ANN)).await;
+    let deadline = std::time::Instant::now() + DEADLINE;
+    let reason = loop {
+        if let Some(delay) = relay.core.readiness.delay() {
+            break delay.reason();
+        }
+        assert!(std::time::Instant::now() < deadline, "nothing is said");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(reason.contains("ACCESS EXCLUSIVE"), "{reason}");
+    other.batch_execute("rollback").await.unwrap();
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 3"]);
+    assert!(relay.core.readiness.delay().is_none());
 }
