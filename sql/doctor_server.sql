@@ -16,9 +16,14 @@ select pg_catalog.jsonb_build_object(
     select pg_catalog.jsonb_object_agg(s.name, s.setting) from pg_catalog.pg_settings s
     where s.name in ('max_wal_senders', 'max_replication_slots', 'max_slot_wal_keep_size', 'output_plugin_libraries',
       'max_connections', 'superuser_reserved_connections', 'reserved_connections', 'statement_timeout',
-      'idle_session_timeout', 'transaction_timeout', 'idle_replication_slot_timeout', 'wal_level')),
+      'idle_session_timeout', 'transaction_timeout', 'idle_replication_slot_timeout', 'wal_level',
+      'synchronous_standby_names', 'synchronous_commit')),
   'slots', (select pg_catalog.count(*) from pg_catalog.pg_replication_slots),
   'senders', (select pg_catalog.count(*) from pg_catalog.pg_stat_replication),
+  -- Who may not see others' sessions does not see what they are to commits.
+  'synchronous', (
+    select pg_catalog.count(*) from pg_catalog.pg_stat_replication s
+    where s.sync_state is null or s.sync_state in ('sync', 'quorum')),
   'standbys', (select pg_catalog.count(*) from pg_catalog.pg_replication_slots where slot_type = 'physical'),
   'connections', (select pg_catalog.sum(numbackends) from pg_catalog.pg_stat_database),
   'database_limit', (select datconnlimit from pg_catalog.pg_database where datname = pg_catalog.current_database()),

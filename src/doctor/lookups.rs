@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::lookup::Wanted;
 use crate::lookup::keep::{self, Cause};
 use crate::pg::{Oid, quote_identifier};
-use crate::policy::catalog::Catalog;
+use crate::policy::catalog::{Catalog, Table};
 
 pub(super) async fn findings(
     client: &Client,
@@ -50,7 +50,10 @@ pub(super) async fn findings(
         .await?
         .try_get::<_, bool>(0)?;
     let login = quote_identifier(login);
-    for (oid, name, refusal) in unmirrored(client, wanted, (publication, config)).await? {
+    let mut refused = unmirrored(client, wanted, (publication, config)).await?;
+    // Findings are told by their tables' names: what makes the publication comes first.
+    refused.sort_by(|(_, a, _), (_, b, _)| a.cmp(b));
+    for (oid, name, refusal) in refused {
         let text = format!(
             "policies that read {name} are asked of PostgreSQL, row by row: {}",
             refusal.text
@@ -60,7 +63,10 @@ pub(super) async fn findings(
                 "lookup_privilege",
                 rights(catalog, Some(oid), (&name, &login)),
             ),
-            Cause::RowSecurity => ("lookup_row_security", vec![shown(&name, &login)]),
+            Cause::RowSecurity => (
+                "lookup_row_security",
+                shown(catalog.tables.get(&oid).map(Arc::as_ref), (&name, &login)),
+            ),
             Cause::Publication if exists => (
                 "lookup_unpublished",
                 vec![format!("alter publication {lookups} add table {name}")],
@@ -120,11 +126,25 @@ pub(super) fn rights(
     usage
         .into_iter()
         .chain([format!("grant select on table {name} to {login}")])
-        .chain(past.map(|_| shown(name, login)))
+        .chain(
+            past.into_iter()
+                .flat_map(|table| shown(Some(table), (name, login))),
+        )
         .collect()
 }
 
-/// The policy by which the relay's login reads past row-level security on one table.
-pub(super) fn shown(name: &str, login: &str) -> String {
-    format!("create policy \"rowcast reads lookups\" on {name} for select to {login} using (true)")
+/// The policy by which the relay's login reads past row-level security on one table; one of that name
+/// that is there already lets somebody else through.
+pub(super) fn shown(table: Option<&Table>, (name, login): (&str, &str)) -> Vec<String> {
+    let known = table.is_some_and(|table| {
+        let mut policies = table.policies.iter();
+        policies.any(|policy| policy.name == READS)
+    });
+    let policy = quote_identifier(READS);
+    let make = format!("create policy {policy} on {name} for select to {login} using (true)");
+    let add = format!("drop policy {policy} on {name}");
+    known.then_some(add).into_iter().chain([make]).collect()
 }
+
+/// What that policy is called.
+const READS: &str = "rowcast reads lookups";

@@ -44,6 +44,7 @@ use self::server::Facts;
 use crate::auth::{self, Authenticator};
 use crate::config::{Config, Secret};
 use crate::pg::connect::{ConnectError, Database};
+use crate::pg::quote_identifier;
 use crate::pg::refusal::{Retry, with_causes};
 use crate::policy::reader::CatalogReader;
 use crate::router::picture::Filtered;
@@ -387,6 +388,12 @@ impl Examination<'_> {
             .map_err(words)?;
         self.findings
             .extend(listed.findings(&catalog, &names, self.patient));
+        if self.report.tables == 0 {
+            let candidates = publication::candidates(client, self.patient);
+            let candidates = candidates.await.map_err(words)?;
+            self.findings
+                .push(publication::empty(publication, &candidates));
+        }
         self.findings
             .extend(clients::findings(&catalog, facts, config, holder));
         if !catalog.marked {
@@ -487,14 +494,16 @@ fn unconnected(error: &ConnectError) -> Finding {
     let text = error.to_string();
     match error {
         ConnectError::Refused(refusal) => match refusal.sqlstate.as_str() {
-            "53300" => Finding::error("connections_exhausted", text).advice(
-                "End sessions that nobody needs, or raise max_connections; where it is the login \
-                     or the database that has a limit, that: alter role … connection limit -1.",
+            "53300" => limited(
+                Finding::error("connections_exhausted", text),
+                &refusal.message,
+            )
+            .advice(
+                "End sessions that nobody needs, or raise the limit that is named \
+                     (max_connections where it is none of the login or the database).",
             ),
-            "28P01" | "28000" => Finding::error("database_login", text).advice(
-                "Correct user and password in DATABASE_URL, or the server's pg_hba.conf; a role \
-                     that may not log in takes: alter role … login.",
-            ),
+            "28P01" | "28000" => barred(Finding::error("database_login", text), &refusal.message)
+                .advice("Correct user and password in DATABASE_URL, or the server's pg_hba.conf."),
             "42501" => Finding::error("database_login", text).advice(
                 "The login lacks a right on the database: grant connect on database … to it.",
             ),
@@ -518,6 +527,39 @@ fn unconnected(error: &ConnectError) -> Finding {
     }
 }
 
+/// What PostgreSQL's words name in quotes behind others, where they are English.
+fn named_in<'m>(message: &'m str, before: &str) -> Option<&'m str> {
+    let (_, rest) = message.split_once(before)?;
+    let (name, _) = rest.rsplit_once('"')?;
+    Some(name)
+}
+
+/// The limit that a login or a database has of its own.
+fn limited(finding: Finding, message: &str) -> Finding {
+    let of = |before| named_in(message, before).map(quote_identifier);
+    let limits = [
+        ("role", of("too many connections for role \"")),
+        ("database", of("too many connections for database \"")),
+    ];
+    let limit = limits
+        .into_iter()
+        .find_map(|(kind, name)| Some((kind, name?)));
+    match limit {
+        Some((kind, name)) => finding.sql(format!("alter {kind} {name} connection limit -1")),
+        None => finding,
+    }
+}
+
+/// A role that may not log in at all.
+fn barred(finding: Finding, message: &str) -> Finding {
+    let name =
+        named_in(message, "role \"").filter(|_| message.ends_with("is not permitted to log in"));
+    match name {
+        Some(name) => finding.sql(format!("alter role {} login", quote_identifier(name))),
+        None => finding,
+    }
+}
+
 fn pooler(text: &str) -> Finding {
     Finding::error("pooler", text).advice(
         "Take the address of PostgreSQL itself, which hosts often call the direct connection.",
@@ -535,7 +577,7 @@ fn refusal(fault: &SourceError) -> Finding {
             .sql("alter system set wal_level = logical")
             .advice("Then restart PostgreSQL. Managed hosts have a parameter for it."),
         SourceError::NoReplication { role } => {
-            let role = crate::pg::quote_identifier(role);
+            let role = quote_identifier(role);
             Finding::error("login_replication", text)
                 .sql(format!("alter role {role} replication"))
                 .advice(format!(

@@ -71,7 +71,10 @@ pub(super) async fn findings(
         };
         let sql = match refusal.cause {
             Cause::Privilege => rights(catalog, Some(columns.table), (&name, &login)),
-            Cause::RowSecurity => vec![shown(&name, &login)],
+            Cause::RowSecurity => {
+                let table = catalog.tables.get(&columns.table);
+                shown(table.map(std::sync::Arc::as_ref), (&name, &login))
+            }
             Cause::Narrowed => refusal.mend.to_vec(),
             _ => Vec::new(),
         };

@@ -26,7 +26,7 @@ pub(super) struct Listed {
     delete: bool,
     truncate: bool,
     via_root: bool,
-    everything: bool,
+    pub(super) everything: bool,
     items: Vec<Item>,
     unidentified: Vec<(u32, String)>,
     leaves: Vec<(u32, String)>,
@@ -77,25 +77,48 @@ pub(super) async fn candidates(
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
+/// What names tables for `create publication` or `alter publication … add`.
+fn only(tables: &[String]) -> String {
+    format!("table only {}", tables.join(", only "))
+}
+
+const NAME_THEM: &str =
+    "Name the tables: `rowcast setup --table schema.table`, under a login that owns them.";
+const LEAVE_OUT: &str = "These are the tables with row-level security that clients' roles may read: leave out what \
+     nobody is to subscribe to. `rowcast setup --table …` does it, and more.";
+
+/// There is nothing in the publication.
+pub(super) fn empty(publication: &str, candidates: &[String]) -> Finding {
+    let finding = Finding::error(
+        "publication_empty",
+        format!("publication {publication} has no tables: nothing can be subscribed to"),
+    );
+    if candidates.is_empty() {
+        return finding.advice(NAME_THEM);
+    }
+    finding
+        .sql(format!(
+            "alter publication {} add {}",
+            quote_identifier(publication),
+            only(candidates)
+        ))
+        .advice(LEAVE_OUT)
+}
+
 /// There is no publication to follow.
 pub(super) fn missing(fault: &SourceError, candidates: &[String], config: &Config) -> Finding {
     let name = config.publication.as_deref().unwrap_or("rowcast");
     let finding = Finding::error("publication_missing", fault.to_string());
     if candidates.is_empty() {
-        return finding.advice(
-            "Name the tables: `rowcast setup --table schema.table`, under a login that owns them.",
-        );
+        return finding.advice(NAME_THEM);
     }
     finding
         .sql(format!(
-            "create publication {} for table only {} with (publish_via_partition_root = true)",
+            "create publication {} for {} with (publish_via_partition_root = true)",
             quote_identifier(name),
-            candidates.join(", only ")
+            only(candidates)
         ))
-        .advice(
-            "These are the tables with row-level security that clients' roles may read: leave out \
-             what nobody is to subscribe to. `rowcast setup --table …` does it, and more.",
-        )
+        .advice(LEAVE_OUT)
 }
 
 impl Listed {
@@ -226,15 +249,6 @@ impl Listed {
                     ),
                 )
                 .advice("A list of tables is safer: `rowcast setup --publication … --table …`."),
-            );
-        }
-        if !catalog.tables.values().any(|table| table.published) {
-            found.push(
-                Finding::error(
-                    "publication_empty",
-                    format!("publication {shown} has no tables: nothing can be subscribed to"),
-                )
-                .advice("Add tables: `rowcast setup --table schema.table`."),
             );
         }
         for item in &self.items {

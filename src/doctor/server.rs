@@ -36,6 +36,8 @@ pub(super) struct Facts {
     pub(super) slots: i64,
     senders: i64,
     pub(super) standbys: i64,
+    /// The sessions of standbys that commits wait for, or may.
+    synchronous: i64,
     connections: Option<i64>,
     database_limit: Option<i64>,
     login_limit: Option<i64>,
@@ -195,6 +197,7 @@ impl Facts {
         {
             found.push(self.no_senders_left());
         }
+        found.extend(self.hanging());
         found.extend(self.connections(config));
         found.extend(self.timeouts());
         if !self.temporary {
@@ -231,6 +234,26 @@ impl Facts {
             );
         }
         found
+    }
+
+    /// Commits that wait for a standby that is not there: nobody can read them meanwhile, so the relay
+    /// does not tell of them.
+    fn hanging(&self) -> Option<Finding> {
+        let set = |name: &str| self.settings.get(name).map_or("", String::as_str);
+        let names = set("synchronous_standby_names").trim();
+        let waited_for = !matches!(set("synchronous_commit"), "off" | "local");
+        (!self.standby && !names.is_empty() && waited_for && self.synchronous == 0).then(|| {
+            Finding::error(
+                "synchronous_standby",
+                format!(
+                    "commits wait for a synchronous standby ({names}), and none is connected: they hang, \
+                     and the relay's clients with them"
+                ),
+            )
+            .sql("alter system set synchronous_standby_names = ''")
+            .sql("select pg_reload_conf()")
+            .advice("Or start the standby; without one, commits are on this server alone.")
+        })
     }
 
     /// Whether a relay gets its sessions.

@@ -16,7 +16,7 @@ use super::publication::Listed;
 use super::server::Facts;
 use super::token::{self, Holder};
 use super::{Finding, Severity, clients};
-use crate::config::{Config, DeleteWithoutIdentity, Require};
+use crate::config::{Config, DeleteWithoutIdentity};
 use crate::lookup::Wanted;
 use crate::pg::{Oid, quote_identifier};
 use crate::policy::access::{Access, Rules};
@@ -168,7 +168,7 @@ impl<'c> Tables<'c> {
             // Who subscribes to the partitioned table needs no right on its partitions, which would
             // show rows past its policies.
             if seen.named || seen.table.ancestors.is_empty() {
-                self.sight(seen, functions, &mut found);
+                self.sight(seen, (functions, listed), &mut found);
             }
             self.old_rows(seen, (listed, lacking), &mut found);
             self.token(seen, &mut found);
@@ -217,7 +217,9 @@ impl<'c> Tables<'c> {
             .filter(|(_, access)| matches!(access.rules, Rules::Everything))
             .map(|(role, _)| *role)
             .collect();
-        if let Some((first, _)) = kept.first().filter(|_| !all.is_empty()) {
+        // One that row-level security does not hold for is not among them.
+        let nobody = lacking(self.focus()).filter(|_| all.is_empty());
+        if let Some((first, _)) = kept.first().filter(|_| nobody.is_none()) {
             let roles: Vec<&str> = kept.iter().map(|(role, _)| *role).collect();
             found.push(
                 Finding::warning(
@@ -232,19 +234,13 @@ impl<'c> Tables<'c> {
                 .advice("Write a rule for them, where they are to see some of it."),
             );
         }
-        if self.config.require != Require::None && all.is_empty() {
+        if let Some(why) = nobody {
             found.push(
-                Finding::error(
-                    "rls_off",
-                    format!(
-                        "{}: nobody can subscribe to it",
-                        lacking(self.focus()).unwrap_or_default()
-                    ),
-                )
-                .table(name)
-                .sql(enable)
-                .sql(policy_sql(table, &self.names.of(table), self.focus()))
-                .advice("Or set require = \"none\"."),
+                Finding::error("rls_off", format!("{why}: nobody can subscribe to it"))
+                    .table(name)
+                    .sql(enable)
+                    .sql(policy_sql(table, &self.names.of(table), self.focus()))
+                    .advice("Or set require = \"none\"."),
             );
         } else if !readers.is_empty() {
             found.push(
@@ -264,7 +260,12 @@ impl<'c> Tables<'c> {
     }
 
     /// Who sees nothing.
-    fn sight(&self, seen: &Seen<'c>, functions: &BTreeMap<Oid, Named>, found: &mut Vec<Finding>) {
+    fn sight(
+        &self,
+        seen: &Seen<'c>,
+        (functions, listed): (&BTreeMap<Oid, Named>, &Listed),
+        found: &mut Vec<Finding>,
+    ) {
         let table = seen.table;
         let name = self.names.of(table);
         let blind: Vec<(&str, Blind)> = seen
@@ -289,12 +290,23 @@ impl<'c> Tables<'c> {
             } else {
                 continue;
             };
+            // Nobody has chosen what FOR ALL TABLES publishes: what clients may not read is not
+            // opened to them on its account.
+            let chosen = seen.named || !listed.everything || why.code != "table_grant";
+            let severity = if chosen { severity } else { Severity::Note };
             let mut finding = Finding::error(why.code, why.text.clone())
                 .of_severity(severity)
                 .table(name.as_str())
                 .role(*role);
-            finding.sql.clone_from(&why.sql);
-            finding.advice.clone_from(&why.advice);
+            if chosen {
+                finding.sql.clone_from(&why.sql);
+                finding.advice.clone_from(&why.advice);
+            } else {
+                finding = finding.advice(format!(
+                    "Leave it where clients are not meant to see it; else `rowcast doctor --table \
+                     {name}` has the statements."
+                ));
+            }
             found.push(finding);
         }
         for (role, access) in &seen.accesses {
@@ -500,7 +512,11 @@ impl<'c> Tables<'c> {
         };
         let name = self.names.of(judged);
         let of = judged.rights.iter().find(|of| of.role == *role);
-        let restricted = of.is_some_and(|of| !of.policies.is_empty());
+        let restricts = |policy: &Policy| !policy.permissive && policy.condition.is_some();
+        let restricted = of.is_some_and(|of| {
+            let mut applying = judged.policies.iter();
+            applying.any(|policy| of.policies.contains(&policy.name) && restricts(policy))
+        });
         // One for other roles may only have to be widened.
         let others: Vec<&Policy> = judged.policies.iter().filter(|one| permits(one)).collect();
         let (code, what) = if restricted {

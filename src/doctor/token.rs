@@ -111,7 +111,7 @@ fn role_of(claims: &Map<String, Value>, config: &Config) -> Option<String> {
     });
     match named {
         None | Some(Value::Null) => Some(config.default_role.clone()),
-        Some(Value::String(role)) => Some(role.clone()),
+        Some(Value::String(role)) if !role.is_empty() => Some(role.clone()),
         Some(_) => None,
     }
 }

@@ -20,6 +20,8 @@ mod harness;
 
 mod live;
 
+mod mends;
+
 mod server;
 
 mod ways;
