@@ -12,6 +12,7 @@ use super::grammar::{Row, Who};
 use super::oracle::{Sight, contents, readable, sights};
 use super::setting::{Change, Setting, insert};
 use crate::harness::{Relay, Seen, Watcher};
+use crate::resume::settled;
 
 /// What happened, in numbers.
 #[derive(Debug, Default, Clone, Copy)]
@@ -265,6 +266,7 @@ impl Round {
                 continue;
             };
             let mut seen = watcher.until(fence).await;
+            let heard = seen.clone();
             let mut expected = std::mem::take(&mut one.expected);
             // Who is shown other rows from now on is told to read again, and finds all in that.
             let told = seen.last() == Some(&Seen::Resync(Resync::AccessChanged));
@@ -292,10 +294,11 @@ impl Round {
                 failed = Some((None, "still in, though a select fails".to_owned()));
             }
             if let Some((expected, text)) = failed {
+                let heard: Vec<String> = heard.iter().map(Seen::brief).collect();
                 return Err(Failure {
                     who: one.who.clone(),
                     expected,
-                    text,
+                    text: format!("{text}\n(heard since the last fence: {heard:?})"),
                 });
             }
             let demanded = expected.iter().filter(|one| one.must()).count();
@@ -303,6 +306,11 @@ impl Round {
             if expelled || told {
                 one.watcher = None;
             }
+        }
+        if self.watching.iter().any(|one| one.watcher.is_none()) {
+            // Who was told before the fence's row has not waited for that: it must not come back
+            // amid what was to be compared.
+            settled(&mut self.relay).await;
         }
         self.rules_changed = false;
         self.tally.questions = self.relay.core.metrics.questions.get();
