@@ -9,6 +9,8 @@
 
 mod checks;
 
+mod rows;
+
 mod ruled;
 
 use std::process::{Command, Output};

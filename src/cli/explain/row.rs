@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -9,6 +10,7 @@ use super::Trouble;
 use super::report::{Judged, Looked, Row};
 use crate::auth::Principal;
 use crate::change::{self, Relation, RowBuilder, Value};
+use crate::config::Config;
 use crate::lookup::{Lookups, Wanted};
 use crate::pg::{quote_identifier, quote_literal};
 use crate::policy::Verdict;
@@ -20,15 +22,15 @@ use crate::policy::catalog::{Catalog, Policy, Table};
 use crate::policy::check::copy::{Copied, copy};
 use crate::policy::check::{disagrees, relation};
 use crate::policy::explain::{Explained, deciding, explain};
-use crate::policy::rule::Require;
 use crate::policy::security_applies;
 
 /// Why something that is compiled is undecided for a row.
 const OPEN: &str = "what is compiled leaves it open for this row: which of several rows is the first, \
      the case of letters beyond ASCII, or a time too near to now";
 
-/// How long a question may take, in milliseconds.
-const LIMIT: u32 = 5_000;
+/// PostgreSQL's codes for a statement that took too long, and for a lock that was not to be had.
+const BROKEN_OFF: &str = "57014";
+const LOCKED: &str = "55P03";
 
 /// Rows of a table that is looked into; a larger one is not copied.
 const COPIED: usize = 100_000;
@@ -51,7 +53,7 @@ pub(super) async fn judge(
     (catalog, table): (&Catalog, &Arc<Table>),
     principal: &Principal,
     key: &str,
-    require: Require,
+    config: &Config,
 ) -> Result<Row, Trouble> {
     let ancestors = table.ancestors.iter();
     let mut ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
@@ -67,11 +69,12 @@ pub(super) async fn judge(
     // One snapshot for all of it: the row may be changing.
     client
         .batch_execute(&format!(
-            "begin isolation level repeatable read; set local statement_timeout = {LIMIT}; \
-             set local lock_timeout = '1s'"
+            "begin isolation level repeatable read; set local statement_timeout = {}; \
+             set local lock_timeout = '1s'",
+            config.ask_timeout.as_millis().max(1)
         ))
         .await?;
-    let judged = judged(client, (catalog, table), principal, &key, require).await;
+    let judged = judged(client, (catalog, table), principal, &key, config).await;
     client.batch_execute("rollback").await?;
     judged
 }
@@ -81,16 +84,34 @@ async fn judged(
     (catalog, table): (&Catalog, &Arc<Table>),
     principal: &Principal,
     key: &str,
-    require: Require,
+    config: &Config,
 ) -> Result<Row, Trouble> {
     let role: &str = &principal.role;
     let (relation, row) = (relation(table), read(client, table, key).await?);
-    let sql = format!("select 1 from {} where {key}", table.sql_name());
-    let whole = as_client(client, principal, &sql).await?;
+    let sql = format!(
+        "select 1 from {} where {key}",
+        own_rows(client, table).await?
+    );
     let access = Access::new(catalog, table, role);
     let rights = table.rights.iter().find(|one| one.role == role);
     let open = rights.is_some_and(|rights| !security_applies(catalog, table, rights));
-    let lacks = require.lacks(table, role);
+    let lacks = config.require.lacks(table, role);
+    let unreadable: Vec<&str> = table
+        .columns
+        .iter()
+        .filter(|column| table.is_key(column) && !access.may_read(&column.name))
+        .map(|column| column.name.as_str())
+        .collect();
+    let refused = matches!(access.rules, Rules::Nothing(_));
+    let whole = if unreadable.is_empty() || refused {
+        as_client(client, principal, &sql, config.ask_timeout).await?
+    } else {
+        Said::Unknown(format!(
+            "clients of {role} may not SELECT {}, by which a single row is found: what each policy says \
+             of it stands below",
+            unreadable.join(", ")
+        ))
+    };
     let policies = table.policies.iter().filter(|policy| {
         !open && rights.is_some_and(|rights| rights.policies.contains(&policy.name))
     });
@@ -116,6 +137,8 @@ async fn judged(
     let ruled_out: Vec<String> = names(&judged, |one| {
         !one.permissive && one.postgresql == "not true"
     });
+    // PostgreSQL knows of policies only: a rule's error is none of the statement's.
+    let raising: Vec<String> = names(&judged, |one| !one.permissive && one.postgresql == "error");
     // Without row-level security the rules alone let it through.
     let let_through: Vec<String> = names(&judged, |one| {
         (one.permissive || open) && one.postgresql == "true"
@@ -163,7 +186,12 @@ async fn judged(
         }
         _ if lacks.is_some() => (Vec::new(), lacks.clone().unwrap_or_default()),
         (Rules::Nothing(reason), _) => (Vec::new(), reason.clone()),
-        (_, None) => (Vec::new(), "PostgreSQL could not be asked".to_owned()),
+        (_, None) => (
+            Vec::new(),
+            postgresql_says
+                .clone()
+                .unwrap_or_else(|| "PostgreSQL could not be asked".to_owned()),
+        ),
         (Rules::Everything, Some(true)) => (
             Vec::new(),
             "no row-level security holds for the role".to_owned(),
@@ -179,6 +207,9 @@ async fn judged(
         (_, Some(false)) if row.is_none() => {
             let reason = "there is no such row, or neither the client nor this login sees it";
             (Vec::new(), reason.to_owned())
+        }
+        (_, Some(false)) if !raising.is_empty() => {
+            (raising, "these raise an error, which hides it".to_owned())
         }
         (_, Some(false)) if !ruled_out.is_empty() => (ruled_out, "these hide it".to_owned()),
         (_, Some(false)) => (Vec::new(), "no policy lets it through".to_owned()),
@@ -380,7 +411,7 @@ async fn read(client: &Client, table: &Table, key: &str) -> Result<Option<change
     let sql = format!(
         "select {} from {} where {key}",
         names.join(", "),
-        table.sql_name()
+        own_rows(client, table).await?
     );
     // What is wrong with the key shows before a row is looked at.
     client.prepare(&sql).await.map_err(|error| unfit(&error))?;
@@ -429,14 +460,36 @@ async fn reads_everything(client: &Client) -> Result<bool, tokio_postgres::Error
     Ok(row.is_some_and(|row| row.try_get(0).unwrap_or(false)))
 }
 
+/// The table in a statement that is about its own rows: those of tables that inherit from it are not in
+/// it for the relay, though its partitions' are.
+async fn own_rows(client: &Client, table: &Table) -> Result<String, tokio_postgres::Error> {
+    let sql = "select relkind = 'p' from pg_catalog.pg_class where oid = $1";
+    let row = client.query_one(sql, &[&table.oid.0]).await?;
+    let only = if row.try_get(0)? { "" } else { "only " };
+    Ok(format!("{only}{}", table.sql_name()))
+}
+
 /// Whether a statement finds a row under the client's role and claims; what it does is rolled back.
-async fn as_client(client: &Client, principal: &Principal, sql: &str) -> Result<Said, Trouble> {
+async fn as_client(
+    client: &Client,
+    principal: &Principal,
+    sql: &str,
+    limit: Duration,
+) -> Result<Said, Trouble> {
     client.batch_execute("savepoint asked").await?;
     let said = said(client, principal, sql).await;
     client.batch_execute("rollback to savepoint asked").await?;
     match said {
         Ok(said) => Ok(said),
         Err(error) => match error.as_db_error() {
+            Some(refused) if refused.code().code() == BROKEN_OFF => Ok(Said::Unknown(format!(
+                "PostgreSQL did not answer within {} ms, as long as the relay waits (ask_timeout): it \
+                 hides such a row, and has the client read again",
+                limit.as_millis()
+            ))),
+            Some(refused) if refused.code().code() == LOCKED => Ok(Said::Unknown(
+                "somebody holds a lock on the table, or on one that its policies read".to_owned(),
+            )),
             Some(refused) => Ok(Said::Error(
                 refused.code().code().to_owned(),
                 Some(refused.message().to_owned()),

@@ -99,6 +99,9 @@ pub(super) async fn report(
     notes.extend(catalog.unruled.iter().cloned());
     for role in &roles {
         if !catalog.roles.contains_key(role) {
+            if wish.role.is_some() {
+                return Err(Trouble::Usage(format!("There is no role {role}.")));
+            }
             notes.push(format!("role {role} does not exist"));
         }
     }
@@ -145,7 +148,7 @@ pub(super) async fn report(
         let table = tables.first().and_then(|oid| catalog.tables.get(oid));
         if let Some(table) = table {
             report.row =
-                Some(row::judge(&client, (&catalog, table), principal, key, config.require).await?);
+                Some(row::judge(&client, (&catalog, table), principal, key, config).await?);
         }
     }
     let row = report.row.iter_mut().flat_map(|row| &mut row.policies);
