@@ -459,21 +459,33 @@ impl<'c> Tables<'c> {
         }
         let context = self.catalog.context(role);
         let closure = Closure::of(self.catalog, table, &context);
-        let own = closure.tables.iter().filter(|(by, _)| *by == context.role);
         let mut sql = Vec::new();
-        for other in own.filter_map(|(_, oid)| self.catalog.tables.get(oid)) {
-            let Some(of) = other.rights.iter().find(|of| of.role == *role) else {
+        // Inside views and SECURITY DEFINER functions it is their owner who reads.
+        for (by, oid) in &closure.tables {
+            let mut roles = self.catalog.roles.values();
+            let reader = match *by == context.role {
+                true => Some(role),
+                false => roles
+                    .find(|one| one.oid == *by)
+                    .map(|one| one.name.as_str()),
+            };
+            let other = self.catalog.tables.get(oid);
+            let Some((other, reader)) = other.zip(reader) else {
                 continue;
             };
+            let Some(of) = other.rights.iter().find(|of| of.role == reader) else {
+                continue;
+            };
+            let reader = quote_identifier(reader);
             if !of.usage {
                 sql.push(format!(
-                    "grant usage on schema {} to {quoted}",
+                    "grant usage on schema {} to {reader}",
                     quote_identifier(&other.schema)
                 ));
             }
             if of.columns.len() < other.columns.len() {
                 sql.push(format!(
-                    "grant select on table {} to {quoted}",
+                    "grant select on table {} to {reader}",
                     self.names.of(other)
                 ));
             }

@@ -196,3 +196,25 @@ async fn a_rule_for_a_role_that_row_level_security_does_not_hold_for_leaves_out_
         "{said}"
     );
 }
+
+#[tokio::test]
+async fn an_owner_of_a_view_that_may_not_read_what_is_in_it_is_given_the_right() {
+    let place = Place::good().await;
+    let owner = format!("{}_viewer", place.relay);
+    place
+        .run(&format!(
+            "create role {owner}; grant usage, create on schema app to {owner};
+             grant select on app.member to {owner};
+             set role {owner}; create view app.seats as select team, person from app.member; reset role;
+             grant select on app.seats to authenticated;
+             alter policy ours on app.plan using (
+               exists (select from app.seats s where s.team = plan.team and s.person = auth.uid()));
+             revoke select on app.member from {owner}"
+        ))
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["lookup_grant"]);
+    place.mend(&found).await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("plan").await;
+}
