@@ -76,6 +76,23 @@ pub(super) fn findings(
             }
             continue;
         };
+        // One that is to see everything is named by a key or a token of its own.
+        let usual = ["anon", "authenticated"].contains(&role.as_str());
+        if known.bypass && (usual || role == config.default_role && role != "service_role") {
+            let name = quote_identifier(&role);
+            found.push(
+                Finding::warning(
+                    "role_bypass",
+                    format!(
+                        "row-level security does not hold for {role} (BYPASSRLS, or a superuser): its \
+                         clients see every row of what they may SELECT from"
+                    ),
+                )
+                .role(role.as_str())
+                .sql(format!("alter role {name} nosuperuser nobypassrls"))
+                .advice("Leave it where its clients are to see all."),
+            );
+        }
         if !known.bypass && !known.settable {
             found.push(
                 Finding::warning(

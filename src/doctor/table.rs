@@ -186,10 +186,26 @@ impl<'c> Tables<'c> {
             .ancestors
             .iter()
             .filter_map(|oid| self.catalog.tables.get(oid));
-        if table.row_security || ancestors.any(|one| one.row_security) {
+        let secured = table.row_security || ancestors.any(|one| one.row_security);
+        let name = self.names.of(table);
+        if secured {
+            let owners = seen.accesses.iter().filter(|_| table.row_security);
+            let owners = owners.filter(|(_, access)| matches!(access.rules, Rules::Everything));
+            found.extend(owners.map(|(role, _)| {
+                Finding::warning(
+                    "rls_owner",
+                    format!(
+                        "policies of {name} do not hold for {role}, which owns it or has its owner's \
+                         rights: its clients see every row"
+                    ),
+                )
+                .table(name.as_str())
+                .role(*role)
+                .sql(format!("alter table {name} force row level security"))
+                .advice("Leave it where they are to see all.")
+            }));
             return;
         }
-        let name = self.names.of(table);
         let enable = format!("alter table {name} enable row level security");
         if !table.policies.is_empty() {
             let names: Vec<&str> = table.policies.iter().map(|one| one.name.as_str()).collect();

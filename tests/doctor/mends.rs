@@ -218,3 +218,29 @@ async fn an_owner_of_a_view_that_may_not_read_what_is_in_it_is_given_the_right()
     place.doctor(&[]).await.is_well();
     place.delivers("plan").await;
 }
+
+#[tokio::test]
+async fn clients_that_row_level_security_does_not_hold_for_are_found_and_held() {
+    let place = Place::good().await;
+    // Roles are the whole cluster's: one of its own.
+    let role = format!("{}_clients", place.relay);
+    place
+        .run(&format!(
+            "create role {role} bypassrls; grant usage on schema app, auth to {role};
+             grant select on app.note to {role}; grant {role} to {}",
+            place.relay
+        ))
+        .await;
+    let settings = [("ROWCAST_DEFAULT_ROLE", role.as_str())];
+    let arguments = ["--table", "app.note"];
+    let found = place.doctor_with(&arguments, &settings).await;
+    found.is(&["role_bypass"]);
+    place.mend(&found).await;
+    let owned = format!("grant all on schema app to {role}; alter table app.note owner to {role}");
+    place.run(&owned).await;
+    let found = place.doctor_with(&arguments, &settings).await;
+    found.is(&["rls_owner"]);
+    place.mend(&found).await;
+    let found = place.doctor_with(&arguments, &settings).await;
+    assert!(!found.codes().contains(&"rls_owner"), "{:#}", found.report);
+}
