@@ -217,6 +217,22 @@ pub(crate) async fn lag(standby: &Throwaway) {
     .await;
 }
 
+/// Waits until the relay has changes that a standby does not have. It may have been away since the
+/// server was stopped: what only clients have read by themselves nobody could tell them of.
+pub(crate) async fn get_ahead(primary: &Client, standby: &Throwaway) {
+    let has = "select pg_last_wal_receive_lsn()::text";
+    let sql = connect(&standby.url(DATABASE)).await;
+    let has: String = sql.query_one(has, &[]).await.unwrap().get(0);
+    let ahead = format!(
+        "select exists (select from pg_replication_slots
+           where slot_name = 'chaos' and active and confirmed_flush_lsn > '{has}')"
+    );
+    until("the relay is ahead of the standby", async || {
+        primary.query_one(&ahead, &[]).await.unwrap().get(0)
+    })
+    .await;
+}
+
 /// Slots are not part of what a standby has.
 fn forget(data: &Path, slot: &str) {
     let _missing = fs::remove_dir_all(data.join("pg_replslot").join(slot));

@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use crate::database::{catch_up, lag};
+use crate::database::{catch_up, get_ahead, lag};
 use crate::harness::until;
 use crate::proxy::{Proxy, Way};
 use crate::relay::SLOT;
@@ -173,6 +173,7 @@ impl Fault {
                 if self == Self::LaggingStandbyPromoted {
                     lag(&standby).await;
                     pause(random, 300..1500).await;
+                    get_ahead(&world.database.sql().await, &standby).await;
                 } else {
                     world.traffic.pause(world.writers).await;
                     catch_up(&world.database.sql().await, &standby).await;
