@@ -101,6 +101,8 @@ pub struct Publishing {
     pub operations: [bool; 3],
     /// Which publication it is.
     pub publication: Oid,
+    /// The transaction that wrote that last: what it had between two of them nobody knows.
+    pub version: String,
     /// What that says of the table or its ancestors: one that was taken out and put back has another
     /// entry.
     pub entries: String,

@@ -290,3 +290,30 @@ async fn of_partitions_of_memberships_that_come_and_go_those_are_told_whom_it_co
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_memberships_come_from_where_they_cannot_be_followed_reads_again() {
+    let schema = format!(
+        "create table member (org int, person uuid, primary key (org, person));
+         create table more (org int not null, person uuid not null);
+         insert into more values (2, '{ANN}'); insert into member values (1, '{ANN}');
+         create table doc (id int primary key, org int not null);
+         alter table doc enable row level security;
+         create policy ours on doc for select to authenticated using
+             (org in (select m.org from member m where m.person = auth.uid()));
+         grant select on doc, member to authenticated"
+    );
+    let mut relay = Relay::told(&schema, "doc", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await;
+    let mut ann = relay.watch_as(ANN, "doc").await;
+    keeps(&relay).await;
+    relay.run("insert into doc values (1, 1), (2, 2)").await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+    relay.run("alter table more inherit member").await;
+    assert_eq!(ann.resync().await, "access_changed");
+    ann.join(&relay.core).await.unwrap();
+    relay.run("insert into doc values (3, 2)").await;
+    assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 3"]);
+}

@@ -405,3 +405,59 @@ async fn who_comes_back_hears_of_the_rows_that_went_meanwhile_also_while_the_rel
     assert_eq!(reason, Resync::Undecided.as_str(), "{heard:?}");
     assert_eq!(heard, []);
 }
+
+/// An event trigger tells of the transaction that makes the column anew: what is kept is of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_goes_to_nobody_who_owned_the_row_by_a_column_that_was_made_anew() {
+    let mut relay = Relay::told(CARDS, "cards", |config| {
+        config.old_rows = "public.cards.*".parse().expect("tables");
+        config.catalog_interval = std::time::Duration::from_secs(3600);
+    })
+    .await;
+    relay.keeps_old_rows(1).await;
+    let other = connect(&relay.url).await;
+    for round in 0..5 {
+        let first = round * 10;
+        let mut ann = watch(&relay, ANN, leaving("")).await;
+        loop {
+            relay.keeps_old_rows(1).await;
+            if relay.seen(&ann).await.is_empty() {
+                break;
+            }
+            ann.join(&relay.core).await.expect("a subscription");
+        }
+        relay
+            .run(&format!(
+                "insert into cards (id, owner, status, note) select n, '{ANN}', 'open', null from generate_series({first}, {first} + 4) n"
+            ))
+            .await;
+        assert_eq!(relay.seen(&ann).await.len(), 5);
+        let anew = format!(
+            "drop policy own on cards; alter table cards drop column owner;
+             alter table cards add column owner uuid default '{BEN}';
+             create policy own on cards using (owner = auth.uid());
+             delete from cards where id = {first}"
+        );
+        other.batch_execute(&anew).await.unwrap();
+        ann.resync().await;
+        ann.join(&relay.core).await.expect("a subscription");
+        let behind = format!("delete from cards where id in ({first} + 2, {first} + 3)");
+        other.batch_execute(&behind).await.unwrap();
+        loop {
+            let seen = relay.seen(&ann).await;
+            let told: Vec<String> = brief(&seen);
+            assert!(
+                told.iter().all(|one| one.starts_with("resync")),
+                "round {round}: {told:?}"
+            );
+            if told.is_empty() {
+                break;
+            }
+            ann.join(&relay.core).await.expect("a subscription");
+        }
+        let back = format!(
+            "alter table cards alter column owner drop default; delete from cards where id >= {first}"
+        );
+        relay.run(&back).await;
+    }
+}

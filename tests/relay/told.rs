@@ -519,8 +519,11 @@ async fn what_was_published_otherwise_for_a_while_is_told_as_it_may_have_changed
     let version = "select current_setting('server_version_num')::int";
     let sql = connect(&relay.url).await;
     let version: i32 = sql.query_one(version, &[]).await.unwrap().get(0);
+    let all = "alter publication rowcast set (publish = 'insert, update, delete, truncate')";
+    let soon = format!("begin; alter publication rowcast set (publish = 'delete'); {all}; commit");
     let mut cases = vec![
         &*unheard,
+        &*soon,
         "alter publication rowcast set (publish = 'insert')",
         "alter publication rowcast set (publish = 'insert, update, delete, truncate')",
     ];
@@ -625,4 +628,45 @@ async fn a_lock_that_keeps_the_catalog_from_being_read_is_named_and_what_waits_f
     other.batch_execute("rollback").await.unwrap();
     assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 3"]);
     assert!(relay.core.readiness.delay().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_promised_deletes_that_old_rows_do_not_carry_any_more_reads_again_and_is_told_why()
+{
+    let split = format!(
+        "create table whole (id int primary key, user_id uuid); alter table whole replica identity full;
+         create table split (id int primary key, user_id uuid) partition by range (id);
+         create table low partition of split for values from (0) to (10);
+         alter table low replica identity full; alter table split replica identity full;
+         {NOTES};
+         alter table whole enable row level security; alter table split enable row level security;
+         create policy own on whole for select to authenticated using (mine(user_id));
+         create policy own on split for select to authenticated using (mine(user_id));
+         grant select on whole, split to authenticated"
+    );
+    let relay = Relay::told(&split, "notes, whole, split", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await;
+    relay
+        .run("alter publication rowcast set (publish_via_partition_root = true)")
+        .await;
+    for (table, ddl) in [
+        ("whole", "alter table whole replica identity default"),
+        (
+            "split",
+            "create table high partition of split for values from (10) to (20)",
+        ),
+    ] {
+        let mut ann = relay.watch_as(ANN, table).await;
+        assert_eq!(ann.notices, [""; 0], "{table}");
+        relay.run(ddl).await;
+        assert_eq!(ann.resync().await, "access_changed", "{ddl}");
+        ann.join(&relay.core).await.unwrap();
+        let said = ann.notices.join(" ");
+        assert!(said.contains("not delivered"), "{ddl}: {said}");
+        relay
+            .run(&format!("alter table {table} replica identity full"))
+            .await;
+    }
 }

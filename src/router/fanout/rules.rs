@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{Doubt, Fanout, Watched};
 use crate::log::Entry;
+use crate::lookup::Wanted;
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::{self, Access};
 use crate::policy::catalog::{Catalog, Table};
@@ -304,7 +305,14 @@ impl Fanout {
             for (role, group) in &watched.groups {
                 let access = Access::new(&catalog, table, role);
                 same &= access.fingerprint == group.access.fingerprint;
-                if !access.shows_as(&group.access) {
+                // What keeps a table that was mirrored from being followed may show other rows of it, as
+                // a table that inherits from it, and nobody will hold the one against the other.
+                let unfollowed = |one: &Wanted| {
+                    let table = catalog.tables.get(&one.table);
+                    table.is_some_and(|table| table.unfollowed.is_some())
+                };
+                let lost = group.access.lookups.iter().any(unfollowed);
+                if lost || !access.shows_as(&group.access) {
                     showing_else.push((*oid, Arc::clone(role)));
                 }
                 self.access
@@ -315,6 +323,14 @@ impl Fanout {
             let concerned = members.filter(|member| member.asks_for_one_of(unheard));
             let concerned = concerned.filter(|one| moment.is_none_or(|at| one.wants(at)));
             told.extend(concerned.map(|one| (one.outbox.session(), one.channel)));
+            if carries_less(&watched.table, table) {
+                // Rows that are gone were promised to them; when they join again they are told what is
+                // now.
+                let groups = watched.groups.values();
+                let relying = groups.flat_map(|group| group.relying(table, None));
+                let relying = relying.filter(|one| moment.is_none_or(|at| one.wants(at)));
+                told.extend(relying.map(|one| (one.outbox.session(), one.channel)));
+            }
             watched.table = Arc::clone(table);
             watched.shapes.clear();
             let described = watched.described.as_ref();
@@ -387,17 +403,28 @@ impl Fanout {
     }
 }
 
+/// Whether old rows of a table carry less than they did.
+fn carries_less(before: &Table, now: &Table) -> bool {
+    match (&before.identity, &now.identity) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(before), Some(now)) => before.iter().any(|column| !now.contains(column)),
+    }
+}
+
 /// Of which operations on a table some may have gone unheard, as it is published otherwise than it was:
 /// INSERT, UPDATE, DELETE. Of TRUNCATE nothing can be said: where it is not published, doctor warns of it.
 fn unheard(before: &Table, now: &Table) -> [bool; 3] {
     match (&before.publishing, &now.publishing) {
         (Some(before), Some(now)) if before.entries == now.entries => {
+            // The same as it was may have been another in between.
+            let between = before.operations == now.operations && before.version != now.version;
             let [insert, update, delete] = before.operations;
             let [now_insert, now_update, now_delete] = now.operations;
             [
-                insert != now_insert,
-                update != now_update,
-                delete != now_delete,
+                between || insert != now_insert,
+                between || update != now_update,
+                between || delete != now_delete,
             ]
         }
         // Another publication is another history of the log, which everybody is told of.

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, select_all};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::Live;
+use super::old_rows::Remembering;
 use crate::log::{Entry, LogError, Offset};
 use crate::lookup::keep::{Cause, Delta, Keeping, State, Status};
 use crate::lookup::{Column, Lookups, Mirror, Wanted};
@@ -351,18 +352,28 @@ impl Live {
             return true;
         }
         let ddl = self.fanout.changes_rules(xid);
-        let keeping = &mut self.looking_up.keeping;
-        if !keeping.is_verified(xid, ddl) {
+        let mut looking = Vec::new();
+        let lookups = &mut self.looking_up.keeping;
+        if !lookups.is_verified(xid, ddl) {
+            looking.push(lookups.looked().boxed());
+        }
+        // Of rows that a TRUNCATE took no change tells what they were.
+        let old_rows = self.old_rows.as_mut().filter(|_| ddl);
+        if let Some(old_rows) = old_rows.map(Remembering::keeping)
+            && !old_rows.is_verified(xid, ddl)
+        {
+            looking.push(old_rows.looked().boxed());
+        }
+        if !looking.is_empty() {
             let since = self
                 .verifying
                 .as_ref()
                 .map_or_else(Instant::now, |one| one.since);
             let left = LOOK_PATIENCE.saturating_sub(since.elapsed());
             if !left.is_zero() {
-                let looked = keeping.looked();
                 let wait = async move {
                     // Where it takes too long, that is found above.
-                    let _late = timeout(left, looked).await;
+                    let _late = timeout(left, select_all(looking)).await;
                 };
                 self.verifying = Some(Verifying {
                     since,
@@ -370,8 +381,12 @@ impl Live {
                 });
                 return false;
             }
-            keeping.distrust(xid, ddl);
+            self.looking_up.keeping.distrust(xid, ddl);
             self.lookups_changed();
+            if let Some(old_rows) = self.old_rows.as_mut().filter(|_| ddl) {
+                old_rows.keeping().distrust(xid, ddl);
+                self.old_rows_changed();
+            }
         }
         self.verifying = None;
         true

@@ -44,6 +44,10 @@ impl Remembering {
             complete: HashSet::new(),
         }
     }
+
+    pub(super) const fn keeping(&mut self) -> &mut Keeping {
+        &mut self.keeping
+    }
 }
 
 /// Waits for the keeper, where there is one. Cancel safe.
