@@ -191,7 +191,7 @@ select jsonb_build_object(
         select jsonb_build_object(
           'operations', jsonb_build_array(p.pubinsert, p.pubupdate, p.pubdelete),
           'publication', p.oid,
-          'version', p.xmin::text,
+          'said', to_jsonb(p)::text, 'version', p.xmin::text,
           'entries', coalesce((
             select string_agg(to_jsonb(r)::text, ' ' order by r.oid) from pg_publication_rel r
             where r.prpubid = p.oid

@@ -101,7 +101,10 @@ pub struct Publishing {
     pub operations: [bool; 3],
     /// Which publication it is.
     pub publication: Oid,
-    /// The transaction that wrote that last: what it had between two of them nobody knows.
+    /// All that is said of that publication, and the transaction that wrote it last: of the same that
+    /// was written anew nobody knows what it was in between.
+    pub said: String,
+    /// See `said`.
     pub version: String,
     /// What that says of the table or its ancestors: one that was taken out and put back has another
     /// entry.

@@ -418,7 +418,7 @@ fn unheard(before: &Table, now: &Table) -> [bool; 3] {
     match (&before.publishing, &now.publishing) {
         (Some(before), Some(now)) if before.entries == now.entries => {
             // The same as it was may have been another in between.
-            let between = before.operations == now.operations && before.version != now.version;
+            let between = before.said == now.said && before.version != now.version;
             let [insert, update, delete] = before.operations;
             let [now_insert, now_update, now_delete] = now.operations;
             [
