@@ -113,3 +113,28 @@ async fn a_role_that_is_not_there_is_a_wrong_argument() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("There is no role authentikated"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn which_policy_lets_a_row_through_is_told_to_a_login_that_does_not_read_it_without_its_values()
+ {
+    let (url, _sql) = database(
+        "create table t (id bigint primary key, owner uuid, open boolean, note text);
+         alter table t enable row level security; grant select on t to authenticated;
+         create policy mine on t to authenticated using (owner = auth.uid());
+         create policy \"open ones\" on t to authenticated using (open);
+         create policy few on t as restrictive to authenticated using (id < 10);
+         insert into t values (1, '00000000-0000-4000-8000-000000000001', false, 'HIDDEN'), (2, null, true, 'HIDDEN');
+         do $$ begin create role explain_blind login; exception when duplicate_object or unique_violation then null; end $$;
+         grant authenticated to explain_blind",
+    )
+    .await;
+    let blind = url.replacen("postgres@", "explain_blind@", 1);
+    let claims = r#"{"role": "authenticated", "sub": "00000000-0000-4000-8000-000000000001"}"#;
+    for (id, by) in [("1", "mine"), ("2", "open ones")] {
+        let (row, code) = row(&blind, &["t", "--claims", claims, "--row", id]);
+        assert_eq!(row["visible"], true, "{row:#}");
+        assert_eq!(row["decided_by"], serde_json::json!([by]), "{row:#}");
+        assert!(!row.to_string().contains("HIDDEN"), "{row:#}");
+        assert_eq!(code, Some(0), "{row:#}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Whether a client sees a row, which policies decide that, and by which values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,18 @@ enum Said {
     Error(String, Option<String>),
     /// It could not be asked.
     Unknown(String),
+}
+
+impl Said {
+    /// The same in the words for a single policy.
+    const fn of_a_policy(&self) -> &'static str {
+        match self {
+            Self::Yes => "true",
+            Self::No => "not true",
+            Self::Error(..) => "error",
+            Self::Unknown(_) => "unknown",
+        }
+    }
 }
 
 pub(super) async fn judge(
@@ -125,12 +137,26 @@ async fn judged(
         }
     }
     let copied = copy(client, catalog, &wanted, COPIED).await?;
+    // What this login does not read the client may: which policies let it through is no value.
+    let mut by_client = HashMap::new();
+    if row.is_none() && matches!(whole, Said::Yes) {
+        for policy in &policies {
+            if let Some(condition) = &policy.condition {
+                let sql = format!("{sql} and ({condition})");
+                let said = as_client(client, principal, &sql, config.ask_timeout).await?;
+                by_client.insert(policy.name.as_str(), said.of_a_policy());
+            }
+        }
+    }
     let mut sitting = Sitting::new(client).await?;
     let (mut judged, mut alarm) = (Vec::new(), false);
     for one in explained {
         let subject = (catalog, &**table, principal);
         let place = (&relation, row.as_ref());
-        let (one, differs) = judge_one(&mut sitting, subject, one, place, &copied).await?;
+        let (mut one, differs) = judge_one(&mut sitting, subject, one, place, &copied).await?;
+        if let Some(said) = by_client.get(one.name.as_str()) {
+            one.postgresql = said;
+        }
         alarm |= differs;
         judged.push(one);
     }
@@ -145,11 +171,13 @@ async fn judged(
     });
     let rules = table.rules_for(role).count();
     let by_rules = judged.iter().rev().take(rules);
+    let unknown = by_rules.clone().any(|one| one.postgresql == "unknown");
     let by_rules = by_rules.clone().all(|one| one.postgresql == "true");
+    let by_rules = (by_rules || !unknown).then_some(by_rules);
     let visible = match (&access.rules, &whole) {
         _ if lacks.is_some() => Some(false),
         (Rules::Nothing(_), _) | (_, Said::No | Said::Error(..)) => Some(false),
-        (_, Said::Yes) => Some(by_rules),
+        (_, Said::Yes) => by_rules,
         (_, Said::Unknown(_)) => None,
     };
     // What PostgreSQL says of an error may quote values, also of tables that this login does not read.
