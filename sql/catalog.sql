@@ -284,6 +284,11 @@ select jsonb_build_object(
       'leaves', case when c.relkind = 'p' and t.published then coalesce((
         select jsonb_agg(jsonb_build_array(l.oid, l.relfilenode, l.version::text) order by l.oid)
         from leaves l where l.root = c.oid), '[]') end,
+      -- In another file and with another row of a column: that column's values may be others.
+      'file', case when c.relkind = 'r' and t.published then c.relfilenode end,
+      'column_versions', (
+        select jsonb_agg(jsonb_build_array(a.attname, a.xmin::text) order by a.attnum)
+        from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
       'policies', coalesce((
         select jsonb_agg(jsonb_build_object(
           'name', p.polname, 'permissive', p.polpermissive, 'roles', p.polroles,

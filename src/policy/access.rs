@@ -1,7 +1,7 @@
 //! What one role may see of one table: its rights, and the policies that apply to it, compiled
 //! where that is exact and put as a question where it is not.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -54,6 +54,8 @@ pub struct Access {
     columns: Vec<(i16, bool)>,
     /// What decides which rows, whatever else is so of them.
     rows: u64,
+    /// What the labels of enums are called that policies read: to some as text.
+    labels: BTreeMap<Oid, String>,
 }
 
 /// Which rows a role may see.
@@ -97,6 +99,7 @@ impl Access {
             readable: HashSet::new(),
             columns: Vec::new(),
             rows: 0,
+            labels: BTreeMap::new(),
         };
         let Some(rights) = table.rights.iter().find(|rights| rights.role == role) else {
             access.rules = Rules::Nothing(format!("role {role:?} does not exist"));
@@ -129,7 +132,13 @@ impl Access {
         access.rows = match &access.rules {
             Rules::Nothing(_) => 0,
             Rules::Everything => 1,
-            Rules::Judged { .. } => rows(catalog, table, role),
+            Rules::Judged { .. } => {
+                let decided = rows(catalog, table, role);
+                if decided.takes_for_text {
+                    access.labels = labels(catalog, table, &access.reads, &decided.looked);
+                }
+                decided.rows
+            }
         };
         access.hides_all |= matches!(access.rules, Rules::Nothing(_));
         access
@@ -149,7 +158,13 @@ impl Access {
             let mut known = other.columns.iter().filter(|(known, _)| known == number);
             known.all(|(_, known)| known == readable)
         };
+        // A label that was added was in no row.
+        let called = |(label, name): (&Oid, &String)| {
+            let known = other.labels.get(label);
+            known.is_none_or(|known| known == name)
+        };
         self.rows == other.rows
+            && self.labels.iter().all(called)
             && self.columns.is_empty() == other.columns.is_empty()
             && self.columns.iter().all(shown)
     }
@@ -337,9 +352,18 @@ fn miscast(catalog: &Catalog, table: &Table, policies: &[&Policy]) -> Option<Str
         })
 }
 
-/// What decides which rows a role may see, as one number: not how the policies are called, how they
-/// are laid out, or who wrote them when.
-fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+/// What decides which rows a role may see.
+struct Decided {
+    /// As one number: not how the policies are called, how they are laid out, or who wrote them when.
+    rows: u64,
+    /// The tables that it looks into, by role.
+    looked: BTreeSet<(Oid, Oid)>,
+    /// Whether something of it may take a value for a text.
+    takes_for_text: bool,
+}
+
+fn rows(catalog: &Catalog, table: &Table, role: &str) -> Decided {
+    let mut takes_text = false;
     let mut hasher = DefaultHasher::new();
     let context = catalog.context(role);
     let mut looked: BTreeSet<(Oid, Oid)> = BTreeSet::new();
@@ -354,7 +378,15 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
             let acting = catalog.role(context.role);
             let acting = acting.map(|role| (&role.name, &role.memberships));
             (oid.0, &context.path, acting).hash(&mut hasher);
-            does(function, function.does(&context), role).hash(&mut hasher);
+            let body = function.does(&context);
+            takes_text |= match &body {
+                Some(Ok(body)) => {
+                    let mut trees = body.trees().into_iter();
+                    trees.any(|tree| tree.contains(":relid ") && takes_for_text(tree))
+                }
+                _ => true,
+            };
+            does(function, body, role).hash(&mut hasher);
         }
     }
     for judged in partitioned(catalog, table) {
@@ -364,11 +396,15 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         rules.sort_unstable();
         (judged.oid.0, rules).hash(&mut hasher);
     }
-    for (acting, oid) in looked {
+    for (acting, oid) in looked.iter().copied() {
         let (Some(acting), Some(judged)) = (catalog.role(acting), catalog.tables.get(&oid)) else {
             continue;
         };
         acting.memberships.hash(&mut hasher);
+        let trees = judged.policies.iter().chain(judged.ruled());
+        let trees = trees.filter_map(|policy| policy.tree.as_deref());
+        let view = judged.view.as_ref().map(|view| view.tree.as_str());
+        takes_text |= trees.chain(view).any(takes_for_text);
         if let Some(view) = &judged.view {
             (oid.0, without_places(&view.tree), view.reads_as()).hash(&mut hasher);
         }
@@ -401,7 +437,52 @@ fn rows(catalog: &Catalog, table: &Table, role: &str) -> u64 {
         policies.sort_unstable();
         policies.hash(&mut hasher);
     }
-    hasher.finish()
+    Decided {
+        rows: hasher.finish(),
+        looked,
+        takes_for_text: takes_text,
+    }
+}
+
+/// What the labels of enums are called, of the columns that a table's policies read and of all that are
+/// in the tables that they look into.
+fn labels(
+    catalog: &Catalog,
+    table: &Table,
+    reads: &[String],
+    looked: &BTreeSet<(Oid, Oid)>,
+) -> BTreeMap<Oid, String> {
+    let own: Vec<Oid> = partitioned(catalog, table).map(|table| table.oid).collect();
+    let read = table.columns.iter();
+    let read = read.filter(|column| reads.contains(&column.name));
+    let others = looked.iter().filter(|(_, oid)| !own.contains(oid));
+    let others = others.filter_map(|(_, oid)| catalog.tables.get(oid));
+    let columns = read.chain(others.flat_map(|table| &table.columns));
+    let mut open: Vec<Oid> = columns.map(|column| column.type_oid).collect();
+    let mut seen = BTreeSet::new();
+    let mut labels = BTreeMap::new();
+    while let Some(oid) = open.pop() {
+        let Some(of) = catalog.types.get(&oid).filter(|_| seen.insert(oid)) else {
+            continue;
+        };
+        let named = of.labels.iter().flatten();
+        labels.extend(named.map(|(label, name, _)| (*label, name.clone())));
+        open.extend([of.element, of.base].iter().filter(|oid| oid.0 != 0));
+        let parts = of.attributes.iter().flatten();
+        open.extend(parts.map(|(_, part)| *part));
+    }
+    labels
+}
+
+/// Whether a node tree may make a text of what it reads: by a cast, from the row as a whole, or in a
+/// function that is given something. What compares labels goes by their numbers.
+fn takes_for_text(tree: &str) -> bool {
+    let mut calls = tree.split("{FUNCEXPR ").skip(1);
+    let given = |call: &str| {
+        let arguments = call.split(":args ").nth(1);
+        arguments.is_none_or(|arguments| !arguments.starts_with("<>"))
+    };
+    tree.contains("{COERCEVIAIO ") || tree.contains(":varattno 0 ") || calls.any(given)
 }
 
 /// What a function does, and whether the role may have it done.
@@ -475,12 +556,17 @@ fn as_checked(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     hasher.finish()
 }
 
-/// The fingerprints of a table for all roles of the catalog.
+/// The fingerprints of a table for all roles of the catalog, and of what its columns are: one that was
+/// written anew may have other values.
 pub fn fingerprints<'a>(
     catalog: &'a Catalog,
     table: &'a Table,
 ) -> impl Iterator<Item = (&'a str, u64)> {
-    let decisive = decisive(catalog, table);
+    let mut decisive = decisive(catalog, table);
+    let judged = |table: &Table| table.row_security || !table.rules.is_empty();
+    if partitioned(catalog, table).any(judged) {
+        table.column_versions.hash(&mut decisive);
+    }
     table.rights.iter().map(move |rights| {
         let role = rights.role.as_str();
         (role, finish(decisive.clone(), catalog, table, role))

@@ -153,6 +153,11 @@ pub struct Table {
     /// The partitions that hold the rows of a partitioned table, by their numbers; `None` for every
     /// other table.
     pub leaves: Option<Vec<Leaf>>,
+    /// The file that the rows of a published table are in; `None` for every other table.
+    pub file: Option<Oid>,
+    /// By its columns' names, the transactions (32 bits, as text) that last wrote what the catalog says
+    /// of each.
+    pub column_versions: Vec<(String, String)>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
     /// The operator's rules for it.
@@ -250,6 +255,16 @@ impl Table {
             }
         }
         lost
+    }
+
+    /// The columns to which DDL may have given other values in all rows (`alter column … type … using
+    /// …`): the table is in another file, and the catalog's row of the column is another.
+    #[must_use]
+    pub fn rewritten_columns<'a>(&self, now: &'a Self) -> Vec<&'a str> {
+        let moved = self.file.zip(now.file).is_some_and(|(was, is)| was != is);
+        let columns = now.column_versions.iter().filter(|_| moved);
+        let rewritten = columns.filter(|version| !self.column_versions.contains(version));
+        rewritten.map(|(column, _)| column.as_str()).collect()
     }
 
     /// Whether old rows carry a column.

@@ -453,6 +453,16 @@ impl Fanout {
         None
     }
 
+    /// Whether an entry has a description of a watched table that nothing else tells the reason of.
+    pub(super) fn describes_anew(&self, entry: &Entry) -> bool {
+        let mut relations = entry.changes().map(|(_, change)| &change.relation);
+        let anew = |relation: &Arc<Relation>| {
+            let watched = self.tables.get(&relation.oid);
+            watched.is_some_and(|watched| self.is_unverified(watched, relation))
+        };
+        !self.catalog.marked && relations.any(anew)
+    }
+
     fn is_unverified(&self, watched: &Watched, relation: &Relation) -> bool {
         // What the log gives again from its files may have another number than it had.
         relation.version > watched.verified

@@ -39,7 +39,7 @@ fn token(sub: &str, more: &Value) -> Arc<Principal> {
 }
 
 /// Whom a channel's cursors are given to, once it has joined with these bindings.
-async fn holder(relay: &Relay, who: &Arc<Principal>, tables: &[&str]) -> Holder {
+pub(crate) async fn holder(relay: &Relay, who: &Arc<Principal>, tables: &[&str]) -> Holder {
     static LAST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(5_000_000);
     let session = LAST.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let outbox = Outbox::new(SessionId(session), 1_000, 1 << 20);
@@ -70,7 +70,7 @@ fn held(mut wanted: Wanted, cursor: Cursor, holder: Holder) -> Wanted {
 }
 
 /// Comes back with a cursor of `of` on `before`; what is heard first behind the join.
-async fn back(
+pub(crate) async fn back(
     relay: &Relay,
     who: &Arc<Principal>,
     tables: &[&str],
@@ -84,7 +84,7 @@ async fn back(
     heard
 }
 
-fn is_of_another(heard: &Heard) -> bool {
+pub(crate) fn is_of_another(heard: &Heard) -> bool {
     matches!(heard, Heard::Resync("access_changed", Some(_)))
 }
 

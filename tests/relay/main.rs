@@ -51,6 +51,8 @@ mod resume;
 
 mod resume_random;
 
+mod rewrites;
+
 mod refresh;
 
 mod together;

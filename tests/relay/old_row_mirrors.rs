@@ -406,14 +406,25 @@ async fn who_comes_back_hears_of_the_rows_that_went_meanwhile_also_while_the_rel
     assert_eq!(heard, []);
 }
 
-/// An event trigger tells of the transaction that makes the column anew: what is kept is of the other.
+/// An event trigger tells of the transaction that makes the column anew, or the table is described anew:
+/// what is kept is of the other column.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_goes_to_nobody_who_owned_the_row_by_a_column_that_was_made_anew() {
-    let mut relay = Relay::told(CARDS, "cards", |config| {
-        config.old_rows = "public.cards.*".parse().expect("tables");
-        config.catalog_interval = std::time::Duration::from_secs(3600);
-    })
-    .await;
+    for told in [true, false] {
+        let keep = |config: &mut Config| {
+            config.old_rows = "public.cards.*".parse().expect("tables");
+            config.catalog_interval = std::time::Duration::from_secs(3600);
+        };
+        made_anew(if told {
+            Relay::told(CARDS, "cards", keep).await
+        } else {
+            Relay::with(CARDS, "cards", keep).await
+        })
+        .await;
+    }
+}
+
+async fn made_anew(mut relay: Relay) {
     relay.keeps_old_rows(1).await;
     let other = connect(&relay.url).await;
     for round in 0..5 {

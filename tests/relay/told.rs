@@ -670,3 +670,80 @@ async fn who_was_promised_deletes_that_old_rows_do_not_carry_any_more_reads_agai
             .await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_of_another_name_is_told_where_policies_read_it_and_a_new_one_is_not() {
+    let schema = "
+        create type state as enum ('open', 'shut');
+        create type colour as enum ('red');
+        create table levels (id int primary key, of state); insert into levels values (1, 'open');
+        create table notes (id int primary key, state state, states state[], colour colour);
+        create table leveled (id int primary key, level int);
+        alter table notes enable row level security;
+        alter table leveled enable row level security;
+        create policy text on notes for select to authenticated using (state::text = 'open' or states[1]::text = 'open');
+        create policy level on leveled for select to authenticated
+          using (level in (select l.id from levels l where l.of::text = 'open'));
+        grant select on notes, leveled, levels to authenticated";
+    let mut relay = Relay::told(schema, "notes, leveled", |config| {
+        config.catalog_interval = Duration::from_secs(3600);
+    })
+    .await;
+    let mut notes = relay.watch_as(ANN, "notes").await;
+    let mut leveled = relay.watch_as(ANN, "leveled").await;
+    settle(&mut relay, &mut leveled).await;
+    relay.seen(&notes).await;
+    let mut id = 0;
+    for (ddl, told, sees) in [
+        (
+            "alter type state add value 'ajar' before 'shut'",
+            false,
+            true,
+        ),
+        (
+            "alter type colour rename value 'red' to 'green'",
+            false,
+            true,
+        ),
+        (
+            "alter type state rename value 'open' to 'opened'",
+            true,
+            false,
+        ),
+        (
+            "alter type state rename value 'opened' to 'open'",
+            true,
+            true,
+        ),
+    ] {
+        relay.run(ddl).await;
+        let seen = brief(&relay.seen(&notes).await);
+        let wanted: &[&str] = if told {
+            &["resync access_changed"]
+        } else {
+            &[]
+        };
+        assert_eq!(seen, wanted, "{ddl}");
+        if told {
+            notes.join(&relay.core).await.unwrap();
+            assert_eq!(leveled.resync().await, "access_changed", "{ddl}");
+            leveled.join(&relay.core).await.unwrap();
+        }
+        // The mirror is made anew for a type that is another, and then that may be told as well.
+        settle(&mut relay, &mut leveled).await;
+        relay.seen(&notes).await;
+        id += 1;
+        let open = if sees { "open" } else { "opened" };
+        relay
+            .run(&format!(
+                "insert into notes values ({id}, '{open}'); insert into leveled values ({id}, 1)"
+            ))
+            .await;
+        let wanted = format!("INSERT {id}");
+        for watcher in [&notes, &leveled] {
+            let seen = brief(&relay.seen(watcher).await);
+            let shown = seen.iter().filter(|one| **one == wanted).count();
+            assert_eq!(shown, usize::from(sees), "{ddl}: {seen:?}");
+        }
+    }
+}

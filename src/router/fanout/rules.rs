@@ -302,6 +302,7 @@ impl Fanout {
                 continue;
             };
             let mut same = true;
+            let rewritten = watched.table.rewritten_columns(table);
             for (role, group) in &watched.groups {
                 let access = Access::new(&catalog, table, role);
                 same &= access.fingerprint == group.access.fingerprint;
@@ -312,7 +313,9 @@ impl Fanout {
                     table.is_some_and(|table| table.unfollowed.is_some())
                 };
                 let lost = group.access.lookups.iter().any(unfollowed);
-                if lost || !access.shows_as(&group.access) {
+                let mut reads = access.reads.iter();
+                let reads_else = reads.any(|column| rewritten.contains(&column.as_str()));
+                if lost || reads_else || !access.shows_as(&group.access) {
                     showing_else.push((*oid, Arc::clone(role)));
                 }
                 self.access
@@ -344,6 +347,9 @@ impl Fanout {
             // It changed behind all that is replayed, or at least not before it.
             for oid in changed {
                 self.expel_watchers(oid, None, Resync::AccessChanged);
+            }
+            for (session, channel) in self.members(&showing_else, None) {
+                self.expel(session, channel, Resync::AccessChanged);
             }
             return;
         }

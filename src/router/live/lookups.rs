@@ -357,10 +357,12 @@ impl Live {
         if !lookups.is_verified(xid, ddl) {
             looking.push(lookups.looked().boxed());
         }
-        // Of rows that a TRUNCATE took no change tells what they were.
-        let old_rows = self.old_rows.as_mut().filter(|_| ddl);
+        // What is kept of a row may be of a column that another took the name of. Of rows that a
+        // TRUNCATE took no change tells what they were.
+        let anew = ddl || self.fanout.describes_anew(entry);
+        let old_rows = self.old_rows.as_mut().filter(|_| anew);
         if let Some(old_rows) = old_rows.map(Remembering::keeping)
-            && !old_rows.is_verified(xid, ddl)
+            && !old_rows.is_verified(xid, anew)
         {
             looking.push(old_rows.looked().boxed());
         }
@@ -383,8 +385,8 @@ impl Live {
             }
             self.looking_up.keeping.distrust(xid, ddl);
             self.lookups_changed();
-            if let Some(old_rows) = self.old_rows.as_mut().filter(|_| ddl) {
-                old_rows.keeping().distrust(xid, ddl);
+            if let Some(old_rows) = self.old_rows.as_mut().filter(|_| anew) {
+                old_rows.keeping().distrust(xid, anew);
                 self.old_rows_changed();
             }
         }
