@@ -31,6 +31,9 @@ const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::fr
 /// A commit that is not visible for so long is named.
 const LONG: Duration = Duration::from_secs(5);
 
+/// How often it is said that the catalog still cannot be read.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+
 /// After a reading on its own clock the task pauses for this many times as long as that took, however
 /// short the interval is.
 const SPARED: u32 = 9;
@@ -234,6 +237,7 @@ pub async fn watch(
         roles: Vec::new(),
         marks: Vec::new(),
         failing: false,
+        said: None,
         locked: false,
         checks,
     };
@@ -258,6 +262,8 @@ struct Desk {
     marks: Vec<oneshot::Sender<Arc<Mark>>>,
     /// Whether the last attempt failed.
     failing: bool,
+    /// When that was said last.
+    said: Option<Instant>,
     /// … for somebody's lock.
     locked: bool,
     checks: Checks,
@@ -348,7 +354,9 @@ impl Desk {
             // Whoever is not answered is told by that.
             self.marks.clear();
             if let Err(error) = looked {
-                if !self.failing || Instant::now() >= self.next_look {
+                let said = self.said.filter(|_| self.failing);
+                if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+                    self.said = Some(Instant::now());
                     warn!(error = %Chain(&error), "cannot read the catalog, what needs it waits");
                 }
                 if Instant::now() >= self.next_look {

@@ -12,8 +12,8 @@ use futures_util::future::{BoxFuture, select_all};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::Live;
 use super::old_rows::Remembering;
+use super::{Held, Live};
 use crate::log::{Entry, LogError, Offset};
 use crate::lookup::keep::{Cause, Delta, Keeping, State, Status};
 use crate::lookup::{Column, Lookups, Mirror, Wanted};
@@ -377,6 +377,10 @@ impl Live {
                     // Where it takes too long, that is found above.
                     let _late = timeout(left, select_all(looking)).await;
                 };
+                if anew && !ddl {
+                    // The catalog behind the description is taken over with it, as where it waits for it.
+                    self.held.get_or_insert(Held { xid, wait: None });
+                }
                 self.verifying = Some(Verifying {
                     since,
                     wait: Some(wait.boxed()),
