@@ -99,6 +99,14 @@ impl Finding {
         self
     }
 
+    /// Has a comment stay one, whatever the names in it: they may have line breaks, behind which
+    /// somebody would run what they say.
+    pub(super) fn keep_comments(&mut self) {
+        for statement in self.sql.iter_mut().filter(|one| one.starts_with("--")) {
+            *statement = statement.replace(['\n', '\r'], " ");
+        }
+    }
+
     /// What it is ordered by among its like.
     pub(super) fn place(&self) -> (&'static str, Option<&str>, Option<&str>, &str) {
         let (table, role) = (self.table.as_deref(), self.role.as_deref());

@@ -25,6 +25,8 @@ mod old_rows;
 
 mod publication;
 
+mod refused;
+
 mod server;
 
 mod slot;
@@ -117,7 +119,8 @@ impl Report {
 
     /// Adds findings, each once, and puts all in order.
     pub fn add(&mut self, more: impl IntoIterator<Item = Finding>) {
-        for one in more {
+        for mut one in more {
+            one.keep_comments();
             // What keeps two sessions out is found twice.
             if !self.findings.contains(&one) {
                 self.findings.push(one);
@@ -388,6 +391,8 @@ impl Examination<'_> {
             .map_err(words)?;
         self.findings
             .extend(listed.findings(&catalog, &names, self.patient));
+        let refused = refused::findings(client, &catalog, publication, &names).await;
+        self.findings.extend(refused.map_err(words)?);
         if self.report.tables == 0 {
             let candidates = publication::candidates(client, self.patient);
             let candidates = candidates.await.map_err(words)?;

@@ -54,6 +54,8 @@ struct Meant {
     partition: Option<bool>,
     system: Option<bool>,
     row_security: Option<bool>,
+    /// The tables that its rows are in and that have no replica identity.
+    unidentified: Vec<String>,
     folded: bool,
 }
 
@@ -343,6 +345,19 @@ impl Listed {
         found
     }
 
+    /// Has a table published, and before that whatever keeps PostgreSQL from refusing its UPDATEs and
+    /// DELETEs then.
+    fn add(&self, meant: &Meant, finding: Finding) -> Finding {
+        let finding = meant.unidentified.iter().fold(finding, |finding, leaf| {
+            finding.sql(format!("alter table {leaf} replica identity full"))
+        });
+        let name = quote_identifier(&self.name);
+        finding.sql(format!(
+            "alter publication {name} add table only {}",
+            meant.name
+        ))
+    }
+
     /// Why a table that was named cannot be subscribed to.
     fn unpublished(&self, meant: &Meant, catalog: &Catalog) -> Option<Finding> {
         let text = &meant.text;
@@ -375,12 +390,7 @@ impl Listed {
             let finding =
                 Finding::error("table_kind", format!("{name} {what}")).table(name.as_str());
             return Some(match meant.persistence.as_deref() {
-                Some("u") => finding
-                    .sql(format!("alter table {name} set logged"))
-                    .sql(format!(
-                        "alter publication {} add table only {name}",
-                        quote_identifier(&self.name)
-                    )),
+                Some("u") => self.add(meant, finding.sql(format!("alter table {name} set logged"))),
                 _ => finding,
             });
         }
@@ -413,11 +423,8 @@ impl Listed {
                 self.name
             ),
         )
-        .table(name.as_str())
-        .sql(format!(
-            "alter publication {} add table only {name}",
-            quote_identifier(&self.name)
-        ));
+        .table(name.as_str());
+        let finding = self.add(meant, finding);
         Some(if meant.row_security == Some(false) {
             finding.advice(
                 "It has no row-level security: whoever may SELECT from it would see every row.",

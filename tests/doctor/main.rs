@@ -22,6 +22,8 @@ mod live;
 
 mod mends;
 
+mod refused;
+
 mod server;
 
 mod ways;
