@@ -181,7 +181,11 @@ fn block_on(threads: Threads, command: impl Future<Output = ExitCode>) -> ExitCo
     reason = "the answer to whoever typed the command"
 )]
 fn fail(code: u8, message: std::fmt::Arguments<'_>) -> ExitCode {
-    eprintln!("rowcast: {message}");
+    // It may quote names of the database, and what a server said.
+    for (number, line) in message.to_string().lines().enumerate() {
+        let begin = if number == 0 { "rowcast: " } else { "" };
+        eprintln!("{begin}{}", tail::print::harmless(line));
+    }
     ExitCode::from(code)
 }
 

@@ -235,6 +235,25 @@ pub(super) fn lacking(table: &str, missing: &[String]) -> Finding {
     .advice("Have whoever signs tokens put it in, or let the policy do without.")
 }
 
+/// What policies read of a token has them say no to every row.
+pub(super) fn blind(table: &str, claims: &BTreeSet<String>) -> Finding {
+    let read: Vec<&str> = claims.iter().map(String::as_str).collect();
+    let read = match read.as_slice() {
+        [] => "its role".to_owned(),
+        claims => claims.join(", "),
+    };
+    Finding::error(
+        "token_sees_nothing",
+        format!(
+            "by what the token says ({read}) the policies of {table} let it see no row, whatever the row"
+        ),
+    )
+    .table(table)
+    .advice(format!(
+        "Leave it where that is meant; `rowcast explain {table} --token …` has the policies."
+    ))
+}
+
 /// What policies read of a token raises an error.
 pub(super) fn raising(table: &str, odd_subject: bool) -> Finding {
     let what = if odd_subject {

@@ -39,10 +39,10 @@ const UNCONFIRMED: Duration = Duration::from_secs(60);
 /// libpq's default, which the address cannot be told apart from; two hours notice nothing.
 const KEEPALIVE_UNSET: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// What every session asks for, so that a value's text does not depend on the server's, the
-/// database's or the role's own settings.
+/// What every session asks for, so that a value's text, and what is done where policies leave out rows,
+/// does not depend on the server's, the database's or the role's own settings.
 const SESSION_OPTIONS: &str = "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres \
-                               -c extra_float_digits=1 -c bytea_output=hex";
+                               -c extra_float_digits=1 -c bytea_output=hex -c row_security=on";
 
 /// A database that can be connected to. Cheap to clone; shows no password.
 #[derive(Clone)]

@@ -15,9 +15,9 @@ use super::closure::{Closure, beyond};
 use super::compile::Raising;
 use super::consults;
 use super::login::reads_login;
-use super::predicate::{Predicate, Verdict};
+use super::predicate::Predicate;
 use super::reach::reach;
-use super::scope::{applicable, compiled, security_applies, unexecutable};
+use super::scope::{Done, applicable, compiled, security_applies, unexecutable};
 use crate::change::{ColumnSet, Relation};
 use crate::lookup::Wanted;
 use crate::pg::Oid;
@@ -46,6 +46,9 @@ pub struct Access {
     /// Whether no row can ever be seen, whatever the row and the claims: nothing that happens to
     /// the table is to be told.
     pub hides_all: bool,
+    /// The restrictive policies and rules that let no row through, each with its table: others do not
+    /// matter then.
+    pub refusing: Vec<(Oid, String)>,
     /// The table's own rules as SQL, for who reads its rows; row-level security has the policies
     /// hold there.
     pub narrowed: Option<String>,
@@ -95,6 +98,7 @@ impl Access {
             looks_at: Some(Vec::new()),
             lookups: Vec::new(),
             hides_all: false,
+            refusing: Vec::new(),
             narrowed: None,
             readable: HashSet::new(),
             columns: Vec::new(),
@@ -265,10 +269,14 @@ impl Access {
             let decides_all = done.iter().any(|one| one.decides_all);
             let predicate = combined(&done, open);
             self.look(predicate.lookups());
-            self.hides_all |= matches!(
-                predicate.is_constant(),
-                Some(Verdict::False | Verdict::Null | Verdict::Error)
-            );
+            self.hides_all |= predicate.is_never();
+            let refuses = |one: &&Done<'_>| {
+                let alone = || Predicate::new(vec![one.expr.clone()], Vec::new());
+                !one.policy.permissive && alone().is_never()
+            };
+            let refusing = done.iter().filter(refuses);
+            self.refusing
+                .extend(refusing.map(|one| (judged.oid, one.policy.name.clone())));
             predicates.push(Arc::new(predicate));
             asked |= done.iter().any(|one| !one.refused.is_empty());
             askable_in_parts &= !decides_all;

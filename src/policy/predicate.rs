@@ -12,6 +12,8 @@ pub(super) mod claims;
 
 mod looking;
 
+mod never;
+
 mod routes;
 
 mod tables;

@@ -53,6 +53,16 @@ async fn a_token_that_is_refused_or_shows_nothing_is_said_why() {
     finds(&place, &foreign.unwrap(), &["token_signature"]).await;
     finds(&place, &with("sub", json!("ann")), &["token_claim_invalid"]).await;
     finds(&place, &with("sub", Value::Null), &["token_claim_missing"]).await;
+    // One that has not logged in by two factors, say.
+    place
+        .run(
+            "create policy mfa on app.note as restrictive for select to authenticated
+               using ((select auth.jwt() ->> 'aal') = 'aal2')",
+        )
+        .await;
+    finds(&place, &with("aal", json!("aal1")), &["token_sees_nothing"]).await;
+    finds(&place, &with("aal", json!("aal2")), &[]).await;
+    place.run("drop policy mfa on app.note").await;
     // Of a role that exists and may read nothing of the table.
     finds(&place, &with("role", json!("anon")), &["table_grant"]).await;
     // What the token says does not appear, whatever is wrong with it.

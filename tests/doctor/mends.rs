@@ -244,3 +244,19 @@ async fn clients_that_row_level_security_does_not_hold_for_are_found_and_held() 
     let found = place.doctor_with(&arguments, &settings).await;
     assert!(!found.codes().contains(&"rls_owner"), "{:#}", found.report);
 }
+
+#[tokio::test]
+async fn a_database_that_has_row_level_security_raise_errors_changes_nothing() {
+    let place = Place::prepared(Place::empty().await).await;
+    place
+        .run(
+            "alter policy mine on app.note using (exists (
+               select m.team from app.member m where m.person = auth.uid() group by m.team having count(*) > 0));
+             do $$ begin execute format('alter database %I set row_security = off', current_database()); end $$",
+        )
+        .await;
+    let mut place = place;
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
+}

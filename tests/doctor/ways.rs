@@ -307,6 +307,8 @@ async fn policies_that_let_nobody_see_anything_or_cannot_be_asked_are_found() {
     let was = "alter policy mine on app.note using (person = auth.uid())";
     for (condition, code) in [
         ("false", "policy_false"),
+        ("person = null", "policy_false"),
+        ("person = auth.uid() and (1 = 0 or false)", "policy_false"),
         (
             "person = auth.uid() and xmin::text <> '0'",
             "policy_unaskable",
@@ -323,6 +325,43 @@ async fn policies_that_let_nobody_see_anything_or_cannot_be_asked_are_found() {
         place.run(was).await;
         place.doctor(&[]).await.is_well();
     }
+}
+
+#[tokio::test]
+async fn a_restrictive_policy_that_is_never_true_is_named_also_where_a_lookup_has_it() {
+    let place = Place::good().await;
+    place
+        .run("create policy shut on app.note as restrictive for select to authenticated using (1 = 0)")
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["policy_false"]);
+    assert!(found.text("policy_false").contains("shut"));
+    assert!(
+        found.report["findings"][0]["sql"][0]
+            .as_str()
+            .unwrap()
+            .contains("\"shut\"")
+    );
+    place.run("drop policy shut on app.note").await;
+    place.doctor(&[]).await.is_well();
+    place
+        .run(
+            "alter role authenticated nobypassrls;
+             alter table app.member enable row level security;
+             create policy all_of_it on app.member for select using (true);
+             create policy shut on app.member as restrictive for select to authenticated using (false)",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.plan"]).await;
+    assert!(
+        found.codes().contains(&"policy_false"),
+        "{:#}",
+        found.report
+    );
+    place
+        .run("drop policy shut on app.member; alter table app.member disable row level security")
+        .await;
+    place.doctor(&[]).await.is_well();
 }
 
 #[tokio::test]
@@ -625,6 +664,20 @@ async fn a_setting_that_only_an_application_sets_is_named_with_who_reads_it() {
     assert!(texts.iter().any(|(table, text)| *table == "app.plan"
         && text.contains("policy ours")
         && text.contains("the setting app.team,")));
+    // What a version of PostgREST sets is nothing that the relay has, unless all claims are read too.
+    place
+        .run(
+            "create function rules.old_uid() returns uuid language sql stable
+               as $$ select nullif(current_setting('request.jwt.claim.sub', true), '')::uuid $$;
+             alter policy mine on app.judged using (person = rules.old_uid())",
+        )
+        .await;
+    let old = place.doctor(&["--table", "app.judged"]).await;
+    old.is(&["setting_unset"]);
+    assert!(old.text("setting_unset").contains("request.jwt.claim.sub"));
+    place
+        .run("alter policy mine on app.judged using (person = auth.uid())")
+        .await;
     // As it advises, and where the setting is there for everybody.
     let claim = "nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'team'";
     place

@@ -298,3 +298,24 @@ mod standby {
         assert_eq!(of(&report["row"], "mixed")["relay"], "false");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_do_not_steer_the_terminal_of_who_has_them_explained() {
+    let (url, _sql) = database(
+        "create table \"a\nfake\" (id bigint primary key, \"c\u{1b}[2J\" int);
+         alter table \"a\nfake\" enable row level security;
+         grant select on \"a\nfake\" to authenticated;
+         create policy \"p\u{1b}[31m\" on \"a\nfake\" for select to authenticated using (\"c\u{1b}[2J\" > 1)",
+    )
+    .await;
+    let text = run(&url, &["--all"]);
+    assert_eq!(text.status.code(), Some(0), "{text:?}");
+    let text = String::from_utf8(text.stdout).unwrap();
+    let steers = |c: char| c.is_control() && c != '\n';
+    assert!(!text.contains(steers), "{text:?}");
+    assert!(!text.lines().any(|line| line.starts_with("fake")), "{text}");
+    assert!(text.contains("\\u001b[31m"), "{text}");
+    let text = run(&url, &["\u{1b}[2Jnone"]);
+    let text = String::from_utf8(text.stderr).unwrap();
+    assert!(!text.contains(steers), "{text:?}");
+}

@@ -101,7 +101,10 @@ fn finding(one: &Finding, text: &mut String) {
     );
     line(text, &format!("  {}.", one.text.trim_end_matches('.')));
     for statement in &one.sql {
-        line(text, &format!("      {statement};"));
+        // A line break may be part of a name there.
+        for part in format!("      {statement};").split('\n') {
+            line(text, part);
+        }
     }
     if let Some(advice) = &one.advice {
         line(text, &format!("  {advice}"));
@@ -109,9 +112,7 @@ fn finding(one: &Finding, text: &mut String) {
 }
 
 fn line(text: &mut String, said: &str) {
-    for one in said.split('\n') {
-        let _written = writeln!(text, "{}", harmless(one));
-    }
+    let _written = writeln!(text, "{}", harmless(said));
 }
 
 #[cfg(test)]

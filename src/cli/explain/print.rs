@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::report::{Judged, Policy, Report, Row, Table};
+use crate::cli::tail::print::harmless;
 
 /// Everything as text.
 pub(super) fn text(report: &Report) -> String {
@@ -43,9 +44,10 @@ pub(super) fn text(report: &Report) -> String {
     out
 }
 
+/// A line, whatever is in the names and errors that it quotes.
 fn line(out: &mut String, text: &str) {
     // Writing to a String does not fail.
-    let _written = writeln!(out, "{text}");
+    let _written = writeln!(out, "{}", harmless(text));
 }
 
 fn write_table(out: &mut String, table: &Table) {
@@ -143,7 +145,10 @@ fn write_policy(out: &mut String, policy: &Policy) {
         ),
     );
     if let Some(using) = &policy.using {
-        line(out, &format!("      using {using}"));
+        for (number, part) in using.lines().enumerate() {
+            let begin = if number == 0 { "using " } else { "  " };
+            line(out, &format!("      {begin}{part}"));
+        }
     }
     for reason in &policy.reasons {
         line(out, &format!("      because {reason}"));

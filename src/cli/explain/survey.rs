@@ -429,8 +429,19 @@ fn role_of(role: &str, access: &Access) -> Role {
         Rules::Nothing(reason) => ("nothing", Some(reason.clone()), false),
         Rules::Everything => ("everything", None, false),
         Rules::Judged { .. } if access.hides_all => {
-            let reason = "no policy lets it see a row, whatever the row";
-            ("nothing", Some(reason.to_owned()), false)
+            let names: Vec<&str> = access
+                .refusing
+                .iter()
+                .map(|(_, one)| one.as_str())
+                .collect();
+            let reason = match names.as_slice() {
+                [] => "no policy lets it see a row, whatever the row".to_owned(),
+                names => format!(
+                    "{} must say yes as well, and never does",
+                    names.join(" and ")
+                ),
+            };
+            ("nothing", Some(reason), false)
         }
         Rules::Judged { asked, .. } => ("judged", None, *asked),
     };
