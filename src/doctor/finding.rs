@@ -74,7 +74,7 @@ impl Finding {
         Self::new(code, Severity::Note, text.into())
     }
 
-    pub(super) fn of_severity(mut self, severity: Severity) -> Self {
+    pub(crate) fn of_severity(mut self, severity: Severity) -> Self {
         self.severity = severity;
         self
     }

@@ -43,6 +43,7 @@ use tokio_postgres::Client;
 pub use self::finding::{Finding, Severity};
 pub(crate) use self::lookups::unmirrored;
 use self::server::Facts;
+pub(crate) use self::slot::waits as slot_waits;
 use crate::auth::{self, Authenticator};
 use crate::config::{Config, Secret};
 use crate::pg::connect::{ConnectError, Database};
@@ -328,9 +329,12 @@ impl Examination<'_> {
             Err(SourceError::Connect(ConnectError::Refused(refusal)))
                 if refusal.sqlstate == "53300" =>
             {
-                // The relay has its own already.
-                if !facts.is_read() {
+                // The relay has its own already. The server's words name its setting in all languages.
+                let senders = refusal.message.contains("max_wal_senders");
+                if senders && !facts.is_read() {
                     self.findings.push(facts.no_senders_left());
+                } else if !senders && !facts.is_read() {
+                    self.findings.push(unconnected(&ConnectError::Refused(refusal)));
                 }
             }
             Err(SourceError::Connect(ConnectError::Refused(refusal)))

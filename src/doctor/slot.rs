@@ -1,13 +1,18 @@
 //! The replication slot: who reads it, and what it keeps.
 
 use serde_json::Value;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::server::Facts;
 use super::{Finding, Severity};
 use crate::config::Config;
 use crate::pg::quote_literal;
 use crate::source;
+
+const OPEN: &str = include_str!("../../sql/doctor_open.sql");
+
+/// The session that makes a slot.
+const MAKER: &str = "rowcast setup";
 
 /// What a slot that nobody reads may keep before it is worth a word, in bytes.
 const WORTH_A_WORD: i64 = 1 << 30;
@@ -18,6 +23,87 @@ pub(super) fn drop_sql(slot: &str) -> String {
 
 fn megabytes(bytes: i64) -> String {
     format!("{} MB", bytes.max(0) >> 20)
+}
+
+/// A transaction that somebody left open.
+struct Open {
+    /// How people find it: a process, or the name of a prepared one.
+    named: String,
+    /// What ends it; a comment where there is a choice.
+    sql: Vec<String>,
+}
+
+impl Open {
+    fn read(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        let (pid, gid): (i32, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+        let database: Option<String> = row.try_get(2)?;
+        let application: Option<String> = row.try_get(3)?;
+        let seconds: Option<i64> = row.try_get(4)?;
+        let mut known: Vec<String> = Vec::new();
+        known.extend(application.filter(|name| !name.is_empty()));
+        known.extend(database.map(|name| format!("in database {name}")));
+        known.extend(seconds.map(|seconds| format!("for {seconds} s")));
+        let known = known.join(", ");
+        Ok(match gid {
+            Some(gid) => Self {
+                named: format!("prepared transaction {gid} ({known})"),
+                sql: ["commit", "rollback"]
+                    .map(|how| format!("-- {how} prepared {}", quote_literal(&gid)))
+                    .to_vec(),
+            },
+            None => Self {
+                named: format!("that of process {pid} ({known})"),
+                sql: vec![format!("select pg_terminate_backend({pid})")],
+            },
+        })
+    }
+}
+
+/// Transactions that whoever makes a slot waits for, or would.
+async fn open(client: &Client, maker: Option<i64>) -> Vec<Open> {
+    let maker = maker.and_then(|pid| i32::try_from(pid).ok());
+    let rows = match client.query(OPEN, &[&maker]).await {
+        Ok(rows) => rows,
+        Err(error) => {
+            tracing::debug!(%error, "which transactions are open is not known");
+            return Vec::new();
+        }
+    };
+    rows.iter().filter_map(|row| Open::read(row).ok()).collect()
+}
+
+/// Names what keeps a slot from being made.
+pub(crate) async fn waits(client: &Client, slot: &str, maker: Option<i64>) -> Option<Finding> {
+    let open = open(client, maker).await;
+    let named: Vec<&str> = open.iter().map(|one| one.named.as_str()).collect();
+    if named.is_empty() {
+        return None;
+    }
+    let named = named.join("; ");
+    let finding = match maker {
+        Some(_) => Finding::error(
+            "slot_waits",
+            format!(
+                "a relay that is making replication slot {slot} waits for transactions that are open, and \
+                 nobody receives anything: {named}"
+            ),
+        ),
+        None => Finding::warning(
+            "slot_waits",
+            format!(
+                "a relay that makes replication slot {slot} will wait for transactions that are open: \
+                 {named}"
+            ),
+        ),
+    };
+    let finding = open
+        .into_iter()
+        .flat_map(|one| one.sql)
+        .fold(finding, Finding::sql);
+    Some(finding.advice(
+        "Have whoever began them end them. A prepared one is ended in its own database, and whether it is \
+         to be committed is its owner's to say.",
+    ))
 }
 
 pub(super) async fn findings(client: &Client, facts: &Facts, config: &Config) -> Vec<Finding> {
@@ -50,6 +136,7 @@ pub(super) async fn findings(client: &Client, facts: &Facts, config: &Config) ->
             )
             .advice("Start rowcast serve, which makes it."),
         );
+        found.extend(waits(client, slot, None).await);
         return found;
     };
     if let Ok(Some(reason)) = source::lost(client, slot).await {
@@ -86,6 +173,10 @@ pub(super) async fn findings(client: &Client, facts: &Facts, config: &Config) ->
             )
             .advice("Start rowcast serve; or drop the slot, where no relay is to run any more."),
         );
+    } else if text("reader") == Some(MAKER) {
+        // Once it is made the session ends with that.
+        found.extend(waits(client, slot, number("active_pid")).await);
+        return found;
     } else if text("reader").is_some_and(|reader| reader != "rowcast" && !reader.is_empty()) {
         let pid = number("active_pid").unwrap_or(0);
         found.push(

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{DEADLINE, Place, cluster, options};
+use crate::harness::{DEADLINE, Place, cluster, connect, options};
 
 const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
 
@@ -233,5 +233,92 @@ async fn a_policy_that_takes_long_to_be_asked_is_found() {
         "{text}"
     );
     place.run("drop policy slow on app.note").await;
+    place.doctor(&[]).await.is(&["slot_missing"]);
+}
+
+#[tokio::test]
+async fn transactions_that_keep_the_slot_from_being_made_are_named_and_ended() {
+    let mut options = options();
+    options
+        .settings
+        .push("max_prepared_transactions = 5".to_owned());
+    let cluster = Throwaway::start(options).await.expect("a cluster");
+    let place = Place::at(cluster.fresh_database().await.unwrap()).await;
+    let place = Place::prepared(place).await;
+    // In another database of the server too.
+    let elsewhere = cluster.fresh_database().await.unwrap();
+    let forgotten = connect(&elsewhere).await;
+    forgotten
+        .batch_execute("set application_name = 'forgotten'; begin; create table x (id int)")
+        .await
+        .unwrap();
+    let prepared = connect(&place.url).await;
+    prepared
+        .batch_execute("begin; create table app.y (id int); prepare transaction 'it''s half'")
+        .await
+        .unwrap();
+    let mut relay = Command::new(env!("CARGO_BIN_EXE_rowcast"))
+        .arg("serve")
+        .env_clear()
+        .envs(place.environment())
+        .env("ROWCAST_LISTEN", "127.0.0.1:0")
+        .env("ROWCAST_ADMIN_LISTEN", "127.0.0.1:0")
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let waits = async |name: &str| {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let found = place.doctor(&[]).await;
+            if found.codes() == ["slot_waits"] && found.text("slot_waits").contains(name) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{name}: {:#}", found.report);
+            sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    // It waits for one after the other, in the order in which they began.
+    let found = waits("forgotten").await;
+    assert_eq!(found.code, 2);
+    place.mend(&found).await;
+    let found = waits("prepared transaction it's half").await;
+    let both = found.report["findings"][0]["sql"].to_string();
+    assert!(both.contains("-- commit prepared 'it''s half'"), "{both}");
+    place.run("rollback prepared 'it''s half'").await;
+    let deadline = Instant::now() + DEADLINE;
+    while place.doctor(&[]).await.code != 0 {
+        assert!(Instant::now() < deadline, "it is not made");
+        sleep(std::time::Duration::from_millis(50)).await;
+    }
+    relay.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_limit_of_the_logins_sessions_is_not_taken_for_one_of_the_server() {
+    let place = Place::prepared(Place::empty().await).await;
+    place
+        .run(&format!("alter role {} connection limit 1", place.relay))
+        .await;
+    let found = place.doctor(&[]).await;
+    assert!(
+        found.codes().contains(&"connections_exhausted"),
+        "{:#}",
+        found.report
+    );
+    assert!(
+        !found.codes().contains(&"wal_senders_exhausted"),
+        "{:#}",
+        found.report
+    );
+    assert!(
+        found.sql().iter().all(|sql| !sql.contains("alter system")),
+        "{:?}",
+        found.sql()
+    );
+    place.mend(&found).await;
     place.doctor(&[]).await.is(&["slot_missing"]);
 }

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
+use tokio_postgres::error::SqlState;
 
 use super::{Live, Stage};
-use crate::doctor::{Finding, Patient};
+use crate::doctor::{Finding, Patient, Severity, slot_waits};
 use crate::pg::connect::Database;
 use crate::pg::refusal::with_causes;
 use crate::pg::{quote_identifier, quote_literal};
@@ -38,14 +39,21 @@ async fn decode(stage: &Stage, patient: &Patient, live: &mut Live) -> Result<(),
         .map_err(|error| failed("no session for a slot", error.to_string()))?;
     let slot = format!("rowcast_doctor_{}", stage.mark.replace('-', "_"));
     // It waits for transactions that are open.
-    session
+    let made = session
         .batch_execute(&format!(
             "set statement_timeout = '20s'; \
              select pg_catalog.pg_create_logical_replication_slot({}, 'pgoutput', true)",
             quote_literal(&slot)
         ))
-        .await
-        .map_err(|error| failed("no slot can be made", with_causes(&error)))?;
+        .await;
+    if let Err(error) = made {
+        if error.code() == Some(&SqlState::QUERY_CANCELED)
+            && let Some(finding) = slot_waits(&session, &slot, None).await
+        {
+            return Err(finding.of_severity(Severity::Error));
+        }
+        return Err(failed("no slot can be made", with_causes(&error)));
+    }
     live.done("made a slot that goes with this session, as no relay runs");
     stage
         .write(1)
