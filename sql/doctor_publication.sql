@@ -70,6 +70,23 @@ select pg_catalog.jsonb_build_object(
   'unidentified', coalesce((
     select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(u.root::pg_catalog.int8, u.name) order by u.name)
     from unidentified u join listed l on l.oid = u.root), '[]'),
+  -- Rows of these are in no stream of the table that they belong to.
+  'silent', coalesce((
+    select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+        t.root::pg_catalog.int8, pg_catalog.format('%I.%I', n.nspname, c.relname), t.kind) order by n.nspname, c.relname)
+    from (
+      select tree.root, tree.oid, case when c.relkind = 'f' then 'foreign' else 'unlogged' end as kind
+      from tree
+      join listed l on l.oid = tree.root
+      join pg_catalog.pg_class c on c.oid = tree.oid and tree.oid <> tree.root
+        and (c.relkind = 'f' or c.relkind = 'r' and c.relpersistence <> 'p')
+      union all
+      select l.oid, i.inhrelid, 'inherits'
+      from listed l
+      join pg_catalog.pg_inherits i on i.inhparent = l.oid
+      where l.relkind = 'r' and i.inhrelid not in (select l.oid from listed l)) t
+    join pg_catalog.pg_class c on c.oid = t.oid
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace), '[]'),
   'leaves', coalesce((
     select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(t.root::pg_catalog.int8, pg_catalog.format('%I.%I', n.nspname, c.relname))
       order by n.nspname, c.relname)

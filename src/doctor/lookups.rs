@@ -1,5 +1,6 @@
 //! The tables that policies read: whether the relay can keep them in memory.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub(super) async fn findings(
     let mut refused = unmirrored(client, wanted, (publication, config)).await?;
     // Findings are told by their tables' names: what makes the publication comes first.
     refused.sort_by(|(_, a, _), (_, b, _)| a.cmp(b));
+    let mut kept: Vec<&Wanted> = wanted.iter().collect();
     for (oid, name, refusal) in refused {
         let text = format!(
             "policies that read {name} are asked of PostgreSQL, row by row: {}",
@@ -86,14 +88,76 @@ pub(super) async fn findings(
         };
         let mut finding = Finding::warning(code, text).table(&*name);
         finding.sql = sql;
+        kept.retain(|one| one.table != oid);
         found.push(finding.advice(
             "Where policies name the table themselves, `rowcast setup --lookups` under a \
                      login that owns it does all of it; where only functions read it, these \
                      statements do.",
         ));
     }
+    found.extend(too_large(client, &kept, config, (catalog, names)).await?);
     Ok(found)
 }
+
+/// Tables of which the server knows that there is no room for.
+async fn too_large(
+    client: &Client,
+    kept: &[&Wanted],
+    config: &Config,
+    (catalog, names): (&Catalog, &Names),
+) -> Result<Option<Finding>, tokio_postgres::Error> {
+    let oids: Vec<u32> = kept.iter().map(|one| one.table.0).collect();
+    let mut rows: HashMap<u32, u64> = HashMap::new();
+    for row in client.query(ROWS, &[&oids]).await? {
+        let count: i64 = row.try_get(1)?;
+        rows.insert(row.try_get(0)?, u64::try_from(count).unwrap_or(0));
+    }
+    let mut sizes: Vec<(u64, &Wanted)> = kept
+        .iter()
+        .map(|one| {
+            let count = rows.get(&one.table.0).copied().unwrap_or(0);
+            let each = u64::try_from(keep::least_weight(one)).unwrap_or(u64::MAX);
+            (count.saturating_mul(each), *one)
+        })
+        .collect();
+    sizes.sort_by_key(|(size, one)| (std::cmp::Reverse(*size), one.table));
+    let all = sizes
+        .iter()
+        .fold(0_u64, |all, (size, _)| all.saturating_add(*size));
+    let most = u64::try_from(config.max_lookup_bytes).unwrap_or(u64::MAX);
+    let (Some((_, largest)), true) = (sizes.first(), all > most) else {
+        return Ok(None);
+    };
+    let table = catalog
+        .tables
+        .get(&largest.table)
+        .map(|table| names.of(table));
+    let table = table.unwrap_or_default();
+    let finding = Finding::warning(
+        "lookup_too_large",
+        format!(
+            "the tables that policies read take {} MB of memory or more, by what the server knows of their \
+             rows, and max_lookup_bytes is {} MB: {table} is the largest, and policies that read what there \
+             is no room for are asked of PostgreSQL, row by row",
+            all >> 20,
+            most >> 20
+        ),
+    );
+    // Twice the least leaves room for values and for what comes.
+    let enough = (all >> 20).saturating_add(1).saturating_mul(2);
+    Ok(Some(finding.table(table).advice(format!(
+        "Set ROWCAST_MAX_LOOKUP_BYTES={enough}MiB, if this machine has that much memory."
+    ))))
+}
+
+/// How many rows tables have, as far as the server has counted them.
+const ROWS: &str = "with recursive tree(root, oid) as ( \
+       select t.oid, t.oid from pg_catalog.unnest($1::pg_catalog.oid[]) t(oid) \
+       union all \
+       select tree.root, i.inhrelid from tree \
+       join pg_catalog.pg_inherits i on i.inhparent = tree.oid and not i.inhdetachpending) \
+     select t.root, sum(greatest(c.reltuples, 0))::pg_catalog.int8 \
+       from tree t join pg_catalog.pg_class c on c.oid = t.oid and c.relkind = 'r' group by t.root";
 
 /// Why tables that policies look into cannot be mirrored, each with its name as in SQL.
 pub(crate) async fn unmirrored(

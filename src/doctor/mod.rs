@@ -17,6 +17,8 @@ mod finding;
 
 mod identity;
 
+mod locks;
+
 mod lookups;
 
 mod names;
@@ -41,6 +43,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 pub use self::finding::{Finding, Severity};
+pub(crate) use self::locks::locked;
 pub(crate) use self::lookups::unmirrored;
 use self::server::Facts;
 pub(crate) use self::slot::waits as slot_waits;
@@ -161,13 +164,16 @@ pub async fn examine(patient: &Patient) -> Report {
     };
     let holder = examination.claims().await;
     if let Err(fault) = examination.database(holder.as_ref()).await {
-        examination.findings.push(
-            Finding::error(
-                "unexamined",
-                format!("not everything could be looked at: {fault}"),
-            )
-            .advice("Run it again; the server's log may say more."),
-        );
+        let unexamined = || {
+            let text = format!("not everything could be looked at: {fault}");
+            Finding::error("unexamined", text)
+                .advice("Run it again; the server's log may say more.")
+        };
+        let locked = match Database::parse(patient.config.database_url.expose()) {
+            Ok(database) => locked(&database, &fault).await,
+            Err(_) => None,
+        };
+        examination.findings.push(locked.unwrap_or_else(unexamined));
     }
     let Examination {
         findings,

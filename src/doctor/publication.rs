@@ -31,6 +31,7 @@ pub(super) struct Listed {
     unidentified: Vec<(u32, String)>,
     leaves: Vec<(u32, String)>,
     elsewhere: Vec<String>,
+    silent: Vec<(u32, String, String)>,
     meant: Vec<Meant>,
 }
 
@@ -155,6 +156,7 @@ impl Listed {
             unidentified: Vec::new(),
             leaves: Vec::new(),
             elsewhere: Vec::new(),
+            silent: Vec::new(),
             meant: Vec::new(),
         }
     }
@@ -272,6 +274,8 @@ impl Listed {
                 .advice("A primary key that is not deferrable does as well, and costs less."),
             );
         }
+        let silent = self.silent.iter();
+        found.extend(silent.filter_map(|one| self.unstreamed(one, catalog, names)));
         if patient.config.publication.is_none()
             && !self.elsewhere.is_empty()
             && patient.tables.is_empty()
@@ -298,6 +302,44 @@ impl Listed {
             found.extend(self.unpublished(meant, catalog));
         }
         found
+    }
+
+    /// A part of a table whose rows are in no stream.
+    fn unstreamed(
+        &self,
+        (root, part, kind): &(u32, String, String),
+        catalog: &Catalog,
+        names: &Names,
+    ) -> Option<Finding> {
+        let root = names.of(catalog.tables.get(&Oid(*root))?);
+        let finding = |severity, why: &str| {
+            Finding::warning(
+                "table_part_silent",
+                format!(
+                    "rows of {root} that are in {part} reach nobody who subscribes to it: {why}"
+                ),
+            )
+            .of_severity(severity)
+            .table(root.as_str())
+        };
+        Some(match kind.as_str() {
+            "foreign" => finding(
+                Severity::Warning,
+                "it is a foreign table, whose changes are in another server's log",
+            )
+            .advice("Keep rows that people are to hear of in a table of this server."),
+            "unlogged" => finding(Severity::Warning, "it is unlogged, and leaves no changes in the log")
+                .sql(format!("alter table {part} set logged")),
+            _ => finding(
+                Severity::Note,
+                "it inherits from it, and is published and subscribed to only as itself",
+            )
+            .sql(format!(
+                "-- alter publication {} add table only {part}",
+                quote_identifier(&self.name)
+            ))
+            .advice("Give it policies first: those of the table that it inherits from do not hold for it."),
+        })
     }
 
     /// What has a table published with all its rows and columns.

@@ -166,8 +166,9 @@ pub(super) async fn findings(client: &Client, facts: &Facts, config: &Config) ->
             Finding::warning(
                 "slot_unread",
                 format!(
-                    "nobody reads replication slot {slot}: no relay runs, so nobody receives \
-                     anything, and the slot keeps {} of WAL",
+                    "nobody reads replication slot {slot}: no relay runs, or what runs does not \
+                     get so far (its log says why), so nobody receives anything, and the slot \
+                     keeps {} of WAL",
                     megabytes(retained)
                 ),
             )

@@ -47,6 +47,7 @@ pub use self::before::Before;
 pub use self::catalog::examine;
 use self::checkpoint::{Checkpoint, Writing};
 use self::clerk::{Clerk, Held, Order, Orders, Report};
+pub(crate) use self::follow::least_weight;
 use self::kept::Kept;
 pub use self::purpose::Purpose;
 pub use self::reason::{Cause, Refusal};

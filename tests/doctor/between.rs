@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{DEADLINE, Place, cluster, connect, options};
+use crate::harness::{DEADLINE, Place, cluster, connect, options, rowcast};
 
 const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
 
@@ -321,4 +321,36 @@ async fn a_limit_of_the_logins_sessions_is_not_taken_for_one_of_the_server() {
     );
     place.mend(&found).await;
     place.doctor(&[]).await.is(&["slot_missing"]);
+}
+
+#[tokio::test]
+async fn who_keeps_the_catalog_from_being_read_is_named_and_ended() {
+    let place = Place::good().await;
+    let other = connect(&place.url).await;
+    other
+        .batch_execute("set application_name = 'migration'; begin; lock table app.note")
+        .await
+        .unwrap();
+    let found = place.doctor(&[]).await;
+    found.is(&["catalog_locked"]);
+    let text = found.text("catalog_locked");
+    assert!(
+        text.contains("app.note") && text.contains("migration"),
+        "{text}"
+    );
+    let environment = place.environment();
+    let environment: Vec<(&str, &str)> = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let explained = rowcast(&["explain", "--all"], &environment).await;
+    assert_eq!(explained.status.code(), Some(69));
+    let said = String::from_utf8(explained.stderr).unwrap();
+    assert!(
+        said.contains("app.note") && said.contains("migration"),
+        "{said}"
+    );
+    place.mend(&found).await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("note").await;
 }

@@ -707,3 +707,55 @@ async fn a_policy_that_is_answered_otherwise_is_an_alarm() {
     );
     place.doctor(&["--table", "app.note"]).await.is_well();
 }
+
+#[tokio::test]
+async fn a_limit_that_leaves_no_room_for_what_policies_read_is_found() {
+    let place = Place::good().await;
+    place
+        .run(
+            "insert into app.member select n, gen_random_uuid() from generate_series(1, 5000) n;
+             analyze app.member",
+        )
+        .await;
+    let found = place
+        .doctor_with(&[], &[("ROWCAST_MAX_LOOKUP_BYTES", "1MiB")])
+        .await;
+    found.is(&["lookup_too_large"]);
+    let advice = found.report["findings"][0]["advice"].as_str().unwrap();
+    let (_, enough) = advice.split_once('=').unwrap();
+    let enough = enough.split(',').next().unwrap();
+    place
+        .doctor_with(&[], &[("ROWCAST_MAX_LOOKUP_BYTES", enough)])
+        .await
+        .is_well();
+}
+
+#[tokio::test]
+async fn parts_of_a_table_whose_rows_are_in_no_stream_are_named() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create unlogged table app.part_south partition of app.part for values in ('south');
+             create table app.note_old () inherits (app.note)",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    assert!(
+        found.codes().contains(&"table_part_silent"),
+        "{:#}",
+        found.report
+    );
+    let texts = found.report.to_string();
+    assert!(
+        texts.contains("app.part_south") && texts.contains("app.note_old"),
+        "{texts}"
+    );
+    place.mend(&found).await;
+    let rest = place.doctor(&[]).await;
+    place.mend(&rest).await;
+    // What inherits may be meant so.
+    let rest = place.doctor(&[]).await;
+    rest.is(&["table_part_silent"]);
+    assert_eq!(rest.code, 0, "{:#}", rest.report);
+    place.delivers("part").await;
+}

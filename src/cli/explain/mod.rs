@@ -24,6 +24,8 @@ use super::serve::Settings;
 use super::{EXIT_FAILURE, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE, fail, secret};
 use crate::auth::{self, Authenticator, Claims, Principal};
 use crate::config::{self, Config, Given, Secret};
+use crate::doctor;
+use crate::pg::connect::Database;
 
 /// Arguments of `rowcast explain`.
 #[derive(Args)]
@@ -176,7 +178,15 @@ async fn explained(arguments: Arguments) -> Result<report::Report, Trouble> {
     if let (Some(role), Some(principal)) = (&wish.role, &mut wish.principal) {
         principal.role = role.as_str().into();
     }
-    survey::report(&config, &wish, notes).await
+    let report = survey::report(&config, &wish, notes).await;
+    let Err(Trouble::Database(fault)) = report else {
+        return report;
+    };
+    let locked = match Database::parse(config.database_url.expose()) {
+        Ok(database) => doctor::locked(&database, &fault).await,
+        Err(_) => None,
+    };
+    Err(Trouble::Database(locked.map_or(fault, |one| one.text)))
 }
 
 fn by_claims(text: &str, config: &Config, role: Option<&str>) -> Result<Principal, Trouble> {

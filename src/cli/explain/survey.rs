@@ -99,7 +99,7 @@ pub(super) async fn report(
     notes.extend(catalog.unruled.iter().cloned());
     for role in &roles {
         if !catalog.roles.contains_key(role) {
-            if wish.role.is_some() {
+            if wish.role.is_some() || wish.principal.is_some() {
                 return Err(Trouble::Usage(format!("There is no role {role}.")));
             }
             notes.push(format!("role {role} does not exist"));

@@ -241,6 +241,13 @@ impl Followed {
     }
 }
 
+/// What a row of a table is reckoned at, in bytes, without what is in its longer values.
+pub(crate) fn least_weight(wanted: &Wanted) -> usize {
+    ROW_BYTES
+        + INDEX_BYTES * wanted.indexes.len()
+        + size_of::<Option<Datum>>() * wanted.columns.len()
+}
+
 fn identical(a: &Looked, b: &Looked) -> bool {
     a.iter().zip(&**b).all(|pair| match pair {
         (None, None) => true,
