@@ -5,6 +5,7 @@ select pg_catalog.jsonb_build_object(
   'version_num', pg_catalog.current_setting('server_version_num')::int,
   'database', pg_catalog.current_database(),
   'login', session_user,
+  'acting', current_user,
   'standby', pg_catalog.pg_is_in_recovery(),
   'replicates', (
     select r.rolsuper or r.rolreplication or exists (

@@ -39,6 +39,22 @@ pub(super) fn membership_sql(role: &str, login: &str, major: u16) -> String {
     )
 }
 
+/// A role that tokens are of is not there.
+fn missing(role: &str, from_token: bool) -> Finding {
+    let (code, text) = if from_token {
+        (
+            "token_role",
+            format!("the token is of role {role}, which does not exist"),
+        )
+    } else {
+        (
+            "role_missing",
+            format!("tokens without a role are of role {role}, which does not exist"),
+        )
+    };
+    Finding::error(code, text).role(role)
+}
+
 pub(super) fn findings(
     catalog: &Catalog,
     facts: &Facts,
@@ -50,29 +66,27 @@ pub(super) fn findings(
         let from_token = holder.is_some_and(|holder| holder.role == role);
         let Some(known) = catalog.roles.get(&role) else {
             if is_meant(&role, config, holder) {
-                found.push(
-                    Finding::error(
-                        if from_token {
-                            "token_role"
-                        } else {
-                            "role_missing"
-                        },
-                        if from_token {
-                            format!("the token is of role {role}, which does not exist")
-                        } else {
-                            format!(
-                                "tokens without a role are of role {role}, which does not exist"
-                            )
-                        },
+                let finding = missing(&role, from_token);
+                let mut known = catalog.roles.keys();
+                let alike = known.find(|known| known.to_lowercase() == role.to_lowercase());
+                let reserved = ["public", "none"].contains(&role.as_str());
+                found.push(if let Some(alike) = alike {
+                    finding.advice(format!(
+                        "There is a role {alike}: the token has to name that."
+                    ))
+                } else if reserved || role.starts_with("pg_") {
+                    finding.advice(
+                        "No role can be made of that name: have tokens name another, or correct \
+                         ROWCAST_DEFAULT_ROLE or ROWCAST_ROLE_CLAIM.",
                     )
-                    .role(role.as_str())
-                    .sql(format!("create role {} nologin", quote_identifier(&role)))
-                    .sql(membership_sql(&role, &facts.login, catalog.major))
-                    .advice(
+                } else {
+                    let make = format!("create role {} nologin", quote_identifier(&role));
+                    let member = membership_sql(&role, &facts.login, catalog.major);
+                    finding.sql(make).sql(member).advice(
                         "Or correct the claim role of the token, ROWCAST_DEFAULT_ROLE or \
                          ROWCAST_ROLE_CLAIM.",
-                    ),
-                );
+                    )
+                });
             }
             continue;
         };

@@ -68,6 +68,8 @@ enum Trial {
     Unfinished,
     /// Something that the policies name is not there, or not to be had: that is so for every row.
     Broken(String),
+    /// An error that may be the empty row's doing.
+    Raised(String),
 }
 
 async fn trial(client: &Client, seen: &Seen<'_>) -> Trial {
@@ -130,7 +132,8 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Trial {
                     Some(said) if is_broken(said.code().code()) => {
                         Trial::Broken(said.message().to_owned())
                     }
-                    _ => Trial::None,
+                    Some(said) => Trial::Raised(said.message().to_owned()),
+                    None => Trial::None,
                 };
                 break;
             }
@@ -142,7 +145,8 @@ async fn trial(client: &Client, seen: &Seen<'_>) -> Trial {
 }
 
 fn is_broken(sqlstate: &str) -> bool {
-    sqlstate.starts_with("42") && sqlstate != "42704"
+    // A materialized view that has never been filled is there, and not to be read.
+    sqlstate.starts_with("42") && sqlstate != "42704" || sqlstate == "55000"
 }
 
 fn asked(
@@ -170,12 +174,16 @@ fn asked(
             .table(name)
             .advice("Correct the policies, or the functions that they call.");
         }
+        Trial::Raised(said) => format!(
+            "what a question costs could not be tried, as PostgreSQL raises an error at an empty row \
+             ({said}): rows at which it does are hidden"
+        ),
         Trial::None => "what a question costs could not be tried".to_owned(),
     };
     let slow = match tried {
         Trial::Took(took) => *took >= SLOW.min(config.ask_timeout),
         Trial::Unfinished => true,
-        Trial::None | Trial::Broken(_) => false,
+        Trial::None | Trial::Broken(_) | Trial::Raised(_) => false,
     };
     let (code, severity) = if slow {
         ("policy_slow", Severity::Warning)

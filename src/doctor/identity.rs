@@ -86,8 +86,14 @@ impl<'c> Lacking<'c> {
                 matches!(one.code, "identity_too_little" | "filter_identity")
                     && one.table.as_deref() == Some(*name)
             });
-            for finding in meant {
-                if let Some(refused) = &steps.refused {
+            for (number, finding) in meant.enumerate() {
+                // The same statements would fail a second time.
+                if number > 0 {
+                    finding.sql = Vec::new();
+                    finding.advice = Some(format!(
+                        "The statements of the other finding about old rows of {name} mend this as well."
+                    ));
+                } else if let Some(refused) = &steps.refused {
                     finding.sql = Vec::new();
                     finding.advice = Some(format!(
                         "{refused} Without a change to the database: old_rows."

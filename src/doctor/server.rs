@@ -29,6 +29,8 @@ pub(super) struct Facts {
     pub(super) version_num: i32,
     pub(super) database: String,
     pub(super) login: String,
+    /// Whom its sessions act as.
+    acting: String,
     pub(super) standby: bool,
     replicates: Option<bool>,
     pub(super) temporary: bool,
@@ -197,6 +199,7 @@ impl Facts {
         {
             found.push(self.no_senders_left());
         }
+        found.extend(self.acting_as_another());
         found.extend(self.hanging());
         found.extend(self.connections(config));
         found.extend(self.timeouts());
@@ -234,6 +237,22 @@ impl Facts {
             );
         }
         found
+    }
+
+    /// A role that is set for the login's sessions: what it may does not count then.
+    fn acting_as_another(&self) -> Option<Finding> {
+        let (login, acting) = (&self.login, &self.acting);
+        (login != acting).then(|| {
+            Finding::error(
+                "login_role",
+                format!(
+                    "sessions of the login {login} begin as {acting} (set role, for the login, the \
+                     database or in DATABASE_URL): the relay has {acting}'s rights, not its own"
+                ),
+            )
+            .sql(self.set_for_login("role", "none"))
+            .advice("Where the options in DATABASE_URL set it, take it out there.")
+        })
     }
 
     /// Commits that wait for a standby that is not there: nobody can read them meanwhile, so the relay

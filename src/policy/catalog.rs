@@ -27,6 +27,9 @@ pub struct Catalog {
     /// Whether the stream tells of changes ([`crate::change::Kind::Rules`]) as far as event
     /// triggers are told of them.
     pub marked: bool,
+    /// Whether all of it is of one moment. Else something changed as often as it was read, and parts may
+    /// be of before and others of behind that.
+    pub settled: bool,
     /// What differs between two catalogs of one era is all told by the stream.
     pub era: u64,
     /// Whether the publication publishes deletes.
@@ -629,6 +632,7 @@ impl Catalog {
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,
             marked: false,
+            settled: true,
             era: 0,
             tables: document
                 .tables

@@ -46,6 +46,9 @@ const CLOSELY: Duration = Duration::from_secs(15);
 /// How often the catalog is read at once until it has all that functions come to.
 const MAX_ROUNDS: usize = 10;
 
+/// How often it is read where it changes meanwhile.
+const MAX_READINGS: usize = 4;
+
 /// What every snapshot of the server shows by now, and the tables that somebody holds.
 const MARK: &str = "select pg_current_snapshot()::text,
     (extract(epoch from clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::bigint, coalesce((
@@ -369,7 +372,7 @@ impl CatalogReader {
 
     async fn read_once(&mut self, mark: &Mark) -> Result<(Arc<Catalog>, Duration), CatalogError> {
         let began = Instant::now();
-        let (roles, publication) = (self.roles.clone(), self.publication.clone());
+        let roles = self.roles.clone();
         let (slot, before) = (self.slot.clone(), self.told.clone());
         let current = self.current.clone();
         // Owners of functions too, as far as they are known.
@@ -380,7 +383,7 @@ impl CatalogReader {
         let unfinished = self.bodies.unfinished;
         let connection = self.connected().await?;
         let known = connection.looked.as_mut();
-        let mut known = known.filter(|known| known.roles == roles);
+        let known = known.filter(|known| known.roles == roles);
         let old = unfinished || known.as_ref().is_none_or(|known| known.is_old());
         if let (Some(known), Some(current), false) = (&known, &current, old)
             && known.snapshot == mark.snapshot
@@ -390,12 +393,10 @@ impl CatalogReader {
         }
         let told =
             look_what_tells((&connection.client, &connection.told), (&slot, &acting)).await?;
-        let fingerprint: String = connection
-            .client
-            .query_one(&connection.fingerprint, &[&publication])
-            .await?
-            .try_get(0)?;
-        let fingerprint = format!("{fingerprint} {:?}", told.trigger);
+        let fingerprint = self.fingerprint(told.trigger.as_ref()).await?;
+        let connection = self.connected().await?;
+        let known = connection.looked.as_mut();
+        let mut known = known.filter(|known| known.roles == roles);
         let same = known
             .as_ref()
             .is_some_and(|known| known.fingerprint == fingerprint);
@@ -410,6 +411,21 @@ impl CatalogReader {
             self.analyse_rules().await?;
         }
         let mut whole = Box::pin(self.whole()).await?;
+        let (mut fingerprint, mut settled, mut left) = (fingerprint, false, MAX_READINGS);
+        loop {
+            left -= 1;
+            let now = self.fingerprint(told.trigger.as_ref()).await?;
+            settled |= now == fingerprint;
+            if settled || left == 0 {
+                break;
+            }
+            // What functions say (has_table_privilege, pg_get_expr) is of the moment that they are
+            // called in, the rows that they are called for of when the query began.
+            fingerprint = now;
+            self.seen = None;
+            self.analyse_rules().await?;
+            whole = Box::pin(self.whole()).await?;
+        }
         let connection = self.connected().await?;
         // What it tells of may lie between the two.
         let behind =
@@ -434,6 +450,7 @@ impl CatalogReader {
                 let seen = self.seen.as_ref();
                 catalog.hash = seen.map(|seen| seen.hash(&behind)).unwrap_or_default();
                 catalog.marked = behind.trigger.is_some();
+                catalog.settled = settled;
                 let before = self.current.as_deref();
                 let covered = covered && before.is_some_and(|before| catalog.is_owned_as(before));
                 let era = before.map_or(0, |before| before.era);
@@ -445,6 +462,18 @@ impl CatalogReader {
         self.current = Some(Arc::clone(&catalog));
         self.connected().await?.looked = Some(looked);
         Ok((catalog, if same { took } else { began.elapsed() }))
+    }
+
+    /// What differs whenever something has changed of what is read.
+    async fn fingerprint(&mut self, trigger: Option<&String>) -> Result<String, CatalogError> {
+        let publication = self.publication.clone();
+        let connection = self.connected().await?;
+        let row = connection
+            .client
+            .query_one(&connection.fingerprint, &[&publication])
+            .await?;
+        let fingerprint: String = row.try_get(0)?;
+        Ok(format!("{fingerprint} {trigger:?}"))
     }
 
     /// Reads the catalog as a whole, with all that functions come to; `None` where that is what was

@@ -84,6 +84,12 @@ async fn a_role_that_does_not_exist_is_found_and_made() {
     for statement in report["findings"][0]["sql"].as_array().unwrap() {
         place.run(statement.as_str().unwrap()).await;
     }
+    // No statement is given that PostgreSQL refuses.
+    for name in ["public", "none", "pg_clients", "Authenticated"] {
+        let of_role = token(&json!({ "role": name, "sub": ANN, "exp": LATER }));
+        let report = finds(&place, &of_role, &["token_role"]).await;
+        assert_eq!(report["findings"][0]["sql"], json!([]), "{name}");
+    }
     // It is there now, and has no rights yet.
     let report = finds(&place, &of_role, &["table_grant"]).await;
     for statement in report["findings"][0]["sql"].as_array().unwrap() {

@@ -260,3 +260,49 @@ async fn a_database_that_has_row_level_security_raise_errors_changes_nothing() {
     place.doctor(&[]).await.is_well();
     place.delivers("note").await;
 }
+
+#[tokio::test]
+async fn a_login_whose_sessions_begin_as_another_role_is_found_and_mended() {
+    let mut place = Place::prepared(Place::empty().await).await;
+    place
+        .run(&format!(
+            "alter role {} set role = authenticated",
+            place.relay
+        ))
+        .await;
+    let found = place.doctor(&[]).await;
+    assert!(found.codes().contains(&"login_role"), "{:#}", found.report);
+    for statement in found.sql().iter().filter(|one| one.contains("set role")) {
+        place.run(statement).await;
+    }
+    place.start().await;
+    place.doctor(&[]).await.is_well();
+    place.delivers("judged").await;
+}
+
+#[tokio::test]
+async fn what_a_policy_raises_for_every_row_is_said_in_postgresqls_words() {
+    let place = Place::prepared(Place::empty().await).await;
+    place
+        .run(
+            "create materialized view rules.shown as select id from app.plan with no data;
+             grant select on rules.shown to authenticated;
+             alter policy mine on app.note using (id in (select id from rules.shown));
+             create function rules.fails(bigint) returns boolean language plpgsql stable
+               as $$ begin raise 'not for %', coalesce($1, -1); end $$;
+             alter policy mine on app.judged using (rules.fails(id))",
+        )
+        .await;
+    let found = place.doctor(&[]).await;
+    found.is(&["lookup_kind", "policy_broken", "slot_missing"]);
+    assert!(
+        found
+            .text("policy_broken")
+            .contains("has not been populated")
+    );
+    let all = found.report.to_string();
+    assert!(all.contains("not for -1"), "{:#}", found.report);
+    place.run("refresh materialized view rules.shown").await;
+    let found = place.doctor(&[]).await;
+    found.is(&["lookup_kind", "slot_missing"]);
+}

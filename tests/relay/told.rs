@@ -747,3 +747,36 @@ async fn a_label_of_another_name_is_told_where_policies_read_it_and_a_new_one_is
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_committed_while_a_right_was_taken_is_shown_to_nobody_however_short_that_was() {
+    let mut relay = started().await;
+    // Row-level security does not hold for it: the right alone decides.
+    let other = connect(&relay.url).await;
+    let mut shown = 0;
+    for round in 0..100 {
+        let mut watcher = relay.watch("service_role", &json!({}), "notes").await;
+        let id = round * 10;
+        for sql in [
+            insert(id + 1, ANN),
+            format!(
+                "begin; revoke select on notes from service_role; {}; commit",
+                insert(id + 2, ANN)
+            ),
+            format!(
+                "begin; {}; grant select on notes to service_role; commit",
+                insert(id + 3, ANN)
+            ),
+        ] {
+            other.batch_execute(&sql).await.unwrap();
+            // So that it is given back while the catalog is being read.
+            tokio::time::sleep(Duration::from_micros(200 * (round as u64 % 50))).await;
+        }
+        let fence = relay.fence().await;
+        let seen = brief(&watcher.until(fence).await);
+        let taken = format!("INSERT {}", id + 2);
+        assert!(!seen.contains(&taken), "{round}: {seen:?}");
+        shown += usize::from(seen.contains(&format!("INSERT {}", id + 1)));
+    }
+    assert!(shown > 0);
+}

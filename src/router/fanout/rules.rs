@@ -203,7 +203,8 @@ impl Fanout {
         if Arc::ptr_eq(&reading.catalog, &self.catalog) {
             self.in_force.mark = reading.mark;
         } else {
-            let exact = !self.is_told_of_more(entry, reading.catalog.read_at).await;
+            let read_at = reading.catalog.read_at;
+            let exact = reading.catalog.settled && !self.is_told_of_more(entry, read_at).await;
             let place = Place::Told { xid, commit, exact };
             self.go_over(reading, place);
         }
@@ -361,6 +362,8 @@ impl Fanout {
         for (oid, watched) in &mut self.tables {
             let changed = changed.contains(oid);
             let (in_doubt, version) = match place {
+                // Some of it may be of a time before the others, and of none.
+                _ if !catalog.settled => (true, u64::MAX),
                 Place::Unknown(described) => (changed && described != Some(*oid), watched.verified),
                 // Rows between it and yet another change fell under rules that nobody knows any more.
                 Place::Told { xid, exact, .. } => {
