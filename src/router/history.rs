@@ -108,6 +108,22 @@ impl AccessHistory {
         }
     }
 
+    /// Takes note that the rules of these tables were others for a while, or may have been, and that nobody
+    /// knows which: what committed up to where this catalog was read is not judged by those of now.
+    pub(super) fn observe_gap(&self, catalog: &Catalog, tables: &[Oid]) {
+        if tables.is_empty() {
+            return;
+        }
+        let mut known = self.lock();
+        for table in tables {
+            let rules = known.tables.get_mut(&table.0).into_iter();
+            for rules in rules.flat_map(HashMap::values_mut) {
+                rules.since = rules.since.max(catalog.read_at.0);
+            }
+        }
+        self.write(&known);
+    }
+
     /// Notes that the log begins a new history, of changes that commit behind `from`.
     pub(super) fn begin(&self, epoch: Epoch, from: Lsn, catalog: &Catalog) {
         {

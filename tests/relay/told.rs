@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::harness::{ANN, BEN, DEADLINE, Relay, Seen, Watcher, brief, connect, has_it_told};
 use crate::memberships_unseen::settle;
+use crate::resume::{Client, Heard, person, settled, since, wish};
 
 const NOTES: &str = "
     create function mine(owner uuid) returns bool language sql stable
@@ -779,4 +780,47 @@ async fn what_was_committed_while_a_right_was_taken_is_shown_to_nobody_however_s
         shown += usize::from(seen.contains(&format!("INSERT {}", id + 1)));
     }
     assert!(shown > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_is_not_shown_what_was_committed_while_its_right_was_taken() {
+    let mut relay = started().await;
+    let who = person("service_role", &json!({ "role": "service_role" }));
+    let other = connect(&relay.url).await;
+    let mut told = 0;
+    for round in 0..30 {
+        let start = settled(&mut relay).await;
+        let id = round * 10;
+        // In one go: the catalog is read when all of it is over.
+        for sql in [
+            format!(
+                "begin; revoke select on notes from service_role; {}; commit",
+                insert(id + 2, ANN)
+            ),
+            format!(
+                "begin; {}; grant select on notes to service_role; commit",
+                insert(id + 3, ANN)
+            ),
+        ] {
+            other.batch_execute(&sql).await.unwrap();
+        }
+        settled(&mut relay).await;
+        let client =
+            Client::join(&relay.core, &who, vec![since(wish(1, "notes", ""), start)]).await;
+        loop {
+            match client.next().await {
+                Heard::Change(_, data) => assert_ne!(data["record"]["id"], id + 2, "{data}"),
+                Heard::Resync(reason, _) => {
+                    assert_eq!(reason, "access_changed");
+                    told += 1;
+                    break;
+                }
+                Heard::CaughtUp => break,
+                Heard::Joined => {}
+                Heard::Full => panic!("it does not keep up"),
+            }
+        }
+        client.go(&relay.core).await;
+    }
+    assert!(told > 0);
 }

@@ -286,6 +286,7 @@ impl Fanout {
         };
         self.history.observe(&catalog, since);
         if self.replay.is_none() {
+            self.note_gaps(&catalog, place);
             self.note_lost_leaves(&catalog);
         }
         self.catalog = Arc::clone(&catalog);
@@ -386,6 +387,23 @@ impl Fanout {
                 watched.doubt = None;
             }
         }
+    }
+
+    /// Notes whose rules were others for a while than this catalog says, and than the last one said: who
+    /// comes back is not to be judged by them.
+    fn note_gaps(&self, catalog: &Catalog, place: Place) {
+        let Place::Told { xid, exact, .. } = place else {
+            return;
+        };
+        if exact {
+            return;
+        }
+        let unknown = catalog.tables.values().filter(|table| {
+            let truncated = self.changed.emptied(table.oid).map(|(by, _)| by);
+            table.published && (!catalog.settled || is_later(catalog, table, xid, truncated))
+        });
+        let unknown: Vec<Oid> = unknown.map(|table| table.oid).collect();
+        self.history.observe_gap(catalog, &unknown);
     }
 
     /// Whether the catalog in hand is that of the time of what commits there, as the stream tells of
