@@ -755,8 +755,8 @@ async fn what_was_committed_while_a_right_was_taken_is_shown_to_nobody_however_s
     // Row-level security does not hold for it: the right alone decides.
     let other = connect(&relay.url).await;
     let mut shown = 0;
-    for round in 0..100 {
-        let mut watcher = relay.watch("service_role", &json!({}), "notes").await;
+    for round in 0..100_i32 {
+        let watcher = relay.watch("service_role", &json!({}), "notes").await;
         let id = round * 10;
         for sql in [
             insert(id + 1, ANN),
@@ -771,7 +771,10 @@ async fn what_was_committed_while_a_right_was_taken_is_shown_to_nobody_however_s
         ] {
             other.batch_execute(&sql).await.unwrap();
             // So that it is given back while the catalog is being read.
-            tokio::time::sleep(Duration::from_micros(200 * (round as u64 % 50))).await;
+            tokio::time::sleep(Duration::from_micros(
+                200 * u64::from(round.unsigned_abs() % 50),
+            ))
+            .await;
         }
         let fence = relay.fence().await;
         let seen = brief(&watcher.until(fence).await);
