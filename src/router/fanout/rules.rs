@@ -392,15 +392,16 @@ impl Fanout {
     /// Notes whose rules were others for a while than this catalog says, and than the last one said: who
     /// comes back is not to be judged by them.
     fn note_gaps(&self, catalog: &Catalog, place: Place) {
-        let Place::Told { xid, exact, .. } = place else {
-            return;
+        let told = match place {
+            Place::Told { exact: true, .. } => return,
+            Place::Told { xid, .. } => Some(xid),
+            Place::Unknown(_) | Place::Passed if catalog.settled => return,
+            Place::Unknown(_) | Place::Passed => None,
         };
-        if exact {
-            return;
-        }
         let unknown = catalog.tables.values().filter(|table| {
             let truncated = self.changed.emptied(table.oid).map(|(by, _)| by);
-            table.published && (!catalog.settled || is_later(catalog, table, xid, truncated))
+            let later = told.is_some_and(|xid| is_later(catalog, table, xid, truncated));
+            table.published && (!catalog.settled || later)
         });
         let unknown: Vec<Oid> = unknown.map(|table| table.oid).collect();
         self.history.observe_gap(catalog, &unknown);
