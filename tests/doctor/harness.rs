@@ -71,7 +71,7 @@ pub(crate) fn options() -> Options {
     Options {
         settings: vec![
             "max_slot_wal_keep_size = '1GB'".to_owned(),
-            "max_replication_slots = 100".to_owned(),
+            "max_replication_slots = 300".to_owned(),
             "max_wal_senders = 30".to_owned(),
             "max_connections = 300".to_owned(),
         ],

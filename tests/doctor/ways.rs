@@ -304,10 +304,17 @@ async fn a_policy_that_reads_what_the_publication_leaves_out_is_found_and_mended
 #[tokio::test]
 async fn policies_that_let_nobody_see_anything_or_cannot_be_asked_are_found() {
     let place = Place::good().await;
+    place
+        .run(
+            "create function rules.fails(bigint) returns boolean language plpgsql stable
+               as $$ begin raise 'never'; end $$",
+        )
+        .await;
     let was = "alter policy mine on app.note using (person = auth.uid())";
     for (condition, code) in [
         ("false", "policy_false"),
         ("person = null", "policy_false"),
+        ("rules.fails(id)", "policy_false"),
         ("person = auth.uid() and (1 = 0 or false)", "policy_false"),
         (
             "person = auth.uid() and xmin::text <> '0'",

@@ -9,13 +9,13 @@ impl Predicate {
     /// Whether it lets nobody see any row.
     #[must_use]
     pub fn is_never(&self) -> bool {
-        is_never(&self.whole)
+        is_never(&self.whole, &self.parts)
     }
 
     /// Whether it lets no principal of this projection see any row.
     #[must_use]
     pub fn is_never_for(&self, projection: &Projection) -> bool {
-        is_never(&filled(&self.whole, projection))
+        is_never(&filled(&self.whole, projection), &self.parts)
     }
 }
 
@@ -31,12 +31,17 @@ fn filled(expr: &Expr, projection: &Projection) -> Expr {
     }
 }
 
-/// Whether an expression is true for no row. An error hides rows as well.
-pub(super) fn is_never(expr: &Expr) -> bool {
+/// Whether an expression is true for no row; `parts` are what only the row decides. An error hides rows
+/// as well.
+fn is_never(expr: &Expr, parts: &[Expr]) -> bool {
+    let never = |expr: &Expr| is_never(expr, parts);
     match expr {
-        Expr::And(all) => all.iter().any(is_never),
-        Expr::Or(all) => all.iter().all(is_never),
-        Expr::IsBool(inner, Some(true), false) => is_never(inner),
+        Expr::And(all) => all.iter().any(never),
+        Expr::Or(all) => all.iter().all(never),
+        Expr::Part(part) => parts.get(*part).is_some_and(never),
+        Expr::IsBool(inner, Some(true), false) | Expr::Body(_, _, inner) => never(inner),
+        Expr::Caught(both) => never(&both.0) && never(&both.1),
+        Expr::Case(arms, other) => never(other) && arms.iter().all(|(_, result)| never(result)),
         Expr::Compare(_, sides) => is_null(&sides.0) || is_null(&sides.1),
         Expr::Any(_, false, left, _) => is_null(left),
         Expr::AnyOf(_, false, sides) => is_null(&sides.0) || is_null(&sides.1),
@@ -44,11 +49,10 @@ pub(super) fn is_never(expr: &Expr) -> bool {
             let inner = select.from.iter();
             // The conditions behind a LEFT JOIN hold for its rows of NULLs as well.
             let mut inner = inner.filter(|step| matches!(step.source, Source::Table(_)));
+            let mut empty = || inner.any(|step| step.condition.iter().any(never));
             match &select.result {
-                Asked::Exists => inner.any(|step| step.condition.iter().any(is_never)),
-                Asked::Any(false, one) => {
-                    is_never(one) || inner.any(|step| step.condition.iter().any(is_never))
-                }
+                Asked::Exists => empty(),
+                Asked::Any(false, one) => never(one) || empty(),
                 _ => false,
             }
         }
