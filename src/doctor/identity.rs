@@ -87,8 +87,9 @@ impl<'c> Lacking<'c> {
                     && one.table.as_deref() == Some(*name)
             });
             for (number, finding) in meant.enumerate() {
-                // The same statements would fail a second time.
-                if number > 0 {
+                // An index is not made a second time.
+                let makes = steps.sql.iter().any(|one| one.starts_with("create "));
+                if number > 0 && makes {
                     finding.sql = Vec::new();
                     finding.advice = Some(format!(
                         "The statements of the other finding about old rows of {name} mend this as well."

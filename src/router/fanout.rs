@@ -564,6 +564,7 @@ impl Fanout {
             .as_ref()
             .is_some_and(|layout| layout.query().is_some());
         let truncated = self.changed.emptied(oid).map(|(by, _)| by);
+        let unknown = self.history.unknown_at(oid, entry.batch.commit_lsn);
         if self.replay.is_some() {
             // Whether the rules of then are those of now is in the history.
         } else if !of_its_time && watched.table.written_after(xid, truncated) {
@@ -573,6 +574,13 @@ impl Fanout {
                 until: self.catalog.read_at,
                 version,
                 told: false,
+            });
+        } else if let Some(until) = unknown.filter(|_| !of_its_time) {
+            // Numbers of transactions do not tell in which order they committed.
+            watched.doubt = Some(Doubt {
+                until,
+                version,
+                told: self.catalog.marked,
             });
         } else if watched.table.written_by(xid) && (computed || watched.computed) {
             // The description does not tell whether this row lies before or behind what its own

@@ -21,6 +21,9 @@ use crate::subscription::Wanted;
 #[derive(Debug)]
 pub(super) struct AccessHistory {
     known: Mutex<Known>,
+    /// As it was when this process began, by table: what committed up to there, which the slot still
+    /// has, fell under rules that this process has not seen.
+    at_start: HashMap<Oid, Lsn>,
     file: Option<PathBuf>,
 }
 
@@ -60,16 +63,32 @@ impl AccessHistory {
         catalog: &Catalog,
     ) -> Self {
         let known = file.as_deref().and_then(|file| read(file, epoch));
-        let history = Self {
+        let mut history = Self {
             known: Mutex::new(known.unwrap_or_else(|| Known {
                 epoch: epoch.0,
                 began: if is_new { catalog.read_at.0 } else { 0 },
                 ..Known::default()
             })),
+            at_start: HashMap::new(),
             file,
         };
         history.observe(catalog, catalog.read_at);
+        let known = history.lock();
+        let since = known.tables.iter().filter_map(|(table, rules)| {
+            let since = rules.values().map(|rules| rules.since).max()?;
+            Some((Oid(*table), Lsn(since)))
+        });
+        let at_start = since.collect();
+        drop(known);
+        history.at_start = at_start;
         history
+    }
+
+    /// Up to where a table had other rules, or may have had, before this process began to look, where that
+    /// is not before a commit.
+    pub(super) fn unknown_at(&self, table: Oid, commit: Lsn) -> Option<Lsn> {
+        let since = self.at_start.get(&table).copied();
+        since.filter(|since| commit <= *since)
     }
 
     /// Takes note of a catalog that somebody is about to judge by what commits behind `since`.
