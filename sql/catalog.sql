@@ -205,6 +205,8 @@ select jsonb_build_object(
           select p.version from policies p where p.polrelid = c.oid union all
           select l.version from leaves l where l.root = c.oid union all
           select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
+      'policy_versions', coalesce((
+        select jsonb_agg(p.version::text order by p.oid) from policies p where p.polrelid = c.oid), '[]'),
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       -- Whether policies look into it, and why its rows cannot all be followed in the stream.
       'lookup', c.oid in (select oid from lookups),

@@ -575,6 +575,12 @@ pub fn fingerprints<'a>(
     if partitioned(catalog, table).any(judged) {
         table.column_versions.hash(&mut decisive);
     }
+    // Where the stream tells of each change, every one has been seen.
+    if !catalog.marked {
+        for judged in self::judged(catalog, table) {
+            judged.policy_versions.hash(&mut decisive);
+        }
+    }
     table.rights.iter().map(move |rights| {
         let role = rights.role.as_str();
         (role, finish(decisive.clone(), catalog, table, role))

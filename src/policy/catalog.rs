@@ -161,6 +161,9 @@ pub struct Table {
     /// By its columns' names, the transactions (32 bits, as text) that last wrote what the catalog says
     /// of each.
     pub column_versions: Vec<(String, String)>,
+    /// The transactions (32 bits, as text) that last wrote its policies: those that are what they were once
+    /// may have been others in between.
+    pub policy_versions: Vec<String>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
     /// The operator's rules for it.

@@ -193,12 +193,18 @@ impl AccessHistory {
         let Some(file) = &self.file else {
             return;
         };
-        // Where an older one stays, more has changed for the next process than really did.
         let replaced = serde_json::to_string(known)
             .map_err(std::io::Error::from)
             .and_then(|text| sealed::replace(file, &text));
         if let Err(error) = replaced {
             warn!(file = %file.display(), %error, "cannot note since when the rules hold");
+            // An older one would let rules that are what they were once pass for never changed. Without
+            // one the next process takes all for changed; that needs no room on the disk.
+            match std::fs::remove_file(file) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => warn!(file = %file.display(), %error, "cannot take it away either"),
+            }
         }
     }
 
@@ -235,5 +241,30 @@ fn read(file: &Path, epoch: Epoch) -> Option<Known> {
             warn!(file = %file.display(), reason, "since when the rules hold is not known");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_noted_leaves_no_older_note_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("access.json");
+        let history = AccessHistory {
+            known: Mutex::default(),
+            at_start: HashMap::new(),
+            file: Some(file.clone()),
+        };
+        history.write(&Known::default());
+        assert!(read(&file, Epoch(0)).is_some());
+        // It is written beside and takes the other's place.
+        std::fs::create_dir(folder.path().join("access.json.new")).unwrap();
+        history.write(&Known::default());
+        assert!(!file.exists());
+        std::fs::remove_dir(folder.path().join("access.json.new")).unwrap();
+        history.write(&Known::default());
+        assert!(read(&file, Epoch(0)).is_some());
     }
 }
