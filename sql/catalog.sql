@@ -205,8 +205,10 @@ select jsonb_build_object(
           select p.version from policies p where p.polrelid = c.oid union all
           select l.version from leaves l where l.root = c.oid union all
           select a.xmin from pg_attribute a where a.attrelid = c.oid and a.attnum > 0) x(xmin)),
+      'version', c.xmin::text,
       'policy_versions', coalesce((
-        select jsonb_agg(p.version::text order by p.oid) from policies p where p.polrelid = c.oid), '[]'),
+        select jsonb_agg(jsonb_build_array(p.polname, p.version::text) order by p.polname)
+        from policies p where p.polrelid = c.oid), '[]'),
       'row_security', c.relrowsecurity, 'force_row_security', c.relforcerowsecurity,
       -- Whether policies look into it, and why its rows cannot all be followed in the stream.
       'lookup', c.oid in (select oid from lookups),
@@ -287,7 +289,7 @@ select jsonb_build_object(
         select jsonb_agg(jsonb_build_array(l.oid, l.relfilenode, l.version::text) order by l.oid)
         from leaves l where l.root = c.oid), '[]') end,
       -- In another file and with another row of a column: that column's values may be others.
-      'file', case when c.relkind = 'r' and t.published then c.relfilenode end,
+      'file', case when c.relkind = 'r' then c.relfilenode end,
       'column_versions', (
         select jsonb_agg(jsonb_build_array(a.attname, a.xmin::text) order by a.attnum)
         from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),

@@ -173,6 +173,28 @@ impl Access {
             && self.columns.iter().all(shown)
     }
 
+    /// Whether what decides which rows `role` is shown was written between two catalogs, though it is shown the
+    /// same ones by both: for a while it may have been shown others.
+    #[must_use]
+    pub fn was_else_between(
+        &self,
+        before: (&Catalog, &Table),
+        now: (&Catalog, &Table),
+        role: &str,
+    ) -> bool {
+        let known: Vec<&Table> = judged(before.0, before.1).collect();
+        let judges = matches!(self.rules, Rules::Judged { .. });
+        judged(now.0, now.1).any(|table| {
+            let own = partitioned(now.0, now.1).any(|own| own.oid == table.oid);
+            let role = own.then_some(role);
+            let known = known.iter().find(|known| known.oid == table.oid);
+            known.is_some_and(|known| {
+                let policies = policies_of(known, role) != policies_of(table, role);
+                judges && policies || (own || judges) && is_written_anew(known, table)
+            })
+        })
+    }
+
     /// The columns of `relation` that the role may read.
     #[must_use]
     pub fn columns(&self, relation: &Relation) -> ColumnSet {
@@ -585,6 +607,26 @@ pub fn fingerprints<'a>(
         let role = rights.role.as_str();
         (role, finish(decisive.clone(), catalog, table, role))
     })
+}
+
+/// A table's policies that apply to a role, or all, by name, with who wrote them last.
+fn policies_of<'a>(table: &'a Table, role: Option<&str>) -> BTreeSet<&'a (String, String)> {
+    let rights = role.and_then(|role| table.rights.iter().find(|known| known.role == role));
+    let applies = |name: &String| rights.is_none_or(|rights| rights.policies.contains(name));
+    let policies = table.policy_versions.iter();
+    policies.filter(|(name, _)| applies(name)).collect()
+}
+
+/// Whether somebody wrote what holds for all of a table, though nothing of it is different.
+fn is_written_anew(before: &Table, now: &Table) -> bool {
+    let whole = |table: &Table| {
+        let secured = (table.row_security, table.force_row_security, &table.rights);
+        let held = (&table.columns, &table.key, &table.identity);
+        let published = (&table.published_columns, &table.publishing);
+        let stored = (table.file, &table.leaves, &table.ancestors);
+        format!("{:?}", (secured, held, published, stored))
+    };
+    before.version != now.version && whole(before) == whole(now)
 }
 
 /// The table and those that it is a partition of.

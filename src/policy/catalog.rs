@@ -156,14 +156,16 @@ pub struct Table {
     /// The partitions that hold the rows of a partitioned table, by their numbers; `None` for every
     /// other table.
     pub leaves: Option<Vec<Leaf>>,
-    /// The file that the rows of a published table are in; `None` for every other table.
+    /// The file that the rows are in; `None` where they are in other tables or nowhere.
     pub file: Option<Oid>,
     /// By its columns' names, the transactions (32 bits, as text) that last wrote what the catalog says
     /// of each.
     pub column_versions: Vec<(String, String)>,
-    /// The transactions (32 bits, as text) that last wrote its policies: those that are what they were once
-    /// may have been others in between.
-    pub policy_versions: Vec<String>,
+    /// The transaction (32 bits, as text) that last wrote what holds for all of it, as rights.
+    pub version: String,
+    /// By its policies' names, the transactions (32 bits, as text) that last wrote them: those that are what
+    /// they were once may have been others in between.
+    pub policy_versions: Vec<(String, String)>,
     /// The policies that apply to SELECT.
     pub policies: Vec<Policy>,
     /// The operator's rules for it.

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use self::complete::Ahead;
 use self::made::Made;
-use self::rules::InForce;
+use self::rules::{Described, InForce, Unsure};
 use self::truncate::LostLeaves;
 use super::allowance::{Allowance, Held};
 use super::changed::Changed;
@@ -151,6 +151,8 @@ pub(super) struct Fanout {
     tables: HashMap<Oid, Watched>,
     /// Doubts about tables that nobody watches at the moment: who comes next must not forget them.
     doubts: HashMap<Oid, Doubt>,
+    /// The tables whose rules may have changed more often than one can tell.
+    unsure: HashMap<Oid, Unsure>,
     /// The newest versions of tables that nobody watches: one that is new here may be of a table
     /// that is new, and meant by whoever named none.
     pub(super) passed: HashMap<Oid, u64>,
@@ -196,6 +198,17 @@ struct Doubt {
     version: u64,
     /// Whether the stream will tell of the change.
     told: bool,
+}
+
+impl Doubt {
+    /// What hides whatever this does or one of before.
+    fn beside(self, before: Option<Self>) -> Self {
+        before.map_or(self, |before| Self {
+            until: self.until.max(before.until),
+            version: self.version.max(before.version),
+            told: self.told && before.told,
+        })
+    }
 }
 
 pub(super) struct Channel {
@@ -295,6 +308,7 @@ impl Fanout {
             access: HashMap::new(),
             tables: HashMap::new(),
             doubts: HashMap::new(),
+            unsure: HashMap::new(),
             passed: HashMap::new(),
             sessions: HashMap::new(),
             allowance: Allowance::new(settings.max_asked_filters),
@@ -481,7 +495,7 @@ impl Fanout {
                 if self.read_after(entry, &change.relation).await.is_err() {
                     return;
                 }
-                self.adopt(Some(oid));
+                self.adopt(Some(Described::new(oid, entry)));
             }
         }
         let Some(watched) = self.tables.get(&oid) else {
@@ -517,7 +531,7 @@ impl Fanout {
             if self.read_after(entry, &change.relation).await.is_err() {
                 return;
             }
-            self.adopt(Some(oid));
+            self.adopt(Some(Described::new(oid, entry)));
             self.verify(oid, &change.relation, entry);
         }
         if matches!(change.kind, Kind::Truncate) {
@@ -554,7 +568,8 @@ impl Fanout {
     }
 
     fn verify(&mut self, oid: Oid, relation: &Arc<Relation>, entry: &Entry) {
-        let of_its_time = self.is_of_its_time(entry.batch.commit_lsn);
+        let commit = entry.batch.commit_lsn;
+        let of_its_time = self.is_of_its_time(commit);
         let Some(watched) = self.tables.get_mut(&oid) else {
             return;
         };
@@ -564,32 +579,32 @@ impl Fanout {
             .as_ref()
             .is_some_and(|layout| layout.query().is_some());
         let truncated = self.changed.emptied(oid).map(|(by, _)| by);
-        let unknown = self.history.unknown_at(oid, entry.batch.commit_lsn);
-        if self.replay.is_some() {
+        let unknown = self.history.unknown_at(oid, commit);
+        let doubt = if self.replay.is_some() {
             // Whether the rules of then are those of now is in the history.
+            None
         } else if !of_its_time && watched.table.written_after(xid, truncated) {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
-            watched.doubt = Some(Doubt {
-                until: self.catalog.read_at,
-                version,
-                told: false,
-            });
+            Some((self.catalog.read_at, version, false))
         } else if let Some(until) = unknown.filter(|_| !of_its_time) {
             // Numbers of transactions do not tell in which order they committed.
-            watched.doubt = Some(Doubt {
-                until,
-                version,
-                told: self.catalog.marked,
-            });
+            Some((until, version, self.catalog.marked))
         } else if watched.table.written_by(xid) && (computed || watched.computed) {
             // The description does not tell whether this row lies before or behind what its own
             // transaction did to the columns that are computed.
-            watched.doubt = Some(Doubt {
-                until: entry.batch.commit_lsn,
+            Some((commit, version, false))
+        } else {
+            None
+        };
+        if let Some((until, version, told)) = doubt {
+            let doubt = Doubt {
+                until,
                 version,
-                told: false,
-            });
+                told,
+            };
+            let before = watched.doubt.filter(|doubt| commit <= doubt.until);
+            watched.doubt = Some(doubt.beside(before));
         }
         watched.verified = version;
         watched.shapes.clear();

@@ -304,7 +304,7 @@ mod tests {
             "row_security": false, "force_row_security": false, "ancestors": [],
             "written_by": [], "key": [1], "identity": null, "leaves": null, "policies": [],
             "lookup": false, "unfollowed": null,
-            "rights": [], "file": null, "column_versions": [], "policy_versions": [],
+            "rights": [], "file": null, "column_versions": [], "policy_versions": [], "version": "3",
             "columns": [
                 column(1, "id", None), column(3, "twice", Some("id || id")), column(4, "body", None)
             ],

@@ -1,10 +1,12 @@
 //! The catalog changes under a watching subscriber.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use rowcast::subscription::Events;
 
-use crate::harness::{ANN, BEN, DEADLINE, Relay, Seen, Watcher, brief};
+use crate::harness::{ANN, BEN, DEADLINE, Relay, Seen, Watcher, brief, connect};
 
 const NOTES: &str = "
     create table notes (id int primary key, user_id uuid, body text);
@@ -105,6 +107,61 @@ async fn a_row_between_two_changes_of_a_policy_is_not_judged_by_the_later_one() 
     }
     relay.run(&insert(100, ANN)).await;
     assert_eq!(brief(&relay.seen(&ben).await), ["INSERT 100"]);
+}
+
+/// Numbers of transactions do not tell in which order they commit: the later change has the smaller one. The
+/// relay is behind meanwhile, and sees neither without the other.
+async fn a_row_is_kept_between(interval: Duration, first: &str, last: &str) {
+    let schema = format!("{NOTES} create table heap (id int); create table era (id int)");
+    let mut relay = Relay::with(&schema, "notes, heap", |config| {
+        config.catalog_interval = interval;
+    })
+    .await;
+    relay.run(&format!("{first}; {last}")).await;
+    relay.run(&insert(1, ANN)).await;
+    relay.reads_the_catalog().await;
+    let mut ben = relay.watch_as(BEN, "notes").await;
+    let other = connect(&relay.url).await;
+    for id in 2..5 {
+        relay.run(&insert(100 + id, BEN)).await;
+        let shown = format!("INSERT {}", 100 + id);
+        assert_eq!(brief(&relay.seen(&ben).await), [shown], "{last}");
+        relay
+            .run("insert into heap select generate_series(1, 100000)")
+            .await;
+        relay.run(first).await;
+        other
+            .batch_execute("begin; insert into era values (1)")
+            .await
+            .unwrap();
+        relay.run(&insert(id, BEN)).await;
+        other
+            .batch_execute(&format!("{last}; commit"))
+            .await
+            .unwrap();
+        let seen = brief(&relay.seen(&ben).await);
+        assert!(!seen.contains(&format!("INSERT {id}")), "{last}: {seen:?}");
+        assert_eq!(seen.len(), 1, "{last}: {seen:?}");
+        ben.join(&relay.core).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_between_two_changes_is_not_judged_by_the_one_that_began_before_it() {
+    for (first, last) in [
+        (
+            "alter policy own on notes using (false)",
+            "alter policy own on notes using (true)",
+        ),
+        (
+            "revoke select on notes from authenticated",
+            "grant select on notes to authenticated",
+        ),
+    ] {
+        for interval in [Duration::from_millis(100), Duration::from_secs(3600)] {
+            a_row_is_kept_between(interval, first, last).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,9 +41,10 @@ impl Fanout {
             return;
         };
         watched.changes += 1;
-        let in_doubt = watched.doubt.is_some_and(|doubt| {
-            entry.batch.commit_lsn <= doubt.until && change.relation.version <= doubt.version
-        });
+        let commit = entry.batch.commit_lsn;
+        watched.doubt = watched.doubt.filter(|doubt| commit <= doubt.until);
+        let doubt = watched.doubt;
+        let in_doubt = doubt.is_some_and(|doubt| change.relation.version <= doubt.version);
         if in_doubt || !watched.fits {
             let clients = watched
                 .groups
@@ -60,6 +61,10 @@ impl Fanout {
             self.expel_table(oid, reason);
             return;
         }
+        self.hide_unsure(commit, change);
+        let Some(watched) = self.tables.get(&oid) else {
+            return;
+        };
         let tells_leaves = watched.groups.values().any(|g| g.told_of_leaves() > 0);
         let roles: SmallVec<[Arc<str>; 4]> = watched.groups.keys().cloned().collect();
         let own_table = self.states.changing.then(|| Arc::clone(&watched.table));

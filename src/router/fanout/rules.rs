@@ -5,15 +5,17 @@
 //! comes into force with that transaction; what was read earlier by the clock waits for that. What
 //! the stream does not tell of comes into force when it is read, and rows of before that are hidden.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Doubt, Fanout, Watched};
+use crate::change::Change;
 use crate::log::Entry;
 use crate::lookup::Wanted;
+use crate::metrics::HiddenReason;
 use crate::pg::{Lsn, Oid, Xid};
 use crate::policy::access::{self, Access};
 use crate::policy::catalog::{Catalog, Table};
@@ -35,6 +37,10 @@ const MOST_AHEAD: usize = 64;
 const AHEAD_PATIENCE: Duration = Duration::from_secs(1);
 const AHEAD_LOOK: Duration = Duration::from_millis(2);
 
+/// The commit record alone of a transaction that changes a catalog is longer, in bytes: it lists what
+/// others are to read anew. That of who is running, which PostgreSQL writes by itself, is not.
+const SMALLER_THAN_A_CHANGE: u64 = 64;
+
 /// What is known of the catalog in hand, and of those that are to follow it.
 #[derive(Debug, Clone)]
 pub(super) struct InForce {
@@ -48,18 +54,50 @@ pub(super) struct InForce {
     transaction: Option<Xid>,
     /// Whether that changes rules, until they are in force.
     changes_rules: bool,
+    /// Where it commits.
+    reached: Lsn,
 }
 
 /// Where in the stream a catalog begins to hold.
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// Somewhere before it was read; for this table where it is described.
-    Unknown(Option<Oid>),
+    /// Somewhere before it was read; for one table where it is described, unless it was changed again since.
+    Unknown(Option<Described>),
     /// With this transaction, which commits there; `exact` where the catalog holds nothing
     /// that another has done which commits later.
     Told { xid: Xid, commit: Lsn, exact: bool },
     /// Before what comes now.
     Passed,
+}
+
+/// A table that the stream describes anew, for a row of an entry.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::router) struct Described {
+    table: Oid,
+    /// Where the entry's transaction ends, as far as that is known.
+    end: Lsn,
+}
+
+impl Described {
+    pub(super) const fn new(table: Oid, entry: &Entry) -> Self {
+        let end = entry.batch.end_lsn;
+        Self { table, end }
+    }
+
+    /// Whether no other transaction can have changed rules between the row and where a catalog was read.
+    const fn is_last_before(self, read_at: Lsn) -> bool {
+        read_at.0.saturating_sub(self.end.0) <= SMALLER_THAN_A_CHANGE
+    }
+}
+
+/// A table whose rules have changed, nobody knows how often. That it is described anew says that something
+/// has; the numbers of transactions, which are given when they begin, do not tell in which order
+/// they committed. Rows that commit up to there are hidden from those whom it may concern.
+#[derive(Debug)]
+pub(super) struct Unsure {
+    until: Lsn,
+    /// The roles that it does not.
+    not: BTreeSet<Arc<str>>,
 }
 
 impl InForce {
@@ -70,6 +108,7 @@ impl InForce {
             coming: VecDeque::new(),
             transaction: None,
             changes_rules: false,
+            reached: Lsn(0),
         }
     }
 }
@@ -113,6 +152,7 @@ impl Fanout {
         }
         self.in_force.transaction = Some(xid);
         self.in_force.changes_rules = found;
+        self.in_force.reached = entry.batch.commit_lsn;
     }
 
     /// Whether a transaction that was looked through changes rules, until they are in force.
@@ -134,7 +174,7 @@ impl Fanout {
     /// whether it is in force. `described` is the table whose description in the stream made us
     /// look: for its rows the change lies exactly here. For others its place is not known, and rows
     /// that may lie on either side are hidden.
-    pub(in crate::router) fn adopt(&mut self, described: Option<Oid>) -> bool {
+    pub(in crate::router) fn adopt(&mut self, described: Option<Described>) -> bool {
         let newest = self.watch.take();
         if Arc::ptr_eq(&newest.catalog, &self.catalog) {
             self.in_force.mark = newest.mark;
@@ -289,7 +329,7 @@ impl Fanout {
             self.note_gaps(&catalog, place);
             self.note_lost_leaves(&catalog);
         }
-        self.catalog = Arc::clone(&catalog);
+        let mut unsure = self.unsure_by(&catalog, place);
         self.access.clear();
         self.rules_changed = true;
         // Types and operators may be others now.
@@ -319,6 +359,15 @@ impl Fanout {
                 let reads_else = reads.any(|column| rewritten.contains(&column.as_str()));
                 if lost || reads_else || !access.shows_as(&group.access) {
                     showing_else.push((*oid, Arc::clone(role)));
+                } else if let Some(unsure) = unsure.get_mut(oid) {
+                    let before = self.catalog.tables.get(oid);
+                    let was_else = before.is_none_or(|before| {
+                        let before = (&*self.catalog, &**before);
+                        access.was_else_between(before, (&catalog, table), role)
+                    });
+                    if !was_else {
+                        unsure.not.insert(Arc::clone(role));
+                    }
                 }
                 self.access
                     .insert((*oid, Arc::clone(role)), Arc::new(access));
@@ -345,6 +394,15 @@ impl Fanout {
                 changed.push(*oid);
             }
         }
+        self.catalog = Arc::clone(&catalog);
+        let reached = self.in_force.reached;
+        self.unsure.retain(|_, unsure| unsure.until >= reached);
+        for (oid, mut unsure) in unsure {
+            if let Some(before) = self.unsure.get(&oid) {
+                unsure.not.retain(|role| before.not.contains(role));
+            }
+            self.unsure.insert(oid, unsure);
+        }
         if self.replay.is_some() {
             // It changed behind all that is replayed, or at least not before it.
             for oid in changed {
@@ -365,7 +423,10 @@ impl Fanout {
             let (in_doubt, version) = match place {
                 // Some of it may be of a time before the others, and of none.
                 _ if !catalog.settled => (true, u64::MAX),
-                Place::Unknown(described) => (changed && described != Some(*oid), watched.verified),
+                Place::Unknown(described) => {
+                    let described = described.is_some_and(|described| described.table == *oid);
+                    (changed && !described, watched.verified)
+                }
                 // Rows between it and yet another change fell under rules that nobody knows any more.
                 Place::Told { xid, exact, .. } => {
                     let truncated = self.changed.emptied(*oid).map(|(by, _)| by);
@@ -375,17 +436,68 @@ impl Fanout {
                 Place::Passed => (false, 0),
             };
             if in_doubt {
-                watched.doubt = Some(Doubt {
+                let doubt = Doubt {
                     until: catalog.read_at,
                     version,
                     told: matches!(place, Place::Told { .. }),
-                });
+                };
+                let before = watched.doubt.filter(|doubt| doubt.until >= reached);
+                watched.doubt = Some(doubt.beside(before));
             } else if let (Place::Told { exact: true, .. } | Place::Passed, Some(known)) =
                 (place, watched.doubt)
                 && known.told
             {
                 watched.doubt = None;
             }
+        }
+    }
+
+    /// The published tables whose rules have changed, nobody knows how often, before a catalog was read.
+    fn unsure_by(&self, catalog: &Catalog, place: Place) -> HashMap<Oid, Unsure> {
+        let Place::Unknown(described) = place else {
+            return HashMap::new();
+        };
+        let is_last = described.is_some_and(|described| described.is_last_before(catalog.read_at));
+        if is_last || self.replay.is_some() {
+            return HashMap::new();
+        }
+        let published = catalog.tables.values().filter(|table| table.published);
+        let unsure = published.filter_map(|table| {
+            let before = self.catalog.tables.get(&table.oid)?;
+            let known = access::fingerprints(&self.catalog, before);
+            let same =
+                before.version == table.version && known.eq(access::fingerprints(catalog, table));
+            let unsure = Unsure {
+                until: catalog.read_at,
+                not: BTreeSet::new(),
+            };
+            (!same).then_some((table.oid, unsure))
+        });
+        unsure.collect()
+    }
+
+    /// Hides a row that commits there from those of whom it is not known whether they may see it.
+    pub(super) fn hide_unsure(&mut self, commit: Lsn, change: &Change) {
+        let oid = change.relation.oid;
+        let Some(unsure) = self.unsure.get(&oid) else {
+            return;
+        };
+        if commit > unsure.until {
+            self.unsure.remove(&oid);
+            return;
+        }
+        let groups = self.tables.get(&oid).into_iter();
+        let roles = groups.flat_map(|watched| watched.groups.keys());
+        let roles = roles.filter(|role| !unsure.not.contains(*role));
+        let roles: Vec<(Oid, Arc<str>)> = roles.map(|role| (oid, Arc::clone(role))).collect();
+        let members = self.members(&roles, Some(self.moment));
+        let clients = members.len() as u64;
+        if clients > 0 {
+            self.metrics.hidden(HiddenReason::CatalogChanged, clients);
+            self.note_hidden(change, "", HiddenReason::CatalogChanged, clients);
+        }
+        for (session, channel) in members {
+            self.expel(session, channel, Resync::Undecided);
         }
     }
 

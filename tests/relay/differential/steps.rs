@@ -177,7 +177,7 @@ fn policies(
     (sql, setting)
 }
 
-/// A change of the rules, and whether the stream says nothing of it.
+/// A change of the rules, and whether the catalog is to be read before the next row.
 fn rules(
     random: &mut StdRng,
     mut setting: Setting,
@@ -210,8 +210,10 @@ fn rules(
                 Grant::None => Grant::All,
                 _ => *grants.choose(random).unwrap(),
             };
-            setting.grants.insert(role, grant);
-            grant.sql(role)
+            let same = setting.grants.insert(role, grant) == Some(grant);
+            // What is written and says the same may have said something else in between: rows are in
+            // doubt until the catalog is read.
+            return (grant.sql(role), setting, same);
         }
         4 => {
             setting.decision = random.random_range(0..DECISIONS.len());
