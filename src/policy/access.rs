@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::ask::image::{self, Asked};
@@ -190,7 +191,8 @@ impl Access {
             let known = known.iter().find(|known| known.oid == table.oid);
             known.is_some_and(|known| {
                 let policies = policies_of(known, role) != policies_of(table, role);
-                judges && policies || (own || judges) && is_written_anew(known, table)
+                judges && policies
+                    || (own || judges) && Written::of(known).is_anew_in(&Written::of(table))
             })
         })
     }
@@ -617,16 +619,45 @@ fn policies_of<'a>(table: &'a Table, role: Option<&str>) -> BTreeSet<&'a (String
     policies.filter(|(name, _)| applies(name)).collect()
 }
 
-/// Whether somebody wrote what holds for all of a table, though nothing of it is different.
-fn is_written_anew(before: &Table, now: &Table) -> bool {
-    let whole = |table: &Table| {
+/// The transactions that wrote last what the catalog says of a table and its columns, policies aside, and
+/// what that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Written {
+    by: String,
+    says: u64,
+}
+
+impl Written {
+    fn of(table: &Table) -> Self {
         let secured = (table.row_security, table.force_row_security, &table.rights);
         let held = (&table.columns, &table.key, &table.identity);
         let published = (&table.published_columns, &table.publishing);
         let stored = (table.file, &table.leaves, &table.ancestors);
-        format!("{:?}", (secured, held, published, stored))
-    };
-    before.version != now.version && whole(before) == whole(now)
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", (secured, held, published, stored)).hash(&mut hasher);
+        let columns = table.column_versions.iter();
+        let by = columns.map(|(_, version)| version.as_str());
+        let by: BTreeSet<&str> = by.chain([table.version.as_str()]).collect();
+        Self {
+            by: by.into_iter().collect::<Vec<_>>().join(" "),
+            says: hasher.finish(),
+        }
+    }
+
+    /// Whether somebody has written it since, though nothing of it is different.
+    #[must_use]
+    pub fn is_anew_in(&self, now: &Self) -> bool {
+        self.by != now.by && self.says == now.says
+    }
+}
+
+/// Who wrote a table, those that it is a partition of and those that policies of theirs look into.
+pub fn written<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+) -> impl Iterator<Item = (Oid, Written)> + 'a {
+    judged(catalog, table).map(|table| (table.oid, Written::of(table)))
 }
 
 /// The table and those that it is a partition of.

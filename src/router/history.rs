@@ -12,7 +12,7 @@ use super::Resync;
 use crate::log::sealed::{self, Content};
 use crate::log::{Epoch, Holder};
 use crate::pg::{Lsn, Oid};
-use crate::policy::access::fingerprints;
+use crate::policy::access::{self, Written, fingerprints};
 use crate::policy::catalog::Catalog;
 use crate::subscription::Wanted;
 
@@ -38,6 +38,9 @@ struct Known {
     /// Where the newest catalog was read.
     read_at: u64,
     tables: HashMap<u32, HashMap<String, Rules>>,
+    /// Who wrote them, and what they look into.
+    #[serde(default)]
+    written: HashMap<u32, Written>,
 }
 
 /// The rules of one table for one role.
@@ -100,10 +103,19 @@ impl AccessHistory {
         }
         known.read_at = catalog.read_at.0;
         let mut changed = false;
+        let mut written = HashMap::new();
         for table in catalog.tables.values().filter(|table| table.published) {
+            let mut anew = false;
+            for (oid, now) in access::written(catalog, table) {
+                let before = known.written.get(&oid.0);
+                anew |= before.is_some_and(|before| before.is_anew_in(&now));
+                written.insert(oid.0, now);
+            }
+            // Where the stream tells of each change, every one has been seen.
+            anew &= !catalog.marked;
             let pairs = known.tables.entry(table.oid.0).or_default();
             for (role, fingerprint) in fingerprints(catalog, table) {
-                let same = |rules: &Rules| rules.fingerprint == fingerprint;
+                let same = |rules: &Rules| rules.fingerprint == fingerprint && !anew;
                 if !pairs.get(role).is_some_and(same) {
                     let rules = Rules {
                         fingerprint,
@@ -122,6 +134,8 @@ impl AccessHistory {
         // What is published again later was not in the log meanwhile.
         let before = known.tables.len();
         known.tables.retain(|oid, _| published(oid));
+        changed |= !catalog.marked && known.written != written;
+        known.written = written;
         if changed || known.tables.len() != before {
             self.write(&known);
         }

@@ -558,3 +558,68 @@ async fn what_a_snapshot_shows_is_not_sent_again_and_what_it_does_not_show_is() 
     before.batch_execute("commit").await.unwrap();
     assert_eq!(client.until(1).await, ["INSERT 1"]);
 }
+
+/// Rules that are what they were may have been others in between: no event trigger tells here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_is_not_judged_by_rules_that_were_changed_and_changed_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let schema =
+        format!("{OWN} create table other (id int primary key); grant select on other to public;");
+    let mut config = None;
+    let mut relay = Relay::with(&schema, "own, other", |adjusted| {
+        adjusted.data = Some(folder.path().join("log"));
+        config = Some(adjusted.clone());
+    })
+    .await;
+    let config = config.unwrap();
+    for (id, (first, last)) in (1..).zip([
+        (
+            "alter policy mine on own using (false)",
+            "alter policy mine on own using (owner = auth.uid())",
+        ),
+        (
+            "revoke select on own from authenticated",
+            "grant select on own to authenticated",
+        ),
+        (
+            "revoke select on own from authenticated; grant select (id) on own to authenticated",
+            "revoke select (id) on own from authenticated; grant select on own to authenticated",
+        ),
+    ]) {
+        for away in [false, true] {
+            // Whatever the one before has done is behind this.
+            relay.reads_the_catalog().await;
+            let start = settled(&mut relay).await;
+            let id = id * 10 + i32::from(away);
+            let written = [
+                first.to_owned(),
+                format!("insert into own values ({id}, '{ANN}', 1)"),
+                format!("insert into other values ({id})"),
+                last.to_owned(),
+            ];
+            if away {
+                let between = written
+                    .map(|one| format!("begin; {one}; commit"))
+                    .join("; ");
+                relay = relay.restart(&config, &between).await;
+            } else {
+                for one in written {
+                    relay.run(&one).await;
+                }
+            }
+            settled(&mut relay).await;
+            relay.reads_the_catalog().await;
+            let wanted = vec![since(wish(1, "own", ""), start)];
+            let back = Client::join(&relay.core, &user(ANN), wanted).await;
+            let (reason, _) = back.resync().await;
+            assert_eq!(reason, "access_changed", "{last}, away: {away}");
+            // Another table is not concerned.
+            let wanted = vec![since(wish(1, "other", ""), start)];
+            let other = Client::join(&relay.core, &user(ANN), wanted).await;
+            assert_eq!(
+                other.until(i64::from(id)).await,
+                ["INSERT ".to_owned() + &id.to_string()]
+            );
+        }
+    }
+}
