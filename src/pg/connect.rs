@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
@@ -49,7 +50,13 @@ const SESSION_OPTIONS: &str = "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle
 pub struct Database {
     address: Arc<Address>,
     tls: Arc<ClientConfig>,
+    settings: Arc<AtomicU64>,
 }
+
+/// What `ALTER DATABASE … SET` and `ALTER ROLE … SET` say, as far as it is known: a session goes on with what
+/// they said when it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings(u64);
 
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,7 +156,25 @@ impl Database {
         Ok(Self {
             address: Arc::new(address),
             tls,
+            settings: Arc::default(),
         })
+    }
+
+    /// What sessions that begin now begin with, or with what came after it.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings(self.settings.load(Ordering::Acquire))
+    }
+
+    /// Whether a session that began with `settings` goes on with what one that begins now would have.
+    #[must_use]
+    pub fn is_set_as(&self, settings: Settings) -> bool {
+        self.settings() == settings
+    }
+
+    /// Takes note of what they are, as a hash of it; for all clones of this.
+    pub fn note_settings(&self, hash: u64) {
+        self.settings.store(hash, Ordering::Release);
     }
 
     /// Opens an ordinary session on the first host that can be reached. A task of its own moves

@@ -137,12 +137,14 @@ impl Access {
         access.rows = match &access.rules {
             Rules::Nothing(_) => 0,
             Rules::Everything => 1,
-            Rules::Judged { .. } => {
+            Rules::Judged { asked, .. } => {
                 let decided = rows(catalog, table, role);
                 if decided.takes_for_text {
                     access.labels = labels(catalog, table, &access.reads, &decided.looked);
                 }
-                decided.rows
+                // What is compiled reads no such setting but those that nobody has set.
+                let settings = if *asked { catalog.own_settings } else { 0 };
+                decided.rows.wrapping_add(settings)
             }
         };
         access.hides_all |= matches!(access.rules, Rules::Nothing(_));
@@ -746,6 +748,6 @@ fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &st
         let known = catalog.roles.get(name);
         format!("{:?}", (known, &catalog.path)).hash(&mut hasher);
     }
-    (role, catalog.request_settings).hash(&mut hasher);
+    (role, catalog.request_settings, catalog.own_settings).hash(&mut hasher);
     hasher.finish()
 }

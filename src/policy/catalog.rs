@@ -5,6 +5,7 @@ mod checking;
 mod native;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -55,6 +56,10 @@ pub struct Catalog {
     /// Whether some setting of the database or a role sets what only requests should: then what
     /// policies read of a request is not known from its claims alone.
     pub request_settings: bool,
+    /// A hash of what is set for the database and the relay's login: their sessions begin with it.
+    pub settings: u64,
+    /// The same of what has a name of its own, which policies may read; 0 where there is nothing.
+    pub own_settings: u64,
     /// Why rules are not in force, a sentence each.
     pub unruled: Vec<String>,
     /// The search path that policies' functions are called with; `None` where it is not known.
@@ -622,6 +627,7 @@ impl Catalog {
             .iter()
             .flat_map(|(_, _, settings)| settings.iter().flatten())
             .any(|setting| setting.starts_with("request."));
+        let (settings, own_settings) = settings(&document);
         let unset = unset(&document);
         let native = native::types(&document);
         let path = path(&document);
@@ -672,6 +678,8 @@ impl Catalog {
             operators: document.operators,
             unruled: Vec::new(),
             request_settings,
+            settings,
+            own_settings,
         })
     }
 
@@ -755,6 +763,27 @@ fn unset(document: &Document) -> Vec<String> {
     let set: BTreeSet<String> = set.chain(own).map(name).collect();
     let unset = document.database.unset.iter();
     unset.filter(|name| !set.contains(*name)).cloned().collect()
+}
+
+/// Hashes of what is set for the relay's sessions, and of what of it has a name of its own.
+fn settings(document: &Document) -> (u64, u64) {
+    let Database { oid, login, .. } = document.database;
+    let rows = document.database.settings.iter();
+    let rows =
+        rows.filter(|(of, role, _)| [Oid(0), oid].contains(of) && [Oid(0), login].contains(role));
+    let (mut all, mut own) = (DefaultHasher::new(), DefaultHasher::new());
+    let mut any = false;
+    for (of, role, settings) in rows {
+        (of.0, role.0, settings).hash(&mut all);
+        let settings = settings.iter().flatten();
+        let name = |setting: &String| setting.split('=').next().unwrap_or_default().contains('.');
+        let custom: Vec<&String> = settings.filter(|setting| name(setting)).collect();
+        if !custom.is_empty() {
+            any = true;
+            (of.0, role.0, custom).hash(&mut own);
+        }
+    }
+    (all.finish(), if any { own.finish() } else { 0 })
 }
 
 /// The search path of the relay's sessions, from what is set for its login here, for it everywhere,

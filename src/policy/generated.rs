@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Statement};
 use tracing::{debug, warn};
 
-use crate::pg::connect::Database;
+use crate::pg::connect::{Database, Settings};
 use crate::pg::prepared::Prepared;
 use crate::pg::quote_identifier;
 use crate::retry::Backoff;
@@ -48,6 +48,8 @@ impl fmt::Debug for Computer {
 
 struct Connection {
     client: Client,
+    /// What it began with.
+    settings: Settings,
     prepared: Prepared,
 }
 
@@ -210,8 +212,11 @@ impl Computer {
     }
 
     async fn connected(&mut self) -> Result<&mut Connection, Trouble> {
-        let usable = |connection: &Connection| !connection.client.is_closed();
+        let usable = |connection: &Connection| {
+            !connection.client.is_closed() && self.database.is_set_as(connection.settings)
+        };
         if !self.connection.as_ref().is_some_and(usable) {
+            let settings = self.database.settings();
             let client = self
                 .database
                 .connect("rowcast ask")
@@ -219,6 +224,7 @@ impl Computer {
                 .map_err(|error| Trouble::Broken(error.to_string()))?;
             self.connection = Some(Connection {
                 client,
+                settings,
                 prepared: Prepared::default(),
             });
         }

@@ -520,6 +520,7 @@ impl CatalogReader {
             let read_at: Lsn = read_at.parse().unwrap_or_default();
             let mut catalog = Catalog::parse(&text, String::new(), read_at)?;
             catalog.clock = Arc::clone(&self.clock);
+            self.database.note_settings(catalog.settings);
             rule::install(&mut catalog, &self.analysed);
             let client = &mut self.connected().await?.client;
             let complete = bodies.fill(client, &mut catalog, (&roles, &names)).await?;

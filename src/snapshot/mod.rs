@@ -292,7 +292,7 @@ impl Inner {
     ) -> Result<Taken, Trouble> {
         let idle = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            std::iter::from_fn(|| idle.pop()).find(Session::is_usable)
+            std::iter::from_fn(|| idle.pop()).find(|session| session.is_usable(&self.database))
         };
         let session = match idle {
             Some(session) => session,

@@ -15,7 +15,7 @@ use super::{Failure, Inner, Page, Query, Request, Taken};
 use crate::change::{Row, RowBuilder, Value};
 use crate::log::Cursor;
 use crate::log::horizon::NoPlace;
-use crate::pg::connect::Database;
+use crate::pg::connect::{Database, Settings};
 use crate::pg::snapshot::Snapshot;
 use crate::pg::{Lsn, Xid};
 use crate::policy::ask::BECOME_CLIENT;
@@ -62,6 +62,8 @@ pub(super) enum Trouble {
 /// A session with PostgreSQL that reads one snapshot after the other.
 pub(super) struct Session {
     client: Client,
+    /// What it began with.
+    settings: Settings,
     become_client: Statement,
     snapshot: Statement,
     rewritten: Statement,
@@ -69,6 +71,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) async fn connect(database: &Database, deadline: Instant) -> Result<Self, Trouble> {
+        let settings = database.settings();
         let connecting = async {
             let client = database.connect("rowcast snapshot").await;
             let client = client.map_err(|error| Trouble::Broken(error.to_string()))?;
@@ -77,14 +80,15 @@ impl Session {
                 snapshot: client.prepare(SNAPSHOT).await.map_err(broken)?,
                 rewritten: client.prepare(REWRITTEN).await.map_err(broken)?,
                 client,
+                settings,
             })
         };
         let connected = timeout_at(deadline, connecting).await;
         connected.unwrap_or(Err(Trouble::Final(Failure::Busy)))
     }
 
-    pub(super) fn is_usable(&self) -> bool {
-        !self.client.is_closed()
+    pub(super) fn is_usable(&self, database: &Database) -> bool {
+        !self.client.is_closed() && database.is_set_as(self.settings)
     }
 
     /// Ends the transaction; whether that worked.

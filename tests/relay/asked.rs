@@ -501,3 +501,44 @@ async fn a_row_is_not_told_to_be_gone_to_who_may_see_it_since_the_transaction_th
         assert_eq!(seen, [""; 0]);
     }
 }
+
+/// Sessions go on with what was set when they began: those that ask begin anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_set_for_the_database_or_the_login_decides_as_it_is_set_now() {
+    for (whose, names) in [
+        ("database %I", "current_database()"),
+        ("role %I in database %I", "session_user, current_database()"),
+    ] {
+        let set = |value: &str| {
+            format!(
+                "do $$ begin
+                   execute format('alter {whose} set app.open = %L', {names}, '{value}');
+                 end $$"
+            )
+        };
+        let mut relay = Relay::start(
+            &format!(
+                "{};
+                 create table gated (id int primary key);
+                 alter table gated enable row level security;
+                 create policy open on gated using (current_setting('app.open', true) = 'on');
+                 grant select on gated to authenticated",
+                set("on")
+            ),
+            "gated",
+        )
+        .await;
+        let mut ann = relay.watch_as(ANN, "gated").await;
+        relay.run("insert into gated values (1)").await;
+        assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"], "{whose}");
+        for (id, value, sees) in [(2, "off", false), (3, "on", true)] {
+            relay.run(&set(value)).await;
+            relay.reads_the_catalog().await;
+            assert_eq!(ann.resync().await, "access_changed", "{whose} {value}");
+            ann.join(&relay.core).await.unwrap();
+            relay.run(&format!("insert into gated values ({id})")).await;
+            let seen = relay.seen(&ann).await;
+            assert_eq!(seen.len(), usize::from(sees), "{whose} {value}: {seen:?}");
+        }
+    }
+}

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::{Answer, BECOME_CLIENT, Question};
 use crate::auth::Claims;
 use crate::metrics::Metrics;
-use crate::pg::connect::Database;
+use crate::pg::connect::{Database, Settings};
 use crate::pg::prepared::Prepared;
 use crate::pg::snapshot::{InvalidSnapshot, Snapshot};
 use crate::retry::Backoff;
@@ -41,6 +41,8 @@ pub(super) struct Desk {
 
 struct Connection {
     client: Client,
+    /// What it began with.
+    settings: Settings,
     snapshot: Statement,
     become_client: Statement,
     /// Questions as plain statements. PostgreSQL may analyse one anew under the client's role,
@@ -215,21 +217,25 @@ impl Desk {
     }
 
     async fn connected(&mut self) -> Result<&mut Connection, Trouble> {
-        let usable = |connection: &Connection| !connection.client.is_closed();
+        let usable = |connection: &Connection| {
+            !connection.client.is_closed() && self.database.is_set_as(connection.settings)
+        };
         if !self.connection.as_ref().is_some_and(usable) {
+            let settings = self.database.settings();
             let client = self
                 .database
                 .connect("rowcast ask")
                 .await
                 .map_err(|error| Trouble::Broken(error.to_string()))?;
             // A question is about a single row: to compile it would take longer than to run it.
-            let settings = client.batch_execute("set jit = off").await;
-            settings.map_err(broken)?;
+            let set = client.batch_execute("set jit = off").await;
+            set.map_err(broken)?;
             let snapshot = client.prepare("select pg_current_snapshot()::text").await;
             let snapshot = snapshot.map_err(broken)?;
             let become_client = client.prepare(BECOME_CLIENT).await.map_err(broken)?;
             self.connection = Some(Connection {
                 client,
+                settings,
                 snapshot,
                 become_client,
                 prepared: Prepared::default(),

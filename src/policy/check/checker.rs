@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::{Checked, Found, Limits, Refuted, check};
 use crate::metrics::Metrics;
 use crate::pg::Oid;
-use crate::pg::connect::Database;
+use crate::pg::connect::{Database, Settings};
 use crate::policy::access::fingerprints;
 use crate::policy::ask::sitting::Unanswered;
 use crate::policy::catalog::Catalog;
@@ -113,7 +113,7 @@ struct Desk {
     database: Database,
     metrics: Arc<Metrics>,
     publish: watch::Sender<Known>,
-    client: Option<Client>,
+    client: Option<(Client, Settings)>,
     /// What was found, and of which version of what decides there.
     checked: HashMap<Key, (u64, Vec<Checked>)>,
 }
@@ -203,8 +203,11 @@ impl Desk {
         let Some(table) = catalog.tables.get(&key.0) else {
             return true;
         };
-        let client = match self.client.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
+        let settings = self.database.settings();
+        let known = self.client.take();
+        let known = known.filter(|(client, began)| !client.is_closed() && *began == settings);
+        let client = match known {
+            Some((client, _)) => client,
             None => match self.database.connect("rowcast check").await {
                 Ok(client) => client,
                 Err(error) => {
@@ -230,7 +233,7 @@ impl Desk {
             }
         };
         let took = began.elapsed();
-        self.client = Some(client);
+        self.client = Some((client, settings));
         let differs = |one: &Checked| matches!(one.found, Found::Differs(_));
         let refused = found.iter().any(differs);
         self.checked
