@@ -15,7 +15,7 @@ select pg_catalog.jsonb_build_object(
   'temporary', pg_catalog.has_database_privilege(pg_catalog.current_database(), 'temporary'),
   'settings', (
     select pg_catalog.jsonb_object_agg(s.name, s.setting) from pg_catalog.pg_settings s
-    where s.name in ('max_wal_senders', 'max_replication_slots', 'max_slot_wal_keep_size', 'output_plugin_libraries',
+    where s.name in ('max_wal_senders', 'max_replication_slots', 'max_slot_wal_keep_size',
       'max_connections', 'superuser_reserved_connections', 'reserved_connections', 'statement_timeout',
       'idle_session_timeout', 'transaction_timeout', 'idle_replication_slot_timeout', 'wal_level',
       'synchronous_standby_names', 'synchronous_commit')),

@@ -25,6 +25,8 @@ mod names;
 
 mod old_rows;
 
+mod plugins;
+
 mod publication;
 
 mod refused;

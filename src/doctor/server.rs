@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use super::Finding;
+use super::plugins::{self, Libraries};
 use crate::config::Config;
 use crate::pg::quote_identifier;
 use crate::pg::refusal::with_causes;
@@ -47,6 +48,9 @@ pub(super) struct Facts {
     pub(super) slot: Option<Value>,
     pub(super) others: Vec<Other>,
     clock: f64,
+    /// What `output_plugin_libraries` is.
+    #[serde(skip)]
+    libraries: Libraries,
     /// What the clock here said meanwhile, in seconds since 1970.
     #[serde(skip)]
     here: f64,
@@ -80,6 +84,7 @@ impl Facts {
         let said: Value = row.try_get(0).map_err(words)?;
         let mut facts: Self = serde_json::from_value(said).map_err(|error| error.to_string())?;
         facts.here = before + took.as_secs_f64() / 2.0;
+        facts.libraries = Libraries::read(client).await.map_err(words)?;
         let began = Instant::now();
         client.query_one("select 1", &[]).await.map_err(words)?;
         facts.round_trip = began.elapsed();
@@ -155,27 +160,8 @@ impl Facts {
                     .sql("select pg_reload_conf()"),
             );
         }
-        if let Some(libraries) = self.settings.get("output_plugin_libraries")
-            && !libraries.split(',').any(|one| {
-                let one = one.trim().trim_matches('"');
-                one == "pgoutput" || one == "*" || one.ends_with("/pgoutput")
-            })
-        {
-            let mut all: Vec<&str> = libraries.split(',').map(str::trim).collect();
-            all.retain(|one| !one.is_empty());
-            all.push("pgoutput");
-            found.push(
-                Finding::error(
-                    "output_plugin_libraries",
-                    "output_plugin_libraries does not name pgoutput: the server refuses to decode \
-                     with it",
-                )
-                .sql(format!(
-                    "alter system set output_plugin_libraries = {}",
-                    crate::pg::quote_literal(&all.join(", "))
-                ))
-                .sql("select pg_reload_conf()"),
-            );
+        if let Libraries::Some(libraries) = &self.libraries {
+            found.extend(plugins::finding(libraries));
         }
         let most = self.number("max_replication_slots").unwrap_or(i64::MAX);
         if self.slot.is_none() && self.slots >= most {
@@ -384,6 +370,14 @@ impl Facts {
         if self.is_read() && reader.is_none_or(Value::is_null) {
             unseen.push(format!(
                 "who reads the slot: {} may not see others' sessions (grant pg_read_all_stats to {})",
+                self.login,
+                quote_identifier(&self.login)
+            ));
+        }
+        if matches!(self.libraries, Libraries::Hidden) {
+            unseen.push(format!(
+                "whether output_plugin_libraries names pgoutput: {} may not see it (grant \
+                 pg_read_all_settings to {})",
                 self.login,
                 quote_identifier(&self.login)
             ));

@@ -173,6 +173,7 @@ async fn a_server_that_loads_other_plugins_only_is_found_and_mended() {
     let mut place = Place::prepared(Place::at(url).await).await;
     let known = "select count(*)::text from pg_settings where name = 'output_plugin_libraries'";
     if place.text(known).await == "0" {
+        println!("not tested: this server has no output_plugin_libraries");
         return;
     }
     place
