@@ -531,7 +531,10 @@ impl Fanout {
             if self.read_after(entry, &change.relation).await.is_err() {
                 return;
             }
-            self.adopt(Some(Described::new(oid, entry)));
+            let described = Described::new(oid, entry);
+            if !self.adopt(Some(described)) {
+                self.adopt_untold(entry, described).await;
+            }
             self.verify(oid, &change.relation, entry);
         }
         if matches!(change.kind, Kind::Truncate) {

@@ -305,6 +305,36 @@ async fn what_the_trigger_is_kept_from_telling_holds_once_the_stream_has_passed_
     assert!(relay.seen(&ann).await.is_empty());
 }
 
+/// `DROP SERVER` is none of the commands that change rules, but for what it takes with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_is_described_anew_is_not_judged_by_what_was_though_nothing_told_of_a_change()
+{
+    let schema = format!(
+        "{NOTES};
+         create foreign data wrapper told_nothing;
+         create server told_server foreign data wrapper told_nothing;
+         create foreign table elsewhere (id int) server told_server;
+         grant select on elsewhere to authenticated;
+         drop policy own on notes;
+         drop policy open on notes;
+         create policy apart on notes using (true or exists (select from elsewhere))"
+    );
+    for interval in [Duration::from_millis(50), Duration::from_secs(3600)] {
+        let mut relay = Relay::told(&schema, "notes", |config| {
+            config.catalog_interval = interval;
+        })
+        .await;
+        let ann = relay.watch_as(ANN, "notes").await;
+        relay.run(&insert(1, ANN)).await;
+        assert_eq!(brief(&relay.seen(&ann).await), ["INSERT 1"]);
+        relay.run("drop server told_server cascade").await;
+        relay.run(&insert(3, ANN)).await;
+        let seen = brief(&relay.seen(&ann).await);
+        assert!(!seen.contains(&"INSERT 3".to_owned()), "{seen:?}");
+        assert_eq!(seen.len(), 1, "{seen:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trigger_that_comes_later_is_found_and_those_of_other_relays_say_nothing() {
     let url = {

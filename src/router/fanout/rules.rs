@@ -196,6 +196,17 @@ impl Fanout {
         true
     }
 
+    /// As [`Fanout::adopt`], where the stream has told of nothing by which a catalog that waits for that
+    /// can differ: what its event trigger is not told of.
+    pub(super) async fn adopt_untold(&mut self, entry: &Entry, described: Described) {
+        let Some(newest) = self.in_force.coming.back().cloned() else {
+            return;
+        };
+        if !self.is_told_of_more(entry, newest.catalog.read_at).await {
+            self.go_over(newest, Place::Unknown(Some(described)));
+        }
+    }
+
     /// As [`Fanout::adopt`], where the stream takes too long.
     pub(in crate::router) fn adopt_anyway(&mut self) {
         let newest = self.watch.take();
