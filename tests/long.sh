@@ -36,9 +36,15 @@ ROWCAST_CASES=$(of 1200)
 part cargo test --test expr -- --nocapture native_verdicts_are
 ROWCAST_CASES=$(of 20000)
 part cargo test --test relay -- --nocapture what_the_relay_shows_is who_hears_of_an_old_row
-awk '/: [0-9]+ cases, 0 shown too much/ {
+least=0
+[ "$share" -lt 100 ] || least=$(of 1000000)
+awk -v least="$least" '/: [0-9]+ cases, 0 shown too much/ {
 	match($0, /[a-z ]+: [0-9]+ cases/); split(substr($0, RSTART, RLENGTH), parts, ": ")
 	sub(/ cases/, "", parts[2]); sum += parts[2]; all = all (all ? ", " : "") parts[1] " " parts[2]
 } END {
 	print sum " verdicts held against PostgreSQL, 0 shown too much (" all ")"
+	if (sum < least) {
+		print "fewer than the " least " that there should be"
+		exit 1
+	}
 }' "$log"

@@ -282,6 +282,76 @@ async fn a_row_is_seen_or_not_by_which_policy_and_by_which_values() {
     assert!(!row.to_string().contains(ann), "{row}");
 }
 
+/// A token for a user, as `rowcast token` makes one.
+fn token(sub: &str, secret: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_rowcast"))
+        .args(["token", "--sub", sub])
+        .env_clear()
+        .env("JWT_SECRET", secret)
+        .output()
+        .expect("the command");
+    let token = String::from_utf8(output.stdout).expect("text");
+    token.trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_explained_as_its_claims_are_and_one_that_the_relay_would_refuse_is_not() {
+    let (ann, ben) = (
+        "00000000-0000-4000-8000-00000000000a",
+        "00000000-0000-4000-8000-00000000000b",
+    );
+    let (url, _sql) = database(&format!(
+        "create table notes (id int primary key, owner uuid);
+         alter table notes enable row level security;
+         create policy own on notes using (owner = auth.uid());
+         grant select on notes to authenticated;
+         insert into notes values (1, '{ann}')"
+    ))
+    .await;
+    let secret = "a secret of at least thirty-two bytes, for tests";
+    let known = [("JWT_SECRET", secret)];
+    let row = ["notes", "--row", "1", "--json"];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    for (sub, visible) in [(ann, true), (ben, false)] {
+        let token = token(sub, secret);
+        std::fs::write(&file, format!("{token}\n")).unwrap();
+        let argument = [&row[..], &["--token", &token]].concat();
+        let by_file = [&row[..], &["--token-file", file.to_str().unwrap()]].concat();
+        let variable = [("JWT_SECRET", secret), ("ROWCAST_TOKEN", token.as_str())];
+        for output in [
+            run_with(&url, &argument, &known),
+            run_with(&url, &by_file, &known),
+            run_with(&url, &row, &variable),
+        ] {
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let report = json(&output);
+            assert_eq!(report["row"]["visible"], visible, "{report}");
+            // What nobody asked to be told of a token.
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let text = text + &String::from_utf8_lossy(&output.stderr);
+            assert!(!text.contains(&token), "{text}");
+        }
+    }
+    // Where the relay's secret is not known the claims are believed, and that is said.
+    let good = token(ann, secret);
+    let argument = [&row[..], &["--token", &good]].concat();
+    let output = run(&url, &argument);
+    assert_eq!(json(&output)["row"]["visible"], true);
+    let all = String::from_utf8_lossy(&output.stderr).into_owned();
+    let all = all + &String::from_utf8_lossy(&output.stdout);
+    assert!(all.contains("unverified"), "{all}");
+    let other = token(ann, "another secret of at least thirty-two bytes");
+    for refused in [other.as_str(), "x.y.z", "no token"] {
+        let output = run_with(&url, &["notes", "--token", refused], &known);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{refused}: {said}");
+        assert!(said.contains("would refuse the token"), "{said}");
+    }
+    let both = ["notes", "--token", &good, "--claims", "{}"];
+    assert_eq!(run_with(&url, &both, &known).status.code(), Some(64));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_arguments_and_an_unreachable_server_have_their_exit_codes_and_sentences() {
     let (url, _sql) =
