@@ -711,13 +711,15 @@ impl Catalog {
         if self.functions.iter().any(given) {
             return false;
         }
-        let owners = |table: &Table| -> Vec<(String, bool)> {
-            let rights = table.rights.iter();
-            rights.map(|one| (one.role.clone(), one.owner)).collect()
+        let owned = |before: &Table, now: &Table| {
+            now.rights.iter().all(|now| {
+                let mut known = before.rights.iter().filter(|known| known.role == now.role);
+                known.all(|known| known.owner == now.owner)
+            })
         };
         self.tables.iter().all(|(oid, table)| {
             let known = other.tables.get(oid);
-            known.is_none_or(|known| owners(known) == owners(table))
+            known.is_none_or(|known| owned(known, table))
         })
     }
 
