@@ -489,6 +489,7 @@ fn expressions(kind: char) -> (&'static [&'static str], &'static [&'static str])
                 "nullif($i, 1)",
                 "($l)::int",
                 "cardinality($A)",
+                "array_ndims($A)",
                 "array_length($A, 1)",
                 "array_length($I, $i)",
                 "array_upper($A, 1)",

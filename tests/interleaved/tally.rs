@@ -122,6 +122,11 @@ impl Tally {
         assert!(self.hidden * 10 > self.cases, "too little is hidden");
         let kept: u64 = self.kept.values().sum();
         assert!(kept * 3 < self.cases, "too much is kept");
+        // What no answer of the moment would show: of policies that are asked alone.
+        assert!(
+            self.as_of_later * 1000 <= self.cases,
+            "too much is excused by having been asked later"
+        );
         assert!(self.sockets > 0, "nobody has a socket");
         for kind in ["INSERT", "UPDATE", "DELETE", "LEAVE"] {
             assert!(self.kinds.contains_key(kind), "no {kind}");
