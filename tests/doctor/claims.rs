@@ -99,10 +99,6 @@ async fn a_role_that_does_not_exist_is_found_and_made() {
     for statement in report["findings"][0]["sql"].as_array().unwrap() {
         place.run(statement.as_str().unwrap()).await;
     }
-    // Its policy calls what only authenticated may reach.
-    place
-        .run(&format!("grant usage on schema auth to \"{role}\""))
-        .await;
     finds(&place, &of_role, &[]).await;
     place
         .doctor_with(&[], &[("ROWCAST_DEFAULT_ROLE", "nobody at all")])
