@@ -1,6 +1,7 @@
 //! Who is a member changes: what comes is judged by that at once, and whoever it concerns, and
 //! nobody else, is told to read again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rowcast::log::Cursor;
@@ -413,4 +414,51 @@ async fn a_restart_goes_on_where_no_membership_changed_and_says_so_where_one_did
         .await;
     assert_eq!(ann.until(5).await, ["INSERT 5"]);
     is_told(&ann).await;
+}
+
+/// Whoever has read the rows knows what the audience was in what was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_a_membership_that_a_snapshot_shows_is_not_told_and_one_that_it_does_not_show_is()
+ {
+    let mut relay = organised(&format!("(1, '{ANN}'), (2, '{ANN}'), (3, '{ANN}')")).await;
+    let first = relay.watch_as(ANN, "doc").await;
+    keeps(&relay).await;
+    drop(first);
+    let before = connect(&relay.url).await;
+    let gone = |org: u32| format!("delete from member where org = {org}");
+    before
+        .batch_execute(&format!("begin; {}", gone(3)))
+        .await
+        .unwrap();
+    let start = settled(&mut relay).await;
+    relay.run(&gone(1)).await;
+    let snapshot: String = relay
+        .sql
+        .query_one("select pg_current_snapshot()::text", &[])
+        .await
+        .unwrap()
+        .get(0);
+    relay.run("insert into doc values (1, 1), (2, 2)").await;
+    settled(&mut relay).await;
+    let mut wanted = since(wish(1, "doc", ""), start);
+    wanted.start.unseen_by = Some(Arc::new(snapshot.parse().unwrap()));
+    let client = Client::join(&relay.core, &user(ANN), vec![wanted.clone()]).await;
+    // The one of before the snapshot says nothing, and decides.
+    assert_eq!(client.until(2).await, ["INSERT 2"]);
+    assert_eq!(client.next().await, Heard::CaughtUp);
+    // What the snapshot does not show, though it began before.
+    before.batch_execute("commit").await.unwrap();
+    is_told(&client).await;
+    // And where it is replayed.
+    let client = Client::join(&relay.core, &user(ANN), vec![wanted]).await;
+    let mut heard = Vec::new();
+    loop {
+        match client.next().await {
+            Heard::Joined => {}
+            Heard::Resync(reason, _) => break heard.push(reason.to_owned()),
+            Heard::Change(_, data) => heard.push(data["record"]["id"].to_string()),
+            other => panic!("{other:?} after {heard:?}"),
+        }
+    }
+    assert!(heard.ends_with(&["access_changed".to_owned()]), "{heard:?}");
 }
