@@ -1,13 +1,12 @@
 //! Who is a member changes: what comes is judged by that at once, and whoever it concerns, and
 //! nobody else, is told to read again.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rowcast::log::Cursor;
 
 use crate::harness::{ANN, BEN, DEADLINE, Relay, Watcher, brief, connect};
-use crate::resume::{Client, Heard, settled, since, user, wish};
+use crate::resume::{Client, Heard, settled, since, snapshot, user, wish};
 
 const CAT: &str = "00000000-0000-4000-8000-00000000000c";
 
@@ -432,16 +431,11 @@ async fn a_change_of_a_membership_that_a_snapshot_shows_is_not_told_and_one_that
         .unwrap();
     let start = settled(&mut relay).await;
     relay.run(&gone(1)).await;
-    let snapshot: String = relay
-        .sql
-        .query_one("select pg_current_snapshot()::text", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let snapshot = snapshot(&relay).await;
     relay.run("insert into doc values (1, 1), (2, 2)").await;
     settled(&mut relay).await;
     let mut wanted = since(wish(1, "doc", ""), start);
-    wanted.start.unseen_by = Some(Arc::new(snapshot.parse().unwrap()));
+    wanted.start.unseen_by = Some(snapshot);
     let client = Client::join(&relay.core, &user(ANN), vec![wanted.clone()]).await;
     // The one of before the snapshot says nothing, and decides.
     assert_eq!(client.until(2).await, ["INSERT 2"]);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rowcast::app::Core;
 use rowcast::auth::{Claims, Principal};
 use rowcast::log::{Cursor, Epoch, Offset};
+use rowcast::pg::snapshot::Snapshot;
 use rowcast::router::{ChannelId, Event, Join, Outbox, SessionId};
 use rowcast::subscription::{Events, Start, Wanted, filter};
 use serde_json::{Value, json};
@@ -167,6 +168,13 @@ impl Client {
 pub(crate) fn since(mut wanted: Wanted, cursor: Cursor) -> Wanted {
     wanted.start.since = Some(cursor);
     wanted
+}
+
+/// What whoever reads now sees.
+pub(crate) async fn snapshot(relay: &Relay) -> Arc<Snapshot> {
+    let snapshot = "select pg_current_snapshot()::text";
+    let row = relay.sql.query_one(snapshot, &[]).await.unwrap();
+    Arc::new(row.get::<_, &str>(0).parse().unwrap())
 }
 
 /// Waits until the router has handed out what is committed, and returns how far that is.
@@ -539,18 +547,13 @@ async fn what_a_snapshot_shows_is_not_sent_again_and_what_it_does_not_show_is() 
     relay
         .run(&format!("insert into own values (2, '{ANN}', 1)"))
         .await;
-    let snapshot: String = relay
-        .sql
-        .query_one("select pg_current_snapshot()::text", &[])
-        .await
-        .unwrap()
-        .get(0);
+    let snapshot = snapshot(&relay).await;
     relay
         .run(&format!("insert into own values (3, '{ANN}', 1)"))
         .await;
     settled(&mut relay).await;
     let mut wanted = since(wish(1, "own", ""), start);
-    wanted.start.unseen_by = Some(Arc::new(snapshot.parse().unwrap()));
+    wanted.start.unseen_by = Some(snapshot);
     let client = Client::join(&relay.core, &user(ANN), vec![wanted]).await;
     assert_eq!(client.until(3).await, ["INSERT 3"]);
     // Long in force, the oldest of them commits.
