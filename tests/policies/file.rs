@@ -24,6 +24,12 @@ pub(crate) struct File {
     pub(crate) keeps_keys_only: bool,
     /// `publish: with (…)`, behind the publication's tables.
     pub(crate) publish: String,
+    /// `alter: statement`: rules that change in mid-run, one in every second transaction, in turns.
+    pub(crate) alters: Vec<String>,
+    /// `told: why`: an event trigger tells the relay of changed rules.
+    pub(crate) told: bool,
+    /// `flips: schema.table query`: the moments at which rows come and go without being written.
+    pub(crate) flips: BTreeMap<String, String>,
     /// `watch: schema.table`: the published tables; else all with policies.
     pub(crate) watch: Vec<String>,
     /// `refused: schema.table role`: who is refused though PostgreSQL would raise no error.
@@ -167,6 +173,12 @@ fn parse(name: String, sql: String) -> File {
             }
             "identity" => file.keeps_keys_only = rest == "default",
             "publish" => file.publish = rest.to_owned(),
+            "alter" => file.alters.push(rest.to_owned()),
+            "told" => file.told = true,
+            "flips" => {
+                let (table, query) = rest.split_once(' ').expect("a query");
+                file.flips.insert(table.to_owned(), query.to_owned());
+            }
             "watch" => file.watch.extend(rest.split(", ").map(str::to_owned)),
             "refused" => {
                 let mut parts = rest.split(' ');

@@ -68,7 +68,7 @@ async fn every_schema_shows_what_postgresql_shows_and_compiles_as_its_header_say
         };
         let (explained, tally) = (&outcome.explained, outcome.tally);
         eprintln!(
-            "{name}: {} of {} native, {} seen, {} hidden, {} refused, {} resyncs ({} needless), {} questions, {:.1} s",
+            "{name}: {} of {} native, {} seen, {} hidden, {} refused, {} resyncs ({} needless), {} questions, {} rules changed, {} flips, {:.1} s",
             explained.native,
             explained.policies,
             tally.visible,
@@ -77,6 +77,8 @@ async fn every_schema_shows_what_postgresql_shows_and_compiles_as_its_header_say
             tally.resyncs,
             tally.needless,
             tally.questions,
+            tally.alters,
+            tally.flips,
             outcome.took.as_secs_f32()
         );
         policies += explained.policies;

@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 
 use crate::expected::{Explained, explained};
 use crate::file::{File, foreign};
-use crate::harness::{DEADLINE, Relay, Seen, Watcher, cluster, connect};
+use crate::harness::{DEADLINE, Relay, Seen, Watcher, cluster, connect, has_it_told};
 use crate::oracle::{Contents, Sight, Who, contents, readable, sights};
 use crate::values::{Draw, EMAILS, Table, UUIDS, tables};
 
@@ -30,6 +30,10 @@ pub(crate) struct Tally {
     pub(crate) needless: usize,
     pub(crate) refused: usize,
     pub(crate) questions: u64,
+    /// Rules that changed.
+    pub(crate) alters: usize,
+    /// Rows may have come or gone by the clock while a transaction was looked at.
+    pub(crate) flips: usize,
 }
 
 #[derive(Debug, Default)]
@@ -114,19 +118,15 @@ pub(crate) async fn run(file: Arc<File>, seed: u64, transactions: usize) -> Outc
     fill(&sql, &mut draw, &mut all).await;
     let mut world = World::start(&file, &url, sql, all).await;
     let explained = explained(&url, &file).await;
-    for (place, table) in world.tables.iter().enumerate() {
-        let compiled = explained.tables.get(&table.path());
-        world.native[place] = compiled.is_none_or(|compiled| compiled.all_native);
-        world.looked[place] = compiled
-            .map(|compiled| compiled.lookups.clone())
-            .unwrap_or_default();
-    }
+    world.is_compiled_as(&explained);
     world.wrong.extend(explained.wrong.iter().cloned());
     world.join().await;
     // Some more where chance has shown one outcome only.
     for number in 0..4 * transactions {
         let both = world.tally.visible > 0 || file.hidden_only;
         let both = both && world.tally.hidden + world.tally.refused > 0;
+        let both = both && (world.tally.flips > 0 || file.flips.is_empty());
+        let both = both && world.tally.alters >= file.alters.len();
         if (number >= transactions && both) || world.wrong.len() > 40 {
             break;
         }
@@ -145,6 +145,12 @@ pub(crate) async fn run(file: Arc<File>, seed: u64, transactions: usize) -> Outc
     }
     if known && tally.hidden + tally.refused == 0 {
         wrong.push(format!("{}: nothing is ever hidden", file.name));
+    }
+    if tally.flips == 0 && !file.flips.is_empty() {
+        wrong.push(format!("{}: no row came or went by the clock", file.name));
+    }
+    if tally.alters < file.alters.len() && wrong.is_empty() {
+        wrong.push(format!("{}: not all rules changed", file.name));
     }
     let mut core = relay.core;
     core.stop_source().await;
@@ -181,6 +187,10 @@ struct World<'f> {
     contents: Vec<Contents>,
     sights: Vec<Vec<Sight>>,
     watching: Vec<Watching>,
+    /// When what everybody sees began to be read, in microseconds of the server's clock.
+    looked_at: i64,
+    /// For each table the moments at which rows come and go by the clock.
+    moments: Vec<BTreeSet<i64>>,
     tally: Tally,
     wrong: Vec<String>,
 }
@@ -206,10 +216,21 @@ impl<'f> World<'f> {
             }
         }
         let everybody = everybody(file);
+        let looked_at = server_clock(&sql).await;
+        let moments = moments(&sql, file, &tables).await;
         let first = contents(&sql, &tables).await;
         let seen = sights(&sql, &everybody, &tables, &first).await;
         let published = format!("{} {}", named.join(", "), file.publish);
-        let relay = Relay::in_database(url, "", &published, |_| {}).await;
+        let told = format!("rowcast_told_{}", file.name);
+        if file.told {
+            has_it_told(&connect(url).await, &told).await;
+        }
+        let relay = Relay::in_database(url, "", &published, |config| {
+            if file.told {
+                config.slot = told;
+            }
+        })
+        .await;
         let count = tables.len();
         Self {
             file,
@@ -222,6 +243,8 @@ impl<'f> World<'f> {
             contents: first,
             sights: seen,
             watching: Vec::new(),
+            looked_at,
+            moments,
             tally: Tally::default(),
             wrong: Vec::new(),
         }
@@ -231,44 +254,24 @@ impl<'f> World<'f> {
         self.wrong.push(format!("{}: {text}", self.file.name));
     }
 
-    /// Everybody subscribes to every table.
+    /// What `explain` says of each table.
+    fn is_compiled_as(&mut self, explained: &Explained) {
+        for (place, table) in self.tables.iter().enumerate() {
+            let compiled = explained.tables.get(&table.path());
+            self.native[place] = compiled.is_none_or(|compiled| compiled.all_native);
+            self.looked[place] = compiled
+                .map(|compiled| compiled.lookups.clone())
+                .unwrap_or_default();
+        }
+    }
+
+    /// Everybody subscribes to every table that they have not subscribed to.
     async fn join(&mut self) {
         for who in 0..self.everybody.len() {
             for table in self.watched.clone() {
-                let of = &self.tables[table];
-                let wanted = Wanted {
-                    id: 1,
-                    events: Events::All,
-                    schema: Some(of.schema.clone()),
-                    table: Some(of.name.clone()),
-                    filter: Vec::new(),
-                    select: None,
-                    leave: false,
-                    start: Start::default(),
-                };
-                let claims: Value = serde_json::from_str(&self.everybody[who].claims).unwrap();
-                let role = self.everybody[who].role.clone();
-                let joined = self.relay.watch_wanted(&role, &claims, wanted).await;
-                let raises = self.sights[who][table].always_raises.clone();
-                match (joined, raises) {
-                    (Ok(watcher), _) => {
-                        let readable = readable(&self.relay.sql, of, &role).await;
-                        self.watching.push(Watching {
-                            who,
-                            table,
-                            watcher,
-                            readable,
-                        });
-                    }
-                    (Err(_), Some(_)) => self.tally.refused += 1,
-                    (Err(reason), None) => {
-                        let path = format!("{} {role}", of.path());
-                        if self.file.refused.contains(&path) {
-                            self.tally.refused += 1;
-                        } else {
-                            self.is_wrong(format!("{path} is refused: {reason}"));
-                        }
-                    }
+                let there = |one: &Watching| one.who == who && one.table == table;
+                if !self.watching.iter().any(there) {
+                    self.subscribe(who, table).await;
                 }
             }
         }
@@ -287,16 +290,71 @@ impl<'f> World<'f> {
         for place in 0..self.watching.len() {
             let seen = self.watching[place].watcher.until(fence).await;
             if seen.iter().any(|one| matches!(one, Seen::Resync(_))) {
-                self.again(place).await;
+                let _let_in = self.again(place).await;
             }
         }
     }
 
-    async fn again(&mut self, place: usize) {
+    async fn subscribe(&mut self, who: usize, table: usize) {
+        let of = &self.tables[table];
+        let wanted = Wanted {
+            id: 1,
+            events: Events::All,
+            schema: Some(of.schema.clone()),
+            table: Some(of.name.clone()),
+            filter: Vec::new(),
+            select: None,
+            leave: false,
+            start: Start::default(),
+        };
+        let claims: Value = serde_json::from_str(&self.everybody[who].claims).unwrap();
+        let role = self.everybody[who].role.clone();
+        match self.relay.watch_wanted(&role, &claims, wanted).await {
+            Ok(watcher) => {
+                let readable = readable(&self.relay.sql, of, &role).await;
+                self.watching.push(Watching {
+                    who,
+                    table,
+                    watcher,
+                    readable,
+                });
+            }
+            Err(reason) => self.is_refused(who, table, &reason),
+        }
+    }
+
+    /// Only who cannot select from a table is refused it.
+    fn is_refused(&mut self, who: usize, table: usize, reason: &str) {
+        let path = format!("{} {}", self.tables[table].path(), self.everybody[who].role);
+        let raises = self.sights[who][table].always_raises.is_some();
+        if raises || self.file.refused.contains(&path) {
+            self.tally.refused += 1;
+        } else {
+            self.is_wrong(format!("{path} is refused: {reason}"));
+        }
+    }
+
+    /// Joins again; whether it is let in.
+    async fn again(&mut self, place: usize) -> bool {
         let core = &self.relay.core;
         let joined = self.watching[place].watcher.join(core).await;
-        if let Err(reason) = joined {
-            self.is_wrong(format!("cannot join again: {reason}"));
+        let Watching { who, table, .. } = self.watching[place];
+        if let Err(reason) = &joined {
+            self.is_refused(who, table, reason);
+        }
+        joined.is_ok()
+    }
+
+    /// After rules have changed: what is known of the tables, and who may read which columns.
+    async fn is_altered(&mut self) {
+        self.tally.alters += 1;
+        // What no row's table tells of is seen when the catalog is looked at.
+        self.relay.reads_the_catalog().await;
+        let compiled = explained(&self.relay.url, self.file).await;
+        self.is_compiled_as(&compiled);
+        for one in &mut self.watching {
+            let role = &self.everybody[one.who].role;
+            one.readable = readable(&self.relay.sql, &self.tables[one.table], role).await;
         }
     }
 
@@ -344,11 +402,22 @@ impl<'f> World<'f> {
         let mut script = vec!["begin".to_owned()];
         self.relay.run("begin").await;
         let (mut touched, mut taken) = (BTreeSet::new(), BTreeSet::new());
-        for _ in 0..draw.random.random_range(1..=5) {
+        let statements = draw.random.random_range(1..=5);
+        let due = !self.file.alters.is_empty() && self.tally.transactions % 2 == 1;
+        let due = due.then(|| draw.random.random_range(0..=statements));
+        for number in 0..=statements {
+            if due == Some(number) {
+                let alter = &self.file.alters[self.tally.alters % self.file.alters.len()];
+                self.relay.run(alter).await;
+                script.push(alter.clone());
+            }
+            if number == statements {
+                break;
+            }
             let (table, statement, alone) = self.statement(draw, &mut taken);
             let Some(statement) = statement else { continue };
             // What a delete was before it is only simple where nothing else happens beside it.
-            if alone && !touched.is_empty() {
+            if alone && (!touched.is_empty() || due.is_some()) {
                 continue;
             }
             self.relay.run("savepoint s").await;
@@ -365,13 +434,18 @@ impl<'f> World<'f> {
         }
         self.relay.run("commit").await;
         self.tally.transactions += 1;
+        if due.is_some() {
+            self.is_altered().await;
+        }
         let fence = self.relay.fence().await;
         let mut heard = Vec::new();
         for one in &self.watching {
             heard.push(one.watcher.until(fence).await);
         }
+        let looked_at = server_clock(&self.relay.sql).await;
         let after = contents(&self.relay.sql, &self.tables).await;
         let seen = sights(&self.relay.sql, &self.everybody, &self.tables, &after).await;
+        let flipped = self.flipped(looked_at).await;
         let before = std::mem::replace(&mut self.contents, after);
         let was = std::mem::replace(&mut self.sights, seen);
         let script = script.join("; ");
@@ -379,26 +453,55 @@ impl<'f> World<'f> {
             .filter(|at| before[*at] != self.contents[*at])
             .map(|at| self.tables[at].sql.clone())
             .collect();
+        let change = Change {
+            before: &before,
+            was: &was,
+            tables: &changed,
+            of_rules: due.is_some(),
+        };
+        let mut refused = BTreeSet::new();
         for (place, heard) in heard.into_iter().enumerate() {
-            let told = self.compare(place, &heard, &before, &was, &changed);
-            for text in told.wrong {
+            let told = self.compare(place, &heard, &change);
+            let by_the_clock = flipped.contains(&self.watching[place].table);
+            self.tally.flips += usize::from(by_the_clock);
+            for text in told.wrong.iter().filter(|_| !by_the_clock) {
                 self.is_wrong(format!("{text}\n    after {script}"));
             }
-            if told.again {
-                self.again(place).await;
+            if told.again && !self.again(place).await {
+                refused.insert(place);
             }
+        }
+        let mut place = 0..;
+        self.watching
+            .retain(|_| !refused.contains(&place.next().unwrap_or_default()));
+        if due.is_some() {
+            self.join().await;
         }
     }
 
+    /// The tables of which rows may have come or gone by the clock since what everybody sees was read
+    /// before; `looked_at` is when it began to be read this time.
+    async fn flipped(&mut self, looked_at: i64) -> BTreeSet<usize> {
+        let now = server_clock(&self.relay.sql).await;
+        let since = std::mem::replace(&mut self.looked_at, looked_at);
+        let later = moments(&self.relay.sql, self.file, &self.tables).await;
+        let former = std::mem::replace(&mut self.moments, later);
+        (0..self.tables.len())
+            .filter(|at| {
+                let mut all = former[*at].union(&self.moments[*at]);
+                all.any(|moment| (since..=now).contains(moment))
+            })
+            .collect()
+    }
+
     /// Holds what one subscriber heard of a transaction against what it may see.
-    fn compare(
-        &mut self,
-        place: usize,
-        heard: &[Seen],
-        before: &[Contents],
-        was: &[Vec<Sight>],
-        changed: &BTreeSet<String>,
-    ) -> Told {
+    fn compare(&mut self, place: usize, heard: &[Seen], change: &Change<'_>) -> Told {
+        let Change {
+            before,
+            was,
+            tables: changed,
+            of_rules,
+        } = *change;
         let Watching { who, table, .. } = self.watching[place];
         let one = &self.watching[place];
         let person = &self.everybody[who];
@@ -410,7 +513,9 @@ impl<'f> World<'f> {
         let native = self.native[table] || person.bypasses;
         // Of what is asked it is not known what it looks into.
         let looked = !person.bypasses
-            && (!native || self.looked[table].iter().any(|name| changed.contains(name)));
+            && (of_rules
+                || !native
+                || self.looked[table].iter().any(|name| changed.contains(name)));
         let lenient = self.file.raises.contains(&of.path());
         let mut received = BTreeSet::new();
         let key_of = |data: &Value| {
@@ -439,6 +544,8 @@ impl<'f> World<'f> {
                     match reason.as_str() {
                         "access_changed" if looked => {}
                         "access_changed" => self.tally.needless += 1,
+                        // The table is closed to it, or which rules hold for a row is not known.
+                        "schema_changed" | "undecided" if of_rules => {}
                         _ if self.file.unsure.contains(&of.path()) => {}
                         other => told.wrong.push(format!("{}: resync {other}", named("*"))),
                     }
@@ -521,6 +628,39 @@ impl<'f> World<'f> {
         }
         told
     }
+}
+
+/// What a transaction did.
+struct Change<'a> {
+    /// The rows of before, and who saw them.
+    before: &'a [Contents],
+    was: &'a [Vec<Sight>],
+    /// In which tables it changed rows, as SQL.
+    tables: &'a BTreeSet<String>,
+    /// It changed who may see what, too.
+    of_rules: bool,
+}
+
+async fn server_clock(sql: &Client) -> i64 {
+    let query = "select (extract(epoch from clock_timestamp()) * 1000000)::int8";
+    sql.query_one(query, &[]).await.expect("the time").get(0)
+}
+
+async fn moments(sql: &Client, file: &File, tables: &[Table]) -> Vec<BTreeSet<i64>> {
+    let mut all = Vec::new();
+    for table in tables {
+        let mut moments = BTreeSet::new();
+        if let Some(query) = file.flips.get(&table.path()) {
+            let query = format!(
+                "select (extract(epoch from moment) * 1000000)::int8 \
+                 from ({query}) as moments (moment) where isfinite(moment)"
+            );
+            let rows = sql.query(&query, &[]).await.expect("moments");
+            moments.extend(rows.iter().map(|row| row.get::<_, i64>(0)));
+        }
+        all.push(moments);
+    }
+    all
 }
 
 #[derive(Default)]

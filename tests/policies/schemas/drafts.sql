@@ -1,6 +1,8 @@
 -- Drafts of articles, published ones for everybody, and the rest for authors and reviewers in an array.
 -- shapes: array, any-array, is-null, time, boolean, to-public
 -- traps: 15
+-- values: public.drafts.published_at = now() - interval '1 day' | now() + interval '100 milliseconds' | now() + interval '300 milliseconds' | '2999-12-31'
+-- flips: public.drafts select published_at from drafts
 -- expect: native A public.drafts author
 -- expect: native A public.drafts narrow
 -- expect: native A public.drafts published

@@ -1,6 +1,15 @@
 -- Many permissive and restrictive policies for different roles and commands on one table.
 -- shapes: restrictive, boolean, to-authenticated, to-anon, to-public
 -- traps: 3 17
+-- alter: drop policy one on items
+-- alter: create policy one on items for select to authenticated using (a or owner = auth.uid())
+-- alter: revoke select on items from anon
+-- alter: grant select (id, b) on items to anon
+-- alter: grant select on items to anon
+-- alter: alter policy three on items using (c)
+-- alter: alter policy three on items using (c is not false)
+-- alter: alter table narrowed disable row level security
+-- alter: alter table narrowed enable row level security
 -- expect: native A public.items four
 -- expect: native A public.items one
 -- expect: native A public.items three

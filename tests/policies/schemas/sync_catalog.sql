@@ -1,6 +1,11 @@
 -- Read as fast as the catalog is: functions and enums that policies were made with early on.
 -- shapes: enum, one-return, plpgsql-definer, ordering
 -- traps: 20
+-- told: what a function or a type says is in no row's table
+-- alter: create or replace function on_call_for(t int) returns boolean language plpgsql stable security definer set search_path = public as $$ begin return exists (select 1 from on_call o where o.user_id = auth.uid() and o.team = t and o.most > 'low'); end $$
+-- alter: alter type severity rename value 'middle' to 'medium'
+-- alter: alter type severity rename value 'medium' to 'middle'
+-- alter: create or replace function on_call_for(t int) returns boolean language plpgsql stable security definer set search_path = public as $$ begin return exists (select 1 from on_call o where o.user_id = auth.uid() and o.team = t); end $$
 -- expect: native E public.incidents called
 -- expect: native A public.incidents mild
 -- expect: native A public.incidents own

@@ -1,6 +1,9 @@
 -- Rows that are visible in a window of time; nothing is written when it opens or closes.
 -- shapes: time, coalesce, ordering
 -- traps: 15
+-- values: public.announcements.starts_at = now() - interval '1 day' | now() + interval '120 milliseconds' | now() + interval '350 milliseconds' | '2999-12-31'
+-- values: public.announcements.ends_at = now() + interval '80 milliseconds' | now() + interval '280 milliseconds' | '2020-01-01' | '2999-12-31'
+-- flips: public.announcements select starts_at from announcements union select ends_at from announcements
 -- expect: native A public.announcements window_open
 -- expect: native A public.archive old
 -- expect: native A public.archive own
