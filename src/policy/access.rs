@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::ask::image::{self, Asked};
 use super::ask::parts::{Judged, Parts, columns_read, combined, question};
 use super::body::Body;
 use super::catalog::{Catalog, Column, Function, Policy, Table};
-use super::closure::{Closure, beyond};
+use super::closure::{Closure, judged, partitioned};
 use super::compile::Raising;
 use super::consults;
+use super::fingerprint::{Written, fingerprint};
 use super::login::reads_login;
 use super::predicate::Predicate;
 use super::reach::reach;
@@ -570,12 +570,8 @@ fn without_places(tree: &str) -> String {
     kept
 }
 
-/// Everything that decides for this role and table, and the table's columns, as one number.
-fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
-    finish(decisive(catalog, table), catalog, table, role)
-}
-
-/// The same, with what is refused of it: then it is decided by somebody else.
+/// Everything that decides for this role and table, with what is refused of it: that is decided by
+/// somebody else.
 fn as_checked(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     let known = fingerprint(catalog, table, role);
     let judged: Vec<Oid> = partitioned(catalog, table).map(|table| table.oid).collect();
@@ -590,164 +586,10 @@ fn as_checked(catalog: &Catalog, table: &Table, role: &str) -> u64 {
     hasher.finish()
 }
 
-/// The fingerprints of a table for all roles of the catalog, and of what its columns are: one that was
-/// written anew may have other values.
-pub fn fingerprints<'a>(
-    catalog: &'a Catalog,
-    table: &'a Table,
-) -> impl Iterator<Item = (&'a str, u64)> {
-    let mut decisive = decisive(catalog, table);
-    let judged = |table: &Table| table.row_security || !table.rules.is_empty();
-    if partitioned(catalog, table).any(judged) {
-        table.column_versions.hash(&mut decisive);
-    }
-    // Where the stream tells of each change, every one has been seen.
-    if !catalog.marked {
-        for judged in self::judged(catalog, table) {
-            judged.policy_versions.hash(&mut decisive);
-        }
-    }
-    table.rights.iter().map(move |rights| {
-        let role = rights.role.as_str();
-        (role, finish(decisive.clone(), catalog, table, role))
-    })
-}
-
 /// A table's policies that apply to a role, or all, by name, with who wrote them last.
 fn policies_of<'a>(table: &'a Table, role: Option<&str>) -> BTreeSet<&'a (String, String)> {
     let rights = role.and_then(|role| table.rights.iter().find(|known| known.role == role));
     let applies = |name: &String| rights.is_none_or(|rights| rights.policies.contains(name));
     let policies = table.policy_versions.iter();
     policies.filter(|(name, _)| applies(name)).collect()
-}
-
-/// The transactions that wrote last what the catalog says of a table and its columns, policies aside, and
-/// what that is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Written {
-    by: String,
-    says: u64,
-}
-
-impl Written {
-    fn of(table: &Table) -> Self {
-        let secured = (table.row_security, table.force_row_security, &table.rights);
-        let held = (&table.columns, &table.key, &table.identity);
-        let published = (&table.published_columns, &table.publishing);
-        let stored = (table.file, &table.leaves, &table.ancestors);
-        let mut hasher = DefaultHasher::new();
-        format!("{:?}", (secured, held, published, stored)).hash(&mut hasher);
-        let columns = table.column_versions.iter();
-        let by = columns.map(|(_, version)| version.as_str());
-        let by: BTreeSet<&str> = by.chain([table.version.as_str()]).collect();
-        Self {
-            by: by.into_iter().collect::<Vec<_>>().join(" "),
-            says: hasher.finish(),
-        }
-    }
-
-    /// Whether somebody has written it since, though nothing of it is different.
-    #[must_use]
-    pub fn is_anew_in(&self, now: &Self) -> bool {
-        self.by != now.by && self.says == now.says
-    }
-}
-
-/// Who wrote a table, those that it is a partition of and those that policies of theirs look into.
-pub fn written<'a>(
-    catalog: &'a Catalog,
-    table: &'a Table,
-) -> impl Iterator<Item = (Oid, Written)> + 'a {
-    judged(catalog, table).map(|table| (table.oid, Written::of(table)))
-}
-
-/// The table and those that it is a partition of.
-pub(super) fn partitioned<'a>(
-    catalog: &'a Catalog,
-    table: &'a Table,
-) -> impl Iterator<Item = &'a Table> {
-    let ancestors = table.ancestors.iter();
-    let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
-    std::iter::once(table).chain(ancestors.map(Arc::as_ref))
-}
-
-/// The same, and what policies of theirs look into, directly or through functions.
-fn judged<'a>(catalog: &'a Catalog, table: &'a Table) -> impl Iterator<Item = &'a Table> {
-    partitioned(catalog, table)
-        .flat_map(|table| std::iter::once(table).chain(beyond(catalog, table).0))
-}
-
-/// The functions that policies of a table call, directly or through each other.
-pub fn functions<'a>(catalog: &'a Catalog, table: &'a Table) -> Vec<&'a Function> {
-    let all = partitioned(catalog, table).flat_map(|table| beyond(catalog, table).1);
-    all.collect()
-}
-
-/// What decides for all roles alike.
-fn decisive(catalog: &Catalog, table: &Table) -> DefaultHasher {
-    let mut hasher = DefaultHasher::new();
-    for table in judged(catalog, table) {
-        format!(
-            "{:?}",
-            (
-                &table.schema,
-                &table.name,
-                (table.published, &table.unfollowed, &table.view),
-                (
-                    table.row_security,
-                    table.force_row_security,
-                    &table.ancestors
-                ),
-                (
-                    &table.columns,
-                    &table.key,
-                    &table.identity,
-                    (&table.published_columns, &table.publishing)
-                ),
-                (&table.policies, &table.rules),
-            )
-        )
-        .hash(&mut hasher);
-        let columns = table.columns.iter().map(|column| column.type_oid);
-        for oid in columns {
-            // Of a domain also what it is over: an enum's labels are there.
-            let base = catalog.base_type(oid);
-            let own = |of: Oid| of == oid || base.is_some_and(|base| base.oid == of);
-            let cast = catalog.casts.iter().any(|of| own(*of));
-            let operators = catalog.operators.iter().filter(|(of, ..)| own(*of));
-            let operators: Vec<_> = operators.collect();
-            format!("{:?}", (catalog.types.get(&oid), base, cast, operators)).hash(&mut hasher);
-        }
-    }
-    for function in functions(catalog, table) {
-        format!("{function:?}").hash(&mut hasher);
-    }
-    hasher
-}
-
-/// And what decides for one.
-fn finish(mut hasher: DefaultHasher, catalog: &Catalog, table: &Table, role: &str) -> u64 {
-    // Inside SECURITY DEFINER functions it is their owners' rights that count.
-    let definers = functions(catalog, table).into_iter();
-    let definers = definers.filter(|function| function.definer);
-    let owners = definers.filter_map(|function| catalog.role(function.owner));
-    let mut acting: BTreeSet<&str> = owners.map(|owner| owner.name.as_str()).collect();
-    acting.insert(role);
-    // And inside views their owners'.
-    let views = judged(catalog, table).filter_map(|table| table.view.as_ref());
-    let owners = views.filter_map(|view| catalog.role(view.owner));
-    acting.extend(owners.map(|owner| owner.name.as_str()));
-    for table in judged(catalog, table) {
-        let rights = table.rights.iter();
-        for rights in rights.filter(|rights| acting.contains(rights.role.as_str())) {
-            format!("{rights:?}").hash(&mut hasher);
-        }
-    }
-    for name in acting {
-        let known = catalog.roles.get(name);
-        format!("{:?}", (known, &catalog.path)).hash(&mut hasher);
-    }
-    (role, catalog.request_settings, catalog.own_settings).hash(&mut hasher);
-    hasher.finish()
 }

@@ -7,12 +7,13 @@ mod native;
 mod settings;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 
 use super::body::{Body, Context, FIRST_NORMAL_OBJECT, numbers as numbers_in};
 use super::clock::ServerClock;
+use super::fingerprint::Fingerprints;
 use super::rule::TableRule;
 use crate::datum::Types;
 use crate::pg::{Lsn, Oid, Xid};
@@ -73,6 +74,8 @@ pub struct Catalog {
     pub clock: Arc<ServerClock>,
     /// The policies that a check has found to be answered otherwise than by PostgreSQL.
     pub refuted: Arc<BTreeSet<Refuted>>,
+    /// See [`Catalog::fingerprints`]; the same where only `era` and `refuted` are others.
+    pub(super) fingerprints: Arc<OnceLock<HashMap<Oid, Fingerprints>>>,
 }
 
 /// A policy of a table, as it is compiled for a role: the table, the role, the policy's name.
@@ -640,6 +643,7 @@ impl Catalog {
             schemas: document.schemas,
             clock: Arc::default(),
             refuted: Arc::default(),
+            fingerprints: Arc::default(),
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,

@@ -20,12 +20,13 @@ use tokio_postgres::Client;
 
 use self::cases::{Material, rows};
 use self::copy::{Copied, copy, sample};
-use super::access::{Access, Rules, partitioned};
+use super::access::{Access, Rules};
 use super::ask::Answer;
 use super::ask::image;
 use super::ask::parts::{asks, combined, question};
 use super::ask::sitting::{Sitting, Unanswered};
 use super::catalog::{Catalog, Column, Policy, Table};
+use super::closure::partitioned;
 use super::expr::Expr;
 use super::predicate::{Audience, Predicate, Verdict};
 use super::scope::{applicable, compiled, security_applies};

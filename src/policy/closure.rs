@@ -2,6 +2,7 @@
 //! or by each other, and as whom.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::body::{Context, FIRST_NORMAL_OBJECT, numbers};
 use super::catalog::{Catalog, Function, Table};
@@ -175,8 +176,30 @@ pub(super) fn beyond<'c>(
     let functions = functions
         .iter()
         .filter_map(|oid| catalog.functions.get(oid));
-    (
-        tables.map(std::sync::Arc::as_ref).collect(),
-        functions.collect(),
-    )
+    (tables.map(Arc::as_ref).collect(), functions.collect())
+}
+
+/// The table and those that it is a partition of.
+pub(super) fn partitioned<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+) -> impl Iterator<Item = &'a Table> {
+    let ancestors = table.ancestors.iter();
+    let ancestors = ancestors.filter_map(|oid| catalog.tables.get(oid));
+    std::iter::once(table).chain(ancestors.map(Arc::as_ref))
+}
+
+/// The same, and what policies of theirs look into, directly or through functions.
+pub(super) fn judged<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+) -> impl Iterator<Item = &'a Table> {
+    partitioned(catalog, table)
+        .flat_map(|table| std::iter::once(table).chain(beyond(catalog, table).0))
+}
+
+/// The functions that policies of a table call, directly or through each other.
+pub(crate) fn functions<'a>(catalog: &'a Catalog, table: &'a Table) -> Vec<&'a Function> {
+    let all = partitioned(catalog, table).flat_map(|table| beyond(catalog, table).1);
+    all.collect()
 }

@@ -20,6 +20,8 @@ pub mod rule;
 
 pub(crate) mod closure;
 
+pub mod fingerprint;
+
 pub mod reader;
 
 pub mod watch;

@@ -582,7 +582,6 @@ impl Fanout {
             .as_ref()
             .is_some_and(|layout| layout.query().is_some());
         let truncated = self.changed.emptied(oid).map(|(by, _)| by);
-        let unknown = self.history.unknown_at(oid, commit);
         let doubt = if self.replay.is_some() {
             // Whether the rules of then are those of now is in the history.
             None
@@ -590,9 +589,6 @@ impl Fanout {
             // The catalog is already past this row: between the two the rules may have changed
             // once more.
             Some((self.catalog.read_at, version, false))
-        } else if let Some(until) = unknown.filter(|_| !of_its_time) {
-            // Numbers of transactions do not tell in which order they committed.
-            Some((until, version, self.catalog.marked))
         } else if watched.table.written_by(xid) && (computed || watched.computed) {
             // The description does not tell whether this row lies before or behind what its own
             // transaction did to the columns that are computed.

@@ -12,8 +12,8 @@ use super::Resync;
 use crate::log::sealed::{self, Content};
 use crate::log::{Epoch, Holder};
 use crate::pg::{Lsn, Oid};
-use crate::policy::access::{self, Written, fingerprints};
 use crate::policy::catalog::Catalog;
+use crate::policy::fingerprint::Written;
 use crate::subscription::Wanted;
 
 /// For each table and role, since where in the write-ahead log its rules hold. Shared by all who
@@ -21,9 +21,6 @@ use crate::subscription::Wanted;
 #[derive(Debug)]
 pub(super) struct AccessHistory {
     known: Mutex<Known>,
-    /// As it was when this process began, by table: what committed up to there, which the slot still
-    /// has, fell under rules that this process has not seen.
-    at_start: HashMap<Oid, Lsn>,
     file: Option<PathBuf>,
 }
 
@@ -66,32 +63,26 @@ impl AccessHistory {
         catalog: &Catalog,
     ) -> Self {
         let known = file.as_deref().and_then(|file| read(file, epoch));
-        let mut history = Self {
+        let history = Self {
             known: Mutex::new(known.unwrap_or_else(|| Known {
                 epoch: epoch.0,
                 began: if is_new { catalog.read_at.0 } else { 0 },
                 ..Known::default()
             })),
-            at_start: HashMap::new(),
             file,
         };
         history.observe(catalog, catalog.read_at);
-        let known = history.lock();
+        history
+    }
+
+    /// Since where all roles have the rules of a table that they have, by table.
+    pub(super) fn since(&self) -> HashMap<Oid, Lsn> {
+        let known = self.lock();
         let since = known.tables.iter().filter_map(|(table, rules)| {
             let since = rules.values().map(|rules| rules.since).max()?;
             Some((Oid(*table), Lsn(since)))
         });
-        let at_start = since.collect();
-        drop(known);
-        history.at_start = at_start;
-        history
-    }
-
-    /// Up to where a table had other rules, or may have had, before this process began to look, where that
-    /// is not before a commit.
-    pub(super) fn unknown_at(&self, table: Oid, commit: Lsn) -> Option<Lsn> {
-        let since = self.at_start.get(&table).copied();
-        since.filter(|since| commit <= *since)
+        since.collect()
     }
 
     /// Takes note of a catalog that somebody is about to judge by what commits behind `since`.
@@ -104,17 +95,18 @@ impl AccessHistory {
         known.read_at = catalog.read_at.0;
         let mut changed = false;
         let mut written = HashMap::new();
-        for table in catalog.tables.values().filter(|table| table.published) {
+        for (table, fingerprints) in catalog.fingerprints() {
             let mut anew = false;
-            for (oid, now) in access::written(catalog, table) {
+            for (oid, now) in &fingerprints.written {
                 let before = known.written.get(&oid.0);
-                anew |= before.is_some_and(|before| before.is_anew_in(&now));
-                written.insert(oid.0, now);
+                anew |= before.is_some_and(|before| before.is_anew_in(now));
+                written.entry(oid.0).or_insert_with(|| Written::clone(now));
             }
             // Where the stream tells of each change, every one has been seen.
             anew &= !catalog.marked;
-            let pairs = known.tables.entry(table.oid.0).or_default();
-            for (role, fingerprint) in fingerprints(catalog, table) {
+            let pairs = known.tables.entry(table.0).or_default();
+            for (role, fingerprint) in &fingerprints.roles {
+                let fingerprint = *fingerprint;
                 let same = |rules: &Rules| rules.fingerprint == fingerprint && !anew;
                 if !pairs.get(role).is_some_and(same) {
                     let rules = Rules {
@@ -122,7 +114,7 @@ impl AccessHistory {
                         since: since.0,
                         changed_in: catalog.read_at.0,
                     };
-                    pairs.insert(role.to_owned(), rules);
+                    pairs.insert(role.clone(), rules);
                     changed = true;
                 }
             }
@@ -268,7 +260,6 @@ mod tests {
         let file = folder.path().join("access.json");
         let history = AccessHistory {
             known: Mutex::default(),
-            at_start: HashMap::new(),
             file: Some(file.clone()),
         };
         history.write(&Known::default());

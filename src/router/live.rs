@@ -127,6 +127,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         Arc::clone(&router.position),
         (epoch, &reading),
     );
+    fanout.begins_unsure();
     fanout.old_rows = old_rows.is_some().then(|| Arc::new(OldRows::default()));
     let live = Live {
         fanout,

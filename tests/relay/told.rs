@@ -220,8 +220,9 @@ async fn owners_rights_and_settings_of_a_helper_hold_from_their_own_place_on() {
             }
         }
         relay.run(&insert(id + 4, ANN)).await;
-        assert_eq!(relay.seen(&ann).await.len(), usize::from(sees), "{ddl}");
-        assert_eq!(relay.seen(&bypassing).await.len(), 1, "{ddl}");
+        let (own, others) = (relay.seen(&ann).await, relay.seen(&bypassing).await);
+        assert_eq!(own.len(), usize::from(sees), "{ddl}: {own:?}");
+        assert_eq!(others.len(), 1, "{ddl}: {others:?}");
         (id, saw) = (id + 6, sees);
     }
 }

@@ -15,7 +15,6 @@ use super::{Checked, Found, Limits, Refuted, check};
 use crate::metrics::Metrics;
 use crate::pg::Oid;
 use crate::pg::connect::{Database, Settings};
-use crate::policy::access::fingerprints;
 use crate::policy::ask::sitting::Unanswered;
 use crate::policy::catalog::Catalog;
 
@@ -128,11 +127,9 @@ async fn superseded(
     while let Ok(Ok(())) = timeout_at(deadline, incoming.changed()).await {
         let catalog = incoming.borrow_and_update().catalog.clone();
         let Some(catalog) = catalog else { continue };
-        let table = catalog.tables.get(oid);
-        let mut all = table
-            .into_iter()
-            .flat_map(|one| fingerprints(&catalog, one));
-        if !all.any(|(other, number)| other == role && number == fingerprint) {
+        let table = catalog.fingerprints().get(oid).into_iter();
+        let mut all = table.flat_map(|table| &table.roles);
+        if !all.any(|(other, number)| other == role && *number == fingerprint) {
             return true;
         }
     }
@@ -175,13 +172,14 @@ impl Desk {
     /// What is to be checked; forgets what is not so any more.
     fn open(&mut self, catalog: &Catalog) -> BTreeMap<Key, u64> {
         let mut wanted: HashMap<Key, u64> = HashMap::new();
-        for table in catalog.tables.values().filter(|table| table.published) {
-            let settable = |role: &str| {
-                let known = catalog.roles.get(role);
-                known.is_some_and(|known| known.settable && !known.bypass)
-            };
-            let all = fingerprints(catalog, table).filter(|(role, _)| settable(role));
-            wanted.extend(all.map(|(role, number)| ((table.oid, role.to_owned()), number)));
+        let settable = |role: &str| {
+            let known = catalog.roles.get(role);
+            known.is_some_and(|known| known.settable && !known.bypass)
+        };
+        for (table, fingerprints) in catalog.fingerprints() {
+            let all = fingerprints.roles.iter();
+            let all = all.filter(|(role, _)| settable(role));
+            wanted.extend(all.map(|(role, number)| ((*table, role.clone()), *number)));
         }
         let before = self.checked.len();
         self.checked

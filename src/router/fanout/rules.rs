@@ -17,8 +17,9 @@ use crate::log::Entry;
 use crate::lookup::Wanted;
 use crate::metrics::HiddenReason;
 use crate::pg::{Lsn, Oid, Xid};
-use crate::policy::access::{self, Access};
+use crate::policy::access::Access;
 use crate::policy::catalog::{Catalog, Table};
+use crate::policy::closure::functions;
 use crate::policy::reader::{Mark, Reading};
 use crate::router::group::{Group, Moment};
 use crate::router::layout::Layout;
@@ -90,9 +91,9 @@ impl Described {
     }
 }
 
-/// A table whose rules have changed, nobody knows how often. That it is described anew says that something
-/// has; the numbers of transactions, which are given when they begin, do not tell in which order
-/// they committed. Rows that commit up to there are hidden from those whom it may concern.
+/// A table whose rules have changed, nobody knows how often, or while nobody looked. That it is described
+/// anew says that something has; the numbers of transactions, which are given when they begin, do not tell
+/// in which order they committed. Rows that commit up to there are hidden from those whom it may concern.
 #[derive(Debug)]
 pub(super) struct Unsure {
     until: Lsn,
@@ -115,7 +116,7 @@ impl InForce {
 
 /// Whether the catalog says of a table what was written later than by `xid`, which commits.
 fn is_later(catalog: &Catalog, table: &Table, xid: Xid, truncated: Option<Xid>) -> bool {
-    let mut functions = access::functions(catalog, table).into_iter();
+    let mut functions = functions(catalog, table).into_iter();
     let replaced = functions.any(|function| {
         let writer = function.version.parse();
         writer.is_ok_and(|writer| xid.widen(writer) > xid)
@@ -463,6 +464,17 @@ impl Fanout {
         }
     }
 
+    /// What committed before this process began to look, which the slot still has, fell under rules that
+    /// it has not seen where they changed since, or may have.
+    pub(in crate::router) fn begins_unsure(&mut self) {
+        let since = self.history.since().into_iter();
+        let unsure = since.map(|(oid, until)| {
+            let not = BTreeSet::new();
+            (oid, Unsure { until, not })
+        });
+        self.unsure = unsure.collect();
+    }
+
     /// The published tables whose rules have changed, nobody knows how often, before a catalog was read.
     fn unsure_by(&self, catalog: &Catalog, place: Place) -> HashMap<Oid, Unsure> {
         let Place::Unknown(described) = place else {
@@ -472,17 +484,16 @@ impl Fanout {
         if is_last || self.replay.is_some() {
             return HashMap::new();
         }
-        let published = catalog.tables.values().filter(|table| table.published);
-        let unsure = published.filter_map(|table| {
-            let before = self.catalog.tables.get(&table.oid)?;
-            let known = access::fingerprints(&self.catalog, before);
-            let same =
-                before.version == table.version && known.eq(access::fingerprints(catalog, table));
+        let known = self.catalog.fingerprints();
+        let unsure = catalog.fingerprints().iter().filter_map(|(oid, now)| {
+            let (before, table) = (self.catalog.tables.get(oid)?, catalog.tables.get(oid)?);
+            let known = known.get(oid).map(|known| &known.roles);
+            let same = before.version == table.version && known == Some(&now.roles);
             let unsure = Unsure {
                 until: catalog.read_at,
                 not: BTreeSet::new(),
             };
-            (!same).then_some((table.oid, unsure))
+            (!same).then_some((*oid, unsure))
         });
         unsure.collect()
     }
@@ -493,7 +504,7 @@ impl Fanout {
         let Some(unsure) = self.unsure.get(&oid) else {
             return;
         };
-        if commit > unsure.until {
+        if commit > unsure.until || self.is_of_its_time(commit) {
             self.unsure.remove(&oid);
             return;
         }

@@ -1,0 +1,191 @@
+//! Whether two catalogs decide alike about a table, as a number for each role; and who wrote what decides.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::catalog::{Catalog, Table};
+use super::closure::{functions, judged, partitioned};
+use crate::pg::Oid;
+
+/// What decides about one published table.
+#[derive(Debug)]
+pub struct Fingerprints {
+    /// For each role of the catalog all that decides which rows it sees, and what the table's columns are:
+    /// one that was written anew may have other values.
+    pub roles: Vec<(String, u64)>,
+    /// Who wrote the table, those that it is a partition of and those that policies of theirs look into.
+    pub written: Vec<(Oid, Arc<Written>)>,
+}
+
+impl Catalog {
+    /// Of all published tables. They are worked out when they are first needed, which takes a while with
+    /// thousands of tables, and kept.
+    #[must_use]
+    pub fn fingerprints(&self) -> &HashMap<Oid, Fingerprints> {
+        self.fingerprints.get_or_init(|| {
+            let published = self.tables.values().filter(|table| table.published);
+            let mut written = HashMap::new();
+            let of = |table: &Arc<Table>| (table.oid, Fingerprints::of(self, table, &mut written));
+            published.map(of).collect()
+        })
+    }
+}
+
+impl Fingerprints {
+    fn of(catalog: &Catalog, table: &Table, known: &mut HashMap<Oid, Arc<Written>>) -> Self {
+        let mut deciding = Deciding::of(catalog, table);
+        let is_judged = |table: &Table| table.row_security || !table.rules.is_empty();
+        if partitioned(catalog, table).any(is_judged) {
+            table.column_versions.hash(&mut deciding.alike);
+        }
+        // Where the stream tells of each change, every one has been seen.
+        if !catalog.marked {
+            for judged in &deciding.tables {
+                judged.policy_versions.hash(&mut deciding.alike);
+            }
+        }
+        let roles = table.rights.iter().map(|rights| {
+            let number = deciding.by(catalog, &rights.role);
+            (rights.role.clone(), number)
+        });
+        let written = deciding.tables.iter().map(|table| {
+            let written = known.entry(table.oid);
+            let written = written.or_insert_with(|| Arc::new(Written::of(table)));
+            (table.oid, Arc::clone(written))
+        });
+        Self {
+            roles: roles.collect(),
+            written: written.collect(),
+        }
+    }
+}
+
+/// Everything that decides for this role and table, and the table's columns, as one number.
+pub(super) fn fingerprint(catalog: &Catalog, table: &Table, role: &str) -> u64 {
+    Deciding::of(catalog, table).by(catalog, role)
+}
+
+/// What decides about a table.
+struct Deciding<'c> {
+    /// The tables that do.
+    tables: Vec<&'c Table>,
+    /// Whose rights count, whoever asks.
+    owners: BTreeSet<&'c str>,
+    /// What is the same for all roles.
+    alike: DefaultHasher,
+}
+
+impl<'c> Deciding<'c> {
+    fn of(catalog: &'c Catalog, table: &'c Table) -> Self {
+        let tables: Vec<&Table> = judged(catalog, table).collect();
+        let functions = functions(catalog, table);
+        let mut alike = DefaultHasher::new();
+        for table in &tables {
+            hash(catalog, table, &mut alike);
+        }
+        for function in &functions {
+            format!("{function:?}").hash(&mut alike);
+        }
+        // Inside SECURITY DEFINER functions and views it is their owners' rights that count.
+        let definers = functions.iter().filter(|function| function.definer);
+        let definers = definers.map(|function| function.owner);
+        let views = tables.iter().filter_map(|table| table.view.as_ref());
+        let owners = definers.chain(views.map(|view| view.owner));
+        let owners = owners.filter_map(|owner| catalog.role(owner));
+        Self {
+            owners: owners.map(|owner| owner.name.as_str()).collect(),
+            alike,
+            tables,
+        }
+    }
+
+    /// With what decides for one role.
+    fn by(&self, catalog: &Catalog, role: &str) -> u64 {
+        let mut hasher = self.alike.clone();
+        let mut acting = self.owners.clone();
+        acting.insert(role);
+        for table in &self.tables {
+            let rights = table.rights.iter();
+            for rights in rights.filter(|rights| acting.contains(rights.role.as_str())) {
+                format!("{rights:?}").hash(&mut hasher);
+            }
+        }
+        for name in acting {
+            let known = catalog.roles.get(name);
+            format!("{:?}", (known, &catalog.path)).hash(&mut hasher);
+        }
+        (role, catalog.request_settings, catalog.own_settings).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// What a table and the types of its columns are.
+fn hash(catalog: &Catalog, table: &Table, hasher: &mut DefaultHasher) {
+    format!(
+        "{:?}",
+        (
+            &table.schema,
+            &table.name,
+            (table.published, &table.unfollowed, &table.view),
+            (
+                table.row_security,
+                table.force_row_security,
+                &table.ancestors
+            ),
+            (
+                &table.columns,
+                &table.key,
+                &table.identity,
+                (&table.published_columns, &table.publishing)
+            ),
+            (&table.policies, &table.rules),
+        )
+    )
+    .hash(hasher);
+    let columns = table.columns.iter().map(|column| column.type_oid);
+    for oid in columns {
+        // Of a domain also what it is over: an enum's labels are there.
+        let base = catalog.base_type(oid);
+        let own = |of: Oid| of == oid || base.is_some_and(|base| base.oid == of);
+        let cast = catalog.casts.iter().any(|of| own(*of));
+        let operators = catalog.operators.iter().filter(|(of, ..)| own(*of));
+        let operators: Vec<_> = operators.collect();
+        format!("{:?}", (catalog.types.get(&oid), base, cast, operators)).hash(hasher);
+    }
+}
+
+/// The transactions that wrote last what the catalog says of a table and its columns, policies aside, and
+/// what that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Written {
+    by: String,
+    says: u64,
+}
+
+impl Written {
+    pub(super) fn of(table: &Table) -> Self {
+        let secured = (table.row_security, table.force_row_security, &table.rights);
+        let held = (&table.columns, &table.key, &table.identity);
+        let published = (&table.published_columns, &table.publishing);
+        let stored = (table.file, &table.leaves, &table.ancestors);
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", (secured, held, published, stored)).hash(&mut hasher);
+        let columns = table.column_versions.iter();
+        let by = columns.map(|(_, version)| version.as_str());
+        let by: BTreeSet<&str> = by.chain([table.version.as_str()]).collect();
+        Self {
+            by: by.into_iter().collect::<Vec<_>>().join(" "),
+            says: hasher.finish(),
+        }
+    }
+
+    /// Whether somebody has written it since, though nothing of it is different.
+    #[must_use]
+    pub fn is_anew_in(&self, now: &Self) -> bool {
+        self.by != now.by && self.says == now.says
+    }
+}
