@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use rowcast::mutant::{FunctionMutant, PolicyMutant, SelectMutant};
+use rowcast::mutant::{FunctionMutant, OperatorMutant, PolicyMutant, SelectMutant};
 use rowcast::policy::expr::select::{Asked, Kind, Several, Source};
 use rowcast::policy::expr::{
     Arithmetic, ArrayFunction, Comparison, Expr, Function, JsonbFunction, TextFunction,
@@ -51,103 +51,142 @@ fn of_expression(expr: &Expr) -> Vec<String> {
 }
 
 fn of_comparison(comparison: Comparison) -> Vec<String> {
-    match comparison {
-        Comparison::Eq | Comparison::Ne => names(&[PolicyMutant::EqualFlipped]),
-        Comparison::Lt | Comparison::Le => names(&[
-            PolicyMutant::OrderStrictness,
-            PolicyMutant::ComparisonForgetsEnds,
-        ]),
-        Comparison::Gt | Comparison::Ge => {
-            names(&[PolicyMutant::OrderStrictness, PolicyMutant::OrderFlipped])
-        }
-    }
+    use OperatorMutant as O;
+    use PolicyMutant as P;
+    let own = match comparison {
+        Comparison::Eq => O::EqIsFlipped,
+        Comparison::Ne => O::NeIsFlipped,
+        Comparison::Lt => O::LtIsFlipped,
+        Comparison::Le => O::LeIsFlipped,
+        Comparison::Gt => O::GtIsFlipped,
+        Comparison::Ge => O::GeIsFlipped,
+    };
+    let more = match comparison {
+        Comparison::Eq | Comparison::Ne => names(&[P::EqualFlipped]),
+        Comparison::Lt | Comparison::Le => names(&[P::OrderStrictness, P::ComparisonForgetsEnds]),
+        Comparison::Gt | Comparison::Ge => names(&[P::OrderStrictness, P::OrderFlipped]),
+    };
+    [names(&[own]), more].concat()
 }
 
 fn of_function(function: &Function) -> Vec<String> {
+    use OperatorMutant as O;
     use PolicyMutant as P;
-    match function {
-        Function::Get => names(&[P::MemberIgnored, P::ElementFromStart, P::JsonMemberIgnored]),
-        Function::GetText => names(&[P::MemberTextKeepsQuotes, P::JsonMemberIgnored]),
-        Function::Path(_) | Function::PathText(_) => names(&[P::PathStopsEarly]),
-        Function::Has => names(&[P::HasFlipped]),
-        Function::JsonbTypeof => names(&[P::TypeofIsObject]),
-        Function::Concat => names(&[P::ConcatSwapped]),
-        Function::Lower(_) => names(&[P::LowerIsUpper]),
-        Function::Upper(_) => names(&[P::UpperIsLower]),
-        Function::Like | Function::NotLike => names(&[P::LikeIsEqual]),
-        Function::Narrow(..) => names(&[P::NarrowTakesAll]),
-        Function::ToNumeric => names(&[P::NumericIsNegative]),
-        Function::ToFloat => names(&[P::FloatIsNegative]),
-        Function::Scalar(..) => names(&[P::ScalarIsNull]),
-        Function::ToText | Function::Output => names(&[P::OutputIsEmpty]),
-        Function::Input(_) => names(&[P::InputFailsToNull]),
-        Function::Array(function) => of_array(function),
-        Function::Jsonb(function) => of_document(function),
-        Function::Text(function) => of_text(function),
+    let (own, more): (O, &[P]) = match function {
+        Function::Get => (
+            O::GetIsNull,
+            &[P::MemberIgnored, P::ElementFromStart, P::JsonMemberIgnored],
+        ),
+        Function::GetText => (
+            O::GetTextIsNull,
+            &[P::MemberTextKeepsQuotes, P::JsonMemberIgnored],
+        ),
+        Function::Path(_) => (O::PathIsNull, &[P::PathStopsEarly]),
+        Function::PathText(_) => (O::PathTextIsNull, &[P::PathStopsEarly]),
+        Function::Has => (O::HasIsNull, &[P::HasFlipped]),
+        Function::JsonbTypeof => (O::JsonbTypeofIsNull, &[P::TypeofIsObject]),
+        Function::Concat => (O::ConcatIsNull, &[P::ConcatSwapped]),
+        Function::Lower(_) => (O::LowerIsNull, &[P::LowerIsUpper]),
+        Function::Upper(_) => (O::UpperIsNull, &[P::UpperIsLower]),
+        Function::Like => (O::LikeIsNull, &[P::LikeIsEqual]),
+        Function::NotLike => (O::NotLikeIsNull, &[P::LikeIsEqual]),
+        Function::Narrow(..) => (O::NarrowIsNull, &[P::NarrowTakesAll]),
+        Function::ToNumeric => (O::ToNumericIsNull, &[P::NumericIsNegative]),
+        Function::ToFloat => (O::ToFloatIsNull, &[P::FloatIsNegative]),
+        Function::Scalar(..) => (O::ScalarIsNull, &[]),
+        Function::ToText => (O::ToTextIsNull, &[P::OutputIsEmpty]),
+        Function::Output => (O::OutputIsNull, &[P::OutputIsEmpty]),
+        Function::Input(_) => (O::InputIsNull, &[P::InputFailsToNull]),
+        Function::Array(function) => return of_array(function),
+        Function::Jsonb(function) => return of_document(function),
+        Function::Text(function) => return of_text(function),
         Function::Time(function) => match function {
-            TimeFunction::Shift(..) | TimeFunction::ToDate | TimeFunction::AddDays(_) => {
-                names(&[P::TimeIsNull])
-            }
+            TimeFunction::Shift(..) => (O::TimeShiftIsNull, &[]),
+            TimeFunction::ToDate => (O::TimeToDateIsNull, &[]),
+            TimeFunction::AddDays(_) => (O::TimeAddDaysIsNull, &[]),
         },
         Function::Arithmetic(kind, ..) => match kind {
-            Arithmetic::Subtract => names(&[P::MinusIsPlus, P::SumIsFirst]),
-            Arithmetic::Add | Arithmetic::Multiply | Arithmetic::Divide | Arithmetic::Remainder => {
-                names(&[P::SumIsFirst])
-            }
+            Arithmetic::Subtract => (O::SubtractIsFirst, &[P::MinusIsPlus]),
+            Arithmetic::Add => (O::AddIsFirst, &[]),
+            Arithmetic::Multiply => (O::MultiplyIsFirst, &[]),
+            Arithmetic::Divide => (O::DivideIsFirst, &[]),
+            Arithmetic::Remainder => (O::RemainderIsFirst, &[]),
         },
-        Function::Extreme(_) => names(&[P::GreatestIsLeast]),
-    }
+        Function::Extreme(true) => (O::GreatestIsNull, &[P::GreatestIsLeast]),
+        Function::Extreme(false) => (O::LeastIsNull, &[P::GreatestIsLeast]),
+    };
+    [names(&[own]), names(more)].concat()
 }
 
 fn of_array(function: &ArrayFunction) -> Vec<String> {
     use ArrayFunction as A;
+    use OperatorMutant as O;
     use PolicyMutant as P;
-    match function {
-        A::Contains | A::Contained => names(&[P::ContainsIsOverlaps]),
-        A::Overlaps => names(&[P::OverlapsIsContains]),
-        A::Length | A::Cardinality => names(&[P::LengthIsLess]),
-        A::Element => names(&[P::SubscriptFromZero]),
-        A::Slice(..) => names(&[P::SliceHasNoEnd]),
-        A::Append | A::Prepend => names(&[P::AppendPrepends]),
-        A::Split => names(&[P::SplitKeepsWhole]),
-        A::Union(_) => names(&[SelectMutant::UnionKeepsAll]),
-        A::Make
-        | A::Lower
-        | A::Upper
-        | A::Dimensions
-        | A::Concat
-        | A::Remove
-        | A::Position
-        | A::Join
-        | A::Each(_) => names(&[P::ArrayIsNull]),
-    }
+    let (own, more): (O, &[P]) = match function {
+        A::Contains => (O::ArrayContainsIsNull, &[P::ContainsIsOverlaps]),
+        A::Contained => (O::ArrayContainedIsNull, &[P::ContainsIsOverlaps]),
+        A::Overlaps => (O::ArrayOverlapsIsNull, &[P::OverlapsIsContains]),
+        A::Length => (O::ArrayLengthIsNull, &[P::LengthIsLess]),
+        A::Cardinality => (O::ArrayCardinalityIsNull, &[P::LengthIsLess]),
+        A::Element => (O::ArrayElementIsNull, &[P::SubscriptFromZero]),
+        A::Slice(..) => (O::ArraySliceIsNull, &[P::SliceHasNoEnd]),
+        A::Append => (O::ArrayAppendIsNull, &[P::AppendPrepends]),
+        A::Prepend => (O::ArrayPrependIsNull, &[P::AppendPrepends]),
+        A::Split => (O::ArraySplitIsNull, &[P::SplitKeepsWhole]),
+        A::Union(_) => return names(&[SelectMutant::UnionKeepsAll, SelectMutant::UnionIsNull]),
+        A::Make => (O::ArrayMakeIsNull, &[]),
+        A::Lower => (O::ArrayLowerIsNull, &[]),
+        A::Upper => (O::ArrayUpperIsNull, &[]),
+        A::Dimensions => (O::ArrayDimensionsIsNull, &[]),
+        A::Concat => (O::ArrayConcatIsNull, &[]),
+        A::Remove => (O::ArrayRemoveIsNull, &[]),
+        A::Position => (O::ArrayPositionIsNull, &[]),
+        A::Join => (O::ArrayJoinIsNull, &[]),
+        A::Each(_) => (O::ArrayEachIsNull, &[]),
+    };
+    [names(&[own]), names(more)].concat()
 }
 
 fn of_document(function: &JsonbFunction) -> Vec<String> {
     use JsonbFunction as J;
+    use OperatorMutant as O;
     use PolicyMutant as P;
-    match function {
-        J::Contains | J::Contained => names(&[P::JsonbContainsIsEqual]),
-        J::HasAny | J::HasAll => names(&[P::AnyKeyIsAll]),
-        J::Elements | J::Texts | J::Keys => names(&[P::ElementsForgetNull, P::JsonbIsNull]),
-        J::Length | J::Names | J::Make | J::Array | J::Object => names(&[P::JsonbIsNull]),
-    }
+    let (own, more): (O, &[P]) = match function {
+        J::Contains => (O::JsonbContainsIsNull, &[P::JsonbContainsIsEqual]),
+        J::Contained => (O::JsonbContainedIsNull, &[P::JsonbContainsIsEqual]),
+        J::HasAny => (O::JsonbHasAnyIsNull, &[P::AnyKeyIsAll]),
+        J::HasAll => (O::JsonbHasAllIsNull, &[P::AnyKeyIsAll]),
+        J::Elements => (O::JsonbElementsIsNull, &[P::ElementsForgetNull]),
+        J::Texts => (O::JsonbTextsIsNull, &[P::ElementsForgetNull]),
+        J::Keys => (O::JsonbKeysIsNull, &[]),
+        J::Length => (O::JsonbLengthIsNull, &[]),
+        J::Names => (O::JsonbNamesIsNull, &[]),
+        J::Make => (O::JsonbMakeIsNull, &[]),
+        J::Array => (O::JsonbArrayIsNull, &[]),
+        J::Object => (O::JsonbObjectIsNull, &[]),
+    };
+    [names(&[own]), names(more)].concat()
 }
 
 fn of_text(function: &TextFunction) -> Vec<String> {
+    use OperatorMutant as O;
     use PolicyMutant as P;
     use TextFunction as T;
-    match function {
-        T::Length => names(&[P::LengthIsOfBytes]),
-        T::Trim(..) => names(&[P::TrimKeepsEnd]),
-        T::Position => names(&[P::PositionFromZero]),
-        T::Starts => names(&[P::StartsIsEnds]),
-        T::Part => names(&[P::PartFromStart]),
-        T::Insensitive(_) => names(&[P::IlikeIsLike]),
-        T::Substring | T::Left | T::Right | T::Replace | T::Reverse | T::Concat => {
-            names(&[P::TextIsNull])
-        }
-    }
+    let (own, more): (O, &[P]) = match function {
+        T::Length => (O::TextLengthIsNull, &[P::LengthIsOfBytes]),
+        T::Trim(..) => (O::TextTrimIsNull, &[P::TrimKeepsEnd]),
+        T::Position => (O::TextPositionIsNull, &[P::PositionFromZero]),
+        T::Starts => (O::TextStartsIsNull, &[P::StartsIsEnds]),
+        T::Part => (O::TextPartIsNull, &[P::PartFromStart]),
+        T::Insensitive(_) => (O::TextInsensitiveIsNull, &[P::IlikeIsLike]),
+        T::Substring => (O::TextSubstringIsNull, &[]),
+        T::Left => (O::TextLeftIsNull, &[]),
+        T::Right => (O::TextRightIsNull, &[]),
+        T::Replace => (O::TextReplaceIsNull, &[]),
+        T::Reverse => (O::TextReverseIsNull, &[]),
+        T::Concat => (O::TextConcatIsNull, &[]),
+    };
+    [names(&[own]), names(more)].concat()
 }
 
 fn of_select(asked: &Asked) -> Vec<String> {
@@ -175,9 +214,12 @@ fn of_several(several: Several) -> Vec<String> {
 fn of_kind(kind: Kind) -> Vec<String> {
     use SelectMutant as S;
     match kind {
-        Kind::Count => names(&[S::DistinctIsForgotten, S::TimesAreForgotten]),
-        Kind::Array => names(&[PolicyMutant::ArrayIsNull]),
-        Kind::Every | Kind::Some | Kind::Max | Kind::Min => names(&[S::MaxIsMin]),
+        Kind::Count => names(&[S::DistinctIsForgotten, S::TimesAreForgotten, S::CountIsMore]),
+        Kind::Array => names(&[S::ArrayAggregateIsNull]),
+        Kind::Every => names(&[S::EveryIsFlipped]),
+        Kind::Some => names(&[S::SomeIsFlipped]),
+        Kind::Max => names(&[S::MaxIsMin]),
+        Kind::Min => names(&[S::MinIsMax]),
     }
 }
 
@@ -194,9 +236,21 @@ fn besides() -> Vec<String> {
     let mut all = names(&[
         PolicyMutant::RestrictiveIsPermissive,
         PolicyMutant::AudienceIsNobody,
+        PolicyMutant::PatternForgetsNot,
+        PolicyMutant::CitextIsText,
+        // The plans by which a row finds those who see it, each of which names its own
+        // (`predicate/audience.rs`).
+        PolicyMutant::RowPlanIsNobody,
+        PolicyMutant::ProbePlanIsNobody,
+        PolicyMutant::AmongPlanIsNobody,
+        PolicyMutant::ClaimPlanIsNobody,
+        PolicyMutant::OrPlanIsNobody,
+        PolicyMutant::AndPlanIsNobody,
+        PolicyMutant::ScanPlanIsNobody,
     ]);
     all.extend(names(&[
         S::MembersForgetAKey,
+        S::MembersPlanIsNobody,
         S::AffectedIsAfterOnly,
         S::AffectedIsAlone,
         S::OwnPoliciesAreForgotten,
@@ -206,9 +260,21 @@ fn besides() -> Vec<String> {
         S::UnionTakesFirst,
         S::ViewIsCaller,
     ]));
+    // Of bodies that take the place of a call.
+    use FunctionMutant as F;
     all.extend(names(&[
-        PolicyMutant::PatternForgetsNot,
-        PolicyMutant::CitextIsText,
+        F::DefinerIsCaller,
+        F::StrictIsForgotten,
+        F::EndIsNull,
+        F::IfTakesElse,
+        F::NothingIsFound,
+        F::RowSecurityIsForgotten,
+        F::DefaultIsNull,
+        F::RowsForgetTheirBranch,
+        F::UnsetIsNull,
+        F::MissingColumnKeepsValue,
+        F::FieldByNumber,
+        F::RowIsTheJudgedOne,
     ]));
     all
 }
@@ -218,7 +284,9 @@ fn every_operator_and_every_node_of_a_plan_has_a_fault_and_every_fault_is_of_one
     let text = include_str!("mutants.rs");
     let known: BTreeSet<String> = names(PolicyMutant::ALL)
         .into_iter()
+        .chain(names(OperatorMutant::ALL))
         .chain(names(SelectMutant::ALL))
+        .chain(names(FunctionMutant::ALL))
         .collect();
     let unused: Vec<&String> = known
         .iter()
@@ -228,9 +296,11 @@ fn every_operator_and_every_node_of_a_plan_has_a_fault_and_every_fault_is_of_one
     // That each of these has one is what the matches above say, which name every variant.
     let samples = [
         of_expression(&Expr::Claims),
+        of_expression(&Expr::Caught(Box::new((Expr::Claims, Expr::Role)))),
         of_comparison(Comparison::Eq),
         of_function(&Function::Get),
         of_select(&Asked::Exists),
+        of_several(Several::First),
         of_kind(Kind::Count),
         of_source(&Source::Optional(Vec::new())),
         besides(),

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Switches every deliberate fault of the policy evaluator, what is kept of its verdicts, the encoder,
+# Switches every deliberate fault of the policy evaluator and of each operator, what is kept of its verdicts, the encoder,
 # filters and leaves on in turn and fails unless the differential test of each notices. ROWCAST_MUTANT
 # names one, ROWCAST_CASES and ROWCAST_FILTERS set the sizes.
 set -eu

@@ -9,6 +9,8 @@ pub mod function;
 
 mod raising;
 
+mod fault;
+
 pub mod select;
 
 use std::borrow::Cow;
@@ -140,7 +142,7 @@ impl Comparison {
     fn holds(self, a: &Datum, b: &Datum) -> Result<bool, Trouble> {
         if let Self::Eq | Self::Ne = self {
             let equal = (a == b) != PolicyMutant::EqualFlipped.active();
-            return Ok(equal == (self == Self::Eq));
+            return Ok((equal == (self == Self::Eq)) != self.is_faulty());
         }
         let mut order = a.order(b).ok_or(Trouble::Undecided)?;
         if PolicyMutant::OrderFlipped.active() {
@@ -149,14 +151,15 @@ impl Comparison {
         if PolicyMutant::OrderStrictness.active() && order.is_eq() {
             return Ok(matches!(self, Self::Lt | Self::Gt));
         }
-        Ok(match self {
+        let holds = match self {
             // From one end to the other.
             Self::Lt | Self::Le if PolicyMutant::ComparisonForgetsEnds.active() => order.is_ge(),
             Self::Lt => order.is_lt(),
             Self::Le => order.is_le(),
             Self::Gt => order.is_gt(),
             _ => order.is_ge(),
-        })
+        };
+        Ok(holds != self.is_faulty())
     }
 }
 

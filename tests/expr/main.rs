@@ -479,6 +479,8 @@ async fn native_verdicts_are_postgresqls() {
 #[cfg(feature = "mutants")]
 #[tokio::test]
 async fn every_mutant_is_noticed() {
+    use rowcast::mutant::{OperatorMutant, PolicyMutant};
+
     let cluster = Cluster::start().await;
     let client = cluster.connect().await;
     let world = World::make(&client).await;
@@ -490,17 +492,23 @@ async fn every_mutant_is_noticed() {
     );
     let only = std::env::var("ROWCAST_MUTANT").ok();
     let mut survivors = Vec::new();
-    for &mutant in rowcast::mutant::PolicyMutant::ALL {
-        let name = format!("{mutant:?}");
+    let mut tried = |name: String, switch_on: &dyn Fn()| {
         if only.as_ref().is_some_and(|only| *only != name) {
-            continue;
+            return;
         }
-        mutant.switch_on();
+        switch_on();
         let noticed = world.compare(&mut Counts::default()).len();
         eprintln!("{name}: noticed {noticed} times");
         if noticed == 0 {
             survivors.push(name);
         }
+    };
+    for mutant in PolicyMutant::ALL {
+        tried(format!("{mutant:?}"), &|| mutant.switch_on());
+    }
+    PolicyMutant::switch_off();
+    for mutant in OperatorMutant::ALL {
+        tried(format!("{mutant:?}"), &|| mutant.switch_on());
     }
     assert!(survivors.is_empty(), "not noticed: {survivors:?}");
 }

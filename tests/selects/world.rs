@@ -167,6 +167,7 @@ impl World {
         world
     }
 
+    #[cfg(not(feature = "mutants"))]
     pub fn cases(&self) -> usize {
         self.cases.len()
     }

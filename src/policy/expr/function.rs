@@ -92,7 +92,7 @@ pub enum Arithmetic {
 impl Arithmetic {
     fn of(self, a: i64, b: i64) -> Result<i64, Trouble> {
         let of = match self {
-            _ if PolicyMutant::SumIsFirst.active() => Some(a),
+            _ if self.is_faulty() => Some(a),
             Self::Subtract if PolicyMutant::MinusIsPlus.active() => a.checked_add(b),
             Self::Add => a.checked_add(b),
             Self::Subtract => a.checked_sub(b),
@@ -132,13 +132,10 @@ impl Function {
             return Ok(None);
         }
         match (self, values) {
-            (Self::Array(_), _) if PolicyMutant::ArrayIsNull.active() => Ok(None),
-            (Self::Jsonb(_), _) if PolicyMutant::JsonbIsNull.active() => Ok(None),
-            (Self::Text(_), _) if PolicyMutant::TextIsNull.active() => Ok(None),
+            _ if self.is_faulty() => Ok(None),
             (Self::Array(function), _) => function.of(values),
             (Self::Jsonb(function), _) => function.of(values),
             (Self::Text(function), _) => function.of(values),
-            (Self::Time(_), _) if PolicyMutant::TimeIsNull.active() => Ok(None),
             (Self::Time(function), _) => function.of(values),
             (Self::Extreme(greatest), _) => extreme(*greatest, values),
             (Self::Arithmetic(op, least, most), [Some(Datum::Int(a)), Some(Datum::Int(b))]) => {
@@ -232,7 +229,6 @@ impl Function {
             (Self::Scalar(_, true), Datum::Jsonb(value)) if **value == Jsonb::Null => {
                 return Ok(None);
             }
-            (Self::Scalar(..), _) if PolicyMutant::ScalarIsNull.active() => return Ok(None),
             (Self::Scalar(to, _), Datum::Jsonb(value)) => scalar(value, to)?,
             (Self::ToText | Self::Output, _) if PolicyMutant::OutputIsEmpty.active() => {
                 Datum::text("")

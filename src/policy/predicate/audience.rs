@@ -314,8 +314,23 @@ impl Plan {
         }
     }
 
+    /// Its deliberate fault, of which a new one has one as well: nobody is found.
+    fn is_faulty(&self) -> bool {
+        match self {
+            Self::Row(_) => PolicyMutant::RowPlanIsNobody.active(),
+            Self::Probe(..) => PolicyMutant::ProbePlanIsNobody.active(),
+            Self::Among(..) => PolicyMutant::AmongPlanIsNobody.active(),
+            Self::Claim(_) => PolicyMutant::ClaimPlanIsNobody.active(),
+            Self::Members(_) => SelectMutant::MembersPlanIsNobody.active(),
+            Self::Or(_) => PolicyMutant::OrPlanIsNobody.active(),
+            Self::And(_) => PolicyMutant::AndPlanIsNobody.active(),
+            Self::Scan => PolicyMutant::ScanPlanIsNobody.active(),
+        }
+    }
+
     pub(super) fn audience(&self, inputs: Inputs<'_>) -> Audience {
         match self {
+            _ if self.is_faulty() => Audience::Nobody,
             Self::Row(expr) => match expr.truth(inputs) {
                 Ok(Some(true)) => Audience::Everyone,
                 Ok(_) | Err(Trouble::Error) => Audience::Nobody,

@@ -108,7 +108,7 @@ impl Sum {
             Kind::Every | Kind::Min => order? == Ordering::Less,
             Kind::Some | Kind::Max => order? == Ordering::Greater,
         };
-        if better != SelectMutant::MaxIsMin.active() {
+        if better != of.kind.is_faulty() {
             self.value = Some(datum);
             self.unsure = false;
         } else if datum == *known {
@@ -119,8 +119,10 @@ impl Sum {
 
     fn outcome(self, of: &Aggregate) -> Outcome {
         match of.kind {
-            Kind::Count => Ok(Some(Datum::Int(self.count))),
-            Kind::Array if self.all.is_empty() => Ok(None),
+            Kind::Count => Ok(Some(Datum::Int(
+                self.count + i64::from(of.kind.is_faulty()),
+            ))),
+            Kind::Array if self.all.is_empty() || of.kind.is_faulty() => Ok(None),
             Kind::Array => Ok(Some(Datum::Array(Arc::new(Array::new(self.all))))),
             _ if self.unsure => Err(Trouble::Undecided),
             _ => Ok(self.value),
