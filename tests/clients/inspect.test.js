@@ -70,6 +70,13 @@ describe('the page of the admin port', () => {
     return context
   }
 
+  /** Whether a picture is not a flat line. */
+  async function hasMoved(picture) {
+    const points = () => page.locator(`#${picture} polyline`).getAttribute('points')
+    const heights = async () => new Set((await points()).split(' ').map((point) => point.split(',')[1]))
+    await until(async () => (await heights()).size > 1, `the picture of ${picture} moves`)
+  }
+
   const line = () => page.locator('#tables tr', { hasText: HOSTILE })
   const changes = async () => Number(await line().locator('td').nth(5).textContent())
   const write = (id) =>
@@ -86,9 +93,18 @@ describe('the page of the admin port', () => {
     for (let id = 1; id <= 5; id += 1) await write(id)
     await heard.changes.count(5, ({ eventType }) => eventType === 'INSERT', 'the rows')
     await until(async () => (await changes()) === before + 5, 'five more changes')
-    const points = await page.locator('#read polyline').getAttribute('points')
-    const heights = new Set(points.split(' ').map((point) => point.split(',')[1]))
-    assert.ok(heights.size > 1, `the picture moved: ${points}`)
+    for (const picture of ['read', 'delivered']) await hasMoved(picture)
+    const all = await page.locator('#charts .chart').evaluateAll((cards) =>
+      cards.map((card) => [card.id, card.querySelector('b').textContent, card.querySelector('polyline').getAttribute('points')]),
+    )
+    assert.deepEqual(
+      all.map(([id]) => id).sort(),
+      ['behind', 'connections', 'delivered', 'hidden-rate', 'lag', 'questions', 'read', 'subscriptions'],
+    )
+    for (const [id, value, points] of all) {
+      assert.match(value, /\d/, `${id} says ${value}`)
+      assert.ok(points && !points.includes('NaN'), `${id} is drawn: ${points}`)
+    }
     await context.close()
   })
 
@@ -99,6 +115,7 @@ describe('the page of the admin port', () => {
     await tables.query(`delete from public.${quoted} where id = 1`)
     const hidden = page.locator('#hidden tr', { hasText: 'delete_without_identity' })
     await hidden.waitFor()
+    await hasMoved('hidden-rate')
     const cells = await hidden.locator('td').allTextContents()
     assert.deepEqual(cells.slice(1), [`public.${HOSTILE}`, 'DELETE', 'authenticated', 'delete_without_identity', '1'])
     assert.equal(await page.locator('#tables img, #hidden img, #findings img').count(), 0)
@@ -141,6 +158,15 @@ describe('the page of the admin port', () => {
         assert.ok(!text.includes(secret), `${path} holds ${secret}`)
       }
       assert.ok(!/ on[a-z]+=/.test(text.replaceAll(/onerror=/g, '')), `${path} has an inline handler`)
+    }
+  })
+
+  test('it only shows: nothing can be sent to it', async () => {
+    for (const path of ['', '/now.json', '/findings.json', '/events']) {
+      for (const method of ['POST', 'PUT', 'DELETE', 'PATCH']) {
+        const answer = await fetch(`${admin}/inspect${path}`, { method })
+        assert.equal(answer.status, 405, `${method} ${path}`)
+      }
     }
   })
 
