@@ -11,6 +11,8 @@
 
 mod harness;
 
+mod crowds;
+
 mod leaves;
 
 mod visibility;
