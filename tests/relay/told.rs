@@ -220,10 +220,18 @@ async fn owners_rights_and_settings_of_a_helper_hold_from_their_own_place_on() {
             }
         }
         relay.run(&insert(id + 4, ANN)).await;
-        let (own, others) = (relay.seen(&ann).await, relay.seen(&bypassing).await);
+        let (mut own, mut others) = (relay.seen(&ann).await, relay.seen(&bypassing).await);
+        if brief(&own) == ["resync undecided"] || brief(&others) == ["resync undecided"] {
+            // The relay publishes what is looked into anew, and a busy machine may not see in time that
+            // this was all.
+            ann.join(&relay.core).await.unwrap();
+            bypassing.join(&relay.core).await.unwrap();
+            relay.run(&insert(id + 6, ANN)).await;
+            (own, others) = (relay.seen(&ann).await, relay.seen(&bypassing).await);
+        }
         assert_eq!(own.len(), usize::from(sees), "{ddl}: {own:?}");
         assert_eq!(others.len(), 1, "{ddl}: {others:?}");
-        (id, saw) = (id + 6, sees);
+        (id, saw) = (id + 8, sees);
     }
 }
 
