@@ -15,7 +15,7 @@ use super::latency::Clock;
 use super::plan::{Plan, Written, user_id};
 use super::progress::Progress;
 use super::relay::{Front, Relay};
-use super::subscriber::{Subscriber, System, Wish, bucket};
+use super::subscriber::{Condition, Subscriber, System, Wish};
 use super::verifier::{Tally, Verifier};
 use crate::cli::token;
 use crate::config::Secret;
@@ -84,7 +84,7 @@ impl Crowd {
             .map(|number| async move {
                 let token = token_of(number, recipe.jwt_secret)?;
                 let wish = Wish {
-                    bucket: bucket(&plan, number),
+                    filter: Condition::of(&plan, number),
                     ..Wish::default()
                 };
                 let subscriber = Subscriber::connect(recipe.system, address, &token, &wish)

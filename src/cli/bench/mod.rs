@@ -125,7 +125,7 @@ pub struct Arguments {
     /// Who may see a row: its owner, the ten members of its organisation, everybody [default: user]
     #[arg(long, value_enum)]
     policy: Option<Policy>,
-    /// Ask for all rows, or for one of four values of a column
+    /// Ask for all rows, for one of four values of a column, or for one's own rows by their owner
     #[arg(long, value_enum, default_value_t = Filter::None)]
     filter: Filter,
     #[command(flatten)]

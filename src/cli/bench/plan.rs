@@ -37,6 +37,8 @@ pub enum Filter {
     None,
     /// For one of four values of a column.
     Eq,
+    /// For the rows that are their own, by the owner's column: each its own value.
+    Own,
 }
 
 impl Filter {
@@ -46,6 +48,7 @@ impl Filter {
         match self {
             Self::None => "none",
             Self::Eq => "eq",
+            Self::Own => "own",
         }
     }
 }
@@ -117,6 +120,7 @@ impl Plan {
         may && match self.filter {
             Filter::None => true,
             Filter::Eq => self.bucket(row) == Self::wanted_bucket(subscriber),
+            Filter::Own => self.user(row) == subscriber,
         }
     }
 
@@ -135,6 +139,8 @@ impl Plan {
                 let below = |n: u64| (n + BUCKETS - 1 - self.bucket(row)) / BUCKETS;
                 below(end) - below(first)
             }
+            // Who owns it sees it, whatever the policy.
+            Filter::Own => 1,
         }
     }
 
@@ -230,7 +236,7 @@ mod tests {
             Just(Policy::Helper),
             Just(Policy::Open)
         ];
-        let filter = prop_oneof![Just(Filter::None), Just(Filter::Eq)];
+        let filter = prop_oneof![Just(Filter::None), Just(Filter::Eq), Just(Filter::Own)];
         (1..40_u64, policy, filter, 1..7_u64, 1..5_u64).prop_map(
             |(subscribers, policy, filter, transaction_size, writers)| Plan {
                 subscribers,

@@ -1,5 +1,6 @@
 //! One subscriber: a socket of its own, joined as a user of its own.
 
+use std::fmt::{self, Display, Formatter};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::books::Books;
 use super::database::NAME;
 use super::frame::{self, Frame};
-use super::plan::{Filter, Plan};
+use super::plan::{Filter, Plan, user_id};
 use super::recent;
 use super::verifier::Verifier;
 use crate::log::Cursor;
@@ -39,8 +40,8 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 /// What a subscriber asks for beside all the rows that it may see.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish {
-    /// Only rows with this value in the filter's column.
-    pub bucket: Option<u64>,
+    /// Only these rows.
+    pub filter: Option<Condition>,
     /// What it missed behind this place.
     pub since: Option<Cursor>,
     /// To be told how far it has got.
@@ -131,8 +132,8 @@ impl Subscriber {
     /// Where that is refused.
     pub async fn join(&mut self, token: &str, wish: &Wish) -> anyhow::Result<()> {
         let mut binding = json!({"event": "INSERT", "schema": NAME, "table": "rows"});
-        if let (Some(bucket), Some(binding)) = (wish.bucket, binding.as_object_mut()) {
-            binding.insert("filter".into(), filter(bucket).into());
+        if let (Some(filter), Some(binding)) = (wish.filter, binding.as_object_mut()) {
+            binding.insert("filter".into(), filter.to_string().into());
         }
         let mut payload = json!({
             "config": {
@@ -235,16 +236,34 @@ impl Subscriber {
     }
 }
 
-/// The value of the filter's column that a subscriber asks for.
-#[must_use]
-pub fn bucket(plan: &Plan, subscriber: u64) -> Option<u64> {
-    (plan.filter == Filter::Eq).then(|| Plan::wanted_bucket(subscriber))
+/// What a subscriber asks for.
+#[derive(Debug, Clone, Copy)]
+pub enum Condition {
+    /// Rows with this value in the column that filters read.
+    Bucket(u64),
+    /// Rows of this user.
+    Owner(u64),
 }
 
-/// The filter that asks for a bucket.
-#[must_use]
-pub fn filter(bucket: u64) -> String {
-    format!("bucket=eq.{bucket}")
+impl Condition {
+    /// The filter of a subscriber; `None` where it asks for all rows.
+    #[must_use]
+    pub const fn of(plan: &Plan, subscriber: u64) -> Option<Self> {
+        match plan.filter {
+            Filter::None => None,
+            Filter::Eq => Some(Self::Bucket(Plan::wanted_bucket(subscriber))),
+            Filter::Own => Some(Self::Owner(subscriber)),
+        }
+    }
+}
+
+impl Display for Condition {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bucket(bucket) => write!(f, "bucket=eq.{bucket}"),
+            Self::Owner(user) => write!(f, "user_id=eq.{}", user_id(*user)),
+        }
+    }
 }
 
 fn kind(error: &tokio_tungstenite::tungstenite::Error) -> String {

@@ -18,7 +18,7 @@ use crate::cli::bench::books::Books;
 use crate::cli::bench::database::{NAME, ROLE};
 use crate::cli::bench::frame::{self, Frame};
 use crate::cli::bench::plan::{Plan, Written, user_id};
-use crate::cli::bench::subscriber::{bucket, filter};
+use crate::cli::bench::subscriber::Condition;
 use crate::cli::bench::verifier::{Tally, Verifier};
 use crate::encode::Body;
 use crate::router::{Carrier, ChannelId, Event, Join, Outbox, Outgoing, Router, SessionId};
@@ -169,8 +169,8 @@ async fn join(
     number: u64,
 ) -> anyhow::Result<()> {
     let claims = json!({"role": ROLE, "sub": user_id(number)});
-    let filter = match bucket(plan, number) {
-        Some(bucket) => condition::parse(&filter(bucket))?,
+    let filter = match Condition::of(plan, number) {
+        Some(filter) => condition::parse(&filter.to_string())?,
         None => Vec::new(),
     };
     router

@@ -40,6 +40,8 @@ pub struct Drain {
     pub most_to_fewest: Option<f64>,
     /// With an `eq` filter each, to as many without.
     pub filter_to_none: Option<f64>,
+    /// The same with a filter by the owner's column, of which each subscriber has another value.
+    pub own_filter_to_none: Option<f64>,
     /// By membership in organisations of ten, to as many by user.
     pub membership_to_user: Option<f64>,
     /// The CPU of a change by membership behind a function, to that of one written out.
@@ -94,6 +96,7 @@ impl Drain {
             rounds,
             most_to_fewest: quotient(rate(most), rate(fewest)),
             filter_to_none: quotient(rate(many(Policy::User, Filter::Eq)), rate(user)),
+            own_filter_to_none: quotient(rate(many(Policy::User, Filter::Own)), rate(user)),
             membership_to_user: quotient(rate(many(Policy::Membership, Filter::None)), rate(user)),
             helper_to_membership: quotient(
                 rate(many(Policy::Membership, Filter::None)),
@@ -128,10 +131,11 @@ impl Drain {
             );
         }
         text + &format!(
-            "most / fewest by user {}; filter / none at {MANY} {}; membership / user at {MANY} {}; CPU \
+            "most / fewest by user {}; filter / none at {MANY} {}, by owner {}; membership / user at {MANY} {}; CPU \
              behind a function / written out {}; old rows kept / not at {MANY} {}\n",
             times(self.most_to_fewest),
             times(self.filter_to_none),
+            times(self.own_filter_to_none),
             times(self.membership_to_user),
             times(self.helper_to_membership),
             times(self.old_rows_to_none)
@@ -151,11 +155,13 @@ fn cases(plan: Plan, counts: &[u64]) -> Vec<(Plan, bool)> {
     let by_users = counts.iter().map(by_user);
     let mut cases: Vec<(Plan, bool)> = by_users.map(|plan| (plan, false)).collect();
     if counts.contains(&MANY) {
-        let filtered = Plan {
-            filter: Filter::Eq,
-            ..by_user(&MANY)
-        };
-        cases.push((filtered, false));
+        cases.extend([Filter::Eq, Filter::Own].map(|filter| {
+            let plan = Plan {
+                filter,
+                ..by_user(&MANY)
+            };
+            (plan, false)
+        }));
         cases.extend([Policy::Membership, Policy::Helper].map(|policy| {
             let plan = Plan {
                 policy,
@@ -287,16 +293,18 @@ mod tests {
             limit: 1_000,
         };
         let plans = cases(plan, &[1, MANY, 100_000]);
-        assert_eq!(plans.len(), 7);
+        assert_eq!(plans.len(), 8);
         let mut found: Vec<Case> = plans.iter().map(Case::new).collect();
-        // Changes per CPU second: 1000, 500, 250, 200, 100, 80 and 400.
-        for (case, cpu) in found.iter_mut().zip([1.0, 2.0, 4.0, 5.0, 10.0, 12.5, 2.5]) {
+        // Changes per CPU second: 1000, 500, 250, 200, 400, 100, 80 and 400.
+        let seconds = [1.0, 2.0, 4.0, 5.0, 2.5, 10.0, 12.5, 2.5];
+        for (case, cpu) in found.iter_mut().zip(seconds) {
             case.add(1_000, &Tally::default(), (cpu * 0.75, cpu * 0.25));
         }
         let drain = Drain::new(100, 1, found);
         let near = |ratio: Option<f64>, to: f64| (ratio.unwrap() - to).abs() < 1e-9;
         assert!(near(drain.most_to_fewest, 0.25));
         assert!(near(drain.filter_to_none, 0.4));
+        assert!(near(drain.own_filter_to_none, 0.8));
         assert!(near(drain.membership_to_user, 0.2));
         assert!(near(drain.helper_to_membership, 1.25));
         assert!(near(drain.old_rows_to_none, 0.8));
