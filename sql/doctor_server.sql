@@ -30,6 +30,9 @@ select pg_catalog.jsonb_build_object(
   'database_limit', (select datconnlimit from pg_catalog.pg_database where datname = pg_catalog.current_database()),
   'login_limit', (select rolconnlimit from pg_catalog.pg_roles where rolname = session_user),
   'login_sessions', (select pg_catalog.count(*) from pg_catalog.pg_stat_activity where usename = session_user),
+  'hidden_sessions', (
+    select pg_catalog.count(*) from pg_catalog.pg_stat_activity a
+    where a.usesysid is not null and a.query = '<insufficient privilege>'),
   'slot', (
     select pg_catalog.to_jsonb(s) || pg_catalog.jsonb_build_object(
       'retained', pg_catalog.pg_wal_lsn_diff(w.lsn, s.restart_lsn)::pg_catalog.int8,

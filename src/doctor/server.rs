@@ -45,6 +45,8 @@ pub(super) struct Facts {
     database_limit: Option<i64>,
     login_limit: Option<i64>,
     login_sessions: i64,
+    /// Sessions of others of which this login is not told what they do.
+    hidden_sessions: i64,
     pub(super) slot: Option<Value>,
     pub(super) others: Vec<Other>,
     clock: f64,
@@ -371,6 +373,15 @@ impl Facts {
             unseen.push(format!(
                 "who reads the slot: {} may not see others' sessions (grant pg_read_all_stats to {})",
                 self.login,
+                quote_identifier(&self.login)
+            ));
+        }
+        if self.slot.is_none() && self.hidden_sessions > 0 {
+            unseen.push(format!(
+                "what a relay would wait for when it makes its slot: {} may not see how long the \
+                 transactions of {} other sessions have been open (grant pg_read_all_stats to {})",
+                self.login,
+                self.hidden_sessions,
                 quote_identifier(&self.login)
             ));
         }

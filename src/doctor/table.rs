@@ -239,7 +239,7 @@ impl<'c> Tables<'c> {
                 Finding::error("rls_off", format!("{why}: nobody can subscribe to it"))
                     .table(name)
                     .sql(enable)
-                    .sql(policy_sql(table, &self.names.of(table), self.focus()))
+                    .sql(policy_sql(table, self.names, self.focus()))
                     .advice("Or set require = \"none\"."),
             );
         } else if !readers.is_empty() {
@@ -253,7 +253,7 @@ impl<'c> Tables<'c> {
                 )
                 .table(name)
                 .sql(enable)
-                .sql(policy_sql(table, &self.names.of(table), self.focus()))
+                .sql(policy_sql(table, self.names, self.focus()))
                 .advice("Leave it where everybody is to see all; require hides such tables."),
             );
         }
@@ -408,14 +408,20 @@ const UUID: Oid = Oid(2950);
 
 /// A policy that shows people their own rows, where a column says whose they are; else a line that
 /// has to be filled in.
-fn policy_sql(table: &Table, name: &str, role: &str) -> String {
+fn policy_sql(table: &Table, names: &Names, role: &str) -> String {
+    let name = names.of(table);
     let owner = OWNERS
         .iter()
         .find_map(|name| table.column(name).filter(|column| column.type_oid == UUID));
     let role = quote_identifier(role);
+    let numbered = (2..).map(|number| format!("own rows {number}"));
+    let mut free = std::iter::once("own rows".to_owned()).chain(numbered);
+    let own = free.find(|own| !names.has_policy(table, own));
+    let own = own.unwrap_or_default();
     match owner {
         Some(column) => format!(
-            "create policy \"own rows\" on {name} for select to {role} using ({} = (select auth.uid()))",
+            "create policy {} on {name} for select to {role} using ({} = (select auth.uid()))",
+            quote_identifier(&own),
             quote_identifier(&column.name)
         ),
         None => {

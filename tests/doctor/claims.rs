@@ -65,6 +65,16 @@ async fn a_token_that_is_refused_or_shows_nothing_is_said_why() {
     place.run("drop policy mfa on app.note").await;
     // Of a role that exists and may read nothing of the table.
     finds(&place, &with("role", json!("anon")), &["table_grant"]).await;
+    // No policy holds that one back, but rights do.
+    let service = with("role", json!("service_role"));
+    place
+        .run("revoke all on app.note from public, service_role")
+        .await;
+    finds(&place, &service, &["table_grant"]).await;
+    place
+        .run("grant usage on schema app to service_role; grant select on app.note to service_role")
+        .await;
+    finds(&place, &service, &[]).await;
     // What the token says does not appear, whatever is wrong with it.
     let report = finds(
         &place,

@@ -53,6 +53,10 @@ ways! {
         "alter table app.note disable row level security", &[], &["rls_off_policies"], "note";
     a_table_without_policies_is_found_and_mended:
         "drop policy mine on app.note", &[], &["policy_missing"], "note";
+    policies_for_inserts_only_that_have_every_name_are_found_and_mended:
+        "drop policy mine on app.note;
+         create policy \"own rows\" on app.note for insert to authenticated with check (true)",
+        &[], &["policy_missing"], "note";
     policies_for_other_roles_only_are_found_and_mended:
         "alter policy mine on app.note to service_role", &[], &["policy_missing"], "note";
     restrictive_policies_only_are_found_and_mended:

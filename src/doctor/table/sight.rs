@@ -37,17 +37,23 @@ impl<'c> Tables<'c> {
     ) {
         let table = seen.table;
         let name = self.names.of(table);
-        let blind: Vec<(&str, Blind)> = seen
-            .accesses
-            .iter()
-            .filter_map(|(role, access)| Some((*role, self.blind(table, role, access, functions)?)))
-            .collect();
-        let nobody = blind.len() == seen.accesses.len();
+        let blind = |(role, access): &(&'c str, Access)| {
+            let blind = self.blind(table, role, access, functions)?;
+            Some((*role, blind))
+        };
+        let mut blinds: Vec<(&str, Blind)> = seen.accesses.iter().filter_map(blind).collect();
+        let nobody = blinds.len() == seen.accesses.len();
+        // No policy holds those back who bypass them, but they need rights as others do.
+        let holds = self.holds().and_then(|role| self.catalog.roles.get(role));
+        if let Some(role) = holds.filter(|role| role.bypass) {
+            let access = Access::new(self.catalog, table, &role.name);
+            blinds.extend(blind(&(role.name.as_str(), access)));
+        }
         // That says already why policies are never true.
         let named = Some(name.as_str());
         let unset = |one: &Finding| one.code == "setting_unset" && one.table.as_deref() == named;
         let unset = found.iter().any(unset);
-        for (role, why) in &blind {
+        for (role, why) in &blinds {
             if unset && why.code == "policy_false" {
                 continue;
             }
@@ -86,7 +92,7 @@ impl<'c> Tables<'c> {
             found.push(finding);
         }
         for (role, access) in &seen.accesses {
-            let sees = !blind.iter().any(|(other, _)| other == role);
+            let sees = !blinds.iter().any(|(other, _)| other == role);
             if sees && *role == self.focus() {
                 found.extend(columns((table, name.clone()), role, access));
             }
@@ -359,7 +365,7 @@ impl<'c> Tables<'c> {
             text: format!(
                 "{name} has row-level security and for {role} {what}: its clients see no row"
             ),
-            sql: vec![policy_sql(judged, &name, role)],
+            sql: vec![policy_sql(judged, self.names, role)],
             advice: (!others.is_empty()).then(|| {
                 "Or let an existing policy hold for the role as well: alter policy … to …"
                     .to_owned()

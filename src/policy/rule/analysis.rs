@@ -144,7 +144,8 @@ fn words(error: &DbError, text: &str) -> String {
             "; auth.jwt(), auth.uid() and auth.role() are made by `rowcast setup --only auth`"
         }
         "42P01" | "42883" | "42704" => {
-            "; names outside pg_catalog have to be written with their schema"
+            "; names outside pg_catalog have to be written with their schema, and columns of the rule's \
+             own table without it"
         }
         _ => "",
     };
