@@ -48,7 +48,7 @@ use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
 use crate::lookup::keep::Keeping;
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
-use crate::policy::access::{Access, Rules};
+use crate::policy::access::Access;
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
@@ -422,10 +422,6 @@ impl Fanout {
     /// cursor could have subscribed.
     pub(super) async fn entry(&mut self, entry: &Entry, early: bool) {
         self.begin(entry, early).await;
-        if self.replay.is_none() && !self.catalog.marked && !self.describes_anew(entry) {
-            // What was found when it was looked for whether something changed unseen.
-            self.adopt(None);
-        }
         let mut ahead = Ahead::default();
         for (offset, change) in entry.changes() {
             self.moment = Moment {
@@ -461,9 +457,7 @@ impl Fanout {
                 continue;
             }
             let wanted = match self.tables.get(&relation.oid) {
-                Some(watched) => {
-                    self.is_unverified(watched, relation) || self.may_change_unseen(watched)
-                }
+                Some(watched) => self.is_unverified(watched, relation),
                 None => self.is_new(relation) && self.is_all_wanted(),
             };
             if wanted && !self.watch.is_after(xid, relation) {
@@ -481,13 +475,6 @@ impl Fanout {
             watched.is_some_and(|watched| self.is_unverified(watched, relation))
         };
         !self.catalog.marked && relations.any(anew)
-    }
-
-    /// Whether rules of a table may change without a word in the stream: what a policy looks at beyond its
-    /// own table is not described anew with it.
-    fn may_change_unseen(&self, watched: &Watched) -> bool {
-        let judged = |group: &Group| !matches!(group.access.rules, Rules::Everything);
-        self.replay.is_none() && !self.catalog.marked && watched.groups.values().any(judged)
     }
 
     fn is_unverified(&self, watched: &Watched, relation: &Relation) -> bool {

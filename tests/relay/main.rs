@@ -13,8 +13,6 @@ mod harness;
 
 mod crowds;
 
-mod unseen_rules;
-
 mod leaves;
 
 mod visibility;
