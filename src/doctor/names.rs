@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use crate::pg::Oid;
 use crate::policy::catalog::{Catalog, Table};
 
-/// The names of a catalog's tables, with their schemas.
+/// The names of a catalog's tables, with their schemas, and those of all policies of each.
 #[derive(Debug, Default)]
 pub(super) struct Names(HashMap<Oid, (String, Vec<String>)>);
 

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use rowcast::auth::{Claims, Principal};
 use rowcast::router::{ChannelId, Join, Outbox, SessionId};
-use rowcast::subscription::{Events, Start, Wanted};
-use serde_json::json;
 
 use crate::harness::{ANN, Relay, brief};
+use crate::resume::{user, wish};
 
 const CROWD: u64 = 10_000;
 
@@ -18,27 +16,12 @@ async fn come(relay: &Relay) -> Vec<Arc<Outbox>> {
     let mut outboxes = Vec::new();
     for number in 0..CROWD {
         let outbox = Outbox::new(SessionId(FIRST + number), 100, 1 << 20);
-        let user = format!("00000000-0000-4000-9000-{number:012}");
-        let principal = Arc::new(Principal {
-            role: "authenticated".into(),
-            claims: Claims::verified(json!({"sub": user}).to_string()),
-            expires_at: None,
-        });
-        let wanted = Wanted {
-            id: 1,
-            events: Events::All,
-            schema: Some("public".to_owned()),
-            table: Some("t".to_owned()),
-            filter: Vec::new(),
-            select: None,
-            leave: false,
-            start: Start::default(),
-        };
+        let person = format!("00000000-0000-4000-9000-{number:012}");
         let join = Join {
             outbox: Arc::clone(&outbox),
             channel: ChannelId(1),
-            principal,
-            wanted: vec![wanted],
+            principal: user(&person),
+            wanted: vec![wish(1, "t", "")],
             keeps_cursor: false,
         };
         relay.core.router.join(join).await.unwrap();
@@ -61,7 +44,7 @@ fn subscriptions(relay: &Relay) -> u64 {
     value.unwrap().parse().unwrap()
 }
 
-/// Whoever stays gets rows meanwhile, each with no more than some hundreds of joins or leaves before it.
+/// Joins and leaves are taken some hundreds at a time where rows wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rows_come_while_ten_thousand_join_and_while_they_leave() {
     let mut relay = Relay::start(
