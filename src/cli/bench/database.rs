@@ -121,6 +121,29 @@ pub async fn set_up(client: &Client, policy: Policy, users: u64) -> anyhow::Resu
     Ok(())
 }
 
+/// Has the log tell the relays where rules change, as the event trigger of `rowcast setup` does.
+///
+/// # Errors
+/// Where the role may not make event triggers.
+pub async fn have_ddl_told(client: &Client) -> anyhow::Result<()> {
+    for slot in [MEMORY_SLOT, DISK_SLOT] {
+        client
+            .batch_execute(&format!(
+                "create function {NAME}.{slot}_ddl() returns event_trigger language plpgsql as $$
+                     begin perform pg_logical_emit_message(true, 'rowcast.ddl', '{slot}'); end
+                 $$;
+                 create event trigger rowcast_ddl_{slot} on ddl_command_end
+                     execute function {NAME}.{slot}_ddl();
+                 alter event trigger rowcast_ddl_{slot} enable always"
+            ))
+            .await
+            .context(
+                "The event trigger cannot be made; --no-event-trigger measures a relay without it",
+            )?;
+    }
+    Ok(())
+}
+
 fn using(policy: Policy, uid: &str) -> String {
     match policy {
         Policy::User => format!("user_id = {uid}"),

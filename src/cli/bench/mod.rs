@@ -130,6 +130,10 @@ pub struct Arguments {
     filter: Filter,
     #[command(flatten)]
     trials: Trials,
+    /// Leave out the event trigger that `rowcast setup` makes: the relay has to look at the catalog before
+    /// it judges rows, as on a host that lets nobody make one
+    #[arg(long)]
+    no_event_trigger: bool,
     /// Run the bare relay in turns with this one; not with --in-process, as it is all sockets
     #[arg(long)]
     baseline: bool,
@@ -234,6 +238,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Report> {
     };
     let admin = database::connect(&database).await?;
     database::set_up(&admin, policy(arguments), most).await?;
+    if !arguments.no_event_trigger {
+        database::have_ddl_told(&admin).await?;
+    }
     let report = tokio::select! {
         report = run_on(arguments, &counts, &database, &mut progress) => report,
         // Dropping the other branch ends the relays, so their slots can be removed below.
