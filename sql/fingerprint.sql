@@ -13,12 +13,12 @@ temporary_schemas as materialized (
   select n.oid from pg_namespace n where n.nspname like 'pg\_temp\_%' or n.nspname like 'pg\_toast\_temp\_%'
 )
 select array[
-  -- What the publication comes to: tables, and columns where they are chosen.
-  (select sum(hashtextextended(t::text, 0))
-   from pg_publication p cross join lateral pg_get_publication_tables(p.pubname::text) t where p.pubname = $1),
+  -- What the publication comes to is in these three, and what is below. (That of schemas is not in all
+  -- versions, its dependencies are.) To ask for it would take the lock of each table, and wait for whoever has it.
   (select sum(hash_record_extended(row(p.ctid, p.xmin), 0)) from pg_publication p where p.pubname = $1),
   (select sum(hash_record_extended(row(r.oid, r.ctid, r.xmin), 0))
    from pg_publication_rel r join pg_publication p on p.oid = r.prpubid where p.pubname = $1),
+  (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_depend d where d.refclassid = 'pg_publication'::regclass),
   (select sum(hash_record_extended(row(d.ctid, d.xmin), 0)) from pg_database d where d.datname = current_database()),
   (select sum(hash_record_extended(row(s.ctid, s.xmin), 0)) from pg_db_role_setting s),
   (select sum(hash_record_extended(row(r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolinherit), 0)) from pg_roles r),

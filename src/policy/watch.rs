@@ -38,6 +38,14 @@ const SAY_AGAIN: Duration = Duration::from_secs(30);
 /// short the interval is.
 const SPARED: u32 = 9;
 
+/// … before it reads for the sake of rows that nothing but a reading helps to judge, of which more may
+/// come at any time: a fifth of the time at most. One reading serves all that has committed by then.
+const SPARED_FOR_ROWS: u32 = 4;
+
+/// A commit that is not visible after so long may not be for long: a synchronous standby does not answer.
+/// Rows that need not wait for it do not.
+const HANGING: Duration = Duration::from_millis(250);
+
 /// The catalog as it is known, and a way to have it looked at.
 #[derive(Debug, Clone)]
 pub struct CatalogWatch {
@@ -81,7 +89,7 @@ impl Delay {
 #[derive(Debug)]
 enum Request {
     After(After),
-    Role(Role),
+    Now(Now),
     Mark(oneshot::Sender<Arc<Mark>>),
 }
 
@@ -90,12 +98,23 @@ struct After {
     xid: Xid,
     relation: Arc<Relation>,
     since: Instant,
+    /// Whether the database is to be spared, and it is enough that the catalog was read since, where the
+    /// commit hangs.
+    patient: bool,
     done: oneshot::Sender<()>,
 }
 
+impl After {
+    /// Whether a catalog that is read now, after `mark` was taken, is what is waited for.
+    fn is_helped(&self, mark: &Mark) -> bool {
+        mark.is_after(self.xid, &self.relation) || self.patient && self.since.elapsed() >= HANGING
+    }
+}
+
 #[derive(Debug)]
-struct Role {
-    role: String,
+struct Now {
+    /// Known is to be as well whether it exists.
+    role: Option<String>,
     done: oneshot::Sender<Result<(), Arc<CatalogError>>>,
 }
 
@@ -152,11 +171,28 @@ impl CatalogWatch {
         if self.is_after(xid, relation) {
             return Ok(());
         }
+        self.wait(xid, Arc::clone(relation), false).await
+    }
+
+    /// Returns once [`CatalogWatch::current`] shows `xid`, or is not older than this call where the
+    /// commit of that hangs. Waits a little where the catalog was read just now. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub async fn behind(&self, xid: Xid) -> Result<(), Ended> {
+        if self.shows(xid) {
+            return Ok(());
+        }
+        self.wait(xid, Relation::none(), true).await
+    }
+
+    async fn wait(&self, xid: Xid, relation: Arc<Relation>, patient: bool) -> Result<(), Ended> {
         let (done, answer) = oneshot::channel();
         let request = After {
             xid,
-            relation: Arc::clone(relation),
+            relation,
             since: Instant::now(),
+            patient,
             done,
         };
         let sent = self.requests.send(Request::After(request)).await;
@@ -170,8 +206,20 @@ impl CatalogWatch {
     /// # Errors
     /// [`CatalogError`], or `None` where the task has ended.
     pub async fn role(&self, role: String) -> Result<(), Option<Arc<CatalogError>>> {
+        self.read_now(Some(role)).await
+    }
+
+    /// Returns once [`CatalogWatch::current`] is not older than this call. Cancel safe.
+    ///
+    /// # Errors
+    /// As of [`CatalogWatch::role`].
+    pub async fn now(&self) -> Result<(), Option<Arc<CatalogError>>> {
+        self.read_now(None).await
+    }
+
+    async fn read_now(&self, role: Option<String>) -> Result<(), Option<Arc<CatalogError>>> {
         let (done, answer) = oneshot::channel();
-        let request = Request::Role(Role { role, done });
+        let request = Request::Now(Now { role, done });
         self.requests.send(request).await.map_err(|_| None)?;
         answer.await.map_err(|_| None)?.map_err(Some)
     }
@@ -231,10 +279,11 @@ pub async fn watch(
         metrics,
         interval,
         next_look: Instant::now() + interval,
+        rested: Instant::now(),
         publish,
         tell,
         waiting: Vec::new(),
-        roles: Vec::new(),
+        asking: Vec::new(),
         marks: Vec::new(),
         failing: false,
         said: None,
@@ -254,11 +303,13 @@ struct Desk {
     metrics: Arc<Metrics>,
     interval: Duration,
     next_look: Instant,
+    /// When it may be read again for the sake of rows.
+    rested: Instant,
     publish: watch::Sender<Reading>,
     tell: watch::Sender<Option<Delay>>,
     /// Those whose commit was not visible when it was last looked.
     waiting: Vec<After>,
-    roles: Vec<Role>,
+    asking: Vec<Now>,
     marks: Vec<oneshot::Sender<Arc<Mark>>>,
     /// Whether the last attempt failed.
     failing: bool,
@@ -348,6 +399,9 @@ impl Desk {
             while let Ok(request) = incoming.try_recv() {
                 self.take(request);
             }
+            if !self.is_time() {
+                continue;
+            }
             let looked = self.look().await;
             let failed = looked.is_err();
             self.locked = looked.as_ref().is_err_and(CatalogError::is_locked);
@@ -363,9 +417,9 @@ impl Desk {
                     self.next_look = Instant::now() + self.interval;
                 }
                 let error = Arc::new(error);
-                for role in self.roles.drain(..) {
+                for now in self.asking.drain(..) {
                     // Whoever asked may be gone: then nobody needs the answer.
-                    let _gone = role.done.send(Err(Arc::clone(&error)));
+                    let _gone = now.done.send(Err(Arc::clone(&error)));
                 }
             }
             self.failing = failed;
@@ -377,7 +431,7 @@ impl Desk {
     fn take(&mut self, request: Request) {
         match request {
             Request::After(after) => self.waiting.push(after),
-            Request::Role(role) => self.roles.push(role),
+            Request::Now(now) => self.asking.push(now),
             Request::Mark(done) => self.marks.push(done),
         }
     }
@@ -387,7 +441,22 @@ impl Desk {
         let last = self.waiting.iter().map(|after| after.since).max()?;
         let (soonest, latest) = LOOK_AGAIN;
         let soonest = if self.failing { latest } else { soonest };
-        Some(Instant::now() + (last.elapsed() / 2).clamp(soonest, latest))
+        let again = Instant::now() + (last.elapsed() / 2).clamp(soonest, latest);
+        let patient = self.waiting.iter().all(|after| after.patient);
+        Some(if patient {
+            again.max(self.rested)
+        } else {
+            again
+        })
+    }
+
+    /// Whether there is more to look for than what can wait until the database has rested.
+    fn is_time(&self) -> bool {
+        let now = Instant::now();
+        now >= self.next_look.min(self.rested)
+            || !self.asking.is_empty()
+            || !self.marks.is_empty()
+            || self.waiting.iter().any(|after| !after.patient)
     }
 
     /// Reads the catalog where it is time, or where that helps somebody, and answers.
@@ -399,16 +468,18 @@ impl Desk {
                 let _gone = done.send(Arc::clone(&mark));
             }
         }
-        let helped = |after: &After| mark.is_after(after.xid, &after.relation);
-        let due = Instant::now() >= self.next_look;
-        if !due && self.roles.is_empty() && !self.waiting.iter().any(helped) {
+        let now = Instant::now();
+        let rested = now >= self.rested;
+        let helped = |after: &After| (rested || !after.patient) && after.is_helped(&mark);
+        let due = now >= self.next_look;
+        if !due && self.asking.is_empty() && !self.waiting.iter().any(helped) {
             self.metrics.catalog_wait.set(self.longest(&mark));
             return Ok(());
         }
         let mut added: Vec<&str> = Vec::new();
-        for role in &self.roles {
-            if self.reader.add(&role.role) {
-                added.push(&role.role);
+        for role in self.asking.iter().filter_map(|now| now.role.as_ref()) {
+            if self.reader.add(role) {
+                added.push(role);
             }
         }
         let read = self.reader.read(mark).await;
@@ -425,13 +496,14 @@ impl Desk {
             self.next_look = Instant::now() + interval;
             self.metrics.catalog_interval.set(interval.as_secs_f64());
         }
+        self.rested = Instant::now() + reading.took * SPARED_FOR_ROWS;
         self.metrics.catalog_look.set(reading.took.as_secs_f64());
         self.metrics.catalog_wait.set(self.longest(&mark));
         self.publish(reading);
-        for role in self.roles.drain(..) {
-            let _gone = role.done.send(Ok(()));
+        for now in self.asking.drain(..) {
+            let _gone = now.done.send(Ok(()));
         }
-        let helped = |after: &mut After| mark.is_after(after.xid, &after.relation);
+        let helped = |after: &mut After| after.is_helped(&mark);
         for after in self.waiting.extract_if(.., helped) {
             let _gone = after.done.send(());
         }
@@ -510,8 +582,8 @@ fn tell_of_marks(catalog: &Catalog) {
         info!("an event trigger tells where policies, rights, functions and columns change");
     } else {
         info!(
-            "no event trigger tells where policies, rights, functions and columns change: changes \
-             are looked for, and rows that commit within catalog_interval of one may be hidden, \
+            "no event trigger tells where policies, rights, functions and columns change: they are \
+             looked for before rows are judged, and rows that commit around a change may be hidden, \
              with a resync (rowcast setup --only ddl makes the trigger)"
         );
     }

@@ -48,7 +48,7 @@ use crate::log::{Cursor, Entry, Epoch, Holder, Log, Offset};
 use crate::lookup::keep::Keeping;
 use crate::metrics::{HiddenReason, Metrics};
 use crate::pg::{Lsn, Oid, Xid};
-use crate::policy::access::Access;
+use crate::policy::access::{Access, Rules};
 use crate::policy::ask::Asker;
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::generated::Computer;
@@ -423,7 +423,13 @@ impl Fanout {
     pub(super) async fn entry(&mut self, entry: &Entry, early: bool) {
         self.begin(entry, early).await;
         let mut ahead = Ahead::default();
+        // What was found when it was looked for what may have changed unseen.
+        let mut found = self.changes_unseen();
         for (offset, change) in entry.changes() {
+            if found && self.is_judged_unseen(&change.relation) {
+                found = false;
+                self.adopt(None);
+            }
             self.moment = Moment {
                 offset,
                 xid: entry.batch.xid,
@@ -475,6 +481,29 @@ impl Fanout {
             watched.is_some_and(|watched| self.is_unverified(watched, relation))
         };
         !self.catalog.marked && relations.any(anew)
+    }
+
+    /// Whether what judges an entry's rows may have changed without a word in the stream, and the catalog
+    /// was not read since.
+    pub(super) fn may_have_changed_unseen(&self, entry: &Entry) -> bool {
+        let mut relations = entry.changes().map(|(_, change)| &change.relation);
+        self.changes_unseen()
+            && !self.watch.shows(entry.batch.xid)
+            && relations.any(|relation| self.is_judged_unseen(relation))
+    }
+
+    /// Whether what a policy looks at beyond its own table changes without a word in the stream: PostgreSQL
+    /// describes only a table anew that was changed itself.
+    fn changes_unseen(&self) -> bool {
+        self.replay.is_none() && !self.catalog.marked
+    }
+
+    /// Whether policies decide who sees rows of a table, and it is not read anew for its own sake.
+    fn is_judged_unseen(&self, relation: &Relation) -> bool {
+        let judged = |group: &Group| !matches!(group.access.rules, Rules::Everything);
+        let watched = self.tables.get(&relation.oid);
+        let known = watched.filter(|watched| !self.is_unverified(watched, relation));
+        known.is_some_and(|watched| watched.groups.values().any(judged))
     }
 
     fn is_unverified(&self, watched: &Watched, relation: &Relation) -> bool {

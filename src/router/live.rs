@@ -36,10 +36,10 @@ use super::history::AccessHistory;
 use super::memberships::Memberships;
 use super::old_rows::OldRows;
 use super::{Command, Resync, Router};
-use crate::change::Relation;
 use crate::log::{Cursor, LogError, Offset};
 use crate::pg::{Lsn, Xid};
 use crate::policy::reader::Mark;
+use crate::policy::watch::Ended;
 
 /// Commands that wait for the router; past this sessions wait.
 const COMMANDS: usize = 1024;
@@ -72,6 +72,8 @@ pub struct Live {
     takings: Takings,
     /// Set while the next entry waits for the catalog: everything else goes on.
     held: Option<Held>,
+    /// Entries before this lay in the log when the catalog began to be read, also those whose commit hangs.
+    looked_to: Offset,
     /// Joins that need a catalog which the stream has yet to come to.
     waiting: Vec<(Instant, Arriving)>,
     /// Joins that need mirrors which are about to be made.
@@ -88,8 +90,11 @@ pub struct Live {
 struct Held {
     xid: Xid,
     /// What it waits for; `None` once that is there.
-    wait: Option<BoxFuture<'static, ()>>,
+    wait: Option<BoxFuture<'static, Waited>>,
 }
+
+/// The end of the log when the wait began that is over.
+struct Waited(Offset);
 
 /// Makes a router and the task behind it.
 #[must_use]
@@ -139,6 +144,7 @@ pub fn router(foundation: Foundation, settings: Settings) -> (Router, Live) {
         returns: Returns::new(),
         takings: Takings::new(snapshots),
         held: None,
+        looked_to: Offset(0),
         waiting: Vec::new(),
         unmirrored: Vec::new(),
         looking_up: Looking::new(keeping),
@@ -165,7 +171,8 @@ impl Live {
                 self.look_again(false);
             }
             if (self.held.is_some() || self.verifying.is_some()) && self.is_lost() {
-                self.end_wait();
+                // What is waited for may never come.
+                self.give_up();
                 self.verifying = None;
             }
             self.look_for_waiting();
@@ -184,8 +191,8 @@ impl Live {
                     break;
                 }
                 // None of these may wait for a stream that never pauses.
-                if over(&mut self.held).now_or_never().is_some() {
-                    self.end_wait();
+                if let Some(waited) = over(&mut self.held).now_or_never() {
+                    self.end_wait(waited);
                 }
                 let _verified = lookups::looked(&mut self.verifying).now_or_never();
                 while let Some(Some(unparked)) = self.parked.next().now_or_never() {
@@ -219,7 +226,7 @@ impl Live {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = over(&mut self.held) => self.end_wait(),
+                waited = over(&mut self.held) => self.end_wait(waited),
                 () = lookups::looked(&mut self.verifying) => {}
                 // Commands last: each of the others is soon done, while those may never end.
                 Some(unparked) = self.parked.next(), if !self.parked.is_empty() => {
@@ -274,7 +281,17 @@ impl Live {
                     let told = (commit > self.started_at || commit > self.fanout.history.began())
                         && !self.fanout.is_before(entry);
                     if told && let Some((xid, relation)) = self.fanout.awaits(entry) {
-                        self.hold(xid, &relation);
+                        let watch = self.fanout.watch.clone();
+                        let read = async move { watch.after(xid, &relation).await };
+                        self.hold(xid, read);
+                        break;
+                    }
+                    if told
+                        && entry.first >= self.looked_to
+                        && self.fanout.may_have_changed_unseen(entry)
+                    {
+                        let (watch, xid) = (self.fanout.watch.clone(), entry.batch.xid);
+                        self.hold(xid, async move { watch.behind(xid).await });
                         break;
                     }
                     if told && !self.are_lookups_verified(entry) {
@@ -337,11 +354,13 @@ impl Live {
         ControlFlow::Continue(())
     }
 
-    fn hold(&mut self, xid: Xid, relation: &Arc<Relation>) {
-        let (watch, relation) = (self.fanout.watch.clone(), Arc::clone(relation));
+    /// Holds the next entry, which is of `xid`, until the catalog was read.
+    fn hold(&mut self, xid: Xid, read: impl Future<Output = Result<(), Ended>> + Send + 'static) {
+        let end = self.fanout.log.range().end;
         let wait = async move {
             // Where the catalog's task has ended, so has this one soon.
-            let _ended = watch.after(xid, &relation).await;
+            let _ended = read.await;
+            Waited(end)
         };
         self.held = Some(Held {
             xid,
@@ -349,7 +368,17 @@ impl Live {
         });
     }
 
-    fn end_wait(&mut self) {
+    /// The catalog that the next entry was held for is there.
+    fn end_wait(&mut self, Waited(end): Waited) {
+        self.give_up();
+        let held = self.held.as_ref();
+        if held.is_some_and(|held| !self.fanout.watch.shows(held.xid)) {
+            // What came before may hang as well.
+            self.looked_to = end;
+        }
+    }
+
+    fn give_up(&mut self) {
         if let Some(held) = &mut self.held {
             held.wait = None;
         }
@@ -404,6 +433,7 @@ impl Live {
     /// Goes on somewhere else; whoever is subscribed has missed something.
     fn jump(&mut self, next: Offset, reason: Resync) {
         self.next = next;
+        self.looked_to = next;
         self.publish();
         self.lose_lookups(next);
         self.lose_all_old_rows(next);
@@ -424,7 +454,7 @@ impl Live {
     }
 }
 
-async fn over(held: &mut Option<Held>) {
+async fn over(held: &mut Option<Held>) -> Waited {
     match held.as_mut().and_then(|held| held.wait.as_mut()) {
         Some(wait) => wait.await,
         None => pending().await,

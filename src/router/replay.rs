@@ -307,11 +307,35 @@ impl Cohort {
 
     /// Passes over the log until little is left, and returns with those that are still there.
     pub(super) async fn run(mut self, back: mpsc::Sender<Back>) -> Self {
-        self.pass(&back).await;
+        if self.look(&back).await.is_ok() {
+            self.pass(&back).await;
+        }
         while !self.unannounced.announce(Duration::ZERO, WOKEN) {
             tokio::task::yield_now().await;
         }
         self
+    }
+
+    /// Looks whether rules have changed of which nothing tells, and of which nobody who was here had to know.
+    async fn look(&mut self, back: &mpsc::Sender<Back>) -> Result<(), ()> {
+        if self.fanout.catalog.marked {
+            return Ok(());
+        }
+        let watch = self.fanout.watch.clone();
+        let mut read = pin!(async {
+            while let Err(Some(_unread)) = watch.now().await {
+                tokio::time::sleep(PATIENCE).await;
+            }
+        });
+        while !self.is_empty() && self.fanout.log.epoch() == self.fanout.epoch {
+            if tokio::time::timeout(PATIENCE, &mut read).await.is_ok() {
+                self.fanout.adopt(None);
+                break;
+            }
+            self.look_for_recalled();
+            self.report(back).await?;
+        }
+        Ok(())
     }
 
     async fn pass(&mut self, back: &mpsc::Sender<Back>) {

@@ -13,6 +13,8 @@ mod harness;
 
 mod crowds;
 
+mod unseen_rules;
+
 mod leaves;
 
 mod visibility;
