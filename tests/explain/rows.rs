@@ -138,3 +138,41 @@ async fn which_policy_lets_a_row_through_is_told_to_a_login_that_does_not_read_i
         assert_eq!(code, Some(0), "{row:#}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_role_that_the_login_may_not_become_what_is_compiled_is_told_and_no_error() {
+    let (url, sql) = database(
+        "create table t (id bigint primary key, open boolean, kind text);
+         alter table t enable row level security; grant select on t to authenticated;
+         create policy own on t to authenticated using (open);
+         create policy narrow on t as restrictive to authenticated using (kind <> 'hidden');
+         insert into t values (1, true, 'a'), (2, false, 'a'), (3, true, 'hidden')",
+    )
+    .await;
+    // All tests here have one cluster.
+    sql.batch_execute(
+        "create role explain_outsider login bypassrls; grant pg_read_all_data to explain_outsider",
+    )
+    .await
+    .unwrap();
+    let as_login = url.replace("postgres@", "explain_outsider@");
+    for (key, visible, decided_by) in [
+        ("1", Value::Bool(true), &["own"][..]),
+        ("2", Value::Bool(false), &[]),
+        ("3", Value::Bool(false), &["narrow"]),
+    ] {
+        let arguments = ["t", "--claims", AUTHENTICATED, "--row", key];
+        let (row, code) = row(&as_login, &arguments);
+        assert_eq!(row["visible"], visible, "{row:#}");
+        assert_eq!(row["postgresql"], "unknown", "{row:#}");
+        let said = row["postgresql_says"].as_str().unwrap();
+        assert!(said.contains("may not become authenticated"), "{row:#}");
+        assert_eq!(row["decided_by"], serde_json::json!(decided_by), "{row:#}");
+        let policies = row["policies"].as_array().unwrap();
+        assert!(
+            policies.iter().all(|one| one["postgresql"] == "unknown"),
+            "{row:#}"
+        );
+        assert_eq!(code, Some(0), "{row:#}");
+    }
+}

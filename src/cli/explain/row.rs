@@ -148,27 +148,39 @@ async fn judged(
             }
         }
     }
+    let known = catalog.roles.get(role);
+    let may_ask = known.is_some_and(|known| known.settable);
     let mut sitting = Sitting::new(client).await?;
     let (mut judged, mut alarm) = (Vec::new(), false);
     for one in explained {
         let subject = (catalog, &**table, principal);
         let place = (&relation, row.as_ref());
-        let (mut one, differs) = judge_one(&mut sitting, subject, one, place, &copied).await?;
+        let sitting = may_ask.then_some(&mut sitting);
+        let (mut one, differs) = judge_one(sitting, subject, one, place, &copied).await?;
         if let Some(said) = by_client.get(one.name.as_str()) {
             one.postgresql = said;
         }
         alarm |= differs;
         judged.push(one);
     }
-    let ruled_out: Vec<String> = names(&judged, |one| {
-        !one.permissive && one.postgresql == "not true"
-    });
+    // Where PostgreSQL cannot be asked as the client, what is compiled decides all the same.
+    let says = |one: &&Judged| match one.postgresql {
+        "unknown" if !may_ask => one.relay_says(),
+        said => said,
+    };
+    let ruled_out = names(&judged, |one| !one.permissive && says(one) == "not true");
     // PostgreSQL knows of policies only: a rule's error is none of the statement's.
-    let raising: Vec<String> = names(&judged, |one| !one.permissive && one.postgresql == "error");
+    let raising = names(&judged, |one| !one.permissive && says(one) == "error");
     // Without row-level security the rules alone let it through.
-    let let_through: Vec<String> = names(&judged, |one| {
-        (one.permissive || open) && one.postgresql == "true"
+    let let_through = names(&judged, |one| {
+        (one.permissive || open) && says(one) == "true"
     });
+    let relay = match &access.rules {
+        _ if lacks.is_some() => Some(false),
+        Rules::Nothing(_) => Some(false),
+        Rules::Everything if judged.is_empty() => Some(true),
+        _ => combined(&judged, open),
+    };
     let rules = table.rules_for(role).count();
     let by_rules = judged.iter().rev().take(rules);
     let unknown = by_rules.clone().any(|one| one.postgresql == "unknown");
@@ -178,6 +190,7 @@ async fn judged(
         _ if lacks.is_some() => Some(false),
         (Rules::Nothing(_), _) | (_, Said::No | Said::Error(..)) => Some(false),
         (_, Said::Yes) => by_rules,
+        (_, Said::Unknown(_)) if !may_ask => relay,
         (_, Said::Unknown(_)) => None,
     };
     // What PostgreSQL says of an error may quote values, also of tables that this login does not read.
@@ -196,12 +209,6 @@ async fn judged(
             ("error", Some(said.unwrap_or(code)))
         }
         Said::Unknown(said) => ("unknown", Some(said)),
-    };
-    let relay = match &access.rules {
-        _ if lacks.is_some() => Some(false),
-        Rules::Nothing(_) => Some(false),
-        Rules::Everything if judged.is_empty() => Some(true),
-        _ => combined(&judged, open),
     };
     // Where one part raises an error and another decides, PostgreSQL may raise it or not.
     let beside = postgresql == "error" && relay == Some(true);
@@ -224,6 +231,10 @@ async fn judged(
             Vec::new(),
             "no row-level security holds for the role".to_owned(),
         ),
+        (_, Some(true)) if !may_ask => (
+            let_through,
+            "these are compiled and let it through".to_owned(),
+        ),
         (_, Some(true)) if let_through.is_empty() => (
             Vec::new(),
             "PostgreSQL shows it, and which policy lets it through is not known here".to_owned(),
@@ -232,7 +243,7 @@ async fn judged(
         (_, Some(false)) if postgresql == "error" => {
             (Vec::new(), "PostgreSQL raises an error".to_owned())
         }
-        (_, Some(false)) if row.is_none() => {
+        (_, Some(false)) if row.is_none() && may_ask => {
             let reason = "there is no such row, or neither the client nor this login sees it";
             (Vec::new(), reason.to_owned())
         }
@@ -278,6 +289,17 @@ fn combined(judged: &[Judged], open: bool) -> Option<bool> {
     (any && known).then_some(true)
 }
 
+impl Judged {
+    /// What is compiled, in PostgreSQL's words.
+    fn relay_says(&self) -> &'static str {
+        match self.relay {
+            "false" | "null" => "not true",
+            "undecided" => "unknown",
+            said => said,
+        }
+    }
+}
+
 fn names(judged: &[Judged], wanted: impl Fn(&&Judged) -> bool) -> Vec<String> {
     let found = judged.iter().filter(wanted);
     found.map(|one| one.name.clone()).collect()
@@ -285,7 +307,7 @@ fn names(judged: &[Judged], wanted: impl Fn(&&Judged) -> bool) -> Vec<String> {
 
 /// One policy by itself, asked and judged natively, and whether that differs.
 async fn judge_one(
-    sitting: &mut Sitting<'_>,
+    sitting: Option<&mut Sitting<'_>>,
     (catalog, table, principal): (&Catalog, &Table, &Principal),
     explained: Explained<'_>,
     (relation, row): (&Relation, Option<&change::Row>),
@@ -321,10 +343,14 @@ async fn judge_one(
     let image = image::of(relation, row, wanted);
     let query = image::query(std::slice::from_ref(&asked)).into();
     let who = (&*principal.role, principal.claims.as_json());
-    let answer = match sitting.ask(&query, who, &[&image]).await {
-        Ok(answers) => answers.first().copied().unwrap_or(Answer::Failed),
-        Err(Unanswered::Broken(problem)) => return Err(Trouble::Database(problem)),
-        Err(Unanswered::Slow | Unanswered::Refused(_)) => Answer::Failed,
+    let answer = match sitting {
+        Some(sitting) => match sitting.ask(&query, who, &[&image]).await {
+            Ok(answers) => answers.first().copied().unwrap_or(Answer::Failed),
+            Err(Unanswered::Broken(problem)) => return Err(Trouble::Database(problem)),
+            Err(Unanswered::Slow | Unanswered::Refused(_)) => Answer::Failed,
+        },
+        // Refused would be the role, which says nothing of the policy.
+        None => Answer::Failed,
     };
     judged.postgresql = match answer {
         Answer::Visible => "true",
