@@ -259,6 +259,7 @@ mutants! {
         TimeShiftIsNull,
         TimeToDateIsNull,
         TimeAddDaysIsNull,
+        TimeMidnightIsNull,
     }
 }
 

@@ -104,6 +104,7 @@ fn of_function(function: &Function) -> Vec<String> {
             TimeFunction::Shift(..) => (O::TimeShiftIsNull, &[]),
             TimeFunction::ToDate => (O::TimeToDateIsNull, &[]),
             TimeFunction::AddDays(_) => (O::TimeAddDaysIsNull, &[]),
+            TimeFunction::Midnight => (O::TimeMidnightIsNull, &[]),
         },
         Function::Arithmetic(kind, ..) => match kind {
             Arithmetic::Subtract => (O::SubtractIsFirst, &[P::MinusIsPlus]),

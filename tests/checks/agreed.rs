@@ -62,6 +62,8 @@ const MANY: &str = "
     create policy p23 on t using (at + interval '1 month' < now());
     create policy p24 on t using ((auth.jwt() -> 'orgs') ? org::text);
     create policy p25 on t using (org::text in (select jsonb_array_elements_text(auth.jwt() -> 'teams')));
+    create policy p26 on t using (at >= current_date - interval '30 days');
+    create policy p27 on t using (day > now() - interval '1 day');
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +92,7 @@ async fn no_policy_that_is_compiled_right_is_refused_and_each_is_held_against_po
         };
         let found = check(&sql, &catalog, (table, role), limits).await.unwrap();
         let names: Vec<&str> = found.iter().map(|one| one.policy.as_str()).collect();
-        assert_eq!(names.len(), 25, "{names:?}");
+        assert_eq!(names.len(), 27, "{names:?}");
         for one in &found {
             match (&*one.policy, &one.found) {
                 ("p12", Found::NotChecked(reason)) => {

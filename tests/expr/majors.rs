@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::{grammar, rows_of, scope_of};
 
 /// Each kind of node at least once. That they compile does not depend on the major version.
-const COMPILED: [&str; 50] = [
+const COMPILED: [&str; 52] = [
     "b",
     "true",
     "not b and (i = 1 or i > 2)",
@@ -46,6 +46,8 @@ const COMPILED: [&str; 50] = [
     "z < now() - '1 mon'::interval",
     "z + '1 day'::interval > current_timestamp",
     "d <= current_date - 30",
+    "z > current_date - '7 days'::interval",
+    "w < current_date",
     "t <> all (array_append(a, v::text))",
     "a @> array[t, 'a'] or g && '{1}'",
     "a[1] = t",

@@ -424,7 +424,9 @@ fn moment(expr: &Expr, now: i64) -> Option<i64> {
     };
     let inner = moment(of.first()?, now)?;
     let value = match function {
-        TimeFunction::AddDays(_) => Datum::Date(i32::try_from(inner.div_euclid(DAY)).ok()?),
+        TimeFunction::AddDays(_) | TimeFunction::Midnight => {
+            Datum::Date(i32::try_from(inner.div_euclid(DAY)).ok()?)
+        }
         TimeFunction::Shift(..) | TimeFunction::ToDate => Datum::Timestamp(inner),
     };
     let inputs = Inputs::default();

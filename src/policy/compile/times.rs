@@ -33,12 +33,16 @@ const DATED: i64 = 51 * 3_600 * SECOND;
 const MONTHS: i64 = 8 * 86_400 * SECOND;
 
 /// `<`, `<=`, `>`, `>=`, the types that are compared and what a time zone makes of them.
-const COMPARED: [([u32; 4], u32, u32, i64); 5] = [
+const COMPARED: [([u32; 4], u32, u32, i64); 9] = [
     ([1322, 1323, 1324, 1325], 1184, 1184, 0),
     ([2534, 2535, 2538, 2537], 1114, 1184, ZONE),
     ([2540, 2541, 2544, 2543], 1184, 1114, ZONE),
     ([1095, 1096, 1097, 1098], 1082, 1082, 0),
     ([2062, 2063, 2064, 2065], 1114, 1114, 0),
+    ([2345, 2346, 2349, 2348], 1082, 1114, 0),
+    ([2371, 2372, 2375, 2374], 1114, 1082, 0),
+    ([2358, 2359, 2362, 2361], 1082, 1184, ZONE),
+    ([2384, 2385, 2388, 2387], 1184, 1082, ZONE),
 ];
 
 /// An operand, and what it may be off by.
@@ -83,6 +87,13 @@ impl Compiler<'_> {
         if left.typed.expr == Expr::NULL || right.typed.expr == Expr::NULL {
             return Ok(Some(Expr::NULL));
         }
+        // A day beside a time is its first moment.
+        let (left, right) = match (of_left, of_right) {
+            (DATE, DATE) => (left, right),
+            (DATE, _) => (left.begun(), right),
+            (_, DATE) => (left, right.begun()),
+            _ => (left, right),
+        };
         let compare = Expr::Compare(comparison, Box::new((left.typed.expr, right.typed.expr)));
         match (left.now, right.now) {
             (false, false) if off == 0 => Ok(Some(compare)),
@@ -95,9 +106,17 @@ impl Compiler<'_> {
     fn is_term(&self, tree: &Tree) -> Result<bool, Refusal> {
         let node = tree.node(self.scope.major)?;
         Ok(match node.name.as_str() {
-            "FUNCEXPR" => matches!(node.oid("funcid")?.0, 1299 | 2647 | 2648 | 1178 | 1159),
+            "FUNCEXPR" => matches!(
+                node.oid("funcid")?.0,
+                1299 | 2647 | 2648 | 1178 | 1159 | 2024
+            ),
             "SQLVALUEFUNCTION" => matches!(node.number::<u8>("op")?, 0 | 3),
-            "OPEXPR" => matches!(node.oid("opno")?.0, 1327 | 1329 | 2032 | 2033 | 1100 | 1101),
+            "OPEXPR" => {
+                matches!(
+                    node.oid("opno")?.0,
+                    1327 | 1329 | 2032 | 2033 | 1100 | 1101 | 1076 | 1077
+                )
+            }
             "COALESCEEXPR" | "COALESCE" => {
                 for one in node.field("args")?.items()? {
                     if self.is_term(one)? {
@@ -154,6 +173,13 @@ impl Compiler<'_> {
                 }
                 Ok(of.made(TimeFunction::ToDate, DATE, DATED))
             }
+            (2024, [of]) => {
+                let of = self.term(of, depth + 1)?;
+                if of.typed.oid != DATE {
+                    return Err(refuse());
+                }
+                Ok(of.begun())
+            }
             // What it is in UTC, which is how a time without a zone is kept.
             (1159, [zone, of]) => {
                 let of = self.term(of, depth + 1)?;
@@ -173,8 +199,14 @@ impl Compiler<'_> {
                 };
                 Ok(Term { typed, ..of })
             }
-            (1327 | 1329 | 2032 | 2033, [of, by]) => {
-                let of = self.term(of, depth + 1)?;
+            (1327 | 1329 | 2032 | 2033 | 1076 | 1077, [of, by]) => {
+                let mut of = self.term(of, depth + 1)?;
+                if matches!(operator.0, 1076 | 1077) {
+                    if of.typed.oid != DATE {
+                        return Err(refuse());
+                    }
+                    of = of.begun();
+                }
                 let by = by.node(self.scope.major)?;
                 let zoned = matches!(operator.0, 1327 | 1329);
                 let oid = if zoned { TIMESTAMPTZ } else { TIMESTAMP };
@@ -182,7 +214,7 @@ impl Compiler<'_> {
                     return Err(Refusal::new("an interval that is not a constant"));
                 }
                 let (months, days, micros) = interval(by)?.ok_or_else(refuse)?;
-                let sign = if matches!(operator.0, 1329 | 2033) {
+                let sign = if matches!(operator.0, 1329 | 2033 | 1077) {
                     -1
                 } else {
                     1
@@ -245,6 +277,11 @@ impl Compiler<'_> {
 }
 
 impl Term {
+    /// The first moment of a day, as a timestamp without a time zone.
+    fn begun(self) -> Self {
+        self.made(TimeFunction::Midnight, TIMESTAMP, 0)
+    }
+
     fn made(self, function: TimeFunction, oid: Oid, off: i64) -> Self {
         let expr = strict(Function::Time(function), vec![self.typed.expr]);
         Self {

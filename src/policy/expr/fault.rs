@@ -148,6 +148,7 @@ impl TimeFunction {
             Self::Shift(..) => M::TimeShiftIsNull.active(),
             Self::ToDate => M::TimeToDateIsNull.active(),
             Self::AddDays(_) => M::TimeAddDaysIsNull.active(),
+            Self::Midnight => M::TimeMidnightIsNull.active(),
         }
     }
 }

@@ -19,11 +19,18 @@ pub enum TimeFunction {
     ToDate,
     /// `date + integer`
     AddDays(i32),
+    /// `date::timestamp`
+    Midnight,
 }
 
 impl TimeFunction {
     pub(super) fn of(&self, values: &[Option<&Datum>]) -> Outcome {
         const FAR: Trouble = Trouble::Undecided;
+        // Beyond what PostgreSQL has it raises an error.
+        let known = |at: i64| {
+            let range = -200_000_000_000_000_000..=9_000_000_000_000_000_000;
+            range.contains(&at).then_some(at)
+        };
         let infinite = |value: i64| matches!(value, i64::MIN | i64::MAX);
         Ok(Some(match (self, values) {
             (Self::Shift(..), [Some(Datum::Timestamp(at))]) if infinite(*at) => {
@@ -34,11 +41,7 @@ impl TimeFunction {
                 let days = i64::from(*days).checked_mul(DAY).ok_or(FAR)?;
                 let shifted = at.checked_add(months).and_then(|at| at.checked_add(days));
                 let shifted = shifted.and_then(|at| at.checked_add(*micros)).ok_or(FAR)?;
-                // Beyond what PostgreSQL has it raises an error.
-                if !(-200_000_000_000_000_000..=9_000_000_000_000_000_000).contains(&shifted) {
-                    return Err(FAR);
-                }
-                Datum::Timestamp(shifted)
+                Datum::Timestamp(known(shifted).ok_or(FAR)?)
             }
             (Self::ToDate, [Some(Datum::Timestamp(i64::MAX))]) => Datum::Date(i32::MAX),
             (Self::ToDate, [Some(Datum::Timestamp(i64::MIN))]) => Datum::Date(i32::MIN),
@@ -52,6 +55,12 @@ impl TimeFunction {
                     return Err(FAR);
                 }
                 Datum::Date(shifted)
+            }
+            (Self::Midnight, [Some(Datum::Date(i32::MAX))]) => Datum::Timestamp(i64::MAX),
+            (Self::Midnight, [Some(Datum::Date(i32::MIN))]) => Datum::Timestamp(i64::MIN),
+            (Self::Midnight, [Some(Datum::Date(at))]) => {
+                let begins = i64::from(*at).checked_mul(DAY);
+                Datum::Timestamp(begins.and_then(known).ok_or(FAR)?)
             }
             _ => return Err(FAR),
         }))
