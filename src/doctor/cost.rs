@@ -11,6 +11,7 @@ use super::{Finding, Severity};
 use crate::config::Config;
 use crate::pg::quote_identifier;
 use crate::policy::access::Rules;
+use crate::policy::body::ALWAYS_RAISES;
 use crate::policy::explain::by_name;
 
 /// A question that takes longer holds up those behind it.
@@ -46,6 +47,14 @@ pub(super) async fn findings(
             trial(client, seen).await
         } else {
             Trial::None
+        };
+        let astray = reasons
+            .values()
+            .find(|reason| reason.contains(ALWAYS_RAISES));
+        let tried = match (tried, astray) {
+            (tried @ (Trial::Broken(_) | Trial::Unfinished), _) | (tried, None) => tried,
+            // The empty row did not come to it.
+            (_, Some(reason)) => Trial::Broken((*reason).to_owned()),
         };
         let mut reasons: Vec<String> = reasons
             .iter()

@@ -8,6 +8,9 @@ use crate::pg::Oid;
 /// Objects below are PostgreSQL's own.
 pub(super) const FIRST_NORMAL_OBJECT: u32 = 16384;
 
+/// What is said of a function in SQL whose body names what is not there.
+pub const ALWAYS_RAISES: &str = "it raises an error whenever it is called";
+
 /// As whom something runs, and by which search path what it says is understood.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Context {

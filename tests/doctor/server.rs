@@ -242,3 +242,20 @@ async fn a_slot_that_the_server_gave_up_is_found_and_mended() {
     place.doctor(&[]).await.is_well();
     place.delivers("note").await;
 }
+
+#[tokio::test]
+async fn that_a_login_may_not_see_how_long_others_transactions_are_open_is_said() {
+    let place = Place::prepared(Place::empty().await).await;
+    let said = async || {
+        let found = place.doctor(&[]).await;
+        found.is(&["slot_missing"]);
+        let unseen = found.report["unseen"].as_array().unwrap().clone();
+        let about = |one: &serde_json::Value| one.as_str().unwrap().contains("have been open");
+        unseen.iter().any(about)
+    };
+    assert!(said().await, "the administrator's session is hidden");
+    place
+        .run(&format!("grant pg_read_all_stats to {}", place.relay))
+        .await;
+    assert!(!said().await);
+}

@@ -631,6 +631,27 @@ async fn a_helper_whose_body_names_what_is_not_there_any_more_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_broken_helper_is_an_error_also_beside_a_condition_that_decides_before_it() {
+    let place = Place::good().await;
+    place
+        .run(
+            "create table app.crew (org int primary key, user_id uuid);
+             create function app.fits(note app.note) returns bool language sql stable security definer
+               set search_path = '' as 'select exists (select from app.crew m where m.user_id = auth.uid())';
+             create policy ours on app.note for select to authenticated
+               using (id is not null and app.fits(note));
+             drop table app.crew",
+        )
+        .await;
+    let found = place.doctor(&["--table", "app.note"]).await;
+    let all = found.report["findings"].as_array().unwrap();
+    let broken = all.iter().find(|one| one["code"] == "policy_broken");
+    let text = broken.expect("it is found")["text"].as_str().unwrap();
+    assert!(text.contains("app.crew"), "{text}");
+    assert_eq!(found.code, 2, "{:#}", found.report);
+}
+
+#[tokio::test]
 async fn a_login_that_may_not_connect_to_the_database_is_no_pooler() {
     let place = Place::good().await;
     place

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use self::statements::Statements;
 use crate::pg::{Oid, quote_identifier};
-use crate::policy::body::{Body, Context};
+use crate::policy::body::{ALWAYS_RAISES, Body, Context};
 use crate::policy::catalog::{Catalog, Function};
 use crate::policy::closure::Closure;
 use crate::policy::plpgsql;
@@ -62,6 +62,8 @@ struct Key {
 enum Failure {
     /// It cannot be.
     Refused(String),
+    /// … as it names what is not there.
+    Astray(String),
     /// It may be the next time.
     Later(String),
     Broken(tokio_postgres::Error),
@@ -84,8 +86,16 @@ impl From<tokio_postgres::Error> for Failure {
         } else {
             format!("was not analysed: PostgreSQL refused with {}", code.code())
         };
+        let astray = [
+            SqlState::UNDEFINED_TABLE,
+            SqlState::UNDEFINED_COLUMN,
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::INVALID_SCHEMA_NAME,
+        ];
         if busy.contains(code) {
             Self::Later(reason)
+        } else if astray.contains(code) {
+            Self::Astray(reason)
         } else {
             Self::Refused(reason)
         }
@@ -190,11 +200,17 @@ impl Bodies {
                 self.unfinished = true;
                 return Ok(Err(reason));
             }
-            Err(Failure::Refused(reason)) => {
-                debug!(function = %oid, %reason, "the body of a function is not compiled");
-                Err(reason)
+            Err(Failure::Refused(reason)) => Err(reason),
+            // PostgreSQL reads all of such a body before it runs any of it; in other languages a
+            // statement may never be reached.
+            Err(Failure::Astray(reason)) if function.language == "sql" => {
+                Err(format!("{reason}: {ALWAYS_RAISES}"))
             }
+            Err(Failure::Astray(reason)) => Err(reason),
         };
+        if let Err(reason) = &body {
+            debug!(function = %oid, %reason, "the body of a function is not compiled");
+        }
         self.known.insert(key, body.clone());
         Ok(body)
     }
