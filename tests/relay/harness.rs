@@ -120,6 +120,16 @@ impl Relay {
 
     /// Ends the relay in order, runs `between`, and starts another one.
     pub(crate) async fn restart(self, config: &Config, between: &str) -> Self {
+        let away = self.ended().await;
+        away.sql
+            .batch_execute(between)
+            .await
+            .expect("what happens between");
+        away.begun(config).await
+    }
+
+    /// Ends the relay in order.
+    pub(crate) async fn ended(self) -> Ended {
         let Self {
             mut core,
             sql,
@@ -128,18 +138,7 @@ impl Relay {
         } = self;
         core.stop_source().await;
         core.stop().await;
-        sql.batch_execute(between)
-            .await
-            .expect("what happens between");
-        let core = Core::start(config, Arc::new(Metrics::new()), Readiness::default())
-            .await
-            .expect("another relay");
-        Self {
-            core,
-            sql,
-            url,
-            fences,
-        }
+        Ended { sql, url, fences }
     }
 
     /// A relay on a table `t` that `anon` may read, and a subscriber to it.
@@ -264,6 +263,29 @@ impl Relay {
     pub(crate) async fn seen(&mut self, watcher: &Watcher) -> Vec<Seen> {
         let fence = self.fence().await;
         watcher.until(fence).await
+    }
+}
+
+/// The database of a relay that has ended.
+pub(crate) struct Ended {
+    pub(crate) sql: tokio_postgres::Client,
+    url: String,
+    fences: u64,
+}
+
+impl Ended {
+    /// Starts another relay.
+    pub(crate) async fn begun(self, config: &Config) -> Relay {
+        let core = Core::start(config, Arc::new(Metrics::new()), Readiness::default())
+            .await
+            .expect("another relay");
+        let Self { sql, url, fences } = self;
+        Relay {
+            core,
+            sql,
+            url,
+            fences,
+        }
     }
 }
 

@@ -15,6 +15,8 @@ mod crowds;
 
 mod unseen_rules;
 
+mod away;
+
 mod leaves;
 
 mod visibility;

@@ -1,0 +1,127 @@
+//! What happened while no relay ran, which the slot still has: rows fall under the rules of then, though the
+//! catalog shows only those of now.
+
+use rowcast::config::Config;
+use rowcast::pg::Lsn;
+use rowcast::subscription::Wanted;
+
+use crate::harness::{ANN, Relay, cluster, config, connect, has_it_told};
+use crate::resume::{Client, Heard, settled, since, user, wish};
+
+const OWN: &str = "
+    create table own (id int primary key, owner uuid);
+    create table filler (id int);
+    alter table own enable row level security;
+    alter table own replica identity full;
+    create policy mine on own using (owner = auth.uid());
+    grant select on own to authenticated;
+    create function shown(id int) returns bool language sql stable as 'select id < 1';
+    create table helped (id int primary key);
+    alter table helped enable row level security;
+    alter table helped replica identity full;
+    create policy helped on helped using (shown(id));
+    grant select on helped to authenticated;";
+
+/// What takes a while to be decoded: who comes meanwhile is here before the rows behind it.
+const FILLER: &str = "insert into filler select i from generate_series(1, 400000) i;";
+
+/// A relay whose log outlives it, and its settings.
+async fn started(url: &str, told: bool, folder: &tempfile::TempDir) -> (Relay, Config) {
+    let mut used = config(url);
+    used.data = Some(folder.path().join("log"));
+    used.policy_check = false;
+    if told {
+        has_it_told(&connect(url).await, &used.slot).await;
+    }
+    let relay = Relay::in_database(url, OWN, "own, helped", |config| *config = used.clone()).await;
+    (relay, used)
+}
+
+/// Rules that were stricter for a while, and are what they were.
+async fn of_stricter_rules(told: bool, live: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = cluster().await.fresh_database().await.unwrap();
+    let (mut relay, config) = started(&url, told, &folder).await;
+    relay.reads_the_catalog().await;
+    let start = settled(&mut relay).await;
+    let mut between = String::new();
+    if live {
+        between.push_str(FILLER);
+    }
+    for one in [
+        "alter policy mine on own using (false)",
+        &format!("insert into own values (1, '{ANN}')"),
+        "alter policy mine on own using (owner = auth.uid())",
+        &format!("insert into own values (2, '{ANN}')"),
+    ] {
+        between.push_str(&format!("begin; {one}; commit;"));
+    }
+    let mut relay = relay.restart(&config, &between).await;
+    if !live {
+        settled(&mut relay).await;
+        relay.reads_the_catalog().await;
+    }
+    reads_again(&relay, since(wish(1, "own", ""), start), live).await;
+}
+
+/// Who comes with what it had hears of the rules at once. With the cursor that it is given then it is there
+/// before the rows, where these are yet to come.
+async fn reads_again(relay: &Relay, wanted: Wanted, live: bool) {
+    let mut wanted = wanted;
+    for _ in 0..=usize::from(live) {
+        let back = Client::join(&relay.core, &user(ANN), vec![wanted.clone()]).await;
+        let cursor = loop {
+            match back.next().await {
+                Heard::CaughtUp => {}
+                Heard::Resync(_, cursor) => break cursor.unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        wanted = since(wanted, cursor);
+        // It has read under the rules of now.
+        wanted.start.read_at = Some(Lsn(u64::MAX));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_is_not_shown_what_was_hidden_for_a_while() {
+    for told in [false, true] {
+        of_stricter_rules(told, false).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_there_before_the_rows_is_not_shown_what_was_hidden_for_a_while() {
+    for told in [false, true] {
+        of_stricter_rules(told, true).await;
+    }
+}
+
+/// The numbers of transactions do not tell in which order they committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_is_not_judged_by_rules_that_began_before_it_and_came_behind_it() {
+    for (told, live) in [(false, false), (false, true), (true, false), (true, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let url = cluster().await.fresh_database().await.unwrap();
+        let (mut relay, config) = started(&url, told, &folder).await;
+        relay.reads_the_catalog().await;
+        let start = settled(&mut relay).await;
+        let away = relay.ended().await;
+        // No slot of this cluster can be made until this has ended.
+        let other = connect(&url).await;
+        let shown =
+            "begin; create or replace function shown(id int) returns bool language sql stable as
+                     'select id > 0'";
+        other.batch_execute(shown).await.unwrap();
+        let filler = if live { FILLER } else { "" };
+        let row = format!("{filler} begin; insert into helped values (1); commit");
+        away.sql.batch_execute(&row).await.unwrap();
+        other.batch_execute("commit").await.unwrap();
+        let mut relay = away.begun(&config).await;
+        if !live {
+            settled(&mut relay).await;
+            relay.reads_the_catalog().await;
+        }
+        reads_again(&relay, since(wish(1, "helped", ""), start), live).await;
+    }
+}
