@@ -118,8 +118,28 @@ functions(oid) as (
     and d.refclassid = 'pg_proc'::regclass
   union
   select p.oid from pg_proc p where p.oid = any ($3::oid[])
+),
+-- Whose members the roles are, at last.
+acting(oid) as (
+  select oid from roles
+  union
+  select m.roleid from acting join pg_auth_members m on m.member = acting.oid
 )
 select jsonb_build_object(
+  -- Sums of the places and writers of what counts for many tables: what was changed and changed back between two
+  -- looks says the same, and was written.
+  'elsewhere', jsonb_build_object(
+    'memberships', (select sum(hash_record_extended(row(m.ctid, m.xmin), 0))::text
+      from pg_auth_members m where m.member in (select oid from acting)),
+    'labels', (select sum(hash_record_extended(row(e.ctid, e.xmin), 0))::text
+      from pg_enum e where e.enumtypid in (select oid from types)),
+    'schemas', (select sum(hash_record_extended(row(n.ctid, n.xmin), 0))::text
+      from pg_namespace n where n.oid in (
+        select c.relnamespace from tables t join pg_class c on c.oid = t.oid
+        union all
+        select p.pronamespace from functions f join pg_proc p on p.oid = f.oid)),
+    'views', (select sum(hash_record_extended(row(w.ctid, w.xmin), 0))::text
+      from pg_rewrite w where w.ev_class in (select oid from tables))),
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
     'oid', (select d.oid from pg_database d where d.datname = current_database()),

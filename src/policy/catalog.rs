@@ -74,8 +74,23 @@ pub struct Catalog {
     pub clock: Arc<ServerClock>,
     /// The policies that a check has found to be answered otherwise than by PostgreSQL.
     pub refuted: Arc<BTreeSet<Refuted>>,
+    /// Who wrote what counts for many tables.
+    pub(super) elsewhere: Elsewhere,
     /// See [`Catalog::fingerprints`]; the same where only `era` and `refuted` are others.
     pub(super) fingerprints: Arc<OnceLock<HashMap<Oid, Fingerprints>>>,
+}
+
+/// Who wrote what counts for many tables, as `sql/catalog.sql` sums it up.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Elsewhere {
+    /// Of which roles those that clients act as are members.
+    pub(super) memberships: Option<String>,
+    /// The labels of enums.
+    pub(super) labels: Option<String>,
+    /// The schemas of tables and functions.
+    pub(super) schemas: Option<String>,
+    /// The queries of views.
+    pub(super) views: Option<String>,
 }
 
 /// A policy of a table, as it is compiled for a role: the table, the role, the policy's name.
@@ -574,6 +589,7 @@ impl Function {
 
 #[derive(Deserialize)]
 struct Document {
+    elsewhere: Elsewhere,
     schemas: HashMap<String, Schema>,
     database: Database,
     roles: Vec<Role>,
@@ -644,6 +660,7 @@ impl Catalog {
             clock: Arc::default(),
             refuted: Arc::default(),
             fingerprints: Arc::default(),
+            elsewhere: document.elsewhere,
             deletes: document.database.deletes,
             major: u16::try_from(document.database.version / 10_000).unwrap_or_default(),
             read_at,

@@ -1,6 +1,6 @@
 //! Whether two catalogs decide alike about a table, as a number for each role; and who wrote what decides.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -21,6 +21,44 @@ pub struct Fingerprints {
 }
 
 impl Catalog {
+    /// Whether something that counts for many tables was written since another catalog, and says the same as
+    /// there: for a while it may have said something else.
+    #[must_use]
+    pub fn was_else_since(&self, before: &Self) -> bool {
+        let (was, is) = (&before.elsewhere, &self.elsewhere);
+        is.memberships != was.memberships && self.says_of_roles() == before.says_of_roles()
+            || is.labels != was.labels && self.says_of_labels() == before.says_of_labels()
+            || is.schemas != was.schemas && self.says_of_schemas() == before.says_of_schemas()
+            || is.views != was.views && self.says_of_views() == before.says_of_views()
+    }
+
+    fn says_of_roles(&self) -> String {
+        let roles: BTreeMap<_, _> = self.roles.iter().collect();
+        // Which policies are for whom.
+        let tables: BTreeMap<_, _> = self.tables.iter().collect();
+        let rights = tables.iter().map(|(oid, table)| (oid, &table.rights));
+        format!("{:?}", (roles, rights.collect::<Vec<_>>()))
+    }
+
+    fn says_of_labels(&self) -> String {
+        let types: BTreeMap<_, _> = self.types.iter().collect();
+        let labels = types.iter().map(|(oid, of)| (oid, &of.labels));
+        format!("{:?}", labels.collect::<Vec<_>>())
+    }
+
+    fn says_of_schemas(&self) -> String {
+        let schemas: BTreeMap<_, _> = self.schemas.iter().collect();
+        let tables: BTreeMap<_, _> = self.tables.iter().collect();
+        let tables = tables.iter().map(|(oid, table)| (oid, &table.schema));
+        format!("{:?}", (schemas, tables.collect::<Vec<_>>()))
+    }
+
+    fn says_of_views(&self) -> String {
+        let tables: BTreeMap<_, _> = self.tables.iter().collect();
+        let views = tables.iter().map(|(oid, table)| (oid, &table.view));
+        format!("{:?}", views.collect::<Vec<_>>())
+    }
+
     /// Of all published tables. They are worked out when they are first needed, which takes a while with
     /// thousands of tables, and kept.
     #[must_use]
@@ -35,6 +73,15 @@ impl Catalog {
 }
 
 impl Fingerprints {
+    /// Whether one of the tables that decide was written since another catalog, and says the same as there.
+    #[must_use]
+    pub fn was_else_since(&self, before: &Self) -> bool {
+        self.written.iter().any(|(oid, now)| {
+            let mut known = before.written.iter().filter(|(known, _)| known == oid);
+            known.any(|(_, before)| before.is_anew_in(now))
+        })
+    }
+
     fn of(catalog: &Catalog, table: &Table, known: &mut HashMap<Oid, Arc<Written>>) -> Self {
         let mut deciding = Deciding::of(catalog, table);
         let is_judged = |table: &Table| table.row_security || !table.rules.is_empty();

@@ -231,3 +231,103 @@ async fn somebodys_lock_on_one_table_does_not_hold_up_the_rows_of_another() {
     assert_eq!(seen, [format!("INSERT {}", id + 1)]);
     other.batch_execute("commit").await.unwrap();
 }
+
+/// What hides a row for a while, what undoes that, and of which table a row is written in between.
+const UNDONE: &[(&str, &str, &str, &str)] = &[
+    (
+        "revoke select on m from authenticated",
+        "grant select on m to authenticated",
+        "d",
+        "1",
+    ),
+    (
+        "revoke select on v from authenticated",
+        "grant select on v to authenticated",
+        "e",
+        "1",
+    ),
+    (
+        "create or replace view v as select org, who from m where false",
+        "create or replace view v as select org, who from m",
+        "e",
+        "1",
+    ),
+    (
+        "alter view v set (security_invoker = true); alter policy open on m using (false)",
+        "alter policy open on m using (true); alter view v reset (security_invoker)",
+        "e",
+        "1",
+    ),
+    (
+        "alter type state rename value 'open' to 'x'; alter type state rename value 'shut' to 'open'",
+        "alter type state rename value 'open' to 'shut'; alter type state rename value 'x' to 'open'",
+        "g",
+        "'open'",
+    ),
+    (
+        "revoke unseen_rules_member from authenticated",
+        "grant unseen_rules_member to authenticated",
+        "i",
+        "1",
+    ),
+    (
+        "revoke usage on schema side from authenticated",
+        "grant usage on schema side to authenticated",
+        "j",
+        "1",
+    ),
+    (
+        "create or replace function member(o int) returns bool language sql stable as 'select false'",
+        "create or replace function member(o int) returns bool language sql stable as \
+         'select exists (select from public.m where m.org = o and m.who = auth.uid())'",
+        "f",
+        "1",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_hidden_for_a_moment_is_not_shown_as_that_is_undone_before_anybody_looks() {
+    let mut relay = started().await;
+    relay
+        .run(
+            "do $$ begin
+               create role unseen_rules_member;
+             exception when duplicate_object or unique_violation then null;
+             end $$;
+             create table i (id int primary key, org int);
+             alter table i enable row level security;
+             grant select on i to authenticated;
+             create policy p on i using (pg_has_role('unseen_rules_member', 'member'));
+             create schema side;
+             grant usage on schema side to authenticated;
+             create function side.shows(org int) returns bool language sql stable as 'select org = 1';
+             create table j (id int primary key, org int);
+             alter table j enable row level security;
+             grant select on j to authenticated;
+             create policy p on j using (side.shows(org));
+             alter publication rowcast add table i, j;
+             grant unseen_rules_member to authenticated",
+        )
+        .await;
+    relay.reads_the_catalog().await;
+    let mut id = 0;
+    for (change, undo, table, value) in UNDONE {
+        let mut ann = relay.watch_as(ANN, table).await;
+        let values = if *table == "g" { "'shut'" } else { value };
+        let (before, shown) = (values, *table != "g");
+        sees(&mut relay, &mut ann, (table, before), shown, &mut id).await;
+        id += 1;
+        let all = [
+            *change,
+            &format!("insert into {table} values ({id}, {value})"),
+            undo,
+        ]
+        .map(|one| format!("begin; {one}; commit"));
+        relay.run(&all.join(";")).await;
+        let seen = brief(&relay.seen(&ann).await);
+        assert!(
+            seen.iter().all(|one| one.starts_with("resync")),
+            "{change}: {seen:?}"
+        );
+    }
+}

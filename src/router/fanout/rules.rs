@@ -17,7 +17,7 @@ use crate::log::Entry;
 use crate::lookup::Wanted;
 use crate::metrics::HiddenReason;
 use crate::pg::{Lsn, Oid, Xid};
-use crate::policy::access::Access;
+use crate::policy::access::{Access, Rules};
 use crate::policy::catalog::{Catalog, Table};
 use crate::policy::closure::functions;
 use crate::policy::reader::{Mark, Reading};
@@ -342,6 +342,7 @@ impl Fanout {
             self.note_lost_leaves(&catalog);
         }
         let mut unsure = self.unsure_by(&catalog, place);
+        let elsewhere = !unsure.is_empty() && catalog.was_else_since(&self.catalog);
         self.access.clear();
         self.rules_changed = true;
         // Types and operators may be others now.
@@ -373,10 +374,12 @@ impl Fanout {
                     showing_else.push((*oid, Arc::clone(role)));
                 } else if let Some(unsure) = unsure.get_mut(oid) {
                     let before = self.catalog.tables.get(oid);
-                    let was_else = before.is_none_or(|before| {
-                        let before = (&*self.catalog, &**before);
-                        access.was_else_between(before, (&catalog, table), role)
-                    });
+                    let judges = matches!(access.rules, Rules::Judged { .. });
+                    let was_else = elsewhere && judges
+                        || before.is_none_or(|before| {
+                            let before = (&*self.catalog, &**before);
+                            access.was_else_between(before, (&catalog, table), role)
+                        });
                     if !was_else {
                         unsure.not.insert(Arc::clone(role));
                     }
@@ -485,10 +488,15 @@ impl Fanout {
             return HashMap::new();
         }
         let known = self.catalog.fingerprints();
+        // Where the stream tells of each change, none of these is a change that nobody saw but of roles.
+        let elsewhere = catalog.was_else_since(&self.catalog);
         let unsure = catalog.fingerprints().iter().filter_map(|(oid, now)| {
             let (before, table) = (self.catalog.tables.get(oid)?, catalog.tables.get(oid)?);
-            let known = known.get(oid).map(|known| &known.roles);
-            let same = before.version == table.version && known == Some(&now.roles);
+            let known = known.get(oid);
+            let anew = known.is_some_and(|known| !catalog.marked && now.was_else_since(known));
+            let roles = known.map(|known| &known.roles);
+            let same = before.version == table.version && roles == Some(&now.roles);
+            let same = same && !anew && !elsewhere;
             let unsure = Unsure {
                 until: catalog.read_at,
                 not: BTreeSet::new(),
@@ -529,13 +537,18 @@ impl Fanout {
         let told = match place {
             Place::Told { exact: true, .. } => return,
             Place::Told { xid, .. } => Some(xid),
-            Place::Unknown(_) | Place::Passed if catalog.settled => return,
+            Place::Unknown(_) | Place::Passed
+                if catalog.settled && !catalog.was_else_since(&self.catalog) =>
+            {
+                return;
+            }
             Place::Unknown(_) | Place::Passed => None,
         };
+        let elsewhere = told.is_none() && catalog.was_else_since(&self.catalog);
         let unknown = catalog.tables.values().filter(|table| {
             let truncated = self.changed.emptied(table.oid).map(|(by, _)| by);
             let later = told.is_some_and(|xid| is_later(catalog, table, xid, truncated));
-            table.published && (!catalog.settled || later)
+            table.published && (!catalog.settled || later || elsewhere)
         });
         let unknown: Vec<Oid> = unknown.map(|table| table.oid).collect();
         self.history.observe_gap(catalog, &unknown);
