@@ -204,8 +204,8 @@ fn hash(catalog: &Catalog, table: &Table, hasher: &mut DefaultHasher) {
     }
 }
 
-/// The transactions that wrote last what the catalog says of a table and its columns, policies aside, and
-/// what that is.
+/// The transactions that wrote last what the catalog says of a table, its columns and policies, and what that
+/// is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Written {
@@ -220,9 +220,13 @@ impl Written {
         let published = (&table.published_columns, &table.publishing);
         let stored = (table.file, &table.leaves, &table.ancestors);
         let mut hasher = DefaultHasher::new();
-        format!("{:?}", (secured, held, published, stored)).hash(&mut hasher);
-        let columns = table.column_versions.iter();
-        let by = columns.map(|(_, version)| version.as_str());
+        // Not as PostgreSQL resolved them: older ones say where in a statement each word stood.
+        let policies = table.policies.iter();
+        let policies = policies.map(|one| (&one.name, one.permissive, &one.condition, one.checks));
+        let policies: Vec<_> = policies.collect();
+        format!("{:?}", (secured, held, published, stored, policies)).hash(&mut hasher);
+        let versions = table.column_versions.iter().chain(&table.policy_versions);
+        let by = versions.map(|(_, version)| version.as_str());
         let by: BTreeSet<&str> = by.chain([table.version.as_str()]).collect();
         Self {
             by: by.into_iter().collect::<Vec<_>>().join(" "),

@@ -71,7 +71,7 @@ impl AccessHistory {
             })),
             file,
         };
-        history.observe(catalog, catalog.read_at);
+        history.note(catalog, catalog.read_at, false);
         history
     }
 
@@ -87,6 +87,11 @@ impl AccessHistory {
 
     /// Takes note of a catalog that somebody is about to judge by what commits behind `since`.
     pub(super) fn observe(&self, catalog: &Catalog, since: Lsn) {
+        self.note(catalog, since, catalog.marked);
+    }
+
+    /// The same; `seen` is whether every change since the one before was.
+    fn note(&self, catalog: &Catalog, since: Lsn, seen: bool) {
         let mut known = self.lock();
         // Another has seen a newer one meanwhile.
         if catalog.read_at.0 < known.read_at {
@@ -102,8 +107,7 @@ impl AccessHistory {
                 anew |= before.is_some_and(|before| before.is_anew_in(now));
                 written.entry(oid.0).or_insert_with(|| Written::clone(now));
             }
-            // Where the stream tells of each change, every one has been seen.
-            anew &= !catalog.marked;
+            anew &= !seen;
             let pairs = known.tables.entry(table.0).or_default();
             for (role, fingerprint) in &fingerprints.roles {
                 let fingerprint = *fingerprint;
@@ -126,7 +130,7 @@ impl AccessHistory {
         // What is published again later was not in the log meanwhile.
         let before = known.tables.len();
         known.tables.retain(|oid, _| published(oid));
-        changed |= !catalog.marked && known.written != written;
+        changed |= known.written != written;
         known.written = written;
         if changed || known.tables.len() != before {
             self.write(&known);

@@ -253,12 +253,6 @@ const UNDONE: &[(&str, &str, &str, &str)] = &[
         "1",
     ),
     (
-        "alter view v set (security_invoker = true); alter policy open on m using (false)",
-        "alter policy open on m using (true); alter view v reset (security_invoker)",
-        "e",
-        "1",
-    ),
-    (
         "alter type state rename value 'open' to 'x'; alter type state rename value 'shut' to 'open'",
         "alter type state rename value 'open' to 'shut'; alter type state rename value 'x' to 'open'",
         "g",
