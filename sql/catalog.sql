@@ -129,17 +129,20 @@ select jsonb_build_object(
   -- Sums of the places and writers of what counts for many tables: what was changed and changed back between two
   -- looks says the same, and was written.
   'elsewhere', jsonb_build_object(
-    'memberships', (select sum(hash_record_extended(row(m.ctid, m.xmin), 0))::text
-      from pg_auth_members m where m.member in (select oid from acting)),
-    'labels', (select sum(hash_record_extended(row(e.ctid, e.xmin), 0))::text
-      from pg_enum e where e.enumtypid in (select oid from types)),
-    'schemas', (select sum(hash_record_extended(row(n.ctid, n.xmin), 0))::text
+    'memberships', (select coalesce(jsonb_object_agg(a.rolname, (
+        select sum(hash_record_extended(row(m.ctid, m.xmin), 0))::text from pg_auth_members m where m.member = a.oid)), '{}')
+      from pg_roles a where a.oid in (select oid from acting)),
+    'labels', (select coalesce(jsonb_object_agg(l.enumtypid, l.sum), '{}') from (
+      select e.enumtypid, sum(hash_record_extended(row(e.ctid, e.xmin), 0))::text
+      from pg_enum e where e.enumtypid in (select oid from types) group by 1) l),
+    'schemas', (select coalesce(jsonb_object_agg(n.nspname, hash_record_extended(row(n.ctid, n.xmin), 0)::text), '{}')
       from pg_namespace n where n.oid in (
         select c.relnamespace from tables t join pg_class c on c.oid = t.oid
         union all
         select p.pronamespace from functions f join pg_proc p on p.oid = f.oid)),
-    'views', (select sum(hash_record_extended(row(w.ctid, w.xmin), 0))::text
-      from pg_rewrite w where w.ev_class in (select oid from tables))),
+    'views', (select coalesce(jsonb_object_agg(v.ev_class, v.sum), '{}') from (
+      select w.ev_class, sum(hash_record_extended(row(w.ctid, w.xmin), 0))::text
+      from pg_rewrite w where w.ev_class in (select oid from tables) group by 1) v)),
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
     'oid', (select d.oid from pg_database d where d.datname = current_database()),

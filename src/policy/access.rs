@@ -193,8 +193,8 @@ impl Access {
             let known = known.iter().find(|known| known.oid == table.oid);
             known.is_some_and(|known| {
                 let policies = policies_of(known, role) != policies_of(table, role);
-                judges && policies
-                    || (own || judges) && Written::of(known).is_anew_in(&Written::of(table))
+                let [was, is] = [known, table].map(|table| Written::of(table).table);
+                judges && policies || (own || judges) && was.is_anew_in(&is)
             })
         })
     }

@@ -9,7 +9,7 @@ mod settings;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::body::{Body, Context, FIRST_NORMAL_OBJECT, numbers as numbers_in};
 use super::clock::ServerClock;
@@ -75,22 +75,23 @@ pub struct Catalog {
     /// The policies that a check has found to be answered otherwise than by PostgreSQL.
     pub refuted: Arc<BTreeSet<Refuted>>,
     /// Who wrote what counts for many tables.
-    pub(super) elsewhere: Elsewhere,
+    pub elsewhere: Elsewhere,
     /// See [`Catalog::fingerprints`]; the same where only `era` and `refuted` are others.
     pub(super) fingerprints: Arc<OnceLock<HashMap<Oid, Fingerprints>>>,
 }
 
-/// Who wrote what counts for many tables, as `sql/catalog.sql` sums it up.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Elsewhere {
-    /// Of which roles those that clients act as are members.
-    pub(super) memberships: Option<String>,
-    /// The labels of enums.
-    pub(super) labels: Option<String>,
-    /// The schemas of tables and functions.
-    pub(super) schemas: Option<String>,
+/// Who wrote what counts for many tables, as `sql/catalog.sql` sums it up; `None` where nothing stands there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Elsewhere {
+    /// Of which roles those are members that clients act as, and those that they are members of; by name.
+    pub(super) memberships: BTreeMap<String, Option<String>>,
+    /// The labels of enums, by type.
+    pub(super) labels: BTreeMap<u32, Option<String>>,
+    /// The schemas of tables and functions, by name.
+    pub(super) schemas: BTreeMap<String, Option<String>>,
     /// The queries of views.
-    pub(super) views: Option<String>,
+    pub(super) views: BTreeMap<u32, Option<String>>,
 }
 
 /// A policy of a table, as it is compiled for a role: the table, the role, the policy's name.

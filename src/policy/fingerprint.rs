@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Catalog, Table};
+use super::catalog::{Catalog, Elsewhere, Table};
 use super::closure::{functions, judged, partitioned};
 use crate::pg::Oid;
 
@@ -26,37 +26,38 @@ impl Catalog {
     #[must_use]
     pub fn was_else_since(&self, before: &Self) -> bool {
         let (was, is) = (&before.elsewhere, &self.elsewhere);
-        is.memberships != was.memberships && self.says_of_roles() == before.says_of_roles()
-            || is.labels != was.labels && self.says_of_labels() == before.says_of_labels()
-            || is.schemas != was.schemas && self.says_of_schemas() == before.says_of_schemas()
-            || is.views != was.views && self.says_of_views() == before.says_of_views()
+        anew(&was.memberships, &is.memberships).next().is_some() && self.roles_say_as(before)
+            || anew(&was.labels, &is.labels).any(|oid| {
+                let of = |catalog: &Self| catalog.types.get(&Oid(*oid)).map(Arc::clone);
+                let says = |catalog| of(catalog).map(|of| of.labels.clone());
+                says(self) == says(before)
+            })
+            || anew(&was.schemas, &is.schemas).any(|name| {
+                let says = |catalog: &Self| format!("{:?}", catalog.schemas.get(name));
+                says(self) == says(before)
+            })
+            || anew(&was.views, &is.views).any(|oid| {
+                let table = |catalog: &Self| catalog.tables.get(&Oid(*oid)).map(Arc::clone);
+                let says = |catalog| table(catalog).map(|table| format!("{:?}", table.view));
+                says(self) == says(before)
+            })
     }
 
-    fn says_of_roles(&self) -> String {
-        let roles: BTreeMap<_, _> = self.roles.iter().collect();
-        // Which policies are for whom.
-        let tables: BTreeMap<_, _> = self.tables.iter().collect();
-        let rights = tables.iter().map(|(oid, table)| (oid, &table.rights));
-        format!("{:?}", (roles, rights.collect::<Vec<_>>()))
-    }
-
-    fn says_of_labels(&self) -> String {
-        let types: BTreeMap<_, _> = self.types.iter().collect();
-        let labels = types.iter().map(|(oid, of)| (oid, &of.labels));
-        format!("{:?}", labels.collect::<Vec<_>>())
-    }
-
-    fn says_of_schemas(&self) -> String {
-        let schemas: BTreeMap<_, _> = self.schemas.iter().collect();
-        let tables: BTreeMap<_, _> = self.tables.iter().collect();
-        let tables = tables.iter().map(|(oid, table)| (oid, &table.schema));
-        format!("{:?}", (schemas, tables.collect::<Vec<_>>()))
-    }
-
-    fn says_of_views(&self) -> String {
-        let tables: BTreeMap<_, _> = self.tables.iter().collect();
-        let views = tables.iter().map(|(oid, table)| (oid, &table.view));
-        format!("{:?}", views.collect::<Vec<_>>())
+    /// Whether the roles of both are members of the same, and have the same policies.
+    fn roles_say_as(&self, before: &Self) -> bool {
+        let known = |name: &str| self.roles.contains_key(name) && before.roles.contains_key(name);
+        let says = |catalog: &Self| {
+            let roles: BTreeMap<_, _> = catalog.roles.iter().collect();
+            let roles = roles.into_iter().filter(|(name, _)| known(name));
+            let roles = format!("{:?}", roles.collect::<Vec<_>>());
+            let rights = catalog.tables.iter().flat_map(|(oid, table)| {
+                let rights = table.rights.iter();
+                let rights = rights.filter(|rights| known(&rights.role));
+                rights.map(|rights| (*oid, format!("{rights:?}")))
+            });
+            (roles, rights.collect::<BTreeSet<_>>())
+        };
+        says(self) == says(before)
     }
 
     /// Of all published tables. They are worked out when they are first needed, which takes a while with
@@ -87,12 +88,6 @@ impl Fingerprints {
         let is_judged = |table: &Table| table.row_security || !table.rules.is_empty();
         if partitioned(catalog, table).any(is_judged) {
             table.column_versions.hash(&mut deciding.alike);
-        }
-        // Where the stream tells of each change, every one has been seen.
-        if !catalog.marked {
-            for judged in &deciding.tables {
-                judged.policy_versions.hash(&mut deciding.alike);
-            }
         }
         let roles = table.rights.iter().map(|rights| {
             let number = deciding.by(catalog, &rights.role);
@@ -204,11 +199,39 @@ fn hash(catalog: &Catalog, table: &Table, hasher: &mut DefaultHasher) {
     }
 }
 
-/// The transactions that wrote last what the catalog says of a table, its columns and policies, and what that
-/// is.
+/// Which of these were written since, though they were there before.
+fn anew<'a, K: Ord>(
+    was: &'a BTreeMap<K, Option<String>>,
+    is: &'a BTreeMap<K, Option<String>>,
+) -> impl Iterator<Item = &'a K> {
+    let changed = |(key, by): &(&K, &Option<String>)| was.get(key).is_some_and(|was| was != *by);
+    is.iter().filter(changed).map(|(key, _)| key)
+}
+
+impl Elsewhere {
+    /// Whether any of what both know was written in between.
+    #[must_use]
+    pub fn is_anew_in(&self, now: &Self) -> bool {
+        anew(&self.memberships, &now.memberships).next().is_some()
+            || anew(&self.labels, &now.labels).next().is_some()
+            || anew(&self.schemas, &now.schemas).next().is_some()
+            || anew(&self.views, &now.views).next().is_some()
+    }
+}
+
+/// The transactions that wrote last what the catalog says of a table, and what that is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Written {
+    /// Of the table itself and its columns.
+    pub(super) table: Said,
+    policies: Said,
+}
+
+/// What something says, and who wrote that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Said {
     by: String,
     says: u64,
 }
@@ -219,24 +242,44 @@ impl Written {
         let held = (&table.columns, &table.key, &table.identity);
         let published = (&table.published_columns, &table.publishing);
         let stored = (table.file, &table.leaves, &table.ancestors);
-        let mut hasher = DefaultHasher::new();
+        let columns = table.column_versions.iter();
+        let columns = columns.map(|(_, version)| version.as_str());
         // Not as PostgreSQL resolved them: older ones say where in a statement each word stood.
         let policies = table.policies.iter();
         let policies = policies.map(|one| (&one.name, one.permissive, &one.condition, one.checks));
         let policies: Vec<_> = policies.collect();
-        format!("{:?}", (secured, held, published, stored, policies)).hash(&mut hasher);
-        let versions = table.column_versions.iter().chain(&table.policy_versions);
-        let by = versions.map(|(_, version)| version.as_str());
-        let by: BTreeSet<&str> = by.chain([table.version.as_str()]).collect();
+        let by = table.policy_versions.iter();
         Self {
-            by: by.into_iter().collect::<Vec<_>>().join(" "),
-            says: hasher.finish(),
+            table: Said::new(
+                columns.chain([table.version.as_str()]),
+                &format!("{:?}", (secured, held, published, stored)),
+            ),
+            policies: Said::new(
+                by.map(|(_, version)| version.as_str()),
+                &format!("{policies:?}"),
+            ),
         }
     }
 
     /// Whether somebody has written it since, though nothing of it is different.
     #[must_use]
     pub fn is_anew_in(&self, now: &Self) -> bool {
+        self.table.is_anew_in(&now.table) || self.policies.is_anew_in(&now.policies)
+    }
+}
+
+impl Said {
+    fn new<'a>(by: impl Iterator<Item = &'a str>, says: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        says.hash(&mut hasher);
+        let by: BTreeSet<&str> = by.collect();
+        Self {
+            by: by.into_iter().collect::<Vec<_>>().join(" "),
+            says: hasher.finish(),
+        }
+    }
+
+    pub(super) fn is_anew_in(&self, now: &Self) -> bool {
         self.by != now.by && self.says == now.says
     }
 }

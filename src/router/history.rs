@@ -12,7 +12,7 @@ use super::Resync;
 use crate::log::sealed::{self, Content};
 use crate::log::{Epoch, Holder};
 use crate::pg::{Lsn, Oid};
-use crate::policy::catalog::Catalog;
+use crate::policy::catalog::{Catalog, Elsewhere};
 use crate::policy::fingerprint::Written;
 use crate::subscription::Wanted;
 
@@ -38,6 +38,9 @@ struct Known {
     /// Who wrote them, and what they look into.
     #[serde(default)]
     written: HashMap<u32, Written>,
+    /// Who wrote what counts for all of them.
+    #[serde(default)]
+    elsewhere: Elsewhere,
 }
 
 /// The rules of one table for one role.
@@ -71,7 +74,13 @@ impl AccessHistory {
             })),
             file,
         };
+        // What it said in between nobody knows.
+        let anew = history.lock().elsewhere.is_anew_in(&catalog.elsewhere);
         history.note(catalog, catalog.read_at, false);
+        if anew {
+            let tables: Vec<Oid> = catalog.fingerprints().keys().copied().collect();
+            history.observe_gap(catalog, &tables);
+        }
         history
     }
 
@@ -130,8 +139,9 @@ impl AccessHistory {
         // What is published again later was not in the log meanwhile.
         let before = known.tables.len();
         known.tables.retain(|oid, _| published(oid));
-        changed |= known.written != written;
+        changed |= known.written != written || known.elsewhere != catalog.elsewhere;
         known.written = written;
+        known.elsewhere.clone_from(&catalog.elsewhere);
         if changed || known.tables.len() != before {
             self.write(&known);
         }

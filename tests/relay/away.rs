@@ -127,3 +127,85 @@ async fn a_row_is_not_judged_by_rules_that_began_before_it_and_came_behind_it() 
         reads_again(&relay, since(wish(1, "helped", ""), start), live).await;
     }
 }
+
+/// What hides a row of a table, and what shows it again.
+const UNDONE: &[(&str, &str, &str)] = &[
+    (
+        "revoke rowcast_away from authenticated",
+        "grant rowcast_away to authenticated",
+        "of_role",
+    ),
+    (
+        "revoke usage on schema side from authenticated",
+        "grant usage on schema side to authenticated",
+        "of_schema",
+    ),
+    (
+        "create or replace view v as select 1 as id where false",
+        "create or replace view v as select 1 as id",
+        "of_view",
+    ),
+    (
+        "alter type state rename value 'open' to 'x'; alter type state rename value 'shut' to 'open'",
+        "alter type state rename value 'open' to 'shut'; alter type state rename value 'x' to 'open'",
+        "of_label",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_is_not_shown_what_something_beyond_the_table_hid_for_a_while() {
+    for told in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let url = cluster().await.fresh_database().await.unwrap();
+        let (mut relay, config) = started(&url, told, &folder).await;
+        let schema = "
+            do $$ begin
+              create role rowcast_away;
+            exception when duplicate_object or unique_violation then null;
+            end $$;
+            grant rowcast_away to authenticated;
+            create schema side;
+            grant usage on schema side to authenticated;
+            create function side.shows(id int) returns bool language sql stable as 'select id > 0';
+            create view v as select 1 as id;
+            grant select on v to authenticated;
+            create type state as enum ('open', 'shut');
+            create table of_role (id int primary key, state state default 'open');
+            create table of_schema (like of_role including all);
+            create table of_view (like of_role including all);
+            create table of_label (like of_role including all);
+            alter table of_role enable row level security;
+            alter table of_schema enable row level security;
+            alter table of_view enable row level security;
+            alter table of_label enable row level security;
+            create policy p on of_role using (pg_has_role('rowcast_away', 'member'));
+            create policy p on of_schema using (side.shows(id));
+            create policy p on of_view using (exists (select from v));
+            create policy p on of_label using (state = 'open');
+            grant select on of_role, of_schema, of_view, of_label to authenticated;
+            alter publication rowcast add table of_role, of_schema, of_view, of_label";
+        relay.run(schema).await;
+        for (hide, show, table) in UNDONE {
+            relay.reads_the_catalog().await;
+            // Nothing happens the first time: what is noticed the second is not the restart.
+            for happens in [false, true] {
+                let start = settled(&mut relay).await;
+                let away = relay.ended().await;
+                let row = format!("insert into {table} values (1)");
+                let all: &[&str] = if happens { &[hide, &row, show] } else { &[] };
+                for one in all {
+                    away.sql.batch_execute(one).await.unwrap();
+                }
+                relay = away.begun(&config).await;
+                settled(&mut relay).await;
+                let wanted = since(wish(1, table, ""), start);
+                let back = Client::join(&relay.core, &user(ANN), vec![wanted]).await;
+                match back.next().await {
+                    Heard::CaughtUp => assert!(!happens, "{hide}, told: {told}"),
+                    Heard::Resync(..) => assert!(happens, "{table}, told: {told}"),
+                    other => panic!("{hide}: {other:?}"),
+                }
+            }
+        }
+    }
+}

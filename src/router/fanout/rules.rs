@@ -337,20 +337,21 @@ impl Fanout {
             _ => catalog.read_at,
         };
         self.history.observe(&catalog, since);
+        let told = matches!(place, Place::Told { .. });
+        let elsewhere = !told && catalog.was_else_since(&self.catalog);
         if self.replay.is_none() {
-            self.note_gaps(&catalog, place);
+            self.note_gaps(&catalog, place, elsewhere);
             self.note_lost_leaves(&catalog);
         }
-        let mut unsure = self.unsure_by(&catalog, place);
-        let elsewhere = !unsure.is_empty() && catalog.was_else_since(&self.catalog);
+        let mut unsure = self.unsure_by(&catalog, place, elsewhere);
         self.access.clear();
         self.rules_changed = true;
         // Types and operators may be others now.
         self.readings.clear();
         let mut changed = Vec::new();
         let mut showing_else = Vec::new();
+        let moment = told.then_some(self.moment);
         let mut told = BTreeSet::new();
-        let moment = matches!(place, Place::Told { .. }).then_some(self.moment);
         for (oid, watched) in &mut self.tables {
             let Some(table) = catalog.tables.get(oid).filter(|table| table.published) else {
                 changed.push(*oid);
@@ -479,7 +480,8 @@ impl Fanout {
     }
 
     /// The published tables whose rules have changed, nobody knows how often, before a catalog was read.
-    fn unsure_by(&self, catalog: &Catalog, place: Place) -> HashMap<Oid, Unsure> {
+    /// `elsewhere` is whether something that counts for many tables was something else for a while.
+    fn unsure_by(&self, catalog: &Catalog, place: Place, elsewhere: bool) -> HashMap<Oid, Unsure> {
         let Place::Unknown(described) = place else {
             return HashMap::new();
         };
@@ -488,8 +490,6 @@ impl Fanout {
             return HashMap::new();
         }
         let known = self.catalog.fingerprints();
-        // Where the stream tells of each change, none of these is a change that nobody saw but of roles.
-        let elsewhere = catalog.was_else_since(&self.catalog);
         let unsure = catalog.fingerprints().iter().filter_map(|(oid, now)| {
             let (before, table) = (self.catalog.tables.get(oid)?, catalog.tables.get(oid)?);
             let known = known.get(oid);
@@ -533,18 +533,14 @@ impl Fanout {
 
     /// Notes whose rules were others for a while than this catalog says, and than the last one said: who
     /// comes back is not to be judged by them.
-    fn note_gaps(&self, catalog: &Catalog, place: Place) {
+    /// `elsewhere` is whether something that counts for many tables was something else for a while.
+    fn note_gaps(&self, catalog: &Catalog, place: Place, elsewhere: bool) {
         let told = match place {
             Place::Told { exact: true, .. } => return,
             Place::Told { xid, .. } => Some(xid),
-            Place::Unknown(_) | Place::Passed
-                if catalog.settled && !catalog.was_else_since(&self.catalog) =>
-            {
-                return;
-            }
+            Place::Unknown(_) | Place::Passed if catalog.settled && !elsewhere => return,
             Place::Unknown(_) | Place::Passed => None,
         };
-        let elsewhere = told.is_none() && catalog.was_else_since(&self.catalog);
         let unknown = catalog.tables.values().filter(|table| {
             let truncated = self.changed.emptied(table.oid).map(|(by, _)| by);
             let later = told.is_some_and(|xid| is_later(catalog, table, xid, truncated));
