@@ -142,7 +142,12 @@ select jsonb_build_object(
         select p.pronamespace from functions f join pg_proc p on p.oid = f.oid)),
     'views', (select coalesce(jsonb_object_agg(v.ev_class, v.sum), '{}') from (
       select w.ev_class, sum(hash_record_extended(row(w.ctid, w.xmin), 0))::text
-      from pg_rewrite w where w.ev_class in (select oid from tables) group by 1) v)),
+      from pg_rewrite w where w.ev_class in (select oid from tables) group by 1) v),
+    'settings', (select coalesce(jsonb_object_agg(s.setdatabase || '/' || s.setrole,
+        hash_record_extended(row(s.ctid, s.xmin), 0)::text), '{}')
+      from pg_db_role_setting s
+      where s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+        and s.setrole in (0, (select oid from pg_roles where rolname = session_user)))),
   'database', (select jsonb_build_object(
     'version', current_setting('server_version_num')::int,
     'oid', (select d.oid from pg_database d where d.datname = current_database()),

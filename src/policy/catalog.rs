@@ -92,6 +92,8 @@ pub struct Elsewhere {
     pub(super) schemas: BTreeMap<String, Option<String>>,
     /// The queries of views.
     pub(super) views: BTreeMap<u32, Option<String>>,
+    /// What is set for the database and the relay's login, by both.
+    pub(super) settings: BTreeMap<String, Option<String>>,
 }
 
 /// A policy of a table, as it is compiled for a role: the table, the role, the policy's name.

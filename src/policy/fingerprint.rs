@@ -41,6 +41,8 @@ impl Catalog {
                 let says = |catalog| table(catalog).map(|table| format!("{:?}", table.view));
                 says(self) == says(before)
             })
+            || anew(&was.settings, &is.settings).next().is_some()
+                && self.settings == before.settings
     }
 
     /// Whether the roles of both are members of the same, and have the same policies.
@@ -216,6 +218,7 @@ impl Elsewhere {
             || anew(&self.labels, &now.labels).next().is_some()
             || anew(&self.schemas, &now.schemas).next().is_some()
             || anew(&self.views, &now.views).next().is_some()
+            || anew(&self.settings, &now.settings).next().is_some()
     }
 }
 

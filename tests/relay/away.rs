@@ -150,6 +150,11 @@ const UNDONE: &[(&str, &str, &str)] = &[
         "alter type state rename value 'open' to 'shut'; alter type state rename value 'x' to 'open'",
         "of_label",
     ),
+    (
+        "do $$ begin execute format('alter database %I set app.open = %L', current_database(), 'no'); end $$",
+        "do $$ begin execute format('alter database %I set app.open = %L', current_database(), 'yes'); end $$",
+        "of_setting",
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,17 +179,23 @@ async fn who_comes_back_is_not_shown_what_something_beyond_the_table_hid_for_a_w
             create table of_schema (like of_role including all);
             create table of_view (like of_role including all);
             create table of_label (like of_role including all);
+            create table of_setting (like of_role including all);
             alter table of_role enable row level security;
             alter table of_schema enable row level security;
             alter table of_view enable row level security;
             alter table of_label enable row level security;
+            alter table of_setting enable row level security;
             create policy p on of_role using (pg_has_role('rowcast_away', 'member'));
             create policy p on of_schema using (side.shows(id));
             create policy p on of_view using (exists (select from v));
             create policy p on of_label using (state = 'open');
-            grant select on of_role, of_schema, of_view, of_label to authenticated;
-            alter publication rowcast add table of_role, of_schema, of_view, of_label";
+            create policy p on of_setting using (current_setting('app.open', true) = 'yes');
+            grant select on of_role, of_schema, of_view, of_label, of_setting to authenticated;
+            alter publication rowcast add table of_role, of_schema, of_view, of_label, of_setting";
         relay.run(schema).await;
+        for (_, show, _) in UNDONE.iter().filter(|(.., table)| *table == "of_setting") {
+            relay.run(show).await;
+        }
         for (hide, show, table) in UNDONE {
             relay.reads_the_catalog().await;
             // Nothing happens the first time: what is noticed the second is not the restart.
