@@ -226,7 +226,10 @@ impl<'t> Reader<'t> {
         let mut statements = Vec::new();
         if self.takes("declare") {
             while !self.takes("begin") {
-                self.declaration(&mut statements)?;
+                // The word may stand again before each.
+                if !self.takes("declare") {
+                    self.declaration(&mut statements)?;
+                }
             }
         } else {
             self.expect("begin")?;

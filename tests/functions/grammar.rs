@@ -224,7 +224,7 @@ impl Making {
     /// A body for a boolean function and its language.
     fn body(&self, random: &mut StdRng) -> (String, &'static str) {
         let (table, condition) = (self.table(random), self.condition(random));
-        match random.random_range(0..24) {
+        match random.random_range(0..26) {
             0..=2 => (format!("select {}", self.truth(random)), "sql"),
             3 => (format!("select x.ok from {table} x where {condition}"), "sql"),
             4 => {
@@ -338,8 +338,75 @@ impl Making {
                 format!("select {} and {}", self.truth(random), self.truth(random)),
                 "sql",
             ),
+            19 | 20 if self.argument.is_some() => (self.of_arrays(random, &table, &condition), "plpgsql"),
             _ => (self.of_rows(random, &table, &condition), "plpgsql"),
         }
+    }
+
+    /// A body with a variable that holds values of rows, which sub-selects over other rows compare with.
+    fn of_arrays(&self, random: &mut StdRng, table: &str, condition: &str) -> String {
+        let column = one(random, &["org", "org", "s", "u"]);
+        let of = match column {
+            "org" => "int",
+            "s" => "text",
+            _ => "uuid",
+        };
+        // Mostly what a user is in, whichever row it is asked about.
+        let condition = if random.random_bool(0.6) {
+            "x.u = auth.uid()"
+        } else {
+            condition
+        };
+        let rows = format!("from {table} x where {condition}");
+        let made = match random.random_range(0..4) {
+            0 => format!("select array_agg(x.{column}) into vs {rows}"),
+            1 => format!("select coalesce(array_agg(x.{column}), '{{}}') into vs {rows}"),
+            2 => format!("vs := array(select x.{column} {rows})"),
+            _ => format!("vs := (select array_agg(x.{column}) {rows})"),
+        };
+        let among = one(
+            random,
+            &[
+                "c = any (vs)",
+                "c = any (vs)",
+                "c = any (vs)",
+                "not (c = any (vs))",
+                "c <> all (vs)",
+                "c in (select unnest(vs))",
+                "vs @> array[c]",
+                "c = any (vs || vs)",
+            ],
+        );
+        let among = |of: &str| {
+            among
+                .replace("c ", &format!("{of}.{column} "))
+                .replace("[c]", &format!("[{of}.{column}]"))
+        };
+        let other = one(random, &["public.g", "public.m"]);
+        let with = if random.random_bool(0.9) {
+            self.condition(random).replace("x.", "y.")
+        } else {
+            "true".to_owned()
+        };
+        let said = match random.random_range(0..4) {
+            0 => format!(
+                "return exists (select 1 from {other} y where {with} and {})",
+                among("y")
+            ),
+            1 => format!(
+                "select exists (select 1 from {other} y join public.m z on z.org = y.org where {with} and {}) into b; return b",
+                among("z")
+            ),
+            2 => format!(
+                "return exists (select 1 from {other} y where {with} and exists (select 1 from public.m z where z.s = y.s and {}))",
+                among("z")
+            ),
+            _ => format!(
+                "return (select bool_or({}) from {other} y where {with})",
+                among("y")
+            ),
+        };
+        format!("declare vs {of}[]; b boolean; begin {made}; {said}; end")
     }
 
     /// A body with a variable that holds a row.

@@ -75,6 +75,15 @@ pub const SHAPES: &[(&str, &str)] = &[
       create function f_can(p_org int) returns boolean language sql stable as
       $$ select public.f_is_member(p_org) or auth.role() = 'service_role' $$;
       create policy p on t for select using (f_can(org))"),
+    ("an array of a variable, compared with inside a sub-select", "create function f_shared(p_org int) returns boolean language plpgsql stable security definer set search_path = public as
+      $$ declare orgs int[]; begin
+         select array_agg(org) into orgs from m where u = auth.uid();
+         return exists (select 1 from g where g.org = p_org and g.org = any (orgs)); end $$;
+      create function f_joined() returns boolean language plpgsql stable security definer set search_path = public as
+      $$ declare people uuid[] := array(select u from m where u = auth.uid()); found_one boolean; begin
+         select exists (select 1 from g join m on m.org = g.org where m.u = any (people)) into found_one;
+         return found_one; end $$;
+      create policy p on t for select using (f_shared(org) or s = '2' and f_joined())"),
     ("early return for admins", "create function f_can(p_org int) returns boolean language plpgsql stable security definer as
       $$ declare v_role text; begin
          select p.role::text into v_role from public.profiles p where p.id = auth.uid();

@@ -364,6 +364,12 @@ fn any_row(left: &Expr, array: &Expr) -> Option<Expr> {
             else {
                 return None;
             };
+            // A variable's sub-select stands where others of its depth may be open: in it `left` would read
+            // other rows than outside.
+            let own = select.depths();
+            if left.reads_field(&|depth| own.contains(&depth)) {
+                return None;
+            }
             // An array is made of all rows, and an error of any of them is raised.
             if select.children().into_iter().any(Expr::may_raise_by_row) {
                 return None;
