@@ -11,7 +11,7 @@ use super::ask::image::{self, Asked};
 use super::ask::parts::{Judged, Parts, columns_read, combined, question};
 use super::body::Body;
 use super::catalog::{Catalog, Column, Function, Policy, Table};
-use super::closure::{Closure, judged, partitioned};
+use super::closure::{Closure, functions, judged, partitioned};
 use super::compile::Raising;
 use super::consults;
 use super::fingerprint::{Written, fingerprint};
@@ -187,16 +187,23 @@ impl Access {
     ) -> bool {
         let known: Vec<&Table> = judged(before.0, before.1).collect();
         let judges = matches!(self.rules, Rules::Judged { .. });
-        judged(now.0, now.1).any(|table| {
-            let own = partitioned(now.0, now.1).any(|own| own.oid == table.oid);
-            let role = own.then_some(role);
-            let known = known.iter().find(|known| known.oid == table.oid);
-            known.is_some_and(|known| {
-                let policies = policies_of(known, role) != policies_of(table, role);
-                let [was, is] = [known, table].map(|table| Written::of(table).table);
-                judges && policies || (own || judges) && was.is_anew_in(&is)
+        let called = functions(before.0, before.1);
+        let replaced = functions(now.0, now.1).into_iter().any(|function| {
+            let mut known = called.iter().filter(|known| known.oid == function.oid);
+            known.any(|known| known.version != function.version)
+        });
+        let mut judging = judged(now.0, now.1);
+        judges && replaced
+            || judging.any(|table| {
+                let own = partitioned(now.0, now.1).any(|own| own.oid == table.oid);
+                let role = own.then_some(role);
+                let known = known.iter().find(|known| known.oid == table.oid);
+                known.is_some_and(|known| {
+                    let policies = policies_of(known, role) != policies_of(table, role);
+                    let [was, is] = [known, table].map(Written::of);
+                    judges && policies || (own || judges) && was.is_table_anew_in(&is, own)
+                })
             })
-        })
     }
 
     /// The columns of `relation` that the role may read.

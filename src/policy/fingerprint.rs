@@ -21,47 +21,6 @@ pub struct Fingerprints {
 }
 
 impl Catalog {
-    /// Whether something that counts for many tables was written since another catalog, and says the same as
-    /// there: for a while it may have said something else.
-    #[must_use]
-    pub fn was_else_since(&self, before: &Self) -> bool {
-        let (was, is) = (&before.elsewhere, &self.elsewhere);
-        anew(&was.memberships, &is.memberships).next().is_some() && self.roles_say_as(before)
-            || anew(&was.labels, &is.labels).any(|oid| {
-                let of = |catalog: &Self| catalog.types.get(&Oid(*oid)).map(Arc::clone);
-                let says = |catalog| of(catalog).map(|of| of.labels.clone());
-                says(self) == says(before)
-            })
-            || anew(&was.schemas, &is.schemas).any(|name| {
-                let says = |catalog: &Self| format!("{:?}", catalog.schemas.get(name));
-                says(self) == says(before)
-            })
-            || anew(&was.views, &is.views).any(|oid| {
-                let table = |catalog: &Self| catalog.tables.get(&Oid(*oid)).map(Arc::clone);
-                let says = |catalog| table(catalog).map(|table| format!("{:?}", table.view));
-                says(self) == says(before)
-            })
-            || anew(&was.settings, &is.settings).next().is_some()
-                && self.settings == before.settings
-    }
-
-    /// Whether the roles of both are members of the same, and have the same policies.
-    fn roles_say_as(&self, before: &Self) -> bool {
-        let known = |name: &str| self.roles.contains_key(name) && before.roles.contains_key(name);
-        let says = |catalog: &Self| {
-            let roles: BTreeMap<_, _> = catalog.roles.iter().collect();
-            let roles = roles.into_iter().filter(|(name, _)| known(name));
-            let roles = format!("{:?}", roles.collect::<Vec<_>>());
-            let rights = catalog.tables.iter().flat_map(|(oid, table)| {
-                let rights = table.rights.iter();
-                let rights = rights.filter(|rights| known(&rights.role));
-                rights.map(|rights| (*oid, format!("{rights:?}")))
-            });
-            (roles, rights.collect::<BTreeSet<_>>())
-        };
-        says(self) == says(before)
-    }
-
     /// Of all published tables. They are worked out when they are first needed, which takes a while with
     /// thousands of tables, and kept.
     #[must_use]
@@ -76,12 +35,13 @@ impl Catalog {
 }
 
 impl Fingerprints {
-    /// Whether one of the tables that decide was written since another catalog, and says the same as there.
+    /// Whether one of the tables that decide about `table` was written since another catalog, and says the same
+    /// as there.
     #[must_use]
-    pub fn was_else_since(&self, before: &Self) -> bool {
+    pub fn was_else_since(&self, before: &Self, table: Oid) -> bool {
         self.written.iter().any(|(oid, now)| {
             let mut known = before.written.iter().filter(|(known, _)| known == oid);
-            known.any(|(_, before)| before.is_anew_in(now))
+            known.any(|(_, before)| before.is_anew_in(now, *oid == table))
         })
     }
 
@@ -211,7 +171,8 @@ fn anew<'a, K: Ord>(
 }
 
 impl Elsewhere {
-    /// Whether any of what both know was written in between.
+    /// Whether any of what both know was written in between, whatever it says now: for a while it may have said
+    /// something else again.
     #[must_use]
     pub fn is_anew_in(&self, now: &Self) -> bool {
         anew(&self.memberships, &now.memberships).next().is_some()
@@ -227,21 +188,23 @@ impl Elsewhere {
 #[serde(deny_unknown_fields)]
 pub struct Written {
     /// Of the table itself and its columns.
-    pub(super) table: Said,
+    table: Said,
+    /// Who may read what of it.
+    rights: u64,
     policies: Said,
 }
 
 /// What something says, and who wrote that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Said {
+struct Said {
     by: String,
     says: u64,
 }
 
 impl Written {
     pub(super) fn of(table: &Table) -> Self {
-        let secured = (table.row_security, table.force_row_security, &table.rights);
+        let secured = (table.row_security, table.force_row_security);
         let held = (&table.columns, &table.key, &table.identity);
         let published = (&table.published_columns, &table.publishing);
         let stored = (table.file, &table.leaves, &table.ancestors);
@@ -252,7 +215,10 @@ impl Written {
         let policies = policies.map(|one| (&one.name, one.permissive, &one.condition, one.checks));
         let policies: Vec<_> = policies.collect();
         let by = table.policy_versions.iter();
+        let mut rights = DefaultHasher::new();
+        format!("{:?}", table.rights).hash(&mut rights);
         Self {
+            rights: rights.finish(),
             table: Said::new(
                 columns.chain([table.version.as_str()]),
                 &format!("{:?}", (secured, held, published, stored)),
@@ -264,10 +230,17 @@ impl Written {
         }
     }
 
-    /// Whether somebody has written it since, though nothing of it is different.
+    /// Whether somebody has written it since, though nothing of it is different. Of a table that is looked into
+    /// (not `own`) rights explain nothing: where somebody was given some, another's may have been taken for a
+    /// moment. Rows of the table itself are described anew where its rights change.
     #[must_use]
-    pub fn is_anew_in(&self, now: &Self) -> bool {
-        self.table.is_anew_in(&now.table) || self.policies.is_anew_in(&now.policies)
+    pub fn is_anew_in(&self, now: &Self, own: bool) -> bool {
+        self.is_table_anew_in(now, own) || self.policies.is_anew_in(&now.policies)
+    }
+
+    /// The same, without its policies.
+    pub(super) fn is_table_anew_in(&self, now: &Self, own: bool) -> bool {
+        self.table.is_anew_in(&now.table) && (!own || self.rights == now.rights)
     }
 }
 
@@ -282,7 +255,7 @@ impl Said {
         }
     }
 
-    pub(super) fn is_anew_in(&self, now: &Self) -> bool {
+    fn is_anew_in(&self, now: &Self) -> bool {
         self.by != now.by && self.says == now.says
     }
 }

@@ -113,7 +113,7 @@ impl AccessHistory {
             let mut anew = false;
             for (oid, now) in &fingerprints.written {
                 let before = known.written.get(&oid.0);
-                anew |= before.is_some_and(|before| before.is_anew_in(now));
+                anew |= before.is_some_and(|before| before.is_anew_in(now, oid == table));
                 written.entry(oid.0).or_insert_with(|| Written::clone(now));
             }
             anew &= !seen;

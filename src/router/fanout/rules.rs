@@ -338,9 +338,13 @@ impl Fanout {
         };
         self.history.observe(&catalog, since);
         let told = matches!(place, Place::Told { .. });
-        let elsewhere = !told && catalog.was_else_since(&self.catalog);
+        let elsewhere = self.catalog.elsewhere.is_anew_in(&catalog.elsewhere);
+        let anew = match place {
+            Place::Told { exact: false, .. } => self.written_anew(&catalog),
+            _ => BTreeSet::new(),
+        };
         if self.replay.is_none() {
-            self.note_gaps(&catalog, place, elsewhere);
+            self.note_gaps(&catalog, place, (elsewhere, &anew));
             self.note_lost_leaves(&catalog);
         }
         let mut unsure = self.unsure_by(&catalog, place, elsewhere);
@@ -447,6 +451,7 @@ impl Fanout {
                 Place::Told { xid, exact, .. } => {
                     let truncated = self.changed.emptied(*oid).map(|(by, _)| by);
                     let later = is_later(&catalog, &watched.table, xid, truncated);
+                    let later = later || elsewhere || anew.contains(oid);
                     (!exact && (changed || later), u64::MAX)
                 }
                 Place::Passed => (false, 0),
@@ -480,7 +485,7 @@ impl Fanout {
     }
 
     /// The published tables whose rules have changed, nobody knows how often, before a catalog was read.
-    /// `elsewhere` is whether something that counts for many tables was something else for a while.
+    /// `elsewhere` is whether something that counts for many tables was written.
     fn unsure_by(&self, catalog: &Catalog, place: Place, elsewhere: bool) -> HashMap<Oid, Unsure> {
         let Place::Unknown(described) = place else {
             return HashMap::new();
@@ -493,7 +498,8 @@ impl Fanout {
         let unsure = catalog.fingerprints().iter().filter_map(|(oid, now)| {
             let (before, table) = (self.catalog.tables.get(oid)?, catalog.tables.get(oid)?);
             let known = known.get(oid);
-            let anew = known.is_some_and(|known| !catalog.marked && now.was_else_since(known));
+            let anew =
+                known.is_some_and(|known| !catalog.marked && now.was_else_since(known, *oid));
             let roles = known.map(|known| &known.roles);
             let same = before.version == table.version && roles == Some(&now.roles);
             let same = same && !anew && !elsewhere;
@@ -504,6 +510,17 @@ impl Fanout {
             (!same).then_some((*oid, unsure))
         });
         unsure.collect()
+    }
+
+    /// The published tables of which what decides was written and says the same, though for a while it may have
+    /// said something else.
+    fn written_anew(&self, catalog: &Catalog) -> BTreeSet<Oid> {
+        let known = self.catalog.fingerprints();
+        let anew = catalog.fingerprints().iter().filter(|(oid, now)| {
+            let known = known.get(oid);
+            known.is_some_and(|known| now.was_else_since(known, **oid))
+        });
+        anew.map(|(oid, _)| *oid).collect()
     }
 
     /// Hides a row that commits there from those of whom it is not known whether they may see it.
@@ -533,8 +550,14 @@ impl Fanout {
 
     /// Notes whose rules were others for a while than this catalog says, and than the last one said: who
     /// comes back is not to be judged by them.
-    /// `elsewhere` is whether something that counts for many tables was something else for a while.
-    fn note_gaps(&self, catalog: &Catalog, place: Place, elsewhere: bool) {
+    /// `elsewhere` is whether something that counts for many tables was written, `anew` of which tables what
+    /// decides was.
+    fn note_gaps(
+        &self,
+        catalog: &Catalog,
+        place: Place,
+        (elsewhere, anew): (bool, &BTreeSet<Oid>),
+    ) {
         let told = match place {
             Place::Told { exact: true, .. } => return,
             Place::Told { xid, .. } => Some(xid),
@@ -544,7 +567,8 @@ impl Fanout {
         let unknown = catalog.tables.values().filter(|table| {
             let truncated = self.changed.emptied(table.oid).map(|(by, _)| by);
             let later = told.is_some_and(|xid| is_later(catalog, table, xid, truncated));
-            table.published && (!catalog.settled || later || elsewhere)
+            let later = later || elsewhere || anew.contains(&table.oid);
+            table.published && (!catalog.settled || later)
         });
         let unknown: Vec<Oid> = unknown.map(|table| table.oid).collect();
         self.history.observe_gap(catalog, &unknown);
