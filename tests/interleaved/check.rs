@@ -284,8 +284,9 @@ pub(crate) async fn check(
         }
         let kind = if leave { "LEAVE" } else { own[at].kind };
         *tally.kinds.entry(kind).or_default() += 1;
-        // By the answer the row that left was seen.
-        let as_of_later = leave && due == Due::Never;
+        // By the answer the row that left, or is gone, was seen.
+        let gone = leave || own[at].kind == "DELETE";
+        let as_of_later = gone && due == Due::Never;
         if let Some(unfit) = own[at].unfit(wish, standing, data, (leave, as_of_later)) {
             return Err(format!("SHOWN TOO MUCH: {unfit}: {data}"));
         }
