@@ -245,32 +245,45 @@ impl Client {
         }
     }
 
-    /// Goes on until the fence's row, and begins anew whenever it is told to.
+    /// Goes on until the fence's row, and begins anew whenever it is told to. A fence that is written before it
+    /// is told to may lie before where it begins anew.
     pub(crate) async fn follow(&mut self, fence: u64) {
+        while self.goes_on().await.is_none_or(|written| written < fence) {}
+    }
+
+    /// Goes on until it is told to begin anew, and does.
+    pub(crate) async fn begins_anew(&mut self) {
+        let before = self.again.len();
+        while self.again.len() == before {
+            self.goes_on().await;
+        }
+    }
+
+    /// Takes what it hears next; says which fence that is.
+    async fn goes_on(&mut self) -> Option<u64> {
         let limited = self.asked.limit.is_some();
-        loop {
-            match self.heard().await {
-                Heard::Joined(refusals) => {
-                    self.wrong.extend(refusals);
+        match self.heard().await {
+            Heard::Joined(refusals) => {
+                self.wrong.extend(refusals);
+            }
+            Heard::Page(page) => {
+                if page.number == 0 {
+                    self.rows.clear();
                 }
-                Heard::Page(page) => {
-                    if page.number == 0 {
-                        self.rows.clear();
-                    }
-                    for row in page.rows {
-                        self.rows.insert(id(&row), row);
-                    }
-                }
-                Heard::Change(data) => self.fold(&data, limited),
-                Heard::Fence(written) if written >= fence => return,
-                Heard::Fence(_) | Heard::CaughtUp => {}
-                Heard::Again(reason) => {
-                    self.again.push(reason);
-                    assert!(self.again.len() < 50, "no end of it: {:?}", self.again);
-                    self.join().await;
+                for row in page.rows {
+                    self.rows.insert(id(&row), row);
                 }
             }
+            Heard::Change(data) => self.fold(&data, limited),
+            Heard::Fence(written) => return Some(written),
+            Heard::CaughtUp => {}
+            Heard::Again(reason) => {
+                self.again.push(reason);
+                assert!(self.again.len() < 50, "no end of it: {:?}", self.again);
+                self.join().await;
+            }
         }
+        None
     }
 
     /// A row's every change counts its version up, so one that is missed, comes twice or out of

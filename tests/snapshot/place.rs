@@ -106,10 +106,11 @@ async fn a_truncated_table_is_read_again() {
     relay.run("insert into t values (1), (2)").await;
     let mut client = ann(&relay, Asked::of("t"));
     let fence = relay.fence().await;
-    client.join().await;
+    client.snapshot().await;
     relay.run("insert into t values (3)").await;
     relay.run("truncate t").await;
     relay.run("insert into t values (4)").await;
+    client.begins_anew().await;
     let last = relay.fence().await;
     assert!(last > fence);
     client.follow(last).await;
