@@ -10,7 +10,6 @@
     reason = "figures for people"
 )]
 
-use std::fs;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -24,6 +23,7 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::routing::any;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::SinkExt;
+use rowcast::cli::bench::process::{cpu_seconds, rss_bytes};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
@@ -205,21 +205,12 @@ impl Server {
         Ok(orders.write_all(order.as_bytes()).await?)
     }
 
-    /// The CPU time that it has taken, in hundredths of a second: `utime` and `stime` of proc(5).
     fn cpu(&self) -> anyhow::Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id))?;
-        let (_, behind) = stat.rsplit_once(')').context("proc(5)")?;
-        let times = behind.split_whitespace().skip(11).take(2);
-        let ticks = times.map(str::parse::<u64>).sum::<Result<u64, _>>()?;
-        Ok(Duration::from_millis(ticks * 10))
+        Ok(Duration::from_secs_f64(cpu_seconds(self.id)?))
     }
 
-    /// The bytes that it has in memory.
     fn memory(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|line| line.split_whitespace().next());
-        Ok(resident.context("proc(5)")?.parse::<u64>()? * 1024)
+        rss_bytes(self.id)
     }
 }
 

@@ -161,13 +161,10 @@ fn hash(catalog: &Catalog, table: &Table, hasher: &mut DefaultHasher) {
     }
 }
 
-/// Which of these were written since, though they were there before.
-fn anew<'a, K: Ord>(
-    was: &'a BTreeMap<K, Option<String>>,
-    is: &'a BTreeMap<K, Option<String>>,
-) -> impl Iterator<Item = &'a K> {
-    let changed = |(key, by): &(&K, &Option<String>)| was.get(key).is_some_and(|was| was != *by);
-    is.iter().filter(changed).map(|(key, _)| key)
+/// Whether any that was there before was written since.
+fn anew<K: Ord>(was: &BTreeMap<K, Option<String>>, is: &BTreeMap<K, Option<String>>) -> bool {
+    let mut both = is.iter().filter_map(|(key, by)| Some((was.get(key)?, by)));
+    both.any(|(was, by)| was != by)
 }
 
 impl Elsewhere {
@@ -175,11 +172,11 @@ impl Elsewhere {
     /// something else again.
     #[must_use]
     pub fn is_anew_in(&self, now: &Self) -> bool {
-        anew(&self.memberships, &now.memberships).next().is_some()
-            || anew(&self.labels, &now.labels).next().is_some()
-            || anew(&self.schemas, &now.schemas).next().is_some()
-            || anew(&self.views, &now.views).next().is_some()
-            || anew(&self.settings, &now.settings).next().is_some()
+        anew(&self.memberships, &now.memberships)
+            || anew(&self.labels, &now.labels)
+            || anew(&self.schemas, &now.schemas)
+            || anew(&self.views, &now.views)
+            || anew(&self.settings, &now.settings)
     }
 }
 

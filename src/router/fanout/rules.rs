@@ -341,13 +341,16 @@ impl Fanout {
         let elsewhere = self.catalog.elsewhere.is_anew_in(&catalog.elsewhere);
         let anew = match place {
             Place::Told { exact: false, .. } => self.written_anew(&catalog),
+            // Where the stream tells of each change, none of these is one that nobody saw.
+            Place::Unknown(_) if !catalog.marked => self.written_anew(&catalog),
             _ => BTreeSet::new(),
         };
+        let written = (elsewhere, &anew);
         if self.replay.is_none() {
-            self.note_gaps(&catalog, place, (elsewhere, &anew));
+            self.note_gaps(&catalog, place, written);
             self.note_lost_leaves(&catalog);
         }
-        let mut unsure = self.unsure_by(&catalog, place, elsewhere);
+        let mut unsure = self.unsure_by(&catalog, place, written);
         self.access.clear();
         self.rules_changed = true;
         // Types and operators may be others now.
@@ -485,8 +488,13 @@ impl Fanout {
     }
 
     /// The published tables whose rules have changed, nobody knows how often, before a catalog was read.
-    /// `elsewhere` is whether something that counts for many tables was written.
-    fn unsure_by(&self, catalog: &Catalog, place: Place, elsewhere: bool) -> HashMap<Oid, Unsure> {
+    /// What was written is as of [`Fanout::note_gaps`].
+    fn unsure_by(
+        &self,
+        catalog: &Catalog,
+        place: Place,
+        (elsewhere, anew): (bool, &BTreeSet<Oid>),
+    ) -> HashMap<Oid, Unsure> {
         let Place::Unknown(described) = place else {
             return HashMap::new();
         };
@@ -497,12 +505,9 @@ impl Fanout {
         let known = self.catalog.fingerprints();
         let unsure = catalog.fingerprints().iter().filter_map(|(oid, now)| {
             let (before, table) = (self.catalog.tables.get(oid)?, catalog.tables.get(oid)?);
-            let known = known.get(oid);
-            let anew =
-                known.is_some_and(|known| !catalog.marked && now.was_else_since(known, *oid));
-            let roles = known.map(|known| &known.roles);
-            let same = before.version == table.version && roles == Some(&now.roles);
-            let same = same && !anew && !elsewhere;
+            let known = known.get(oid).map(|known| &known.roles);
+            let same = before.version == table.version && known == Some(&now.roles);
+            let same = same && !anew.contains(oid) && !elsewhere;
             let unsure = Unsure {
                 until: catalog.read_at,
                 not: BTreeSet::new(),
